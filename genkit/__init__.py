@@ -1,0 +1,21 @@
+"""genkit: train, run, look inside, measure and share generative models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genkit.generation import generate as generate
+
+__version__ = "0.1.0"
+__all__ = ["generate"]
+
+_HOMES = {"generate": "genkit.generation"}  # each verb is imported on first use
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'genkit' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,214 @@
+"""Checkpoints that survive anything: written aside, sealed by a manifest, renamed into place.
+
+    checkpoints/
+      step-00000900/
+        tensors.safetensors   every tensor of the state
+        state.json            everything else, pointing at the tensors by name
+        manifest.json         size and SHA-256 of the two files above; written last
+      .writing-…, .deleting-… a save or a deletion that was under way
+
+A folder named `step-…` exists only after all of its bytes, and its manifest, are on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written, or what was read is not what was written."""
+
+
+# ---------------------------------------------------------------------------------------------
+# A state is a tree of dicts, lists, tensors and plain values: JSON with the tensors taken out
+
+
+def pack(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
+    """Turn a state tree into JSON, moving its tensors into `tensors`.
+
+    Dicts become lists of pairs, because optimizer states have integers for keys. Two references
+    to the same memory (tied weights) become one tensor.
+    """
+    if isinstance(tree, torch.Tensor):
+        shared = (name for name, other in tensors.items() if _same_memory(tree, other))
+        name = next(shared, path)
+        tensors.setdefault(name, tree.detach())
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {"dict": [[k, pack(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}
+    if isinstance(tree, list | tuple):
+        items = [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(tree)]
+        return {"tuple": items} if isinstance(tree, tuple) else items
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise TypeError(f"state{path} is a {type(tree).__name__}; a checkpoint holds tensors and JSON")
+
+
+def unpack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Undo `pack`."""
+    if isinstance(tree, list):
+        return [unpack(v, tensors) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, value),) = tree.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {k: unpack(v, tensors) for k, v in value}
+    return tuple(unpack(v, tensors) for v in value)
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.numel() > 0 and (a.data_ptr(), a.shape, a.stride(), a.dtype) == (
+        b.data_ptr(),
+        b.shape,
+        b.stride(),
+        b.dtype,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write `state` as `folder/step-…`, then delete all but the newest `keep` checkpoints.
+
+    At every instant the newest complete checkpoint is untouched. A step that is already saved
+    and intact is left as it is.
+
+    Raises:
+        CheckpointError: the disk refused (full, read-only, …); earlier checkpoints are intact.
+    """
+    final = folder / f"step-{step:08d}"
+    scratch = folder / f".writing-{final.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            if problem(final) is None:
+                return final
+            _delete(final)
+        _write(scratch, state)
+        scratch.rename(final)
+        sync(folder)
+        for old in _steps(folder)[keep:]:
+            _delete(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CheckpointError(
+            f"could not save {final}: {error}. Earlier checkpoints are intact: "
+            "make room or change the disk, then go on with --resume"
+        ) from error
+    return final
+
+
+def _write(scratch: Path, state: dict[str, Any]) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    tensors: dict[str, torch.Tensor] = {}
+    tree = pack(state, tensors)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, scratch / TENSORS)
+    (scratch / STATE).write_text(json.dumps(tree))
+    manifest = {name: _seal(scratch / name) for name in (TENSORS, STATE)}
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    sync(scratch / MANIFEST)
+    sync(scratch)
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """Push a file to the disk and describe it for the manifest."""
+    sync(path)
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def sync(path: Path) -> None:
+    """Push a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _delete(checkpoint: Path) -> None:
+    """Delete by renaming first, so that a half-deleted checkpoint never looks like one."""
+    doomed = checkpoint.with_name(f".deleting-{checkpoint.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half written or half deleted."""
+    for pattern in (".writing-*", ".deleting-*"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover)
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest complete checkpoint in `folder`.
+
+    Returns:
+        Its path, or None when there is none, and one line for each newer one that is damaged.
+    """
+    problems: list[str] = []
+    for checkpoint in _steps(folder):
+        found = problem(checkpoint)
+        if found is None:
+            return checkpoint, problems
+        problems.append(f"{checkpoint} is damaged: {found}")
+    return None, problems
+
+
+def _steps(folder: Path) -> list[Path]:
+    """List the checkpoints in `folder`, newest first."""
+    return sorted(folder.glob("step-*"), key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def problem(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint, or None when every byte is as it was written."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        for name in (TENSORS, STATE):
+            path, want = checkpoint / name, manifest[name]
+            if path.stat().st_size != want["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, {want['bytes']} were written"
+            if _sha256(path) != want["sha256"]:
+                return f"{name} does not have the SHA-256 that its manifest records"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error!r})"
+    return None
+
+
+def load(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint back, on the CPU.
+
+    Raises:
+        CheckpointError: any byte differs from what was written.
+    """
+    found = problem(checkpoint)
+    if found is not None:
+        raise CheckpointError(f"{checkpoint} is damaged: {found}")
+    return unpack(json.loads((checkpoint / STATE).read_text()), load_file(checkpoint / TENSORS))

@@ -1,0 +1,136 @@
+"""Settings of a run: one flat dataclass a recipe, the command line derived from it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import HfArgumentParser
+
+from genkit import launch
+from genkit.folder import RUN_FILE
+
+UNSET = object()  # what the command line did not say
+TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run")  # of one start, not of the run
+HARMLESS = (*TRANSIENT, "save_minutes", "save_steps", "keep_checkpoints", "report_to")
+
+
+def setting(default: Any, help: str) -> Any:
+    """Declare one setting: its default and its line in --help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class RunSettings:
+    """What every recipe can be told. A recipe adds its own; None is filled in by its preset."""
+
+    output_dir: str = setting("runs/model", "folder of the run and of the model")
+    resume: bool = setting(False, "go on with the run in output_dir")
+    accept_changes: bool = setting(
+        False, "resume although settings that alter the run have changed"
+    )
+    dry_run: bool = setting(
+        False, "print parameters, memory, tokens per epoch and ETA; write nothing"
+    )
+    seed: int = setting(0, "seed of everything the run draws")
+    max_steps: int | None = setting(None, "optimizer steps; exact resume holds for these")
+    max_minutes: float | None = setting(None, "minutes of training, compilation not counted")
+    batch_size: int | None = setting(None, "rows per optimizer step, over all processes")
+    gradient_accumulation: int = setting(1, "parts in which a process takes its rows")
+    optimizer: str | None = setting(None, "muon or adamw")
+    learning_rate: float | None = setting(None, "peak rate of AdamW")
+    muon_learning_rate: float | None = setting(None, "peak rate of Muon")
+    weight_decay: float | None = setting(None, "decoupled weight decay of matrices")
+    warmup: float = setting(0.02, "part of the run over which the rate rises from 0")
+    decay: float = setting(1.0, "part of the run over which the rate falls to 0, at its end")
+    clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit")
+    ema: float | None = setting(None, "decay of the averaged weights, judged and saved; 0 for none")
+    mixed_precision: str | None = setting(None, "no or bf16")
+    compile: bool | None = setting(None, "compile the training step")
+    evaluations: int = setting(10, "evaluations, evenly over the run")
+    patience: int = setting(0, "stop after so many evaluations without improvement; 0 for never")
+    save_minutes: float = setting(0.5, "minutes between checkpoints")
+    save_steps: int | None = setting(None, "steps between checkpoints")
+    keep_checkpoints: int = setting(2, "checkpoints to keep")
+    report_to: str | None = setting(None, "a tracker: tensorboard, trackio or wandb")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        positive = "max_steps max_minutes batch_size gradient_accumulation evaluations"
+        positive += " keep_checkpoints save_steps learning_rate muon_learning_rate"
+        for name in positive.split():
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("patience", "clip", "save_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("warmup", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} must be a part of the run, 0 to 1, got {getattr(self, name)}"
+                )
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        for name, allowed in {
+            "optimizer": (None, "adamw", "muon"),
+            "mixed_precision": (None, "no", "bf16"),
+            "report_to": (None, "tensorboard", "trackio", "wandb"),
+        }.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(str(choice) for choice in allowed[1:])
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+
+
+S = TypeVar("S", bound=RunSettings)
+Preset = Callable[[S, str], dict[str, Any]]  # settings as given, "cuda" or "cpu" -> values
+
+
+def parse(cls: type[S], preset: Preset[S], argv: list[str] | None = None) -> S:
+    """Read the command line; with --resume, on top of the settings that the run was started with.
+
+    Args:
+        preset: gives the values of settings that are None, for the kind of machine.
+        argv: the words of the command line; sys.argv's unless given.
+
+    Raises:
+        ValueError: a value cannot work, the launch is not what was asked for, there is nothing to
+            resume, or a setting that alters the run differs from the run's own and
+            --accept_changes was not given.
+    """
+    parser = HfArgumentParser(cls, allow_abbrev=False)
+    unset = argparse.Namespace(**{f.name: UNSET for f in dataclasses.fields(cls)})
+    words = vars(parser.parse_args(argv, unset))
+    given = {name: value for name, value in words.items() if value is not UNSET}
+    settings = _resumed(cls, given) if given.get("resume") else cls(**given)
+    launch.check()
+    device = "cuda" if launch.state().device.type == "cuda" else "cpu"
+    return _fill(settings, preset(settings, device))
+
+
+def _resumed(cls: type[S], given: dict[str, Any]) -> S:
+    output_dir = given.get("output_dir", cls.output_dir)
+    record = Path(output_dir) / RUN_FILE
+    if not record.exists():
+        raise ValueError(f"output_dir: there is no run to resume in {output_dir}")
+    saved = json.loads(record.read_text())["settings"]
+    changed = [n for n in given if n not in HARMLESS and n in saved and given[n] != saved[n]]
+    if changed and not given.get("accept_changes"):
+        listed = ", ".join(f"{n} {saved[n]!r} -> {given[n]!r}" for n in changed)
+        raise ValueError(
+            f"resume: these settings would alter the run in {output_dir}: {listed}. "
+            "Leave them out, or pass --accept_changes to go on with the new values"
+        )
+    return cls(**({n: v for n, v in saved.items() if n not in TRANSIENT} | given))
+
+
+def _fill(settings: S, values: dict[str, Any]) -> S:
+    """Give every setting that is None its value; the run's length only if none was asked for."""
+    if settings.max_steps or settings.max_minutes:
+        values = {n: v for n, v in values.items() if n not in ("max_steps", "max_minutes")}
+    missing = {n: v for n, v in values.items() if getattr(settings, n) is None}
+    return dataclasses.replace(settings, **missing)

@@ -1,0 +1,542 @@
+"""The run that every recipe shares: checkpoints, resume, guard, averages, log.
+
+The loop stays in the recipe; here is what every loop needs and nobody wants to read:
+
+    with Run(settings) as run:
+        ...                                         # data and model
+        model = run.network("model", model, optimizers)
+        run.restore()
+        for step in run.steps():                    # counts, seeds, saves, stops
+            for rows in run.rows():                 # this process's part of the global batch
+                run.backward(loss(model, rows))
+            run.update()                            # guard, clip, optimizer step, average
+            if run.evaluation_due():
+                better = run.report("val_loss", {"val_loss": …})
+
+What a step draws depends on nothing but (seed, step, process): the random state of a run is its
+step number, so that it is restored by counting, draws inside libraries included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import accelerate
+import numpy as np
+import psutil
+import torch
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from genkit import checkpoints, launch, plots
+from genkit.folder import RunFolder
+from genkit.optim import averaging, rate_factor
+from genkit.settings import RunSettings
+
+MAX_SKIPS = 3  # non-finite steps in a row before rolling back
+MAX_ROLLBACKS = 3
+LOG_EVERY = 10  # steps between lines of metrics.jsonl
+DRY_STEPS = 10
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss stayed non-finite after skipping, rolling back and lowering the rate."""
+
+
+@dataclass
+class Network:
+    """One network in training: as it is, as prepared for this machine, with what changes it."""
+
+    module: torch.nn.Module
+    prepared: torch.nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    average: AveragedModel | None
+    losses: list[torch.Tensor] = field(default_factory=list)  # of the step under way
+
+    def state(self) -> dict[str, Any]:
+        """Return everything a checkpoint must hold."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Undo `state`, but keep rates and decays: they are settings, checked elsewhere."""
+        self.module.load_state_dict(state["module"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, settings in zip(optimizer.param_groups, own, strict=True):
+                group.update(settings)
+
+
+@dataclass
+class Progress:
+    """Where a run is: all of it goes into every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training: evaluation, saving and compilation are not counted
+    evaluations: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best
+    rate_scale: float = 1.0  # halved at every roll-back
+    rollbacks: int = 0
+    skips: int = 0  # non-finite steps in a row
+
+
+class Clock:
+    """Seconds of training: runs inside the loop, stands still inside `paused`."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time shown."""
+        return self._sum + (time.monotonic() - self._since if self._since is not None else 0.0)
+
+    def set(self, seconds: float) -> None:
+        """Go to a time; a running clock goes on from there."""
+        self._sum = seconds
+        self._since = time.monotonic() if self._since is not None else None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the clock run."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._sum, self._since = self.seconds, None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stand still."""
+        self._sum, self._since = self.seconds, None
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+
+
+class Run:
+    """One training run in one folder, the same on a laptop and on many processes.
+
+    Args:
+        settings: with every None already filled in.
+
+    Raises:
+        ValueError: the batch does not divide among the processes; on entering, the folder cannot
+            be used.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.accelerator = accelerate.Accelerator(
+            mixed_precision=settings.mixed_precision,
+            log_with=settings.report_to,
+            project_dir=settings.output_dir,
+        )
+        self.device = self.accelerator.device
+        self.processes = self.accelerator.num_processes
+        self.is_main = self.accelerator.is_main_process
+        self.folder = RunFolder(Path(settings.output_dir))
+        self.networks: dict[str, Network] = {}
+        self.progress = Progress()
+        self.clock = Clock()
+        self.compile_seconds = 0.0
+        self._numbers: dict[str, float] = {}  # of the last step, for the log
+        self._logged = 0  # the last step in the log
+        self._signal = 0
+        self._signal_time = 0.0
+        self._stopping = False
+        self._saved_at = 0.0
+        self._exit = contextlib.ExitStack()
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        batch, accumulation = self.settings.batch_size, self.settings.gradient_accumulation
+        assert batch is not None, "the preset fills in batch_size"
+        parts = self.processes * accumulation
+        if batch % parts:
+            raise ValueError(
+                f"batch_size: {batch} rows do not divide among {self.processes} processes times "
+                f"{accumulation} gradient_accumulation; {-(-batch // parts) * parts} would"
+            )
+        self.batch_size = batch
+
+    def __enter__(self) -> Run:
+        launch.use_all_cores()
+        disable_progress_bar()  # of transformers' own loading and saving
+        torch.manual_seed(self.settings.seed)  # new networks are the same on every process
+        if not self.settings.dry_run:
+            self.on_main(lambda: self.folder.claim(self.settings.resume))
+            self._exit.callback(self.folder.release)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._exit.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        self._exit.callback(self.accelerator.end_training)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._exit.close()
+
+    def identify(self, **facts: Any) -> None:
+        """Record what the run is made of (data by hash, …); refuse to resume with anything else."""
+        if self.settings.dry_run:
+            return
+        settings = asdict(self.settings)
+        self.on_main(lambda: self.folder.identify(settings, facts, self.settings.accept_changes))
+        if self.settings.report_to:
+            plain = {name: value for name, value in settings.items() if value is not None}
+            self.accelerator.init_trackers("genkit", plain)
+
+    def say(self, text: str) -> None:
+        """Print a line, once, above the progress bar."""
+        if self.is_main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    # ---- networks -----------------------------------------------------------------------------
+
+    def network(
+        self, name: str, module: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
+    ) -> torch.nn.Module:
+        """Put a network under the run's care and return it as the loss should call it."""
+        module.to(self.device)
+        decay = self.settings.ema
+        average = AveragedModel(module, multi_avg_fn=averaging(decay)) if decay else None
+        prepared = self.accelerator.prepare_model(module)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self.networks[name] = Network(module, prepared, optimizers, average)
+        return prepared
+
+    def weights(self, name: str = "model") -> Any:
+        """Return the network as it is judged and saved: the average if there is one."""
+        network = self.networks[name]
+        return network.average.module if network.average is not None else network.module
+
+    def compile(self, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Compile a loss when the settings say so."""
+        return torch.compile(loss) if self.settings.compile else loss
+
+    def warm_up(self, loss: Callable[[np.ndarray], torch.Tensor]) -> None:
+        """Compute a loss and its gradient once, so that compilation is over before time counts."""
+        start = time.monotonic()
+        self._seed(0)
+        rows = self.batch_size // self.processes // self.settings.gradient_accumulation
+        loss(np.arange(rows)).backward()
+        for network in self.networks.values():
+            network.module.zero_grad(set_to_none=True)
+        self.compile_seconds = time.monotonic() - start
+        if self.settings.compile:
+            self.say(f"compiled in {self.compile_seconds:.0f} s")
+
+    # ---- the loop -----------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step to do, until the run's length, a signal or no progress.
+
+        Checkpoints are written between steps: every `save_minutes` or `save_steps`, on a signal
+        and at the end.
+        """
+        bar = tqdm(
+            total=1.0,
+            initial=min(self.fraction, 1.0),
+            disable=None if self.is_main else True,
+            bar_format="{percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}",
+        )
+        self._saved_at = time.monotonic()
+        with bar, self.clock.running():
+            while not self._over():
+                self.progress.step += 1
+                self._seed(self.progress.step)
+                yield self.progress.step
+                bar.set_postfix_str(f"loss {self._numbers['loss']:.3f}", refresh=False)
+                bar.update(max(0.0, min(self.fraction, 1.0) - bar.n))
+                with self.clock.paused():
+                    self._between_steps()
+        if self.settings.dry_run:
+            self._estimate()
+        else:
+            self.save()
+        if self._stopping:
+            self.say(
+                f"stopped by a signal after step {self.progress.step}, and saved; go on with "
+                f"--output_dir {self.folder.path} --resume"
+            )
+            raise SystemExit(0)
+
+    def _over(self) -> bool:
+        impatient = 0 < self.settings.patience <= self.progress.stale
+        dry = self.settings.dry_run and self.progress.step == DRY_STEPS
+        return self.fraction >= 1 or self._stopping or impatient or dry
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is done, 0 to 1: the schedule and the evaluations follow it."""
+        settings, progress = self.settings, self.progress
+        by_steps = progress.step / settings.max_steps if settings.max_steps else 0.0
+        by_time = progress.seconds / (60 * settings.max_minutes) if settings.max_minutes else 0.0
+        return max(by_steps, by_time)
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """Yield this process's part of the step's global batch, as positions in the endless order.
+
+        Row r of step s is position (s - 1) * batch_size + r at any number of processes. With
+        gradient accumulation there are several parts, and gradients are exchanged at the last.
+        """
+        first = (self.progress.step - 1) * self.batch_size
+        positions = first + np.array(self.share(self.batch_size))
+        *parts, last = np.split(positions, self.settings.gradient_accumulation)
+        for part in parts:
+            with contextlib.ExitStack() as stack:
+                for network in self.networks.values():
+                    stack.enter_context(self.accelerator.no_sync(network.prepared))
+                yield part
+        yield last
+
+    def backward(self, loss: torch.Tensor, name: str = "model") -> None:
+        """Add a loss's gradient to those of the step."""
+        self.networks[name].losses.append(loss.detach())
+        (loss / self.settings.gradient_accumulation).backward()
+
+    def update(self, name: str = "model") -> None:
+        """Step a network's optimizers, unless its loss or its gradient is not finite.
+
+        Raises:
+            TrainingDivergedError: skipping and rolling back did not help.
+        """
+        network, limit = self.networks[name], self.settings.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(network.module.parameters(), limit).item()
+        loss = self._agree(torch.stack(network.losses).mean().item())
+        network.losses.clear()
+        prefix = "" if name == "model" else f"{name}_"
+        self._numbers |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm}
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            self._optimize(network)
+        network.module.zero_grad(set_to_none=True)
+        if not finite:
+            self._not_finite(loss, norm)
+
+    def _agree(self, loss: float) -> float:
+        """Average the loss over processes; take the time from the main one, a signal from any."""
+        seconds, stop = self.clock.seconds, float(self._signal != 0)
+        if self.processes > 1:
+            mine = [loss / self.processes, seconds if self.is_main else 0.0, stop]
+            told = torch.tensor(mine, dtype=torch.float64, device=self.device)
+            torch.distributed.all_reduce(told)
+            loss, seconds, stop = told.tolist()
+        self.progress.seconds = seconds
+        self._stopping = self._stopping or stop > 0
+        return loss
+
+    def _optimize(self, network: Network) -> None:
+        self.progress.skips = 0
+        half_step = 0.5 / self.settings.max_steps if self.settings.max_steps else 0.0
+        fraction = self.fraction - half_step  # the middle of the step: neither end has rate 0
+        factor = rate_factor(fraction, self.settings.warmup, self.settings.decay)
+        factor *= self.progress.rate_scale
+        for optimizer in network.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.step()
+        if network.average is not None:
+            network.average.update_parameters(network.module)
+        self._numbers["rate"] = factor
+
+    def _not_finite(self, loss: float, norm: float) -> None:
+        progress = self.progress
+        progress.skips += 1
+        what = f"step {progress.step}: the loss is {loss} and the gradient norm {norm}"
+        self.say(f"{what}; step skipped")
+        if progress.skips <= MAX_SKIPS:
+            return
+        checkpoint = None if self.settings.dry_run else self._newest()
+        if progress.rollbacks == MAX_ROLLBACKS or checkpoint is None:
+            raise TrainingDivergedError(
+                f"{what}, after {progress.rollbacks} roll-backs that each halved the rate. Lower "
+                "learning_rate, raise warmup, or look at the data"
+            )
+        self._load(checkpoint)
+        self.progress.rollbacks = progress.rollbacks + 1
+        self.progress.rate_scale = progress.rate_scale / 2
+        self.say(f"rolled back to step {self.progress.step}, and halved the rate")
+
+    def _between_steps(self) -> None:
+        settings, step = self.settings, self.progress.step
+        if settings.dry_run:
+            return
+        if step % LOG_EVERY == 0 and step != self._logged:
+            self.log(**self._numbers)
+        minutes = (time.monotonic() - self._saved_at) / 60
+        if minutes >= settings.save_minutes or (
+            settings.save_steps and step % settings.save_steps == 0
+        ):
+            self.save()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # torchrun passes on a signal that the terminal has already sent: that is not a second one
+        if self._signal and time.monotonic() - self._signal_time > 1:
+            os._exit(128 + number)
+        if not self._signal:
+            self._signal, self._signal_time = number, time.monotonic()
+
+    def _seed(self, step: int) -> None:
+        """Make every global draw of this step a function of (seed, step, process)."""
+        process = self.accelerator.process_index
+        words = np.random.SeedSequence((self.settings.seed, step, process)).generate_state(3)
+        random.seed(int(words[0]))
+        np.random.seed(words[1])
+        torch.manual_seed(int(words[2]))
+
+    def _estimate(self) -> None:
+        """Say what a dry run found out."""
+        each = self.progress.seconds / self.progress.step
+        settings, cuda = self.settings, self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+        eta = each * settings.max_steps if settings.max_steps else math.inf
+        eta = min(eta, 60 * settings.max_minutes if settings.max_minutes else math.inf)
+        self.say(
+            f"memory {peak / 2**30:.2f} GB · {1000 * each:.1f} ms a step · compiled in "
+            f"{self.compile_seconds:.0f} s · {eta / each:,.0f} steps in {eta / 60:.1f} minutes"
+        )
+
+    # ---- several processes --------------------------------------------------------------------
+
+    def share(self, count: int) -> range:
+        """Return this process's contiguous part of `count` things."""
+        index = self.accelerator.process_index
+        return range(count * index // self.processes, count * (index + 1) // self.processes)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all processes."""
+        return self.accelerator.reduce(values.to(self.device), reduction="sum")
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Do something on the main process; if it raises a ValueError there, raise everywhere."""
+        problem = ""
+        if self.is_main:
+            try:
+                work()
+            except ValueError as error:
+                problem = str(error)
+        failed = torch.tensor([float(bool(problem))], device=self.device)
+        if self.sum(failed).item():
+            raise ValueError(problem or "the main process stopped; its message says why")
+
+    # ---- evaluation and log -------------------------------------------------------------------
+
+    def _evaluations_by_now(self) -> int:
+        return int(min(self.fraction, 1.0) * self.settings.evaluations + 1e-9)
+
+    def evaluation_due(self) -> bool:
+        """Whether the step just done completes one of the run's `evaluations` equal parts."""
+        return not self.settings.dry_run and self._evaluations_by_now() > self.progress.evaluations
+
+    def report(self, metric: str, values: dict[str, float], lower_is_better: bool = True) -> bool:
+        """Log an evaluation and redraw the curve; return whether `values[metric]` is the best."""
+        progress, value, sign = self.progress, values[metric], 1 if lower_is_better else -1
+        progress.evaluations = self._evaluations_by_now()
+        better = progress.best is None or sign * value < sign * progress.best
+        if better:
+            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+        else:
+            progress.stale += 1
+        self.log(**self._numbers, **values)
+        told = "  ".join(f"{name} {number:.4f}" for name, number in values.items())
+        mark = "  best" if better else ""
+        self.say(f"step {progress.step:6,}  {progress.seconds:5.0f} s  {told}{mark}")
+        if self.is_main:
+            plots.loss_curve(self.folder.log(), self.folder.path / "loss.png")
+        return better
+
+    def log(self, **values: float) -> None:
+        """Append a line to metrics.jsonl and tell the tracker."""
+        line = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
+        self._logged = self.progress.step
+        if self.is_main:
+            self.folder.append(line)
+        if self.settings.report_to:
+            self.accelerator.log(values, step=self.progress.step)
+
+    # ---- saving and restoring -----------------------------------------------------------------
+
+    def publish(self, write: Callable[[Path], None]) -> None:
+        """Put the model into the run's folder; see RunFolder.publish."""
+        if self.is_main and not self.settings.dry_run:
+            self.folder.publish(write)
+
+    def save(self) -> None:
+        """Write a checkpoint of the step just done."""
+        if self.is_main:
+            state = {"progress": asdict(self.progress)}
+            state |= {name: network.state() for name, network in self.networks.items()}
+            keep = self.settings.keep_checkpoints
+            checkpoints.save(self.folder.checkpoints, self.progress.step, state, keep)
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Go to the newest complete checkpoint when resuming; write the first one otherwise.
+
+        Raises:
+            ValueError: the checkpoint does not fit this run.
+        """
+        if self.settings.dry_run:
+            return
+        checkpoint = self._newest() if self.settings.resume else None
+        if checkpoint is not None:
+            self._load(checkpoint)
+            self.say(f"resumed after step {self.progress.step}")
+            return
+        if self.settings.resume:
+            self.say("no complete checkpoint: the run starts again from its first step")
+        if self.is_main:
+            self.folder.forget_after(0)
+        self.save()
+
+    def _newest(self) -> Path | None:
+        """Return the newest complete checkpoint, the same on every process."""
+        step = -1
+        if self.is_main:
+            found, problems = checkpoints.newest(self.folder.checkpoints)
+            for problem in problems:
+                self.say(f"{problem}; using an earlier one")
+            step = int(found.name[5:]) if found else -1
+        if self.processes > 1:
+            told = torch.tensor([step], device=self.device)
+            torch.distributed.broadcast(told, src=0)
+            step = int(told.item())
+        return self.folder.checkpoints / f"step-{step:08d}" if step >= 0 else None
+
+    def _load(self, checkpoint: Path) -> None:
+        state = checkpoints.load(checkpoint)
+        try:
+            for name, network in self.networks.items():
+                network.load(state[name])
+            self.progress = Progress(**state["progress"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"resume: {checkpoint} does not fit this run: {error}") from error
+        self.clock.set(self.progress.seconds)
+        self._saved_at = time.monotonic()
+        if self.is_main:
+            self.folder.forget_after(self.progress.step)

@@ -1,0 +1,214 @@
+"""Train a character language model on any text.
+
+    accelerate launch recipes/train_charlm.py
+    accelerate launch recipes/train_charlm.py --text mybook.txt --output_dir runs/mybook
+    accelerate launch recipes/train_charlm.py --output_dir runs/mybook --resume
+    accelerate launch recipes/train_charlm.py --init_from runs/mybook --text sequel.txt
+
+The output folder is an ordinary transformers model, at any time the best one so far.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from genkit import charlm, data, decoding, generation, hub
+from genkit.cli import clean_errors
+from genkit.optim import optimizers
+from genkit.settings import RunSettings, parse, setting
+from genkit.training import Run
+
+# ---- settings
+
+
+@dataclass
+class Settings(RunSettings):
+    """Settings of this recipe; see RunSettings for those that every recipe has."""
+
+    output_dir: str = setting("runs/charlm", "folder of the run and of the model")
+    text: str = setting(data.EMBEDDED, "file, glob, folder or dataset; or the embedded corpus")
+    text_column: str = setting("text", "column of a dataset that holds the text")
+    val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
+    val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
+    init_from: str | None = setting(None, "character model to start from: a folder or a Hub id")
+    architecture: str | None = setting(None, "llama or gpt2")
+    depth: int | None = setting(None, "layers: the one dial of the model's size")
+    width: int | None = setting(None, "size of a layer's vectors")
+    heads: int | None = setting(None, "attention heads")
+    context: int | None = setting(None, "characters seen at once")
+    dropout: float | None = setting(None, "of attention weights; for gpt2 of residuals, too")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
+        if self.architecture not in (None, "llama", "gpt2"):
+            raise ValueError(f"architecture must be llama or gpt2, got {self.architecture!r}")
+        for name in ("depth", "width", "heads", "context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+
+
+TEMPERATURES = (0.25, 0.5, 1.0)
+SHAPE = ("architecture", "depth", "width", "heads", "context", "dropout")
+
+
+def preset(settings: Settings, device: str) -> dict[str, Any]:
+    """Choose what was left open, for a CPU or a GPU."""
+    common: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.1, "learning_rate": 3e-3}
+    if device == "cuda":
+        depth = settings.depth or 6
+        shape: dict[str, Any] = {
+            "depth": depth,
+            "width": 64 * depth,
+            "heads": depth,
+            "context": 256,
+        }
+        run: dict[str, Any] = {"batch_size": 64, "max_steps": 2500, "mixed_precision": "bf16"}
+    else:
+        depth = settings.depth or 4
+        shape = {"depth": depth, "width": 32 * depth, "heads": depth, "context": 128}
+        run = {"batch_size": 16, "max_minutes": 5.0, "mixed_precision": "no"}
+    shape |= {"architecture": "llama", "dropout": 0.0}
+    if settings.init_from:
+        asked = [name for name in SHAPE if getattr(settings, name) is not None]
+        if asked:
+            raise ValueError(f"{asked[0]}: the model of init_from brings its own; leave it out")
+        shape = {}
+    return shape | run | common | {"muon_learning_rate": 0.02, "ema": 0.0, "compile": True}
+
+
+def main() -> None:
+    """Train."""
+    settings = parse(Settings, preset)
+
+    with Run(settings) as run:
+        # ---- data
+        origin = start_from(settings.init_from) if settings.init_from else None
+        context = origin.model.config.max_position_embeddings if origin else settings.context
+        with run.accelerator.local_main_process_first():
+            corpus = charlm.read(
+                settings.text,
+                settings.text_column,
+                settings.val_text,
+                settings.val_fraction,
+                context,
+                origin.tokenizer if origin else None,
+            )
+        train = data.Windows(corpus.train, context, settings.seed)
+        run.identify(**corpus.facts)
+
+        # ---- model
+        network = charlm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
+        model = run.network("model", network, optimizers(network, settings))
+        loss = run.compile(charlm.loss)
+        run.say(
+            f"{network.num_parameters():,} parameters · {len(corpus.train):,} characters to train "
+            f"on, {len(corpus.val):,} to validate · {len(train) * context:,} an epoch"
+        )
+
+        # ---- loop
+        run.restore()
+        run.warm_up(lambda rows: loss(model, *train.batch(rows, run.device)))
+        for _ in run.steps():
+            for rows in run.rows():
+                run.backward(loss(model, *train.batch(rows, run.device)))
+            run.update()
+            if run.evaluation_due():
+                with run.clock.paused():
+                    judged = evaluate(run, corpus, context)
+                    if run.report("val_loss", judged):
+                        run.publish(partial(save, run, settings, corpus, judged))
+        run.say(f"the best model is in {run.folder.path}")
+
+
+def start_from(name: str) -> generation.LanguageModel:
+    """Load the character model to fine-tune."""
+    language = generation.load(name)
+    if not charlm.is_character_tokenizer(language.tokenizer):
+        raise ValueError(f"init_from: {name!r} is not a character model of this recipe")
+    return language
+
+
+def make(settings: Settings, corpus: charlm.Corpus) -> charlm.PreTrainedModel:
+    """Build a new model."""
+    return charlm.make_model(
+        settings.architecture,
+        vocab_size=len(corpus.tokenizer),
+        context=settings.context,
+        depth=settings.depth,
+        width=settings.width,
+        heads=settings.heads,
+        dropout=settings.dropout,
+    )
+
+
+# ---- evaluate
+
+
+def evaluate(run: Run, corpus: charlm.Corpus, context: int) -> dict[str, float]:
+    """Judge the model on the whole validation text, and let it write."""
+    network = run.weights().eval()
+    windows = run.share(math.ceil((len(corpus.val) - 1) / context))
+    nats, characters = run.sum(charlm.total_loss(network, corpus.val, context, windows)).tolist()
+    judged = {"val_loss": nats / characters, "bits_per_character": nats / characters / math.log(2)}
+    if run.is_main:
+        write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
+    network.train()
+    return judged
+
+
+def write_samples(run: Run, corpus: charlm.Corpus, language: generation.LanguageModel) -> None:
+    """Continue the first characters of the validation text at several temperatures."""
+    first = corpus.val[:16][: decoding.context_length(language.model)].tolist()
+    prompt = corpus.tokenizer.decode(first, skip_special_tokens=True)
+    lines = [f"# Step {run.progress.step}\n"]
+    for temperature in TEMPERATURES:
+        written = generation.generate(
+            prompt, model=language, temperature=temperature, max_new_tokens=300, seed=1
+        )
+        lines.append(f"## Temperature {temperature}\n\n```text\n{written}\n```\n")
+    run.folder.write(f"samples/step-{run.progress.step:08d}.md", "\n".join(lines))
+
+
+# ---- save
+
+
+USAGE = """
+from transformers import pipeline
+print(pipeline("text-generation", "{folder}")("The "))
+
+import genkit  # the same text for the same seed, at any batch size
+print(genkit.generate("The ", model="{folder}", seed=1))
+"""
+
+
+def save(
+    run: Run, settings: Settings, corpus: charlm.Corpus, judged: dict[str, float], folder: Path
+) -> None:
+    """Write the model as transformers does, with its card."""
+    network, weights = run.weights(), "averaged" if settings.ema else "raw"
+    network.generation_config.update(do_sample=True, max_new_tokens=200)
+    network.save_pretrained(folder)
+    charlm.save_tokenizer(corpus.tokenizer, folder)
+    card = hub.card(
+        title="A character language model",
+        task="text-generation",
+        about=f"{network.num_parameters():,} parameters, trained on {len(corpus.train):,} "
+        f"characters of {settings.text} for {run.progress.step:,} steps.",
+        usage=USAGE.format(folder=run.folder.path),
+        figures=judged,
+        protocol=f"Mean over all {len(corpus.val):,} characters of the validation text, in order, "
+        f"in windows of {network.config.max_position_embeddings} that do not overlap; {weights} "
+        f"weights, float32; data {corpus.facts}; seed {settings.seed}.",
+    )
+    (folder / "README.md").write_text(card)
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        main()
