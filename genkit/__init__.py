@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genkit.generation import generate as generate
+    from genkit.generation import load as load
 
 __version__ = "0.1.0"
-__all__ = ["generate"]
+__all__ = ["generate", "load"]
 
-_HOMES = {"generate": "genkit.generation"}  # each verb is imported on first use
+# Each verb is imported on first use, so that `import genkit` is quick.
+_HOMES = {"generate": "genkit.generation", "load": "genkit.generation"}
 
 
 def __getattr__(name: str) -> Any:

@@ -292,7 +292,7 @@ def make_model(
     """
     if width % heads or width // heads % 2:
         raise ValueError(f"width: {width} does not divide into {heads} heads of even size")
-    common = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": 0}
     if architecture == "gpt2":
         return GPT2LMHeadModel(
             GPT2Config(

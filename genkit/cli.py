@@ -50,4 +50,6 @@ def _generate(arguments: argparse.Namespace) -> None:
     from genkit.generation import generate
 
     logging.disable_progress_bar()
-    print("\n\n".join(str(generate(prompt, **options)) for prompt in arguments.prompt))
+    records = generate(arguments.prompt, **options)
+    assert isinstance(records, list), "a list of prompts gives a list of records"
+    print("\n\n".join(map(str, records)))

@@ -47,7 +47,6 @@ from genkit.settings import RunSettings
 
 MAX_SKIPS = 3  # non-finite steps in a row before rolling back
 MAX_ROLLBACKS = 3
-LOG_EVERY = 10  # steps between lines of metrics.jsonl
 DRY_STEPS = 10
 
 
@@ -386,7 +385,7 @@ class Run:
         settings, step = self.settings, self.progress.step
         if settings.dry_run:
             return
-        if step % LOG_EVERY == 0 and step != self._logged:
+        if step != self._logged:
             self.log(**self._numbers)
         minutes = (time.monotonic() - self._saved_at) / 60
         if minutes >= settings.save_minutes or (

@@ -192,7 +192,7 @@ def save(
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
-    network.generation_config.update(do_sample=True, max_new_tokens=200)
+    network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
     network.save_pretrained(folder)
     charlm.save_tokenizer(corpus.tokenizer, folder)
     card = hub.card(

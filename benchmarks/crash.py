@@ -1,0 +1,173 @@
+"""Kill a training run again and again, resume it each time, and compare it with an unharmed one.
+
+    python benchmarks/crash.py --kills 200                  # SIGKILL at random moments
+    python benchmarks/crash.py --kills 200 --processes 2
+    python benchmarks/crash.py --stages                     # at every file operation of a save
+
+Each attempt is the real recipe in a fork of this process, which has only imported it: that saves
+seconds of imports an attempt, and nothing else. A run must end with the same bytes in its last
+checkpoint and in its model, and the same log, as the run that nobody killed.
+"""
+
+import argparse
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers.models.llama.modeling_llama  # noqa: F401  imported before the first fork
+
+from genkit import charlm, plots, training  # noqa: F401
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "train_charlm.py"
+STEPS = 60
+SHAPE = "--depth 1 --width 32 --heads 2 --context 32 --batch_size 4 --compile no --ema 0.9"
+EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--stages", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        text = work / "text.txt"
+        text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=20_000)))
+        os.environ["GENKIT_CACHE"] = str(work / "cache")
+        start = time.monotonic()
+        crash = Crash(work, text, arguments.processes)
+        assert crash.attempt(work / "whole") == 0, "the unharmed run failed"
+        whole = time.monotonic() - start
+        print(f"unharmed run: {STEPS} steps in {whole:.1f} s at {arguments.processes} process(es)")
+        if arguments.stages:
+            stages(crash)
+        if arguments.kills:
+            random_kills(crash, arguments.kills, whole, random.Random(arguments.seed))
+
+
+def random_kills(crash: "Crash", kills: int, whole: float, rng: random.Random) -> None:
+    done = runs = attempts = 0
+    while done < kills:
+        folder = crash.work / f"run-{runs}"
+        while True:
+            attempts += 1
+            status = crash.attempt(folder, after=rng.uniform(0, 1.1 * whole))
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL, f"attempt {attempts} ended by itself: {status}"
+            done += 1
+        crash.compare(folder)
+        shutil.rmtree(folder)
+        runs += 1
+    print(f"{done} kills over {runs} runs: all ended bit-identical to the unharmed run")
+
+
+def stages(crash: "Crash") -> None:
+    """Die at the n-th file operation of one save, for every n."""
+    stage = 0
+    while True:
+        stage += 1
+        folder = crash.work / f"stage-{stage}"
+        status = crash.attempt(folder, at_event=stage)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, f"stage {stage} ended by itself: {status}"
+        assert crash.attempt(folder) == 0, f"stage {stage}: the run did not resume"
+        crash.compare(folder)
+    assert stage > 10, "a save has more file operations than that"
+    print(f"{stage - 1} stages of a save: all resumed bit-identical to the unharmed run")
+
+
+class Crash:
+    def __init__(self, work: Path, text: Path, processes: int) -> None:
+        self.work, self.text, self.processes = work, text, processes
+
+    def attempt(self, folder: Path, after: float | None = None, at_event: int = 0) -> int:
+        """Start or resume the run in a folder; return 0, or minus the signal that ended it."""
+        port = _free_port()
+        children = []
+        for rank in range(self.processes):
+            child = os.fork()
+            if child == 0:
+                self._train(folder, rank, port, at_event)
+            children.append(child)
+        if after is not None:
+            time.sleep(after)
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+        return min(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+    def _train(self, folder: Path, rank: int, port: int, at_event: int) -> None:
+        quiet = os.open(self.work / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        if self.processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+            os.environ |= {"WORLD_SIZE": str(self.processes), "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(self.processes), "ACCELERATE_USE_CPU": "1"}
+        if at_event:
+            sys.addaudithook(_die_at(at_event, folder / "checkpoints"))
+        sys.argv = [str(RECIPE), "--output_dir", str(folder), "--text", str(self.text)]
+        sys.argv += ["--max_steps", str(STEPS), "--save_steps", "4", "--evaluations", "3"]
+        sys.argv += SHAPE.split()
+        if (folder / "run.json").exists():
+            sys.argv += ["--resume"]
+        status = 1
+        try:
+            runpy.run_path(str(RECIPE), run_name="__main__")
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+    def compare(self, folder: Path) -> None:
+        whole = self.work / "whole"
+        for name in (f"checkpoints/step-{STEPS:08d}/tensors.safetensors", "model.safetensors"):
+            same = (folder / name).read_bytes() == (whole / name).read_bytes()
+            assert same, f"{folder.name}: {name} differs from the unharmed run's"
+        assert _log(folder) == _log(whole), f"{folder.name}: the log differs"
+        left = [p.name for p in (folder / "checkpoints").iterdir() if p.name.startswith(".")]
+        assert not left, f"{folder.name}: left over {left}"
+
+
+def _die_at(number: int, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
+    """Kill this process at the n-th file operation of the save of step 8, which deletes step 0."""
+    events: list[str] = []
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        path = str(arguments[0]) if event in EVENTS else ""
+        if path.startswith(str(folder)) and (events or "step-00000008" in path):
+            events.append(path)
+            if len(events) == number and "step-00000012" not in "".join(events):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genkit import data
+
+
+def read(source, **options) -> list[str]:
+    return ["".join(document) for document in data.documents(str(source), **options)]
+
+
+def test_files_folders_and_globs(tmp_path):
+    (tmp_path / "b.txt").write_bytes(b"two\r\nlines\r")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "z.txt").write_text("une \N{SNOWMAN}")
+    (tmp_path / "c.md").write_text("# no")
+    assert read(tmp_path / "b.txt") == ["two\r\nlines\r"]
+    assert read(tmp_path) == ["une \N{SNOWMAN}", "two\r\nlines\r"]
+    assert read(tmp_path / "**" / "*.md") == ["# no"]
+
+
+def test_a_character_cut_by_a_piece_border_survives(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PIECE", 3)
+    (tmp_path / "a.txt").write_text("aa\N{SNOWMAN}b\N{PILE OF POO}")
+    assert read(tmp_path / "a.txt") == ["aa\N{SNOWMAN}b\N{PILE OF POO}"]
+
+
+def test_tables_and_saved_datasets(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_dict({"text": ["one\r\n", "two"], "other": ["3", "4"]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.to_json(tmp_path / "a.jsonl")
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict(train=rows).save_to_disk(tmp_path / "split")
+    for name in ("a.parquet", "a.jsonl", "saved", "split"):
+        assert read(tmp_path / name) == ["one\r\n", "two"]
+    assert read(tmp_path / "saved", column="other") == ["3", "4"]
+    with pytest.raises(ValueError, match="no column 'words'"):
+        read(tmp_path / "saved", column="words")
+
+
+def test_the_embedded_corpus_is_prose():
+    assert sum(map(len, read(data.EMBEDDED))) > 300_000
+
+
+def test_bad_sources_are_named(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("déjà".encode("latin-1"))
+    (tmp_path / "cut.txt").write_bytes("é".encode()[:1])
+    (tmp_path / "binary.txt").write_bytes(b"abc\0def")
+    (tmp_path / "empty").mkdir()
+    for source, message in {
+        tmp_path / "missing.txt": "no file, folder, glob or dataset",
+        tmp_path / "*.nothing": "no file matches",
+        tmp_path / "empty": "holds no",
+        tmp_path / "latin.txt": "not UTF-8 at about byte 1",
+        tmp_path / "cut.txt": "not UTF-8",
+        tmp_path / "binary.txt": "byte 3 is zero",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            read(source)
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        read("nobody/nothing")
+
+
+@given(st.integers(1, 50), st.integers(0, 10), st.integers(1, 20))
+def test_every_epoch_visits_everything_once(count, seed, size):
+    order = data.Order(count, seed)
+    positions = np.arange(3 * count)
+    epochs, things = order(positions)
+    assert (epochs == positions // count).all()
+    for epoch in range(3):
+        assert sorted(things[epochs == epoch]) == list(range(count))
+    other = data.Order(count, seed)  # looked up in another order, by other parts
+    for first in reversed(range(0, 3 * count, size)):
+        part = positions[first : first + size]
+        assert (other(part)[1] == things[first : first + size]).all()
+
+
+@given(st.integers(2, 200), st.integers(1, 40), st.integers(0, 3))
+def test_windows_are_pieces_of_the_text(length, context, seed):
+    ids = np.arange(length, dtype=np.uint16)
+    if length < context + 1:
+        with pytest.raises(ValueError, match="less than one window"):
+            data.Windows(ids, context, seed)
+        return
+    windows = data.Windows(ids, context, seed)
+    inputs, targets = windows.batch(np.arange(3 * len(windows)))
+    assert inputs.shape == (3 * len(windows), context)
+    assert (targets == inputs + 1).all()
+    assert (inputs.diff() == 1).all()
+    first = inputs[: len(windows), 0].numpy()
+    assert len(set(first)) == len(windows)  # one epoch: no window twice

@@ -1,0 +1,288 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import genkit
+from genkit import charlm, decoding, generation
+
+LETTERS = "abcdefghijklmnop .\n"
+
+
+def small_model(architecture: str, context: int = 64) -> generation.LanguageModel:
+    """A random model with rather peaked predictions, as trained ones have."""
+    torch.manual_seed(1)
+    tokenizer = charlm.make_tokenizer(LETTERS)
+    model = charlm.make_model(architecture, len(tokenizer), context, 2, 32, 2, 0.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+        model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
+    return generation.LanguageModel(model.eval(), tokenizer, architecture)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def language(request) -> generation.LanguageModel:
+    return small_model(request.param)
+
+
+def prompts(count: int, longest: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return ["".join(rng.choices(LETTERS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def transformers_completion(language, prompt: str, **options) -> list[int]:
+    ids = language.tokenizer(prompt, return_tensors="pt")
+    output = language.model.generate(**ids, do_sample=False, **options)
+    return output[0, ids.input_ids.shape[1] :].tolist()
+
+
+def test_greedy_gives_the_tokens_of_transformers(language):
+    asked = prompts(40, 30)
+    found = genkit.generate(asked, model=language, strategy="greedy", max_new_tokens=20)
+    for prompt, record in zip(asked, found, strict=True):
+        expected = transformers_completion(language, prompt, max_new_tokens=20)
+        assert record.tokens == expected
+
+
+@pytest.mark.parametrize("beams", [1, 2, 5])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_beams_give_the_tokens_of_transformers(language, beams, penalty):
+    for prompt in prompts(10, 20):
+        options = {"beams": beams, "length_penalty": penalty, "max_new_tokens": 12}
+        record = genkit.generate(prompt, model=language, strategy="beam", **options)
+        expected = transformers_completion(
+            language, prompt, num_beams=beams, length_penalty=penalty, max_new_tokens=12
+        )
+        assert record.tokens == expected
+
+
+def test_beams_find_what_greedy_misses(language):
+    for prompt in prompts(10, 20, seed=2):
+        options = {"model": language, "max_new_tokens": 8}
+        greedy = genkit.generate(prompt, strategy="greedy", **options)
+        beam = genkit.generate(prompt, strategy="beam", beams=8, length_penalty=0.0, **options)
+        assert beam.score >= greedy.score - 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strategy": "stochastic"},
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_p": 0.8},
+        {"temperature": 1.3, "top_k": 10, "top_p": 0.9},
+        {"strategy": "greedy"},
+    ],
+)
+def test_a_row_does_not_depend_on_its_batch(language, options):
+    """Two hundred prompts of different lengths, in batches of 64, and beyond the context of 64."""
+    asked = prompts(200 if options == {"temperature": 0.7} else 24, 40)
+    greedy = options.get("strategy") == "greedy"
+    seeds = [None if greedy else 1000 + 7 * i for i in range(len(asked))]
+    common = {"model": language, "max_new_tokens": 40, **options}
+    for first in range(0, len(asked), 64):
+        batch, own = asked[first : first + 64], seeds[first : first + 64]
+        rows = genkit.generate(batch, seed=None if greedy else own, **common)
+        for prompt, seed, row in zip(batch, own, rows, strict=True):
+            alone = genkit.generate(prompt, seed=seed, **common)
+            assert (alone.tokens, alone.seed) == (row.tokens, row.seed)
+            assert np.allclose(alone.log_probabilities, row.log_probabilities, atol=1e-4)
+
+
+def test_an_int_seeds_row_i_with_seed_plus_i(language):
+    rows = genkit.generate(["abc"] * 3, model=language, seed=5)
+    assert [row.seed for row in rows] == [5, 6, 7]
+    assert len({row.completion for row in rows}) == 3
+    assert genkit.generate("abc", model=language, seed=6).tokens == rows[1].tokens
+
+
+def test_without_a_seed_the_record_still_tells_it(language):
+    first, second = (genkit.generate("abc", model=language) for _ in range(2))
+    assert first.completion != second.completion
+    assert genkit.generate("abc", model=language, seed=first.seed) == first
+
+
+def test_global_random_state_is_neither_read_nor_changed(language):
+    def states():
+        return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+    torch.manual_seed(3)
+    before = states()
+    first = genkit.generate("abc", model=language, seed=1)
+    assert states() == before
+    torch.manual_seed(4)
+    assert genkit.generate("abc", model=language, seed=1) == first
+
+
+def test_beyond_the_context_the_later_half_goes_on():
+    language = small_model("llama", context=8)
+    record = genkit.generate("abcdefgh", model=language, strategy="greedy", max_new_tokens=30)
+    text, start = language.tokenizer("abcdefgh").input_ids, 0
+    for token in record.tokens:
+        if len(text) - start > 8:
+            start = len(text) - 4
+        with torch.inference_mode():
+            logits = language.model(torch.tensor([text[start:]])).logits[0, -1]
+        assert logits[token] > logits.max() - 1e-4
+        text.append(token)
+
+
+def test_log_probabilities_are_the_models_own(language):
+    record = genkit.generate("abc", model=language, temperature=0.5, max_new_tokens=10, seed=1)
+    ids = torch.tensor([language.tokenizer(record.text).input_ids])
+    with torch.inference_mode():
+        logs = language.model(ids).logits[0].log_softmax(-1)
+    expected = [logs[2 + i, token].item() for i, token in enumerate(record.tokens)]
+    assert np.allclose(record.log_probabilities, expected, atol=1e-4)
+    assert np.isclose(record.score, sum(expected), atol=1e-3)
+
+
+def test_a_text_ends_at_eos_and_leaves_the_batch(language):
+    model = language.model
+    often = int(genkit.generate("abc", model=language, strategy="greedy").tokens[3])
+    model.generation_config.eos_token_id = [often]
+    try:
+        rows = genkit.generate(prompts(20, 20), model=language, seed=0, max_new_tokens=30)
+        for row in rows:
+            assert often not in row.tokens[:-1]
+            assert (row.tokens[-1] == often) == (row.finish == "eos")
+            assert row.finish == "eos" or len(row.tokens) == 30
+        assert {row.finish for row in rows} >= {"eos"}
+        for row in rows:
+            alone = genkit.generate(row.prompt, model=language, seed=row.seed, max_new_tokens=30)
+            assert alone.tokens == row.tokens
+    finally:
+        model.generation_config.eos_token_id = 0
+
+
+# ---- from logits to tokens
+
+
+def brute_force(logits, temperature, top_k, top_p):
+    weights = np.exp(np.array(logits) / temperature)
+    probabilities = weights / weights.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    kept = set(order[:top_k] if top_k else order)
+    weights = np.array([w if i in kept else 0.0 for i, w in enumerate(weights)])
+    probabilities, total, nucleus = weights / weights.sum(), 0.0, set()
+    for i in order:
+        if total < top_p:
+            nucleus.add(i)
+        total += probabilities[i]
+    weights = np.array([w if i in nucleus else 0.0 for i, w in enumerate(weights)])
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [None, 1, 4, 100])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
+def test_sampling_follows_the_filtered_distribution(temperature, top_k, top_p):
+    """Exact probabilities against brute force, and a chi-square test of the drawn tokens."""
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(5)) * 2
+    exact = brute_force(logits.tolist(), temperature, top_k, top_p)
+    found = decoding.filtered(logits[None], temperature, top_k, top_p)
+    assert np.allclose(found[0].numpy(), exact, atol=1e-6)
+    count = 20_000
+    uniforms = decoding.noise([11], count)[0]
+    drawn = decoding.draw(found.expand(count, -1), uniforms)
+    observed = np.bincount(drawn.numpy(), minlength=12)
+    assert observed[exact == 0].sum() == 0
+    expected = exact[exact > 0] * count
+    statistic = ((observed[exact > 0] - expected) ** 2 / expected).sum()
+    freedom = len(expected) - 1
+    assert statistic <= freedom + 5 * (2 * freedom) ** 0.5 + 5
+
+
+def test_drawing_at_the_edges_never_gives_an_impossible_token():
+    probabilities = torch.tensor([[0.0, 0.3, 0.7, 0.0]], dtype=torch.float64)
+    for uniform, token in ((0.0, 1), (0.2999, 1), (0.3001, 2), (1 - 2**-53, 2)):
+        assert decoding.draw(probabilities, torch.tensor([uniform])).item() == token
+
+
+def test_noise_depends_on_seed_and_step_alone():
+    long = decoding.noise([3, 4, 2**40], 50)
+    assert torch.equal(decoding.noise([4], 20)[0], long[1, :20])
+    assert long.min() >= 0 and long.max() < 1
+    assert len(long.unique()) == long.numel()
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "temperature must be above 0, got 0; .*greedy"),
+        ({"temperature": -1.0}, "temperature must be above 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": 0}, "top_k must be 1 or more, got 0"),
+        ({"strategy": "beam", "beams": 0}, "beams must be 1 or more, got 0"),
+        ({"strategy": "greedy", "temperature": 0.5}, "temperature=0.5 is for strategy='sample'"),
+        ({"strategy": "beam", "top_p": 0.5}, "top_p=0.5 is for strategy='sample'"),
+        ({"strategy": "stochastic", "top_k": 5}, "top_k=5 is for strategy='sample'"),
+        ({"beams": 3}, "beams=3 is for strategy='beam'"),
+        ({"strategy": "best"}, "strategy must be one of"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "a" * 65}, "65 tokens are more than the model's context of 64"),
+        ({"prompt": "a\u20acb"}, "never seen '\u20ac'"),
+    ],
+)
+def test_bad_arguments_are_named(language, options, message):
+    with pytest.raises(ValueError, match=message):
+        genkit.generate(**({"prompt": "abc", "model": language} | options))
+
+
+def test_a_missing_model_says_what_would_do(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot load .*train_charlm"):
+        genkit.generate("abc", model=tmp_path / "nothing")
+
+
+def test_models_that_would_run_code_or_leave_the_folder_are_refused(tmp_path):
+    language = small_model("llama")
+    language.model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    charlm.save_tokenizer(language.tokenizer, tmp_path / "shards")
+    assert genkit.generate("abc", model=tmp_path / "shards", seed=1).text.startswith("abc")
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00001", "../model-00001"))
+    with pytest.raises(ValueError, match="outside its folder"):
+        genkit.generate("abc", model=tmp_path / "shards")
+
+    canary = tmp_path / "canary"
+    language.model.config.save_pretrained(tmp_path / "pickle")
+    charlm.save_tokenizer(language.tokenizer, tmp_path / "pickle")
+    import pickle
+
+    class Attack:
+        def __reduce__(self):
+            return (type(canary).touch, (canary,))
+
+    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(ValueError, match="cannot load"):
+        genkit.generate("abc", model=tmp_path / "pickle")
+    assert not canary.exists()
+
+
+def test_a_retrained_folder_is_read_again(tmp_path):
+    language = small_model("llama")
+    charlm.save_tokenizer(language.tokenizer, tmp_path)
+    language.model.save_pretrained(tmp_path)
+    first = genkit.load(tmp_path)
+    assert genkit.load(tmp_path) is first
+    torch.manual_seed(9)
+    charlm.make_model("llama", len(language.tokenizer), 64, 2, 32, 2, 0.0).save_pretrained(tmp_path)
+    second = genkit.load(tmp_path)
+    assert not torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
+
+
+def test_the_folder_is_an_ordinary_model(trained):
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    assert sum(p.numel() for p in model.parameters()) > 1000
