@@ -17,6 +17,7 @@ HOW_TO = (
     "Several GPUs: accelerate launch --multi_gpu --num_processes N recipes/…. Several processes "
     "on CPU: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N recipes/…"
 )
+LAUNCHERS = ("launch", "accelerate-launch", "accelerate.commands.launch")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -54,9 +55,10 @@ def asked_processes() -> int:
     if "WORLD_SIZE" in os.environ:  # torchrun, and accelerate when it uses torchrun
         return int(os.environ["WORLD_SIZE"])
     words = psutil.Process(os.getppid()).cmdline()
-    if "launch" not in words or not any("accelerate" in word for word in words):
+    launchers = [i for i, word in enumerate(words) if word.endswith(LAUNCHERS)]
+    if not launchers:
         return 1
-    args, _ = launch_command_parser().parse_known_args(words[words.index("launch") + 1 :])
+    args, _ = launch_command_parser().parse_known_args(words[launchers[0] + 1 :])
     if args.num_processes is None:
         default = default_config_file if Path(default_config_file).is_file() else None
         config = args.config_file or default

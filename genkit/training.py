@@ -193,7 +193,12 @@ class Run:
         self._exit.callback(self.accelerator.end_training)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.processes > 1 and (kind is None or kind is SystemExit):
+            # torch joins gloo's thread while it holds the lock that the thread needs to let go of
+            # its last tensors: let it do that first, or the process may never end
+            self.accelerator.wait_for_everyone()
+            time.sleep(0.2)
         self._exit.close()
 
     def identify(self, **facts: Any) -> None:
@@ -377,6 +382,7 @@ class Run:
                 "learning_rate, raise warmup, or look at the data"
             )
         self._load(checkpoint)
+        self.progress.skips = 0
         self.progress.rollbacks = progress.rollbacks + 1
         self.progress.rate_scale = progress.rate_scale / 2
         self.say(f"rolled back to step {self.progress.step}, and halved the rate")
@@ -388,9 +394,9 @@ class Run:
         if step != self._logged:
             self.log(**self._numbers)
         minutes = (time.monotonic() - self._saved_at) / 60
-        if minutes >= settings.save_minutes or (
-            settings.save_steps and step % settings.save_steps == 0
-        ):
+        by_steps = settings.save_steps is not None and step % settings.save_steps == 0
+        good = self.progress.skips == 0  # a roll-back must reach behind the first bad step
+        if good and (by_steps or minutes >= settings.save_minutes):
             self.save()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SHAPE = "--depth 1 --width 32 --heads 2 --context 32"
 SHORT = ("--batch_size", "4", "--compile", "no")
 TINY = (*SHAPE.split(), *SHORT)
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,7 +43,12 @@ def train() -> Train:
     ) -> subprocess.CompletedProcess[str]:
         command = [*ACCELERATE, *launcher, "recipes/train_charlm.py", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True
+            command,
+            cwd=ROOT,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
     return launch

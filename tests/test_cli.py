@@ -1,0 +1,47 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+GENKIT = str(Path(sys.executable).parent / "genkit")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([GENKIT, *words], capture_output=True, text=True)
+
+
+def test_importing_and_asking_for_help_loads_no_torch():
+    code = "import sys, json, genkit; genkit.__version__; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "numpy"} & set(json.loads(done.stdout))
+    code = (
+        "import sys, genkit.cli\ntry:\n    genkit.cli.main(['--help'])\nexcept SystemExit:\n"
+        "    print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_help_shows_the_commands():
+    assert "generate" in run("--help").stdout
+    assert "--temperature" in run("generate", "--help").stdout
+
+
+def test_generate_prints_the_text(trained):
+    words = ("generate", "the ", "rain", "--model", str(trained), "--max-new-tokens", "9")
+    done = run(*words, "--temperature", "0.5", "--seed", "1")
+    assert done.returncode == 0 and done.stderr == ""
+    import genkit
+
+    records = genkit.generate(
+        ["the ", "rain"], model=trained, max_new_tokens=9, temperature=0.5, seed=1
+    )
+    assert done.stdout == f"{records[0]}\n\n{records[1]}\n"
+
+
+def test_errors_are_one_line(trained):
+    done = run("generate", "the ", "--model", str(trained), "--temperature", "0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: temperature must be above 0, got 0.0")
+    assert len(done.stderr.splitlines()) == 1
+    assert run("generate").returncode == 2

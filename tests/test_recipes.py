@@ -1,0 +1,248 @@
+"""Every recipe, launched as a user launches it."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SHORT, TINY
+
+import genkit
+from genkit import checkpoints
+
+TWO = ("--multi_gpu", "--num_processes", "2")
+ON_CPU = {"ACCELERATE_USE_CPU": "1"}
+
+
+def log_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def weights_of(folder: Path) -> tuple[str, bytes, str]:
+    """Name and bytes of the last checkpoint, and the hash of the published model."""
+    last, problems = checkpoints.newest(folder / "checkpoints")
+    assert last is not None and problems == []
+    model = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return last.name, (last / checkpoints.TENSORS).read_bytes(), model
+
+
+def test_a_run_leaves_all_that_it_promises(trained, text_file):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {"config.json", "generation_config.json", "model.safetensors", "README.md"}
+    assert names >= {"tokenizer.json", "tokenizer_config.json", "run.json", "loss.png"}
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((trained / "samples").iterdir())) == 3
+    losses = [line["val_loss"] for line in log_of(trained) if "val_loss" in line]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    card = (trained / "README.md").read_text()
+    assert f"{min(losses):.4f}" in card and "raw weights" in card
+    assert hashlib.sha256(text_file.read_bytes()).hexdigest() in card
+    record = json.loads((trained / "run.json").read_text())
+    assert record["settings"]["max_steps"] == 40
+
+
+WITHOUT_GENKIT = """
+import sys
+sys.modules["genkit"] = None
+import warnings
+warnings.simplefilter("error")
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer("the rain", return_tensors="pt")
+out = model.generate(**ids, do_sample=False, max_new_tokens=20)
+print(repr(tokenizer.decode(out[0])))
+print(len(pipeline("text-generation", folder)("the ")[0]["generated_text"]) > 4)
+"""
+
+
+def test_the_folder_loads_without_genkit(trained):
+    command = [sys.executable, "-c", WITHOUT_GENKIT, str(trained)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    greedy = genkit.generate("the rain", model=trained, strategy="greedy", max_new_tokens=20)
+    assert done.stdout.splitlines() == [repr(greedy.text), "True"]
+
+
+def test_a_stopped_run_goes_on_exactly(train, trained, text_file, tmp_path):
+    """SIGTERM in the middle, then --resume with only the folder, ends where `trained` did."""
+    folder = tmp_path / "run"
+    words = [*TINY, "--text", str(text_file), "--output_dir", str(folder)]
+    words += ["--max_steps", "40", "--evaluations", "3"]
+    command = [sys.executable, "recipes/train_charlm.py", *words]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not (folder / "metrics.jsonl").exists() or len(log_of(folder)) < 3:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    told, _ = running.communicate()
+    assert running.returncode == 0
+    stopped = re.search(r"stopped by a signal after step (\d+)", told)
+    assert stopped and 3 <= int(stopped[1]) < 40
+    found, _ = checkpoints.newest(folder / "checkpoints")
+    assert int(found.name[5:]) == int(stopped[1])
+    done = train("--output_dir", folder, "--resume")
+    assert f"resumed after step {stopped[1]}" in done.stdout
+    assert weights_of(folder) == weights_of(trained)
+    assert log_of(folder) == log_of(trained)
+
+
+def test_a_second_signal_ends_at_once(text_file, tmp_path):
+    command = [sys.executable, "recipes/train_charlm.py", *TINY, "--text", str(text_file)]
+    command += ["--output_dir", str(tmp_path / "run"), "--max_steps", "1000000"]
+    running = subprocess.Popen(command, cwd=ROOT)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGSTOP)  # so that both signals come before the step ends
+    running.send_signal(signal.SIGTERM)
+    os.kill(running.pid, signal.SIGCONT)
+    time.sleep(1.5)
+    if running.poll() is None:
+        running.send_signal(signal.SIGTERM)
+    assert running.wait() in (0, 128 + signal.SIGTERM)
+
+
+def test_a_damaged_checkpoint_costs_only_itself(train, trained, text_file, tmp_path):
+    folder = tmp_path / "run"
+    length = ("--max_steps", "40", "--evaluations", "3", "--save_steps", "15")
+    done = train(*TINY, *length, "--text", text_file, "--output_dir", folder)
+    assert done.returncode == 0
+    newest = folder / "checkpoints" / "step-00000040"
+    (newest / checkpoints.TENSORS).write_bytes(b"short")
+    done = train("--output_dir", folder, "--resume")
+    assert "step-00000040 is damaged: tensors.safetensors has 5 bytes" in done.stdout
+    assert "resumed after step 30" in done.stdout
+    assert weights_of(folder) == weights_of(trained)
+    assert log_of(folder) == log_of(trained)
+
+
+def test_two_processes_are_one_run(text_file, tmp_path):
+    command = [sys.executable, "benchmarks/processes.py", "--", "--text", str(text_file), *TINY]
+    command += ["--optimizer", "adamw"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    gap = float(re.search(r"over 50 steps ([\d.e+-]+)", done.stdout)[1])
+    assert gap < 1e-5
+
+
+def test_the_readmes_two_process_launch(train, trained, text_file, tmp_path):
+    config = ("--config_file", "accelerate_config.yaml", "--num_processes", "2")
+    words = [*TINY, "--text", text_file, "--output_dir", tmp_path / "run", "--max_steps", "8"]
+    done = train(*words, launcher=config, env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the best model is in") == 1
+    done = train(*words[-4:], "--resume", "--accept_changes", launcher=config, env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 8" in done.stdout
+
+
+@pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), TWO])
+def test_a_launch_that_gets_fewer_processes_is_refused(train, tmp_path, launcher):
+    done = train("--output_dir", tmp_path / "run", launcher=launcher)
+    assert done.returncode != 0
+    assert "2 processes were asked for and 1 is connected" in done.stderr
+    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_adds_characters(train, trained, tmp_path):
+    sequel = tmp_path / "sequel.txt"
+    sequel.write_text("THE SNOWMAN \N{SNOWMAN} MELTS. " * 200)
+    folder = tmp_path / "run"
+    length = ("--max_steps", "30", "--evaluations", "2")
+    done = train(*SHORT, *length, "--init_from", trained, "--text", sequel, "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    old, new = genkit.load(trained), genkit.load(folder)
+    assert old.tokenizer.get_vocab().items() <= new.tokenizer.get_vocab().items()
+    assert new.model.config.hidden_size == old.model.config.hidden_size
+    assert "\N{SNOWMAN}" in new.tokenizer.get_vocab()
+    genkit.generate("THE \N{SNOWMAN}", model=folder, seed=1)
+    with pytest.raises(ValueError, match="never seen"):
+        genkit.generate("THE \N{SNOWMAN}", model=trained)
+    done = train("--output_dir", folder, "--resume")
+    assert "resumed after step 30" in done.stdout
+
+
+def test_gpt2_with_everything_switched_on(train, text_file, tmp_path):
+    folder = tmp_path / "run"
+    words = ["--architecture", "gpt2", "--dropout", "0.1", "--ema", "0.9", "--optimizer", "muon"]
+    words += ["--mixed_precision", "bf16", "--gradient_accumulation", "2", "--patience", "5"]
+    words += ["--report_to", "tensorboard", "--max_steps", "12", "--evaluations", "2"]
+    done = train(*TINY, *words, "--text", text_file, "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert type(genkit.load(folder).model).__name__ == "GPT2LMHeadModel"
+    assert "averaged weights" in (folder / "README.md").read_text()
+    assert list(folder.rglob("events.out.tfevents.*"))
+
+
+def test_a_compiled_run(train, text_file, tmp_path):
+    words = [*TINY, "--compile", "yes", "--max_steps", "4", "--evaluations", "1"]
+    done = train(*words, "--text", text_file, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"compiled in \d+ s", done.stdout)
+    assert len(log_of(tmp_path / "run")) == 4
+
+
+def test_a_dry_run_tells_and_writes_nothing(train, text_file, tmp_path):
+    words = [*TINY, "--dry_run", "--max_minutes", "2"]
+    done = train(*words, "--text", text_file, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for what in ("parameters", "an epoch", "memory", "ms a step", "steps in 2.0 minutes"):
+        assert what in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--text {tmp}/missing.txt", "text: '.*missing.txt' is no file"),
+        ("--text {tmp}/empty.txt", "text: .* is empty"),
+        ("--text {tmp}/one.txt", "text: 0 characters to train on"),
+        ("--text {tmp}/binary.txt", "binary.txt is binary"),
+        ("--val_fraction 1.5", "val_fraction must be between 0 and 1, got 1.5"),
+        ("--depth 0", "depth must be 1 or more, got 0"),
+        ("--width 30 --heads 4", "width: 30 does not divide into 4 heads"),
+        ("--architecture bert", "architecture must be llama or gpt2"),
+        ("--init_from {trained} --depth 3", "depth: the model of init_from brings its own"),
+        ("--init_from {tmp}/missing", "cannot load"),
+        ("--output_dir {tmp}/one.txt", "output_dir: cannot write in"),
+        ("--output_dir {trained}", "holds another run"),
+        ("--output_dir {trained} --resume --seed 3", "seed 0 -> 3"),
+        ("--output_dir {tmp} --resume", "there is no run to resume"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line(trained, tmp_path, words, message):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "one.txt").write_text("x")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 10)
+    given = words.format(tmp=tmp_path, trained=trained).split()
+    shape = SHORT if "--init_from" in words or "--resume" in words else TINY
+    if "--resume" in words:
+        shape = ()
+    command = [sys.executable, "recipes/train_charlm.py", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run([*command, *shape, *given], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert re.match(f"error: .*{message}", last)
+
+
+@pytest.mark.parametrize("words", ["--stages", "--kills 5", "--kills 4 --processes 2"])
+def test_killed_runs_lose_nothing(words):
+    command = [sys.executable, "benchmarks/crash.py", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit-identical to the unharmed run" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_two_hundred_kills_lose_nothing(processes):
+    command = [sys.executable, "benchmarks/crash.py", "--kills", "200", "--processes", processes]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit-identical to the unharmed run" in done.stdout

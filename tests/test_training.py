@@ -1,0 +1,319 @@
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genkit import checkpoints, optim
+from genkit.settings import RunSettings, parse
+from genkit.training import Clock, Run, TrainingDivergedError
+
+FILLED = {
+    "batch_size": 4,
+    "max_steps": 20,
+    "learning_rate": 0.1,
+    "muon_learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "optimizer": "adamw",
+    "ema": 0.0,
+    "mixed_precision": "no",
+    "compile": False,
+}
+
+
+def no_preset(settings, device):
+    return {}
+
+
+def settings(folder, **changes) -> RunSettings:
+    return RunSettings(output_dir=str(folder), **(FILLED | changes))
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def linear_run(run: Run, poison=frozenset()) -> list[int]:
+    """Fit y = 2x with one weight; in poisoned steps the loss is not finite."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(1, 1, bias=False)
+    model = run.network("model", network, optim.optimizers(network, run.settings))
+    run.restore()
+    done = []
+    for call, _ in enumerate(run.steps(), start=1):
+        for rows in run.rows():
+            x = torch.from_numpy(rows % 7).float()[:, None]
+            loss = (model(x) - 2 * x).square().mean()
+            run.backward(loss * (math.nan if call in poison else 1.0))
+        run.update()
+        done.append(run.progress.step)
+    return done
+
+
+# ---- the schedule and the averages
+
+
+def test_the_rate_rises_holds_and_falls():
+    factor = [optim.rate_factor(f, warmup=0.1, decay=0.5) for f in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]
+    assert factor == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.5, 0.0])
+    assert optim.rate_factor(0.3, 0.0, 0.0) == 1.0
+
+
+def test_the_average_is_the_closed_form(tmp_path):
+    with Run(settings(tmp_path, ema=0.7, max_steps=12)) as run:
+        network = torch.nn.Linear(1, 1, bias=False)
+        run.network("model", network, optim.optimizers(network, run.settings))
+        average = 0.0
+        run.restore()
+        for updates, _ in enumerate(run.steps()):
+            for rows in run.rows():
+                run.backward(network(torch.ones(len(rows), 1)).square().mean())
+            run.update()
+            decay = min(0.7, (1 + updates) / (10 + updates)) if updates else 0.0
+            average = decay * average + (1 - decay) * network.weight.item()
+            assert run.weights().weight.item() == pytest.approx(average, rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_every_weight_has_one_optimizer(architecture):
+    from genkit import charlm
+
+    model = charlm.make_model(architecture, 300, 16, 2, 32, 2, 0.0)
+    for name in ("adamw", "muon"):
+        rules = optim.optimizers(model, settings("x", optimizer=name))
+        owned = [p for rule in rules for group in rule.param_groups for p in group["params"]]
+        assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
+    muon, _ = rules
+    tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    assert not tables & {id(p) for group in muon.param_groups for p in group["params"]}
+    assert all(p.ndim == 2 for group in muon.param_groups for p in group["params"])
+
+
+def test_accumulation_changes_nothing_but_memory(tmp_path):
+    weights = []
+    for parts in (1, 2, 4):
+        with Run(settings(tmp_path / str(parts), gradient_accumulation=parts)) as run:
+            linear_run(run)
+            weights.append(run.weights().weight.item())
+    assert weights == pytest.approx([weights[0]] * 3, rel=1e-5)
+    assert weights[0] != pytest.approx(0.0, abs=0.1)
+
+
+# ---- stopping and going on
+
+
+def test_a_clock_stands_still_when_paused():
+    clock = Clock()
+    with clock.running():
+        clock.set(5.0)
+        with clock.paused():
+            before = clock.seconds
+            assert clock.seconds == before >= 5.0
+        assert clock.seconds >= before
+    assert clock.seconds == clock.seconds
+
+
+def test_minutes_end_a_run_and_drive_the_schedule(tmp_path):
+    with Run(settings(tmp_path, max_steps=None, max_minutes=0.01)) as run:
+        steps = linear_run(run)
+        assert len(steps) > 10
+        assert 0.6 <= run.progress.seconds < 1.2
+    rates = [line["rate"] for line in log_of(tmp_path)]
+    assert max(rates) > 0.9 and rates[-1] < 0.1
+
+
+def test_a_step_draws_the_same_whenever_it_is_done(tmp_path):
+    def draws(folder, stop_at, resume=False):
+        told = settings(folder, max_steps=6, resume=resume)
+        seen = {}
+        with Run(told) as run:
+            network = torch.nn.Linear(1, 1)
+            run.network("model", network, optim.optimizers(network, told))
+            run.restore()
+            for step in run.steps():
+                seen[step] = (torch.rand(1).item(), np.random.rand(), next(run.rows()).tolist())
+                run.backward(network(torch.ones(1, 1)).sum())
+                run.update()
+                run._stopping = step == stop_at
+                if run._stopping:
+                    with pytest.raises(SystemExit):
+                        raise SystemExit(0)
+                    break
+            run.save()
+        return seen
+
+    whole = draws(tmp_path / "a", None)
+    first = draws(tmp_path / "b", 3)
+    assert list(first) == [1, 2, 3]
+    rest = draws(tmp_path / "b", None, resume=True)
+    assert first | rest == whole
+    assert len({value[0] for value in whole.values()}) == 6
+
+
+def test_patience_ends_a_run(tmp_path):
+    with Run(settings(tmp_path, max_steps=100, evaluations=50, patience=3)) as run:
+        network = torch.nn.Linear(1, 1)
+        run.network("model", network, optim.optimizers(network, run.settings))
+        run.restore()
+        for step in run.steps():
+            run.backward(network(torch.ones(1, 1)).sum())
+            run.update()
+            if run.evaluation_due():
+                run.report("val_loss", {"val_loss": 1.0 if step < 10 else 2.0})
+        assert run.progress.best == 1.0 and run.progress.best_step == 2
+        assert run.progress.step == 8
+
+
+# ---- losses that are not finite
+
+
+def test_a_few_bad_steps_are_skipped(tmp_path, capsys):
+    with Run(settings(tmp_path)) as run:
+        linear_run(run, poison={5, 6, 7})
+        assert math.isfinite(run.weights().weight.item())
+        assert run.progress.rollbacks == 0 and run.progress.step == 20
+    assert capsys.readouterr().out.count("step skipped") == 3
+    assert [line["step"] for line in log_of(tmp_path) if math.isnan(line["loss"])] == [5, 6, 7]
+
+
+def test_more_roll_back_with_half_the_rate(tmp_path, capsys):
+    with Run(settings(tmp_path, save_steps=4, warmup=0.0, decay=0.0)) as run:
+        linear_run(run, poison={10, 11, 12, 13})
+        assert run.progress.rollbacks == 1 and run.progress.rate_scale == 0.5
+        assert run.progress.step == 20
+        assert run.weights().weight.item() > 1.0  # on its way from 0 to 2
+    assert "rolled back to step 8" in capsys.readouterr().out
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 21))
+
+
+def test_a_hopeless_run_stops_with_a_reason(tmp_path):
+    with (
+        Run(settings(tmp_path)) as run,
+        pytest.raises(TrainingDivergedError, match="learning_rate"),
+    ):
+        linear_run(run, poison=set(range(1, 1000)))
+    found, problems = checkpoints.newest(tmp_path / "checkpoints")
+    assert problems == []
+    assert torch.isfinite(checkpoints.load(found)["model"]["module"]["weight"]).all()
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--max_steps 0", "max_steps must be above 0, got 0"),
+        ("--max_minutes -1", "max_minutes must be above 0"),
+        ("--optimizer sgd", "optimizer must be one of adamw, muon, got 'sgd'"),
+        ("--mixed_precision fp8", "mixed_precision must be one of no, bf16"),
+        ("--warmup 2", "warmup must be a part of the run"),
+        ("--ema 1", r"ema must be in \[0, 1\)"),
+        ("--clip -1", "clip must be 0 or more"),
+        ("--resume", "there is no run to resume"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        parse(RunSettings, no_preset, [*words.split(), "--output_dir", str(tmp_path)])
+
+
+def test_the_preset_fills_what_was_left_open():
+    def preset(told, device):
+        assert device == "cpu"
+        return {"batch_size": 7, "max_minutes": 3.0, "ema": 0.5}
+
+    assert parse(RunSettings, preset, []).max_minutes == 3.0
+    told = parse(RunSettings, preset, ["--max_steps", "5", "--ema", "0"])
+    assert (told.batch_size, told.max_steps, told.max_minutes, told.ema) == (7, 5, None, 0.0)
+
+
+def test_resuming_takes_the_runs_settings_and_refuses_others(tmp_path):
+    with Run(settings(tmp_path, seed=7)) as run:
+        run.identify(data="abc")
+    words = ["--output_dir", str(tmp_path), "--resume"]
+    assert parse(RunSettings, no_preset, words).seed == 7
+    assert parse(RunSettings, no_preset, [*words, "--seed", "7"]).seed == 7
+    assert parse(RunSettings, no_preset, [*words, "--save_minutes", "9"]).save_minutes == 9
+    with pytest.raises(ValueError, match=r"seed 7 -> 8.*--accept_changes"):
+        parse(RunSettings, no_preset, [*words, "--seed", "8"])
+    changed = parse(RunSettings, no_preset, [*words, "--seed", "8", "--accept_changes"])
+    assert changed.seed == 8 and changed.batch_size == 4
+    with Run(dataclasses.replace(changed, accept_changes=False)) as run:  # noqa: SIM117
+        with pytest.raises(ValueError, match="data 'abc' -> 'abd'"):
+            run.identify(data="abd")
+
+
+def test_changed_rates_take_effect_when_accepted(tmp_path):
+    with Run(settings(tmp_path, max_steps=10)) as run:
+        linear_run(run)
+    slower = settings(tmp_path, max_steps=20, learning_rate=1e-9, resume=True)
+    with Run(slower) as run:
+        before = None
+        network = torch.nn.Linear(1, 1, bias=False)
+        run.network("model", network, optim.optimizers(network, slower))
+        run.restore()
+        before = network.weight.item()
+        for _ in run.steps():
+            run.backward(network(torch.ones(1, 1)).sum())
+            run.update()
+        assert network.weight.item() == pytest.approx(before, abs=1e-6)
+
+
+# ---- the folder
+
+
+def test_batches_that_do_not_divide_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"batch_size: 4 rows .* 6 would"):
+        Run(settings(tmp_path, gradient_accumulation=3))
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path):
+    with Run(settings(tmp_path)):
+        code = (
+            "from pathlib import Path; from genkit.folder import RunFolder\n"
+            f"RunFolder(Path({str(tmp_path)!r})).claim(resume=True)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "another process is training" in done.stderr and "accelerate launch" in done.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="output_dir: cannot write"):
+        Run(settings(tmp_path / "file")).__enter__()
+    with pytest.raises(ValueError, match="output_dir: cannot write"):
+        Run(settings(tmp_path / "file" / "below")).__enter__()
+    with Run(settings(tmp_path / "run")) as run:
+        run.identify(data="abc")
+    with pytest.raises(ValueError, match="holds another run"):
+        Run(settings(tmp_path / "run")).__enter__()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="output_dir: cannot write"):
+        Run(settings(tmp_path / "run")).__enter__()
+
+
+def test_publishing_is_all_or_nothing(tmp_path):
+    with Run(settings(tmp_path)) as run:
+        run.publish(lambda folder: (folder / "a.txt").write_text("old"))
+
+        def fail(folder):
+            (folder / "a.txt").write_text("new")
+            raise OSError("the disk is full")
+
+        with pytest.raises(OSError, match="full"):
+            run.publish(fail)
+        assert (tmp_path / "a.txt").read_text() == "old"
+        assert not (tmp_path / ".publishing").exists()
