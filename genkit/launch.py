@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,3 +74,8 @@ def use_all_cores() -> None:
         cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, cores // local))
+
+
+def can_compile() -> bool:
+    """Whether torch.compile has the C++ compiler it needs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))

@@ -30,7 +30,7 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
     if settings.optimizer == "adamw":
         adamw.append({"params": groups["hidden"]})
     rest = torch.optim.AdamW(
-        adamw, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=decay, fused=True
+        adamw, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
     )
     if settings.optimizer == "adamw":
         return [rest]

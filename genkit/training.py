@@ -149,7 +149,7 @@ class Run:
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         self.accelerator = accelerate.Accelerator(
-            mixed_precision=settings.mixed_precision,
+            mixed_precision="no",  # `lower` does it, so that judged and saved weights stay float32
             log_with=settings.report_to,
             project_dir=settings.output_dir,
         )
@@ -238,9 +238,15 @@ class Run:
         network = self.networks[name]
         return network.average.module if network.average is not None else network.module
 
-    def compile(self, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """Compile a loss when the settings say so."""
-        return torch.compile(loss) if self.settings.compile else loss
+    def lower(self, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Return a loss that computes in the run's precision, compiled if the settings say so."""
+        half = self.settings.mixed_precision == "bf16"
+
+        def lowered(*arguments: Any) -> torch.Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                return loss(*arguments)
+
+        return torch.compile(lowered) if self.settings.compile else lowered
 
     def warm_up(self, loss: Callable[[np.ndarray], torch.Tensor]) -> None:
         """Compute a loss and its gradient once, so that compilation is over before time counts."""

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genkit import charlm, data, decoding, generation, hub
+from genkit import charlm, data, decoding, generation, hub, launch
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -54,32 +54,27 @@ class Settings(RunSettings):
 
 
 TEMPERATURES = (0.25, 0.5, 1.0)
-SHAPE = ("architecture", "depth", "width", "heads", "context", "dropout")
 
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
-    """Choose what was left open, for a CPU or a GPU."""
-    common: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.1, "learning_rate": 3e-3}
+    """Choose what was left open: for a GPU, or for a CPU."""
     if device == "cuda":
         depth = settings.depth or 6
-        shape: dict[str, Any] = {
-            "depth": depth,
-            "width": 64 * depth,
-            "heads": depth,
-            "context": 256,
-        }
-        run: dict[str, Any] = {"batch_size": 64, "max_steps": 2500, "mixed_precision": "bf16"}
+        shape: dict[str, Any] = {"depth": depth, "width": 64 * depth, "heads": depth}
+        run: dict[str, Any] = {"batch_size": 64, "max_steps": 2500}
     else:
         depth = settings.depth or 4
-        shape = {"depth": depth, "width": 32 * depth, "heads": depth, "context": 128}
-        run = {"batch_size": 16, "max_minutes": 5.0, "mixed_precision": "no"}
-    shape |= {"architecture": "llama", "dropout": 0.0}
+        shape = {"depth": depth, "width": 32 * depth, "heads": max(1, depth // 2)}
+        run = {"batch_size": 8, "max_minutes": 5.0}
+    shape |= {"architecture": "llama", "context": 256, "dropout": 0.0}
     if settings.init_from:
-        asked = [name for name in SHAPE if getattr(settings, name) is not None]
+        asked = [name for name in shape if getattr(settings, name) is not None]
         if asked:
             raise ValueError(f"{asked[0]}: the model of init_from brings its own; leave it out")
         shape = {}
-    return shape | run | common | {"muon_learning_rate": 0.02, "ema": 0.0, "compile": True}
+    rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
+    precision = {"mixed_precision": "bf16", "compile": launch.can_compile(), "ema": 0.0}
+    return shape | run | rates | precision | {"optimizer": "muon"}
 
 
 def main() -> None:
@@ -104,8 +99,9 @@ def main() -> None:
 
         # ---- model
         network = charlm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
+        network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.compile(charlm.loss)
+        loss = run.lower(charlm.loss)
         run.say(
             f"{network.num_parameters():,} parameters · {len(corpus.train):,} characters to train "
             f"on, {len(corpus.val):,} to validate · {len(train) * context:,} an epoch"

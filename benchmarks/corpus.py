@@ -1,0 +1,53 @@
+"""Encode a corpus of a gigabyte: speed, memory, and what a second start costs.
+
+python benchmarks/corpus.py --megabytes 1000
+"""
+
+import argparse
+import hashlib
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from genkit import charlm, data
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=1000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["GENKIT_CACHE"] = str(Path(work) / "cache")
+        for name, symbols in {"ASCII": "", "with accents": " déjà vu, naïve, \N{SNOWMAN}"}.items():
+            path = Path(work) / "corpus.txt"
+            size = write(path, arguments.megabytes * 10**6, symbols)
+            first = read(path)
+            second = read(path)
+            print(
+                f"{name}: {size / 1e6:,.0f} MB encoded at {size / 1e6 / first:,.0f} MB/s "
+                f"({first:.1f} s), second start {second:.2f} s"
+            )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory {peak:.2f} GB")
+
+
+def write(path: Path, size: int, symbols: str) -> int:
+    """Repeat the embedded corpus, each time with another line, so that no two parts are equal."""
+    prose = "".join(piece for document in data.documents(data.EMBEDDED) for piece in document)
+    prose = prose.encode("ascii", "ignore").decode() + symbols
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for i in range(size // len(prose.encode())):
+            file.write(f"{hashlib.sha256(str(i).encode()).hexdigest()}\n{prose}")
+    return path.stat().st_size
+
+
+def read(path: Path) -> float:
+    start = time.monotonic()
+    charlm.read(str(path), "text", None, val_fraction=0.1, context=256)
+    return time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()
