@@ -13,6 +13,7 @@ import sys
 import time
 
 import genkit
+from genkit.generation import LanguageModel
 
 CODE = """
 import sys
@@ -53,21 +54,24 @@ def invariance(model: str, rows: int, batch: int) -> None:
     rng, language = random.Random(0), genkit.load(model)
     letters = [token for token in language.tokenizer.get_vocab() if len(token) == 1]
     prompts = ["".join(rng.choices(letters, k=rng.randint(1, 100))) for _ in range(rows)]
-    start, together = time.monotonic(), []
+    start = time.monotonic()
+    together = []
     for first in range(0, rows, batch):
-        part = prompts[first : first + batch]
-        seeds = list(range(first, first + len(part)))
-        together += genkit.generate(part, model=language, seed=seeds, temperature=0.8)
+        together += sample(prompts[first : first + batch], first, language)
     middle = time.monotonic()
-    alone = [
-        genkit.generate(p, model=language, seed=i, temperature=0.8) for i, p in enumerate(prompts)
-    ]
+    alone = [sample([prompt], i, language)[0] for i, prompt in enumerate(prompts)]
     end = time.monotonic()
-    same = sum(a.tokens == t.tokens for a, t in zip(alone, together, strict=True))
+    same = sum(a == t for a, t in zip(alone, together, strict=True))
     print(
         f"{same} of {rows} sampled rows are the same in batches of {batch} "
         f"({middle - start:.1f} s) and alone ({end - middle:.1f} s)"
     )
+
+
+def sample(prompts: list[str], seed: int, language: LanguageModel) -> list[list[int]]:
+    records = genkit.generate(prompts, model=language, seed=seed, temperature=0.8)
+    assert isinstance(records, list)
+    return [record.tokens for record in records]
 
 
 if __name__ == "__main__":

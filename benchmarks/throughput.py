@@ -101,7 +101,7 @@ def nanogpt_step(checkout: Path, ids: np.ndarray, compiled: bool) -> Callable[[]
             [torch.from_numpy(ids[s : s + CONTEXT + 1].astype(np.int64)) for s in starts]
         )
         model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())[1].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

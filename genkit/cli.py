@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Turn an error that names its argument into one line and exit code 2."""
+    """Turn a bad argument, or a disk or a file that refuses, into one line and exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -38,14 +38,14 @@ def documents(source: str, column: str = "text") -> Iterator[Document]:
     if source == EMBEDDED:
         yield from _embedded()
     elif path.suffix in TABLES and path.is_file():
-        yield from _rows(_load(TABLES[path.suffix], column, data_files=str(path)), column)
+        yield from _rows(_load(TABLES[path.suffix], data_files=str(path)), column)
     elif _is_saved_dataset(path):
         yield from _rows(_load_saved(path), column)
     elif path.exists() or glob.has_magic(source):
         for file in _files(path, source):
             yield _pieces(file)
     elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
-        yield from _rows(_load(source, column), column)
+        yield from _rows(_load(source), column)
     else:
         raise ValueError(
             f"text: {source!r} is no file, folder, glob or dataset; give the path of a UTF-8 "
@@ -110,13 +110,15 @@ def _load_saved(path: Path) -> Any:
     return saved["train"] if isinstance(saved, DatasetDict) else saved
 
 
-def _load(name: str, column: str, **options: Any) -> Any:
+def _load(name: str, **options: Any) -> Any:
     from datasets import load_dataset
 
     try:
         return load_dataset(name, split="train", **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"text: cannot load the dataset {name!r}: {error}") from error
+        raise ValueError(
+            f"text: {name!r} is no file or folder, and it cannot be loaded as a dataset: {error}"
+        ) from error
 
 
 def _rows(dataset: Any, column: str) -> Iterator[Document]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,10 +84,11 @@ class RunFolder:
                 )
         write_text(record, json.dumps({"settings": settings, "facts": facts}, indent=2))
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add a line to the log."""
+    def append(self, line: dict[str, float]) -> None:
+        """Add a line to the log; numbers that are not finite, which JSON cannot hold, as null."""
+        finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
         with self.log_file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
     def log(self) -> list[dict[str, Any]]:
         """Read the log; a last line cut short by a crash is left out."""

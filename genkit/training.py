@@ -50,7 +50,7 @@ MAX_ROLLBACKS = 3
 DRY_STEPS = 10
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(ValueError):
     """The loss stayed non-finite after skipping, rolling back and lowering the rate."""
 
 

@@ -60,7 +60,7 @@ def test_bad_sources_are_named(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             read(source)
-    with pytest.raises(ValueError, match="nobody/nothing"):
+    with pytest.raises(ValueError, match="'nobody/nothing' is no file or folder, and"):
         read("nobody/nothing")
 
 

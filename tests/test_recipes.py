@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def test_a_damaged_checkpoint_costs_only_itself(train, trained, text_file, tmp_p
 
 def test_two_processes_are_one_run(text_file, tmp_path):
     command = [sys.executable, "benchmarks/processes.py", "--", "--text", str(text_file), *TINY]
-    command += ["--optimizer", "adamw"]
+    command += ["--optimizer", "adamw", "--mixed_precision", "no"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     gap = float(re.search(r"over 50 steps ([\d.e+-]+)", done.stdout)[1])
     assert gap < 1e-5
@@ -237,6 +238,19 @@ def test_killed_runs_lose_nothing(words):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "bit-identical to the unharmed run" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_exactly(train, text_file, tmp_path):
+    words = [*TINY, "--compile", "yes", "--text", text_file, "--evaluations", "2"]
+    words += ["--max_steps", "40", "--save_steps", "15"]
+    for name in ("whole", "stopped"):
+        done = train(*words, "--output_dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000040")
+    done = train("--output_dir", tmp_path / "stopped", "--resume")
+    assert "resumed after step 30" in done.stdout
+    assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "whole")
 
 
 @pytest.mark.slow
