@@ -548,6 +548,7 @@ class Run:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"resume: {checkpoint} does not fit this run: {error}") from error
         self.clock.set(self.progress.seconds)
+        self._logged = self.progress.step
         self._saved_at = time.monotonic()
         if self.is_main:
             self.folder.forget_after(self.progress.step)
