@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from genkit.checkpoints import sync
 from genkit.data import documents
 
 EOS = "<eos>"  # between documents, and where generation may stop
@@ -75,6 +77,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def is_character_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether it is one of ours: bytes for unknown characters, and no merges."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return False
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     return model.get("merges") == [] and set(BYTES) <= model["vocab"].keys()
 
@@ -107,18 +111,20 @@ def survey(source: str, column: str = "text") -> Survey:
     Raises:
         ValueError: the source is missing, empty or not text.
     """
-    digest = _hash(source, column)
-    path = cache_folder() / f"{digest}.json"
+    digest = hashlib.sha256()
+    for _ in _pieces(source, column, digest):
+        pass
+    path = cache_folder() / f"{digest.hexdigest()}.json"
     if not path.exists():
         seen = np.zeros(SEPARATOR + 1, dtype=bool)
-        for codes in _code_points(source, column):
+        for codes in _code_points(source, column, digest.hexdigest()):
             seen[codes] = True
         characters = "".join(map(chr, np.flatnonzero(seen[:SEPARATOR])))
         if not characters:
             raise ValueError(f"text: {source!r} is empty; give a text to learn from")
         with _written_whole(path) as scratch:
             scratch.write_text(json.dumps(characters))
-    return Survey(digest, json.loads(path.read_text()))
+    return Survey(digest.hexdigest(), json.loads(path.read_text()))
 
 
 def encode(
@@ -127,17 +133,25 @@ def encode(
     """Encode a corpus into a memory-mapped array of ids, (length,), with <eos> between documents.
 
     Equal to the tokenizer's own ids, in constant memory, kept in the cache by content hash.
+
+    Raises:
+        ValueError: the corpus is no longer the one that was surveyed.
     """
     vocabulary = tokenizer.get_vocab()
     dtype = np.dtype("<u2" if len(vocabulary) < 1 << 16 else "<u4")
-    key = hashlib.sha256(f"{surveyed.sha256} {sorted(vocabulary.items())}".encode()).hexdigest()
+    key = hashlib.sha256(f"{surveyed.sha256} {vocabulary_hash(tokenizer)}".encode()).hexdigest()
     path = cache_folder() / f"{key}.{dtype.name}"
     if not path.exists():
         table = _table(vocabulary, dtype)
         with _written_whole(path) as scratch, scratch.open("wb") as file:
-            for codes in _code_points(source, column):
+            for codes in _code_points(source, column, surveyed.sha256):
                 file.write(_encode(codes, table, vocabulary).data)
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of which token has which id."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -177,6 +191,7 @@ def read(
     judged = survey(val_source, column) if val_source else whole
     characters = "".join(sorted(set(whole.characters) | set(judged.characters)))
     tokenizer = extend(base, characters) if base else make_tokenizer(characters)
+    facts["vocabulary_sha256"] = vocabulary_hash(tokenizer)
     ids = encode(source, whole, tokenizer, column)
     if val_source:
         facts["val_text_sha256"] = judged.sha256
@@ -194,30 +209,29 @@ def read(
     return Corpus(tokenizer, train, val, facts)
 
 
-def _pieces(source: str, column: str) -> Iterator[str | None]:
-    """Yield the corpus in pieces, and None between two documents."""
+def _pieces(source: str, column: str, digest: hashlib._Hash) -> Iterator[str | None]:
+    """Yield the corpus in pieces, and None between two documents, and hash what goes by."""
     for i, document in enumerate(documents(source, column)):
         if i:
+            digest.update(b"\xff")  # which is in no UTF-8
             yield None
-        yield from document
+        for piece in document:
+            digest.update(_utf8(piece))
+            yield piece
 
 
-def _hash(source: str, column: str) -> str:
-    digest = hashlib.sha256()
-    for piece in _pieces(source, column):
-        digest.update(b"\xff" if piece is None else _utf8(piece))  # 0xff is in no UTF-8
-    return digest.hexdigest()
-
-
-def _code_points(source: str, column: str) -> Iterator[np.ndarray]:
+def _code_points(source: str, column: str, sha256: str) -> Iterator[np.ndarray]:
     """Yield the corpus as code points, (n,) each, uint8 where ASCII suffices."""
-    for piece in _pieces(source, column):
+    digest = hashlib.sha256()
+    for piece in _pieces(source, column, digest):
         if piece is None:
             yield np.array([SEPARATOR], dtype=np.uint32)
         elif piece.isascii():
             yield np.frombuffer(piece.encode("ascii"), dtype=np.uint8)
         else:
             yield np.frombuffer(piece.encode("utf-32-le"), dtype="<u4")
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"text: {source!r} changed while it was read; try again when it is whole")
 
 
 def _table(vocabulary: dict[str, int], dtype: np.dtype) -> np.ndarray:
@@ -255,10 +269,14 @@ def _utf8(piece: str) -> bytes:
 def _written_whole(path: Path) -> Iterator[Path]:
     """Give a scratch file that becomes `path` if all went well, also when two processes write."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
+    for leftover in path.parent.glob(".writing-*"):  # of a process that was killed
+        if time.time() - leftover.stat().st_mtime > 3600:
+            leftover.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
+        sync(Path(name))
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)

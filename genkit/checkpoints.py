@@ -86,7 +86,8 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write `state` as `folder/step-…`, then delete all but the newest `keep` checkpoints.
 
     At every instant the newest complete checkpoint is untouched. A step that is already saved
-    and intact is left as it is.
+    and intact is left as it is. Those of later steps are damaged, or the run would have gone on
+    from them: they are deleted, too.
 
     Raises:
         CheckpointError: the disk refused (full, read-only, …); earlier checkpoints are intact.
@@ -102,8 +103,10 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         _write(scratch, state)
         scratch.rename(final)
         sync(folder)
-        for old in _steps(folder)[keep:]:
-            _delete(old)
+        earlier = [old for old in _steps(folder) if old.name <= final.name]
+        for old in _steps(folder):
+            if old not in earlier[:keep]:
+                _delete(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(
@@ -119,7 +122,7 @@ def _write(scratch: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     tree = pack(state, tensors)
     save_file({name: t.contiguous() for name, t in tensors.items()}, scratch / TENSORS)
-    (scratch / STATE).write_text(json.dumps(tree))
+    (scratch / STATE).write_text(json.dumps(tree), encoding="utf-8")
     manifest = {name: _seal(scratch / name) for name in (TENSORS, STATE)}
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
     sync(scratch / MANIFEST)
@@ -197,6 +200,8 @@ def problem(checkpoint: Path) -> str | None:
                 return f"{name} does not have the SHA-256 that its manifest records"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error!r})"
     return None
@@ -211,4 +216,7 @@ def load(checkpoint: Path) -> dict[str, Any]:
     found = problem(checkpoint)
     if found is not None:
         raise CheckpointError(f"{checkpoint} is damaged: {found}")
-    return unpack(json.loads((checkpoint / STATE).read_text()), load_file(checkpoint / TENSORS))
+    return unpack(
+        json.loads((checkpoint / STATE).read_text(encoding="utf-8")),
+        load_file(checkpoint / TENSORS),
+    )

@@ -107,15 +107,18 @@ def _load_saved(path: Path) -> Any:
     from datasets import DatasetDict, load_from_disk
 
     saved = load_from_disk(str(path))
+    if isinstance(saved, DatasetDict) and "train" not in saved:
+        raise ValueError(f"text: the dataset {str(path)!r} has no split 'train': {list(saved)}")
     return saved["train"] if isinstance(saved, DatasetDict) else saved
 
 
 def _load(name: str, **options: Any) -> Any:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         return load_dataset(name, split="train", **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"text: {name!r} is no file or folder, and it cannot be loaded as a dataset: {error}"
         ) from error
@@ -126,7 +129,9 @@ def _rows(dataset: Any, column: str) -> Iterator[Document]:
         raise ValueError(
             f"text_column: the dataset has no column {column!r}; it has {dataset.column_names}"
         )
-    for row in dataset.select_columns(column):
+    for i, row in enumerate(dataset.select_columns(column)):
+        if not isinstance(row[column], str):
+            raise ValueError(f"text_column: row {i} of {column!r} is no text: {row[column]!r}")
         yield iter([row[column]])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -131,5 +132,5 @@ class Texts:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """How many tokens the model can see at once."""
-    return int(model.config.max_position_embeddings)
+    """How many tokens the model can see at once; some, such as BLOOM, have no limit."""
+    return int(getattr(model.config, "max_position_embeddings", sys.maxsize))

@@ -54,13 +54,23 @@ class RunFolder:
                 f"output_dir: cannot write in {self.path} ({error.strerror}); "
                 "name a folder that can be created or written"
             ) from None
-        if (self.path / RUN_FILE).exists() and not resume:
+        problem = None if resume else self._occupied()
+        if problem:
             self.release()
-            raise ValueError(
-                f"output_dir: {self.path} holds another run. Go on with it by --resume, "
-                "name another folder, or delete it"
-            )
+            raise ValueError(f"output_dir: {self.path} {problem}")
         checkpoints.clean(self.checkpoints)
+
+    def _occupied(self) -> str | None:
+        """Say what a new run would overwrite; one that never made a step is nothing, and goes."""
+        if not (self.path / RUN_FILE).exists():
+            found = [n for n in ("config.json", "README.md") if (self.path / n).exists()]
+            found += [file.name for file in self.path.glob("*.safetensors")]
+            what = f"holds {', '.join(found)}, which a run would overwrite; name another folder"
+            return what if found else None
+        if self.log():
+            return "holds another run. Go on with it by --resume, name another folder, or delete it"
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        return None
 
     def release(self) -> None:
         """Give the lock back."""
@@ -124,6 +134,7 @@ class RunFolder:
                 checkpoints.sync(file)
             for file in list(scratch.iterdir()):
                 file.replace(self.path / file.name)
+            checkpoints.sync(self.path)
         finally:
             shutil.rmtree(scratch)
 
@@ -131,6 +142,6 @@ class RunFolder:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     checkpoints.sync(scratch)
     scratch.replace(path)

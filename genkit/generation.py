@@ -48,6 +48,11 @@ class LanguageModel:
     tokenizer: Any
     name: str
 
+    @functools.cached_property
+    def by_character(self) -> bool:
+        """Whether a token is a character, so that others mean nothing to the model."""
+        return charlm.is_character_tokenizer(self.tokenizer)
+
 
 def generate(
     prompt: str | Sequence[str],
@@ -91,6 +96,8 @@ def generate(
         ValueError: an argument cannot work; it is named, with the value it got.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("prompt: an empty list; give at least one text")
     _check_strategy(strategy, temperature, top_k, top_p, beams, length_penalty)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
@@ -105,10 +112,7 @@ def generate(
         choose = _greedy if strategy == "greedy" else _sampler(temperature, top_k, top_p)
         found = _decode(language.model, rows, seeds, max_new_tokens, choose)
     drawn = seeds if strategy in ("stochastic", "sample") else [None] * len(rows)
-    records = [
-        _record(language, text, tokens, logs, score, row_seed)
-        for text, (tokens, logs, score), row_seed in zip(prompts, found, drawn, strict=True)
-    ]
+    records = [_record(language, *each) for each in zip(prompts, rows, found, drawn, strict=True)]
     return records[0] if isinstance(prompt, str) else records
 
 
@@ -188,7 +192,7 @@ def _check_strategy(
 def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     if seed is None:
         seed = secrets.randbits(31)
-    seeds = [seed + i for i in range(rows)] if isinstance(seed, int) else list(seed)
+    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + i for i in range(rows)]
     if len(seeds) != rows:
         raise ValueError(f"seed: {len(seeds)} seeds for {rows} prompts; give one each, or a number")
     if any(s < 0 for s in seeds):
@@ -198,7 +202,7 @@ def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
 
 def _encode(prompt: str, language: LanguageModel) -> list[int]:
     tokenizer = language.tokenizer
-    if charlm.is_character_tokenizer(tokenizer):
+    if language.by_character:
         unknown = charlm.unknown_characters(tokenizer, prompt)
         if unknown:
             raise ValueError(
@@ -275,7 +279,11 @@ def _beam(
     finished: list[Found] = []
     for step in range(1, length + 1):
         each = texts.logits().log_softmax(-1).cpu()
-        best = (totals[:, None] + each).flatten().topk(min(2 * beams, each.numel()))
+        best = (
+            (totals[:, None] + each)
+            .flatten()
+            .topk(min((1 + max(1, len(ends))) * beams, each.numel()))
+        )
         kept: list[tuple[int, int, float]] = []  # beam, token, total
         for rank, (total, place) in enumerate(zip(*map(torch.Tensor.tolist, best), strict=True)):
             beam, token = divmod(place, each.shape[-1])
@@ -307,14 +315,10 @@ def _end_tokens(model: PreTrainedModel) -> set[int]:
 
 
 def _record(
-    language: LanguageModel,
-    prompt: str,
-    tokens: list[int],
-    logs: list[float],
-    score: float,
-    seed: int | None,
+    language: LanguageModel, prompt: str, row: list[int], found: Found, seed: int | None
 ) -> Generation:
-    ended = tokens[-1] in _end_tokens(language.model)
-    completion = language.tokenizer.decode(tokens, skip_special_tokens=True)
-    finish = "eos" if ended else "length"
+    tokens, logs, score = found
+    decode = functools.partial(language.tokenizer.decode, skip_special_tokens=True)
+    completion = decode(row + tokens)[len(decode(row)) :]  # some tokenizers join at the border
+    finish = "eos" if tokens[-1] in _end_tokens(language.model) else "length"
     return Generation(prompt, completion, tokens, logs, score, finish, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,6 @@ HOW_TO = (
     "Several GPUs: accelerate launch --multi_gpu --num_processes N recipes/…. Several processes "
     "on CPU: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N recipes/…"
 )
-LAUNCHERS = ("launch", "accelerate-launch", "accelerate.commands.launch")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -55,16 +55,33 @@ def asked_processes() -> int:
     """How many processes the launcher was asked to start."""
     if "WORLD_SIZE" in os.environ:  # torchrun, and accelerate when it uses torchrun
         return int(os.environ["WORLD_SIZE"])
-    words = psutil.Process(os.getppid()).cmdline()
-    launchers = [i for i, word in enumerate(words) if word.endswith(LAUNCHERS)]
-    if not launchers:
+    words = _accelerate_words()
+    if words is None:
         return 1
-    args, _ = launch_command_parser().parse_known_args(words[launchers[0] + 1 :])
+    args, _ = launch_command_parser().parse_known_args(words)
     if args.num_processes is None:
         default = default_config_file if Path(default_config_file).is_file() else None
         config = args.config_file or default
         return load_config_from_file(config).num_processes if config else 1
     return args.num_processes
+
+
+def launcher() -> int | None:
+    """Return the process that launched this one, if it is accelerate's or torch's launcher."""
+    launched = "WORLD_SIZE" in os.environ or _accelerate_words() is not None
+    return os.getppid() if launched else None
+
+
+def _accelerate_words() -> list[str] | None:
+    """What was said to `accelerate launch`, if that started this process."""
+    words = psutil.Process(os.getppid()).cmdline()
+    for i, word in enumerate(words):
+        name, before = Path(word).name, Path(words[i - 1]).name
+        if (before, name) in (("accelerate", "launch"), ("-m", "accelerate.commands.launch")):
+            return words[i + 1 :]
+        if name == "accelerate-launch":
+            return words[i + 1 :]
+    return None
 
 
 def use_all_cores() -> None:
@@ -77,5 +94,14 @@ def use_all_cores() -> None:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile has the C++ compiler it needs."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+    """Whether torch.compile has what it needs: a C++ compiler and Python's headers."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(compiler) is not None and headers.is_file()
+
+
+def fast_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices faster than float32 ones."""
+    if state().device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        for name in ("patience", "clip", "save_minutes"):
+        for name in ("seed", "patience", "clip", "save_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("warmup", "decay"):
@@ -84,6 +85,8 @@ class RunSettings:
             if getattr(self, name) not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed[1:])
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.report_to and importlib.util.find_spec(self.report_to) is None:
+            raise ValueError(f"report_to: pip install 'genkit[{self.report_to}]' first")
 
 
 S = TypeVar("S", bound=RunSettings)
@@ -117,7 +120,7 @@ def _resumed(cls: type[S], given: dict[str, Any]) -> S:
     record = Path(output_dir) / RUN_FILE
     if not record.exists():
         raise ValueError(f"output_dir: there is no run to resume in {output_dir}")
-    saved = json.loads(record.read_text())["settings"]
+    saved = json.loads(record.read_text(encoding="utf-8"))["settings"]
     changed = [n for n in given if n not in HARMLESS and n in saved and given[n] != saved[n]]
     if changed and not given.get("accept_changes"):
         listed = ", ".join(f"{n} {saved[n]!r} -> {given[n]!r}" for n in changed)

@@ -20,6 +20,8 @@ step number, so that it is restored by counting, draws inside libraries included
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import os
 import random
@@ -162,6 +164,8 @@ class Run:
         self.clock = Clock()
         self.compile_seconds = 0.0
         self._numbers: dict[str, float] = {}  # of the last step, for the log
+        self._finite = True  # every update of the step under way
+        self._launcher = launch.launcher()
         self._logged = 0  # the last step in the log
         self._signal = 0
         self._signal_time = 0.0
@@ -205,6 +209,10 @@ class Run:
         """Record what the run is made of (data by hash, …); refuse to resume with anything else."""
         if self.settings.dry_run:
             return
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        mine = torch.tensor([int(digest[:6], 16)], dtype=torch.float32, device=self.device)
+        if self.sum(mine.clone()).item() != self.processes * mine.item():
+            raise ValueError(f"text: the processes do not read the same data; here it is {facts}")
         settings = asdict(self.settings)
         self.on_main(lambda: self.folder.identify(settings, facts, self.settings.accept_changes))
         if self.settings.report_to:
@@ -223,7 +231,7 @@ class Run:
         self, name: str, module: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
     ) -> torch.nn.Module:
         """Put a network under the run's care and return it as the loss should call it."""
-        module.to(self.device)
+        module.to(self.device).train()
         decay = self.settings.ema
         average = AveragedModel(module, multi_avg_fn=averaging(decay)) if decay else None
         prepared = self.accelerator.prepare_model(module)
@@ -279,8 +287,10 @@ class Run:
             while not self._over():
                 self.progress.step += 1
                 self._seed(self.progress.step)
+                self._finite = True
                 yield self.progress.step
-                bar.set_postfix_str(f"loss {self._numbers['loss']:.3f}", refresh=False)
+                losses = [f"{k} {v:.3f}" for k, v in self._numbers.items() if k.endswith("loss")]
+                bar.set_postfix_str(", ".join(losses), refresh=False)
                 bar.update(max(0.0, min(self.fraction, 1.0) - bar.n))
                 with self.clock.paused():
                     self._between_steps()
@@ -290,7 +300,7 @@ class Run:
             self.save()
         if self._stopping:
             self.say(
-                f"stopped by a signal after step {self.progress.step}, and saved; go on with "
+                f"stopped after step {self.progress.step}, and saved; go on with "
                 f"--output_dir {self.folder.path} --resume"
             )
             raise SystemExit(0)
@@ -350,7 +360,8 @@ class Run:
 
     def _agree(self, loss: float) -> float:
         """Average the loss over processes; take the time from the main one, a signal from any."""
-        seconds, stop = self.clock.seconds, float(self._signal != 0)
+        orphaned = self._launcher is not None and os.getppid() != self._launcher
+        seconds, stop = self.clock.seconds, float(self._signal != 0 or orphaned)
         if self.processes > 1:
             mine = [loss / self.processes, seconds if self.is_main else 0.0, stop]
             told = torch.tensor(mine, dtype=torch.float64, device=self.device)
@@ -361,7 +372,6 @@ class Run:
         return loss
 
     def _optimize(self, network: Network) -> None:
-        self.progress.skips = 0
         half_step = 0.5 / self.settings.max_steps if self.settings.max_steps else 0.0
         fraction = self.fraction - half_step  # the middle of the step: neither end has rate 0
         factor = rate_factor(fraction, self.settings.warmup, self.settings.decay)
@@ -375,7 +385,7 @@ class Run:
         self._numbers["rate"] = factor
 
     def _not_finite(self, loss: float, norm: float) -> None:
-        progress = self.progress
+        progress, self._finite = self.progress, False
         progress.skips += 1
         what = f"step {progress.step}: the loss is {loss} and the gradient norm {norm}"
         self.say(f"{what}; step skipped")
@@ -388,7 +398,6 @@ class Run:
                 "learning_rate, raise warmup, or look at the data"
             )
         self._load(checkpoint)
-        self.progress.skips = 0
         self.progress.rollbacks = progress.rollbacks + 1
         self.progress.rate_scale = progress.rate_scale / 2
         self.say(f"rolled back to step {self.progress.step}, and halved the rate")
@@ -397,6 +406,8 @@ class Run:
         settings, step = self.settings, self.progress.step
         if settings.dry_run:
             return
+        if self._finite:
+            self.progress.skips = 0
         if step != self._logged:
             self.log(**self._numbers)
         minutes = (time.monotonic() - self._saved_at) / 60
@@ -444,12 +455,12 @@ class Run:
         return self.accelerator.reduce(values.to(self.device), reduction="sum")
 
     def on_main(self, work: Callable[[], None]) -> None:
-        """Do something on the main process; if it raises a ValueError there, raise everywhere."""
+        """Do something on the main process; if it fails there, raise everywhere."""
         problem = ""
         if self.is_main:
             try:
                 work()
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 problem = str(error)
         failed = torch.tensor([float(bool(problem))], device=self.device)
         if self.sum(failed).item():
@@ -469,6 +480,7 @@ class Run:
         progress, value, sign = self.progress, values[metric], 1 if lower_is_better else -1
         progress.evaluations = self._evaluations_by_now()
         better = progress.best is None or sign * value < sign * progress.best
+        better = better and math.isfinite(value)
         if better:
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
         else:

@@ -27,7 +27,9 @@ from genkit.training import Run
 class Settings(RunSettings):
     """Settings of this recipe; see RunSettings for those that every recipe has."""
 
-    output_dir: str = setting("runs/charlm", "folder of the run and of the model")
+    output_dir: str = setting(
+        "runs/charlm", "folder of the run and of the model; runs/charlm-tuned with --init_from"
+    )
     text: str = setting(data.EMBEDDED, "file, glob, folder or dataset; or the embedded corpus")
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
@@ -51,6 +53,12 @@ class Settings(RunSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.width and self.heads and self.width % (2 * self.heads):
+            raise ValueError(f"width: {self.width} is not {self.heads} heads of an even size")
+        if self.init_from and self.output_dir == Settings.output_dir:
+            self.output_dir = "runs/charlm-tuned"
 
 
 TEMPERATURES = (0.25, 0.5, 1.0)
@@ -60,21 +68,23 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
     if device == "cuda":
         depth = settings.depth or 6
-        shape: dict[str, Any] = {"depth": depth, "width": 64 * depth, "heads": depth}
+        shape: dict[str, Any] = {"depth": depth, "width": settings.width or 64 * depth}
         run: dict[str, Any] = {"batch_size": 64, "max_steps": 2500}
     else:
         depth = settings.depth or 4
-        shape = {"depth": depth, "width": 32 * depth, "heads": max(1, depth // 2)}
+        shape = {"depth": depth, "width": settings.width or 32 * depth}
         run = {"batch_size": 8, "max_minutes": 5.0}
-    shape |= {"architecture": "llama", "context": 256, "dropout": 0.0}
+    shape |= {"heads": max(1, shape["width"] // 64), "context": 256, "dropout": 0.0}
+    shape |= {"architecture": "llama"}
     if settings.init_from:
         asked = [name for name in shape if getattr(settings, name) is not None]
         if asked:
             raise ValueError(f"{asked[0]}: the model of init_from brings its own; leave it out")
         shape = {}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
-    precision = {"mixed_precision": "bf16", "compile": launch.can_compile(), "ema": 0.0}
-    return shape | run | rates | precision | {"optimizer": "muon"}
+    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
+    step = {"optimizer": "muon", "ema": 0.0, "compile": launch.can_compile()}
+    return shape | run | rates | precision | step
 
 
 def main() -> None:
@@ -95,7 +105,6 @@ def main() -> None:
                 origin.tokenizer if origin else None,
             )
         train = data.Windows(corpus.train, context, settings.seed)
-        run.identify(**corpus.facts)
 
         # ---- model
         network = charlm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
@@ -108,6 +117,7 @@ def main() -> None:
         )
 
         # ---- loop
+        run.identify(**corpus.facts)
         run.restore()
         run.warm_up(lambda rows: loss(model, *train.batch(rows, run.device)))
         for _ in run.steps():
@@ -160,12 +170,12 @@ def evaluate(run: Run, corpus: charlm.Corpus, context: int) -> dict[str, float]:
 
 def write_samples(run: Run, corpus: charlm.Corpus, language: generation.LanguageModel) -> None:
     """Continue the first characters of the validation text at several temperatures."""
-    first = corpus.val[:16][: decoding.context_length(language.model)].tolist()
-    prompt = corpus.tokenizer.decode(first, skip_special_tokens=True)
+    first = corpus.val[corpus.val != corpus.tokenizer.eos_token_id][:16].tolist()
+    prompt = corpus.tokenizer.decode(first[: decoding.context_length(language.model)])
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:
         written = generation.generate(
-            prompt, model=language, temperature=temperature, max_new_tokens=300, seed=1
+            prompt, model=language, temperature=temperature, max_new_tokens=200, seed=1
         )
         lines.append(f"## Temperature {temperature}\n\n```text\n{written}\n```\n")
     run.folder.write(f"samples/step-{run.progress.step:08d}.md", "\n".join(lines))
@@ -202,7 +212,7 @@ def save(
         f"in windows of {network.config.max_position_embeddings} that do not overlap; {weights} "
         f"weights, float32; data {corpus.facts}; seed {settings.seed}.",
     )
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":
