@@ -93,6 +93,7 @@ def stages(crash: "Crash") -> None:
 class Crash:
     def __init__(self, work: Path, text: Path, processes: int) -> None:
         self.work, self.text, self.processes = work, text, processes
+        self.rng = random.Random(0)
 
     def attempt(self, folder: Path, after: float | None = None, at_event: int = 0) -> int:
         """Start or resume the run in a folder; return 0, or minus the signal that ended it."""
@@ -105,8 +106,9 @@ class Crash:
             children.append(child)
         if after is not None:
             time.sleep(after)
-            for child in children:
+            for child in self.rng.sample(children, len(children)):  # one dies before the others
                 os.kill(child, signal.SIGKILL)
+                time.sleep(self.rng.choice((0, 0.1)) if len(children) > 1 else 0)
         return min(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
     def _train(self, folder: Path, rank: int, port: int, at_event: int) -> None:
@@ -147,10 +149,12 @@ class Crash:
 def _die_at(number: int, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
     """Kill this process at the n-th file operation of the save of step 8, which deletes step 0."""
     events: list[str] = []
+    inside = ("tensors.safetensors", "state.json", "manifest.json")  # as rmtree names them
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         path = str(arguments[0]) if event in EVENTS else ""
-        if path.startswith(str(folder)) and (events or "step-00000008" in path):
+        ours = path.startswith(str(folder)) or path in inside
+        if ours and (events or "step-00000008" in path):
             events.append(path)
             if len(events) == number and "step-00000012" not in "".join(events):
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -47,7 +47,7 @@ class BatchedMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Do one step; gradients must be there for every matrix."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[torch.Tensor]] = {}
@@ -57,7 +57,7 @@ class BatchedMuon(torch.optim.Muon):
                 self._step(weights, group)
 
     def _step(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
-        gradients = [weight.grad for weight in weights]
+        gradients: list[Any] = [weight.grad for weight in weights]
         buffers = [self._momentum(weight) for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))

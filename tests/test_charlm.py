@@ -89,6 +89,17 @@ def test_the_cache_follows_the_content(tmp_path):
     assert changed.tokenizer.decode(changed.val.tolist()) == "abd"
 
 
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("abcabc")
+    surveyed = charlm.survey(str(path))
+    path.write_text("abcabcabc")
+    with pytest.raises(ValueError, match="changed while it was read"):
+        charlm.encode(str(path), surveyed, charlm.make_tokenizer("abc"))
+    left = [file.name for file in charlm.cache_folder().glob(".writing-*")]
+    assert left == []
+
+
 def test_documents_are_separated(tmp_path):
     for name, text in {"1.txt": "ab", "2.txt": "cd<eos>"}.items():
         (tmp_path / name).write_text(text)

@@ -110,6 +110,20 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, harm, name):
     assert checkpoints.newest(tmp_path) == (bad, [])
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_never_push_out_good_ones(tmp_path, keep):
+    for step in (30, 40, 45):
+        checkpoints.save(tmp_path, step, state(step), keep=5)
+    flip_a_bit(tmp_path / "step-00000045" / checkpoints.TENSORS)
+    flip_a_bit(tmp_path / "step-00000040" / checkpoints.TENSORS)
+    found, problems = checkpoints.newest(tmp_path)
+    assert found.name == "step-00000030" and len(problems) == 2
+    checkpoints.save(tmp_path, 35, state(35), keep=keep)
+    assert checkpoints.newest(tmp_path) == (tmp_path / "step-00000035", [])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000030", "step-00000035"][-keep:]
+
+
 def test_every_single_flipped_byte_is_found(tmp_path):
     path = checkpoints.save(tmp_path, 1, {"a": torch.ones(2)}, keep=1)
     for name in (checkpoints.TENSORS, checkpoints.STATE):

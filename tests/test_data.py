@@ -41,6 +41,23 @@ def test_tables_and_saved_datasets(tmp_path):
         read(tmp_path / "saved", column="words")
 
 
+def test_bad_tables_are_named(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_dict({"text": ["one", None]}).to_parquet(tmp_path / "null.parquet")
+    Dataset.from_dict({"text": [1, 2]}).to_parquet(tmp_path / "numbers.parquet")
+    DatasetDict(test=Dataset.from_dict({"text": ["a"]})).save_to_disk(tmp_path / "split")
+    (tmp_path / "broken.jsonl").write_text('{"text": ')
+    for name, message in {
+        "null.parquet": "row 1 of 'text' is no text: None",
+        "numbers.parquet": "row 0 of 'text' is no text: 1",
+        "split": "no split 'train'",
+        "broken.jsonl": "cannot be loaded as a dataset",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / name)
+
+
 def test_the_embedded_corpus_is_prose():
     assert sum(map(len, read(data.EMBEDDED))) > 300_000
 
