@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 # Train on the embedded corpus for a minute, then write with the model.
 demo: $(READY)
 	rm -rf runs/demo
-	$(BIN)/accelerate launch --config_file accelerate_config.yaml --num_processes 1 recipes/train_charlm.py --output_dir runs/demo --max_minutes 1
+	$(BIN)/accelerate launch --config_file accelerate_config.yaml --num_processes 1 recipes/train_charlm.py --output_dir runs/demo --max_minutes 1 --evaluations 4
 	$(BIN)/genkit generate "The " "An expression " --model runs/demo --temperature 0.5 --seed 1
 
 # Everything that must pass.

@@ -45,6 +45,7 @@ from transformers.utils.logging import disable_progress_bar
 from genkit import checkpoints, launch, plots
 from genkit.folder import RunFolder
 from genkit.optim import averaging, rate_factor
+from genkit.progress import Clock, Progress
 from genkit.settings import RunSettings
 
 MAX_SKIPS = 3  # non-finite steps in a row before rolling back
@@ -84,57 +85,6 @@ class Network:
             optimizer.load_state_dict(saved)
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
-
-
-@dataclass
-class Progress:
-    """Where a run is: all of it goes into every checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training: evaluation, saving and compilation are not counted
-    evaluations: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0  # evaluations since the best
-    rate_scale: float = 1.0  # halved at every roll-back
-    rollbacks: int = 0
-    skips: int = 0  # non-finite steps in a row
-
-
-class Clock:
-    """Seconds of training: runs inside the loop, stands still inside `paused`."""
-
-    def __init__(self) -> None:
-        self._sum = 0.0
-        self._since: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """The time shown."""
-        return self._sum + (time.monotonic() - self._since if self._since is not None else 0.0)
-
-    def set(self, seconds: float) -> None:
-        """Go to a time; a running clock goes on from there."""
-        self._sum = seconds
-        self._since = time.monotonic() if self._since is not None else None
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Let the clock run."""
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._sum, self._since = self.seconds, None
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stand still."""
-        self._sum, self._since = self.seconds, None
-        try:
-            yield
-        finally:
-            self._since = time.monotonic()
 
 
 class Run:
@@ -313,10 +263,7 @@ class Run:
     @property
     def fraction(self) -> float:
         """How much of the run is done, 0 to 1: the schedule and the evaluations follow it."""
-        settings, progress = self.settings, self.progress
-        by_steps = progress.step / settings.max_steps if settings.max_steps else 0.0
-        by_time = progress.seconds / (60 * settings.max_minutes) if settings.max_minutes else 0.0
-        return max(by_steps, by_time)
+        return self.progress.fraction(self.settings.max_steps, self.settings.max_minutes)
 
     def rows(self) -> Iterator[np.ndarray]:
         """Yield this process's part of the step's global batch, as positions in the endless order.

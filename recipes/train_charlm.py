@@ -25,7 +25,7 @@ from genkit.training import Run
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; see RunSettings for those that every recipe has."""
+    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
 
     output_dir: str = setting(
         "runs/charlm", "folder of the run and of the model; runs/charlm-tuned with --init_from"
@@ -82,6 +82,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
             raise ValueError(f"{asked[0]}: the model of init_from brings its own; leave it out")
         shape = {}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
+    if settings.init_from:  # gently: it knows something already
+        rates |= {"learning_rate": 1e-3, "muon_learning_rate": 0.005}
     precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
     step = {"optimizer": "muon", "ema": 0.0, "compile": launch.can_compile()}
     return shape | run | rates | precision | step
@@ -108,6 +110,7 @@ def main() -> None:
 
         # ---- model
         network = charlm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
+        # on a CPU, the fused attention's backward in bfloat16 is slower than plain products
         network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
         model = run.network("model", network, optimizers(network, settings))
         loss = run.lower(charlm.loss)
@@ -170,8 +173,8 @@ def evaluate(run: Run, corpus: charlm.Corpus, context: int) -> dict[str, float]:
 
 def write_samples(run: Run, corpus: charlm.Corpus, language: generation.LanguageModel) -> None:
     """Continue the first characters of the validation text at several temperatures."""
-    first = corpus.val[corpus.val != corpus.tokenizer.eos_token_id][:16].tolist()
-    prompt = corpus.tokenizer.decode(first[: decoding.context_length(language.model)])
+    start = corpus.val[: decoding.context_length(language.model)].tolist()
+    prompt = corpus.tokenizer.decode(start, skip_special_tokens=True)[:16]
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:
         written = generation.generate(

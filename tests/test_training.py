@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from genkit import checkpoints, optim
+from genkit.progress import Clock
 from genkit.settings import RunSettings, parse
-from genkit.training import Clock, Run, TrainingDivergedError
+from genkit.training import Run, TrainingDivergedError
 
 FILLED = {
     "batch_size": 4,
