@@ -369,6 +369,7 @@ class Run:
             os._exit(128 + number)
         if not self._signal:
             self._signal, self._signal_time = number, time.monotonic()
+            self.say("stopping after this step; once more to stop at once, without saving")
 
     def _seed(self, step: int) -> None:
         """Make every global draw of this step a function of (seed, step, process)."""

@@ -91,9 +91,9 @@ def test_the_cache_follows_the_content(tmp_path):
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text("abcabc")
+    path.write_text("a text of this test alone")
     surveyed = charlm.survey(str(path))
-    path.write_text("abcabcabc")
+    path.write_text("a text of this test alone, changed")
     with pytest.raises(ValueError, match="changed while it was read"):
         charlm.encode(str(path), surveyed, charlm.make_tokenizer("abc"))
     left = [file.name for file in charlm.cache_folder().glob(".writing-*")]

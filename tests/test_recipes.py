@@ -88,7 +88,7 @@ def test_a_stopped_run_goes_on_exactly(train, trained, text_file, tmp_path):
     running.send_signal(signal.SIGTERM)
     told, _ = running.communicate()
     assert running.returncode == 0
-    stopped = re.search(r"stopped by a signal after step (\d+)", told)
+    stopped = re.search(r"stopped after step (\d+)", told)
     assert stopped and 3 <= int(stopped[1]) < 40
     found, _ = checkpoints.newest(folder / "checkpoints")
     assert int(found.name[5:]) == int(stopped[1])
