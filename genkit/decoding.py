@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+# How far float32 logits, and probabilities made of them, can be from those of another batch size:
+# about ten times what was seen
+NEAR_LOGIT, NEAR_PROBABILITY = 1e-3, 2e-4
+
 # ---------------------------------------------------------------------------------------------
 # From logits to a token
 
@@ -52,6 +56,47 @@ def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     tokens = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
     last = probabilities.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)
     return torch.minimum(tokens, last)  # rounding can carry a target to the very end
+
+
+def sample(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a token a row, and tell which draws no rounding of the logits could have changed.
+
+    Args:
+        logits: (rows, vocabulary).
+        uniforms: one number in [0, 1) a row, (rows,).
+
+    Returns:
+        Token ids and whether each is sure, (rows,) both. A draw is not sure when it falls close to
+        the border between two tokens, with the filters a little wider or narrower, too.
+    """
+    near = NEAR_PROBABILITY / min(1.0, temperature)
+    tokens = draw(filtered(logits, temperature, top_k, top_p), uniforms)
+    sure = torch.ones_like(tokens, dtype=torch.bool)
+    for p in (top_p,) if top_p == 1 else (max(top_p - near, 1e-9), top_p + near):
+        probabilities = filtered(logits, temperature, top_k, p)
+        for shift in (-near, near):
+            shifted = (uniforms + shift).clamp(0, 1 - 2**-53)
+            sure &= draw(probabilities, shifted) == tokens
+    if top_k is not None and top_k < logits.shape[-1]:
+        sure &= _apart(logits, top_k)
+    return tokens, sure
+
+
+def most_likely(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the most likely token a row, and tell which no rounding could have changed."""
+    return logits.argmax(-1), _apart(logits, 1)
+
+
+def _apart(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Whether the k-th and the next largest logit are far from equal, (rows,)."""
+    largest = logits.topk(k + 1).values
+    return largest[:, k - 1] - largest[:, k] > NEAR_LOGIT
 
 
 def noise(seeds: Sequence[int], steps: int) -> torch.Tensor:
@@ -115,6 +160,12 @@ class Texts:
             **inputs, attention_mask=self._mask, past_key_values=self._cache, use_cache=True
         )
         return output.logits[:, -1].float()
+
+    @torch.inference_mode()
+    def logits_alone(self, i: int) -> torch.Tensor:
+        """Next-token logits of one row read by itself, (1, vocabulary): no batch, pad or cache."""
+        tokens = torch.tensor([self.rows[i][self.starts[i] :]], device=self.model.device)
+        return self.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
 
     def append(self, tokens: Sequence[int]) -> None:
         """Add a token to each row."""

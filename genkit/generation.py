@@ -227,20 +227,19 @@ def _encode(prompt: str, language: LanguageModel) -> list[int]:
 # Strategies
 
 
-Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, uniforms -> tokens
+# logits, uniforms -> tokens, and which of them no rounding could have changed
+Choose = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Found = tuple[list[int], list[float], float]  # tokens, their log-probabilities, score
 
 
-def _greedy(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(-1)
+def _greedy(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return decoding.most_likely(logits)
 
 
 def _sampler(temperature: float | None, top_k: int | None, top_p: float | None) -> Choose:
-    def choose(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        probabilities = decoding.filtered(logits, temperature or 1.0, top_k, top_p or 1.0)
-        return decoding.draw(probabilities, uniforms)
-
-    return choose
+    return functools.partial(
+        decoding.sample, temperature=temperature or 1.0, top_k=top_k, top_p=top_p or 1.0
+    )
 
 
 def _decode(
@@ -254,7 +253,9 @@ def _decode(
     alive = list(range(len(prompts)))
     for step in range(length):
         logits = texts.logits()
-        chosen = choose(logits, uniforms[alive, step])
+        chosen, sure = choose(logits, uniforms[alive, step])
+        for i in (~sure).nonzero().flatten().tolist():  # so close that the batch could decide it
+            chosen[i], _ = choose(texts.logits_alone(i), uniforms[alive[i : i + 1], step])
         each = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
         for row, token, log in zip(alive, chosen.tolist(), each.tolist(), strict=True):
             tokens[row].append(token)

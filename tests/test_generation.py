@@ -197,6 +197,22 @@ def test_sampling_follows_the_filtered_distribution(temperature, top_k, top_p):
     assert statistic <= freedom + 5 * (2 * freedom) ** 0.5 + 5
 
 
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"temperature": 0.2}, {"top_k": 3}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.9}],
+)
+def test_a_sure_draw_survives_rounding(filters):
+    """Noise of the size of another batch's rounding changes no draw that is called sure."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 12, generator=generator) * 3
+    uniforms = torch.rand(20_000, generator=generator, dtype=torch.float64)
+    tokens, sure = decoding.sample(logits, uniforms, **filters)
+    noisy = logits + 2e-5 * torch.randn(logits.shape, generator=generator)
+    others, _ = decoding.sample(noisy, uniforms, **filters)
+    assert (tokens == others)[sure].all()
+    assert 0.9 < sure.double().mean() < 1
+
+
 def test_drawing_at_the_edges_never_gives_an_impossible_token():
     probabilities = torch.tensor([[0.0, 0.3, 0.7, 0.0]], dtype=torch.float64)
     for uniform, token in ((0.0, 1), (0.2999, 1), (0.3001, 2), (1 - 2**-53, 2)):
