@@ -138,6 +138,10 @@ class Run:
     def __enter__(self) -> Run:
         launch.use_all_cores()
         disable_progress_bar()  # of transformers' own loading and saving
+        if self.device.type == "cpu":  # compiled embeddings add up their gradients in any order
+            self._exit.callback(torch.use_deterministic_algorithms, False)
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False
         torch.manual_seed(self.settings.seed)  # new networks are the same on every process
         if not self.settings.dry_run:
             self.on_main(lambda: self.folder.claim(self.settings.resume))
