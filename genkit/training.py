@@ -141,7 +141,10 @@ class Run:
         if self.device.type == "cpu":  # compiled embeddings add up their gradients in any order
             self._exit.callback(torch.use_deterministic_algorithms, False)
             torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            deterministic = torch.utils.deterministic  # a module whose attributes set switches
+            filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+            self._exit.callback(setattr, deterministic, "fill_uninitialized_memory", filled)
+            deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(self.settings.seed)  # new networks are the same on every process
         if not self.settings.dry_run:
             self.on_main(lambda: self.folder.claim(self.settings.resume))
