@@ -1,187 +1,202 @@
-"""Decoding as pure functions on logits, and the texts they make grow."""
+"""Decoding as pure functions on logits: what may come next, what changes its odds, what is drawn.
+
+A draw is the largest of logit plus Gumbel noise (Gumbel 1954): an exact sample of the softmax, and
+one that rounding can change only where two sums are as close as the rounding is large.
+"""
 
 from __future__ import annotations
 
-import inspect
 import math
-import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
 
 # How far float32 logits, and probabilities made of them, can be from those of another batch size:
 # about ten times what was seen
 NEAR_LOGIT, NEAR_PROBABILITY = 1e-3, 2e-4
-
-# ---------------------------------------------------------------------------------------------
-# From logits to a token
+ORDERED = 1024  # tokens that are sorted first: nearly always they hold the probability asked for
 
 
-def filtered(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
-) -> torch.Tensor:
-    """Turn logits into the probabilities that are sampled from, both (rows, vocabulary), float64.
+@dataclass(frozen=True)
+class Filters:
+    """Which tokens are drawn from, and at which temperature; the order is that of the fields."""
 
-    Args:
-        temperature: divides the logits, above 0.
-        top_k: keep the k most likely tokens, and those as likely as the k-th.
-        top_p: keep the fewest most likely tokens that together have this probability
-            (Holtzman et al. 2020).
-    """
-    logits = logits.double() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    if top_p < 1:
-        ordered, order = logits.softmax(-1).sort(descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # the probability before the token
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
-    return logits.softmax(-1)
+    temperature: float = 1.0  # divides the logits
+    top_k: int | None = None  # the k most likely tokens, and those as likely as the k-th
+    top_p: float | None = None  # the most likely that together have it (Holtzman et al. 2020)
+    min_p: float | None = None  # those this share as likely as the likeliest (Nguyen et al. 2024)
+    typical_p: float | None = None  # those of the most expected surprise (Meister et al. 2023)
 
 
-def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Sample one token a row by inverting the cumulative distribution.
+def kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
+    """Tell which tokens the filters leave.
 
     Args:
-        probabilities: (rows, vocabulary).
-        uniforms: one number in [0, 1) a row, (rows,).
+        scaled: logits divided by the temperature, (rows, vocabulary).
 
     Returns:
-        Token ids, (rows,).
+        Three masks, (3, rows, vocabulary): what the filters surely leave whatever the rounding,
+        what they leave, and what rounding could make them leave.
     """
-    cumulative = probabilities.cumsum(-1)
-    targets = uniforms[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
-    last = probabilities.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)
-    return torch.minimum(tokens, last)  # rounding can carry a target to the very end
+    near = NEAR_LOGIT / min(1.0, filters.temperature)
+    slack = torch.tensor([-near, 0.0, near], device=scaled.device)[:, None, None]
+    mask = torch.ones(3, *scaled.shape, dtype=torch.bool, device=scaled.device)
+    left = scaled
+    for least in _least_logits(scaled, filters):  # (3 or 1, rows, 1)
+        mask &= scaled >= least - slack
+        left = scaled.masked_fill(~mask[1], -math.inf)
+    if filters.typical_p is not None:
+        mask &= _typical(left, filters.typical_p)
+    return mask
 
 
-def sample(
-    logits: torch.Tensor,
-    uniforms: torch.Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a token a row, and tell which draws no rounding of the logits could have changed.
+def _least_logits(scaled: torch.Tensor, filters: Filters) -> list[torch.Tensor]:
+    """The least logit that each filter leaves, (1 or 3, rows, 1): filters that cut the tail."""
+    least, left = [], scaled
+    if filters.top_k is not None:
+        least.append(scaled.topk(min(filters.top_k, scaled.shape[-1])).values[None, :, -1:])
+        left = scaled.masked_fill(scaled < least[0][0], -math.inf)
+    if filters.top_p is not None and filters.top_p < 1:
+        least.append(_nucleus(left, filters.top_p, filters.temperature))
+    if filters.min_p is not None:
+        least.append(scaled.amax(-1, keepdim=True)[None] + math.log(filters.min_p))
+    return least
 
-    Args:
-        logits: (rows, vocabulary).
-        uniforms: one number in [0, 1) a row, (rows,).
 
-    Returns:
-        Token ids and whether each is sure, (rows,) both. A draw is not sure when it falls close to
-        the border between two tokens, with the filters a little wider or narrower, too.
-    """
+def _targets(p: float, temperature: float, device: torch.device) -> torch.Tensor:
     near = NEAR_PROBABILITY / min(1.0, temperature)
-    tokens = draw(filtered(logits, temperature, top_k, top_p), uniforms)
-    sure = torch.ones_like(tokens, dtype=torch.bool)
-    for p in (top_p,) if top_p == 1 else (max(top_p - near, 1e-9), top_p + near):
-        probabilities = filtered(logits, temperature, top_k, p)
-        for shift in (-near, near):
-            shifted = (uniforms + shift).clamp(0, 1 - 2**-53)
-            sure &= draw(probabilities, shifted) == tokens
-    if top_k is not None and top_k < logits.shape[-1]:
-        sure &= _apart(logits, top_k)
+    return torch.tensor([p - near, p, p + near], device=device)[:, None, None]
+
+
+def _nucleus(scaled: torch.Tensor, p: float, temperature: float) -> torch.Tensor:
+    """The logit of the last of the most likely tokens that together have probability p."""
+    targets, whole = _targets(p, temperature, scaled.device), scaled.logsumexp(-1, keepdim=True)
+    for count in (min(ORDERED, scaled.shape[-1]), scaled.shape[-1]):
+        values = scaled.topk(count).values
+        probabilities = (values - whole).exp()
+        before = probabilities.cumsum(-1) - probabilities  # of more likely tokens
+        if (before[:, -1] >= targets[2, 0]).all():
+            break
+    last = (before < targets).sum(-1, keepdim=True).clamp(min=1) - 1  # (3, rows, 1)
+    return values.expand(3, -1, -1).gather(-1, last)
+
+
+def _typical(scaled: torch.Tensor, p: float) -> torch.Tensor:
+    """Tokens whose surprise is nearest the entropy and that together have probability p."""
+    logs = scaled.log_softmax(-1)
+    entropy = -(logs.exp() * logs.clamp(min=-1e30)).sum(-1, keepdim=True)
+    distance, order = (-logs - entropy).abs().sort(stable=True)
+    probabilities = logs.exp().gather(-1, order)
+    before = probabilities.cumsum(-1) - probabilities
+    last = (before < _targets(p, 1.0, scaled.device)).sum(-1, keepdim=True).clamp(min=1) - 1
+    furthest = distance.expand(3, -1, -1).gather(-1, last)
+    slack = torch.tensor([-NEAR_LOGIT, 0.0, NEAR_LOGIT], device=scaled.device)[:, None, None]
+    return (-logs - entropy).abs() <= furthest + slack
+
+
+def probabilities(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
+    """The distribution that is drawn from, (rows, vocabulary) both."""
+    scaled = logits / filters.temperature
+    return scaled.masked_fill(~kept(scaled, filters)[1], -math.inf).softmax(-1)
+
+
+def choose(
+    logits: torch.Tensor, filters: Filters, gumbel: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a token a row, or take the most likely, and tell which no rounding could have changed.
+
+    Args:
+        logits: (rows, vocabulary), float32.
+        gumbel: noise to draw with, (rows, vocabulary); None takes the most likely.
+
+    Returns:
+        Token ids and whether each is sure, (rows,) both.
+    """
+    scaled = logits / filters.temperature
+    scores = scaled if gumbel is None else scaled + gumbel
+    near = 2 * NEAR_LOGIT / min(1.0, filters.temperature)
+    if filters == Filters(filters.temperature):  # nothing to filter
+        best, tokens = scores.max(-1)
+        others = scores.scatter(-1, tokens[:, None], -math.inf)
+        return tokens, best - others.amax(-1) > near
+    surely, left, perhaps = kept(scaled, filters)
+    best, tokens = scores.masked_fill(~left, -math.inf).max(-1)
+    others = scores.masked_fill(~perhaps, -math.inf).scatter(-1, tokens[:, None], -math.inf)
+    sure = surely.gather(-1, tokens[:, None])[:, 0] & (best - others.amax(-1) > near)
     return tokens, sure
 
 
-def most_likely(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take the most likely token a row, and tell which no rounding could have changed."""
-    return logits.argmax(-1), _apart(logits, 1)
+def gumbel_noise(seeds: Sequence[int], steps: Sequence[int], vocabulary: int) -> torch.Tensor:
+    """Gumbel noise for each row, (rows, vocabulary), float32.
 
-
-def _apart(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Whether the k-th and the next largest logit are far from equal, (rows,)."""
-    largest = logits.topk(k + 1).values
-    return largest[:, k - 1] - largest[:, k] > NEAR_LOGIT
-
-
-def noise(seeds: Sequence[int], steps: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for each seed and step, (seeds, steps), float64.
-
-    A counter-based generator (Philox): the number of a seed and a step depends on nothing else.
+    A counter-based generator (Philox, Salmon et al. 2011): the noise of a seed and a step depends
+    on nothing else.
     """
-    rows = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
-    return torch.from_numpy(np.stack(rows))
+    raw = np.stack(
+        [
+            np.random.Philox(key=seed, counter=step << 64).random_raw(vocabulary)
+            for seed, step in zip(seeds, steps, strict=True)
+        ]
+    )
+    uniform = ((raw >> 11) + 0.5) * 2.0**-53  # never 0, never 1
+    small = torch.from_numpy(uniform.astype(np.float32)).clamp(max=1 - 2**-24)
+    return -torch.log(-torch.log1p(-small))
 
 
 # ---------------------------------------------------------------------------------------------
-# Texts that grow
+# What the text so far does to the odds
 
 
-class Texts:
-    """Token rows that grow one token at a time, with the model's key-value cache kept in step.
+@dataclass(frozen=True)
+class Penalties:
+    """What repeating costs a token."""
 
-    A row that outgrows the model's context goes on with the later half of it, decided by the
-    row's own length alone, so that a row never depends on its neighbours.
+    repetition: float = 1.0  # of a token in prompt or completion (Keskar et al. 2019)
+    frequency: float = 0.0  # subtracted for each time that it is in the completion
+    no_repeat_ngram: int | None = None  # no sequence of so many tokens twice
+
+
+def penalized(
+    scores: torch.Tensor, lines: Sequence[list[int]], starts: Sequence[int], penalties: Penalties
+) -> torch.Tensor:
+    """Lower the scores of tokens that would repeat.
 
     Args:
-        rows: prompts as token ids, none empty, none longer than the context.
+        scores: logits, or log-probabilities in a beam, (rows, vocabulary).
+        lines: prompt and completion of each row.
+        starts: where the completion of each row begins.
     """
-
-    def __init__(self, model: PreTrainedModel, rows: list[list[int]]) -> None:
-        self.model = model
-        self.rows = [list(row) for row in rows]
-        self.starts = [0] * len(rows)  # of the part of each row that the model still sees
-        self.context = context_length(model)
-        self._positioned = "position_ids" in inspect.signature(model.forward).parameters
-        self._cache: DynamicCache | None = None
-        self._mask = torch.empty(0)
-
-    @torch.inference_mode()
-    def logits(self) -> torch.Tensor:
-        """Next-token logits of every row, (rows, vocabulary), float32."""
-        overflown = [len(r) - s > self.context for r, s in zip(self.rows, self.starts, strict=True)]
-        for i in np.flatnonzero(overflown):
-            self.starts[i] = len(self.rows[i]) - max(1, self.context // 2)
-        if self._cache is None or any(overflown):
-            return self._read_all()
-        ones = self._mask.new_ones(len(self.rows), 1)
-        self._mask = torch.cat([self._mask, ones], dim=1)
-        return self._forward([row[-1:] for row in self.rows])
-
-    def _read_all(self) -> torch.Tensor:
-        seen = [row[start:] for row, start in zip(self.rows, self.starts, strict=True)]
-        longest = max(map(len, seen))
-        self._cache = DynamicCache(config=self.model.config)
-        self._mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in seen])
-        self._mask = self._mask.to(self.model.device)
-        return self._forward([[0] * (longest - len(s)) + s for s in seen])
-
-    def _forward(self, tokens: list[list[int]]) -> torch.Tensor:
-        inputs = {"input_ids": torch.tensor(tokens, device=self.model.device)}
-        if self._positioned:
-            positions = self._mask.cumsum(-1) - 1
-            inputs["position_ids"] = positions.clamp(min=0)[:, -len(tokens[0]) :]
-        output = self.model(
-            **inputs, attention_mask=self._mask, past_key_values=self._cache, use_cache=True
-        )
-        return output.logits[:, -1].float()
-
-    @torch.inference_mode()
-    def logits_alone(self, i: int) -> torch.Tensor:
-        """Next-token logits of one row read by itself, (1, vocabulary): no batch, pad or cache."""
-        tokens = torch.tensor([self.rows[i][self.starts[i] :]], device=self.model.device)
-        return self.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
-
-    def append(self, tokens: Sequence[int]) -> None:
-        """Add a token to each row."""
-        for row, token in zip(self.rows, tokens, strict=True):
-            row.append(token)
-
-    def select(self, index: list[int]) -> None:
-        """Keep these rows, in this order; a row may be kept more than once."""
-        self.rows = [list(self.rows[i]) for i in index]
-        self.starts = [self.starts[i] for i in index]
-        assert self._cache is not None, "rows are selected after the model has read them"
-        chosen = torch.tensor(index, device=self.model.device)
-        self._cache.batch_select_indices(chosen)
-        self._mask = self._mask[chosen]
+    if penalties == Penalties():
+        return scores
+    scores = scores.clone()
+    for row, line, start in zip(scores, lines, starts, strict=True):
+        if penalties.repetition != 1:
+            seen = torch.tensor(sorted(set(line)), device=row.device)
+            old = row[seen]
+            row[seen] = torch.where(old < 0, old * penalties.repetition, old / penalties.repetition)
+        for token, count in Counter(line[start:]).items() if penalties.frequency else ():
+            row[token] -= penalties.frequency * count
+        if penalties.no_repeat_ngram:
+            row[_repeating(line, penalties.no_repeat_ngram)] = -math.inf
+    return scores
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """How many tokens the model can see at once; some, such as BLOOM, have no limit."""
-    return int(getattr(model.config, "max_position_embeddings", sys.maxsize))
+def _repeating(line: list[int], size: int) -> list[int]:
+    """Tokens that would make the last `size` tokens a sequence that the line has already."""
+    tail = line[len(line) - size + 1 :]
+    places = range(len(line) - size + 1)
+    return [line[i + size - 1] for i in places if line[i : i + size - 1] == tail]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A text that beam search weighed in one step."""
+
+    parent: int  # which of the texts kept in the step before it continues; 0 in the first step
+    token: int
+    log_probability: float  # of the token
+    total: float  # log-probability of the whole completion
+    fate: str  # "kept", "dropped" or "finished"

@@ -1,22 +1,21 @@
-"""genkit.generate: text from any causal language model, the same for the same seed."""
+"""genkit.generate: text from any language model, by any strategy, the same for the same seed."""
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from genkit import charlm, decoding, reading, search
+from genkit.language import DEFAULT, LanguageModel, load
 
-from genkit import charlm, decoding
+__all__ = ["Generation", "LanguageModel", "Piece", "generate", "load", "stream", "trace_beams"]
 
-STRATEGIES = ("greedy", "stochastic", "sample", "beam")
+STRATEGIES = ("sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive")
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,13 @@ class Generation:
     """One generated text and what there is to know about it."""
 
     prompt: str
-    completion: str
+    completion: str  # without the string that stopped it
     tokens: list[int] = field(repr=False)  # of the completion
     log_probabilities: list[float] = field(repr=False)  # of each token, under the model itself
     score: float  # their sum; for beams divided by the length penalty
-    finish: str  # "length" or "eos"
+    finish: str  # "length", "eos" or "stop"
     seed: int | None  # generate(prompt, seed=seed, …) gives this text again; None: nothing drawn
+    alternatives: list[Generation] = field(default_factory=list, repr=False)  # n_best, from the 2nd
 
     @property
     def text(self) -> str:
@@ -41,158 +41,296 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class LanguageModel:
-    """A causal model with its tokenizer, loaded once and used often."""
+class Piece:
+    """The next piece of a text that is being written."""
 
-    model: PreTrainedModel
-    tokenizer: Any
-    name: str
+    row: int  # which prompt it belongs to
+    text: str
+    record: Generation | None = None  # with a row's last piece
 
-    @functools.cached_property
-    def by_character(self) -> bool:
-        """Whether a token is a character, so that others mean nothing to the model."""
-        return charlm.is_character_tokenizer(self.tokenizer)
+    def __str__(self) -> str:
+        return self.text
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to write; None means "as the strategy does unless told"."""
+
+    strategy: str = "sample"
+    # of every strategy
+    max_new_tokens: int = 200
+    min_new_tokens: int = 0
+    stop: str | Sequence[str] = ()
+    bad_words: str | Sequence[str] = ()
+    prefix: str = ""
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram: int | None = None
+    # of those that draw
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    seed: int | Sequence[int] | None = None
+    # of those that take one token after the other
+    lookup: int | None = None
+    draft: str | Path | LanguageModel | None = None
+    # of those that keep several texts
+    beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    n_best: int | None = None
+    groups: int | None = None
+    diversity: float | None = None
+    # of contrastive search
+    alpha: float | None = None
+
+
+# Which strategies take an option that not all of them take
+_BEAMS, _DRAWS = ("beam", "diverse_beam"), ("sample", "stochastic")
+_OWNERS = {
+    "temperature": ("sample",),
+    "top_k": ("sample", "contrastive"),
+    "top_p": ("sample",),
+    "min_p": ("sample",),
+    "typical_p": ("sample",),
+    "seed": _DRAWS,
+    "lookup": (*_DRAWS, "greedy"),
+    "draft": (*_DRAWS, "greedy"),
+    "beams": _BEAMS,
+    "length_penalty": _BEAMS,
+    "early_stopping": _BEAMS,
+    "n_best": _BEAMS,
+    "groups": ("diverse_beam",),
+    "diversity": ("diverse_beam",),
+    "alpha": ("contrastive",),
+}
+LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code")  # what `load` takes
+
+
+@overload
 def generate(
-    prompt: str | Sequence[str],
-    *,
-    model: str | Path | LanguageModel,
-    strategy: str = "sample",
-    max_new_tokens: int = 200,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    beams: int | None = None,
-    length_penalty: float | None = None,
-    seed: int | Sequence[int] | None = None,
-    trust_remote_code: bool = False,
+    prompt: str, *, model: str | Path | LanguageModel = ..., **options: Any
+) -> Generation: ...
+@overload
+def generate(
+    prompt: Sequence[str], *, model: str | Path | LanguageModel = ..., **options: Any
+) -> list[Generation]: ...
+def generate(
+    prompt: str | Sequence[str], *, model: str | Path | LanguageModel = DEFAULT, **options: Any
 ) -> Generation | list[Generation]:
-    """Continue a prompt, or each of several.
+    """Continue a prompt, or each of several; for an encoder-decoder, answer it.
 
     A row's text depends on the row's prompt and seed alone, not on the batch that it is in. Global
-    random state is neither read nor changed.
+    random state is neither read nor changed. Nothing of a model's own generation settings applies
+    but its start and end tokens.
 
     Args:
         prompt: a text or several.
-        model: folder, Hub id, or what `load` returned.
-        strategy: "greedy", the most likely token each time; "stochastic", the model's own
-            distribution; "sample", that distribution reshaped by temperature, top_k and top_p;
-            "beam", the most likely of several texts kept at once.
-        max_new_tokens: the longest completion.
+        model: folder, Hub id, or what `load` returned; GPT-2 unless told.
+        revision, dtype, quantize, compile, trust_remote_code: see `load`.
+        strategy: "sample", the model's distribution reshaped by what follows; "stochastic", that
+            distribution as it is; "greedy", the most likely token each time; "beam", the most
+            likely of several texts kept at once; "diverse_beam", such texts in groups that avoid
+            each other; "contrastive", likely tokens unlike anything said before.
+        max_new_tokens: the longest completion; 200 unless told.
+        min_new_tokens: before so many, nothing ends or stops a text.
+        stop: strings that end a text; they are not part of its completion.
+        bad_words: strings that no completion contains.
+        prefix: what every completion begins with.
+        repetition_penalty: divides the logits of tokens that were there, if they are positive, and
+            multiplies them if not; 1 is none.
+        frequency_penalty: is taken off a logit for each time its token is in the completion.
+        no_repeat_ngram: no sequence of so many tokens comes twice.
         temperature: for "sample"; below 1 more predictable, above 1 more surprising.
-        top_k: for "sample", the k most likely tokens only.
-        top_p: for "sample", the fewest tokens that have this probability together, in (0, 1].
-        beams: for "beam", how many texts are kept; 4 unless told.
-        length_penalty: for "beam", a text's log-probability is divided by its length to this
-            power; 1 unless told.
+        top_k: for "sample", the k most likely tokens only; for "contrastive", the candidates.
+        top_p: for "sample", the fewest most likely tokens with this probability together.
+        min_p: for "sample", tokens at least this share as likely as the likeliest.
+        typical_p: for "sample", the tokens of the most expected surprise with this probability.
         seed: a number, then row i has seed + i; or one number a row. None draws one.
-        trust_remote_code: run code that the model brings along.
+        lookup: guess so many tokens ahead from what the text has already: the same text, sooner.
+        draft: guess by a smaller model of the same vocabulary: the same text, sooner.
+        beams: how many texts are kept; 4 unless told.
+        length_penalty: a beam's score is its log-probability divided by its length to this power;
+            1 unless told.
+        early_stopping: True ends when `beams` texts have ended; False (unless told) when none that
+            goes on scores better; "never" when none can come to.
+        n_best: how many texts of a beam to return: the others are the best one's alternatives.
+        groups: of "diverse_beam"; 2 unless told.
+        diversity: of "diverse_beam"; what a token that an earlier group has just taken costs, in
+            log-probability; 0.5 unless told.
+        alpha: of "contrastive", the weight of unlikeness; 0.6 unless told, among 4 candidates.
 
     Returns:
-        A record for one prompt, a list of records for several.
+        A `Generation` for one prompt, a list of them for several.
 
     Raises:
         ValueError: an argument cannot work; it is named, with the value it got.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError("prompt: an empty list; give at least one text")
-    _check_strategy(strategy, temperature, top_k, top_p, beams, length_penalty)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
-    seeds = _row_seeds(seed, len(prompts))
-    language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code)
-    rows = [_encode(text, language) for text in prompts]
-    if strategy == "beam":
-        found = [
-            _beam(language.model, row, max_new_tokens, beams or 4, length_penalty) for row in rows
-        ]
-    else:
-        choose = _greedy if strategy == "greedy" else _sampler(temperature, top_k, top_p)
-        found = _decode(language.model, rows, seeds, max_new_tokens, choose)
-    drawn = seeds if strategy in ("stochastic", "sample") else [None] * len(rows)
-    records = [_record(language, *each) for each in zip(prompts, rows, found, drawn, strict=True)]
-    return records[0] if isinstance(prompt, str) else records
+    task = _prepare(prompt, model, options)
+    records: dict[int, Generation] = {}
+    for row, completions in _progress(task):
+        if completions[0].finish:
+            records[row] = _record(task, row, completions)
+    rows = [records[i] for i in range(len(task.prompts))]
+    return rows[0] if isinstance(prompt, str) else rows
 
 
-def load(model: str | Path, trust_remote_code: bool = False) -> LanguageModel:
-    """Load a causal language model and its tokenizer from a folder or the Hub.
+def stream(
+    prompt: str | Sequence[str], *, model: str | Path | LanguageModel = DEFAULT, **options: Any
+) -> Iterator[Piece]:
+    """Yield completions piece by piece while they are written, by any strategy.
 
-    Raises:
-        ValueError: there is no such model, or its files cannot be trusted.
+    Takes what `generate` takes. The pieces of a row make up its completion, and the last brings the
+    record. A beam gives what all the texts that it still weighs have in common.
     """
-    name, folder = str(model), Path(model)
-    _check_shards(folder)
-    stamp = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
-    return _load(name, stamp, trust_remote_code)
+    return _pieces(_prepare(prompt, model, options))
 
 
-@functools.lru_cache(maxsize=4)
-def _load(name: str, stamp: int, trust_remote_code: bool) -> LanguageModel:
-    options = {"trust_remote_code": trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model: cannot load {name!r}: {error} Train one with "
-            "`accelerate launch recipes/train_charlm.py --output_dir NAME`, or give the folder or "
-            "the Hub id of a causal language model in safetensors"
-        ) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LanguageModel(model.to(device).eval(), tokenizer, name)
-
-
-def _check_shards(folder: Path) -> None:
-    """Refuse a shard index that points outside its folder: transformers joins it unchecked."""
-    for index in folder.glob("*.index.json"):
-        for shard in json.loads(index.read_text())["weight_map"].values():
-            if Path(shard).name != shard:
-                raise ValueError(f"model: {index} names a shard outside its folder: {shard!r}")
+def trace_beams(
+    prompt: str,
+    *,
+    model: str | Path | LanguageModel = DEFAULT,
+    beams: int = 4,
+    max_new_tokens: int = 10,
+    length_penalty: float | None = None,
+) -> tuple[list[list[decoding.Candidate]], Generation]:
+    """Search a beam, and tell what it weighed: a list of candidates a step, best first."""
+    options = {"beams": beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
+    task = _prepare(prompt, model, options | {"strategy": "beam", "n_best": beams})
+    trace: list[list[decoding.Candidate]] = []
+    *_, (row, completions) = _progress(task, trace)
+    return trace, _record(task, row, completions)
 
 
 # ---------------------------------------------------------------------------------------------
 # Arguments
 
 
-def _check_strategy(
-    strategy: str,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    beams: int | None,
-    length_penalty: float | None,
-) -> None:
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    options = {
-        "temperature": (temperature, "sample"),
-        "top_k": (top_k, "sample"),
-        "top_p": (top_p, "sample"),
-        "beams": (beams, "beam"),
-        "length_penalty": (length_penalty, "beam"),
-    }
-    for name, (value, owner) in options.items():
-        if value is not None and strategy != owner:
-            raise ValueError(f"{name}={value} is for strategy={owner!r}, not for {strategy!r}")
-    if temperature is not None and not 0 < temperature < math.inf:
+@dataclass(frozen=True)
+class _Task:
+    """A call whose arguments have been found good."""
+
+    language: LanguageModel
+    prompts: list[str]
+    rows: list[list[int]]  # the prompts as tokens
+    prefix: list[int]
+    seeds: tuple[int, ...] | None
+    options: Options
+    draft: LanguageModel | None
+
+
+def _prepare(
+    prompt: str | Sequence[str], model: str | Path | LanguageModel, given: dict[str, Any]
+) -> _Task:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("prompt: an empty list; give at least one text")
+    loading = {name: value for name, value in given.items() if name in LOAD}
+    options = _options({name: value for name, value in given.items() if name not in LOAD})
+    seeds = _row_seeds(options.seed, len(prompts)) if options.strategy in _DRAWS else None
+    if not isinstance(model, LanguageModel):
+        model = load(model, **loading)
+    elif any(loading.values()):
+        name = next(name for name, value in loading.items() if value)
+        raise ValueError(f"{name}={loading[name]!r} is for loading; the model given is loaded")
+    draft = options.draft
+    if draft is not None and not isinstance(draft, LanguageModel):
+        draft = load(draft, **loading)
+    rows = [_encode(text, model) for text in prompts]
+    prefix = _plain(options.prefix, model, "prefix")
+    if len(prefix) > options.max_new_tokens:
         raise ValueError(
-            f"temperature must be above 0, got {temperature}; "
-            "for the most likely token each time use strategy='greedy'"
+            f"prefix: {len(prefix)} tokens are more than max_new_tokens={options.max_new_tokens}"
         )
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if beams is not None and beams < 1:
-        raise ValueError(f"beams must be 1 or more, got {beams}")
+    _check_speculation(model, draft, options.lookup)
+    return _Task(model, prompts, rows, prefix, seeds, options, draft)
 
 
-def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
+def _options(given: dict[str, Any]) -> Options:
+    known = {f.name: f.default for f in fields(Options)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{name}: no such option; there are {', '.join((*known, *LOAD))}")
+    options = Options(**given)
+    if options.strategy not in STRATEGIES:
+        names = ", ".join(STRATEGIES)
+        raise ValueError(f"strategy must be one of {names}, got {options.strategy!r}")
+    for name, owners in _OWNERS.items():
+        value = getattr(options, name)
+        if value is not None and options.strategy not in owners:
+            owned = " or ".join(repr(owner) for owner in owners)
+            raise ValueError(
+                f"{name}={value!r} is for strategy={owned}, not for {options.strategy!r}"
+            )
+    _check_numbers(options)
+    texts = {name: getattr(options, name) for name in ("stop", "bad_words")}
+    texts = {name: (x,) if isinstance(x, str) else tuple(x) for name, x in texts.items()}
+    for name, strings in texts.items():
+        if "" in strings:
+            raise ValueError(f"{name}: an empty string is in every text; leave it out")
+    for word in texts["bad_words"]:
+        if word in options.prefix:
+            raise ValueError(f"bad_words: {word!r} is in the prefix {options.prefix!r}")
+    return replace(options, **texts)
+
+
+# Option, lowest, highest, and whether it may be the lowest
+_RANGES = (
+    ("temperature", 0.0, math.inf, False),
+    ("top_p", 0.0, 1.0, False),
+    ("min_p", 0.0, 1.0, False),
+    ("typical_p", 0.0, 1.0, False),
+    ("alpha", 0.0, 1.0, True),
+    ("diversity", 0.0, math.inf, True),
+    ("repetition_penalty", 0.0, math.inf, False),
+    ("frequency_penalty", -math.inf, math.inf, False),
+    ("length_penalty", -math.inf, math.inf, False),
+)
+_COUNTS = ("max_new_tokens", "top_k", "beams", "n_best", "groups", "lookup", "no_repeat_ngram")
+
+
+def _check_numbers(options: Options) -> None:
+    if options.temperature == 0:
+        raise ValueError(
+            "temperature must be above 0, got 0; for the most likely token each time use "
+            "strategy='greedy'"
+        )
+    for name, low, high, closed in _RANGES:
+        value = getattr(options, name)
+        above = value is None or value > low or (closed and value == low)
+        if value is not None and not (above and value <= high and math.isfinite(value)):
+            least = f"{low:g} or more" if closed else f"above {low:g}"
+            most = "" if high == math.inf else f" and at most {high:g}"
+            bounds = "finite" if low == -math.inf else f"{least}{most}"
+            raise ValueError(f"{name} must be {bounds}, got {value}")
+    for name in _COUNTS:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not 0 <= options.min_new_tokens <= options.max_new_tokens:
+        raise ValueError(
+            f"min_new_tokens must be between 0 and max_new_tokens={options.max_new_tokens}, "
+            f"got {options.min_new_tokens}"
+        )
+    if options.early_stopping not in (None, True, False, "never"):
+        raise ValueError(
+            f"early_stopping must be True, False or 'never', got {options.early_stopping!r}"
+        )
+    beams, groups = _beams(options).count, _beams(options).groups
+    if beams % groups:
+        raise ValueError(f"groups: {beams} beams do not divide into {groups} groups")
+    if options.n_best is not None and options.n_best > beams:
+        raise ValueError(f"n_best must be at most beams={beams}, got {options.n_best}")
+    if options.lookup is not None and options.draft is not None:
+        raise ValueError(f"lookup={options.lookup} and draft are both guesses; give one")
+
+
+def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbits(31)
-    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + i for i in range(rows)]
+    seeds = tuple(seed) if isinstance(seed, Sequence) else tuple(int(seed) + i for i in range(rows))
     if len(seeds) != rows:
         raise ValueError(f"seed: {len(seeds)} seeds for {rows} prompts; give one each, or a number")
     if any(s < 0 for s in seeds):
@@ -200,21 +338,32 @@ def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     return seeds
 
 
-def _encode(prompt: str, language: LanguageModel) -> list[int]:
-    tokenizer = language.tokenizer
-    if language.by_character:
-        unknown = charlm.unknown_characters(tokenizer, prompt)
-        if unknown:
+def _check_speculation(
+    language: LanguageModel, draft: LanguageModel | None, lookup: int | None
+) -> None:
+    for name, asked, model in (
+        ("lookup", lookup, language),
+        ("draft", draft, language),
+        ("draft", draft, draft),
+    ):
+        if asked and model and not reading.takes_trees(model.model):
             raise ValueError(
-                f"prompt: {language.name} has never seen {', '.join(map(repr, unknown))}; "
-                "leave such characters out, or fine-tune it on text that has them"
+                f"{name}: {model.name} is no decoder with full attention; leave it out"
             )
-    tokens = tokenizer(prompt).input_ids
-    if not tokens and tokenizer.bos_token_id is not None:
-        tokens = [tokenizer.bos_token_id]
+    if draft and draft.tokenizer.get_vocab() != language.tokenizer.get_vocab():
+        raise ValueError(
+            f"draft: {draft.name} has other tokens than {language.name}; give a smaller model of "
+            "the same vocabulary"
+        )
+
+
+def _encode(prompt: str, language: LanguageModel) -> list[int]:
+    tokens = _plain(prompt, language, "prompt", special=True)
+    if not tokens and language.tokenizer.bos_token_id is not None:
+        tokens = [language.tokenizer.bos_token_id]
     if not tokens:
         raise ValueError("prompt is empty, and this model has no start token; give some text")
-    context = decoding.context_length(language.model)
+    context = reading.context_length(language.model)
     if len(tokens) > context:
         raise ValueError(
             f"prompt: {len(tokens)} tokens are more than the model's context of {context}; "
@@ -223,103 +372,126 @@ def _encode(prompt: str, language: LanguageModel) -> list[int]:
     return tokens
 
 
+def _plain(text: str, language: LanguageModel, name: str, special: bool = False) -> list[int]:
+    if language.by_character:
+        unknown = charlm.unknown_characters(language.tokenizer, text)
+        if unknown:
+            raise ValueError(
+                f"{name}: {language.name} has never seen {', '.join(map(repr, unknown))}; "
+                "leave such characters out, or fine-tune it on text that has them"
+            )
+    return list(language.tokenizer(text, add_special_tokens=special).input_ids)
+
+
 # ---------------------------------------------------------------------------------------------
-# Strategies
+# Writing
 
 
-# logits, uniforms -> tokens, and which of them no rounding could have changed
-Choose = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-Found = tuple[list[int], list[float], float]  # tokens, their log-probabilities, score
+def _progress(task: _Task, trace: list[list[decoding.Candidate]] | None = None) -> search.Progress:
+    """Read the prompts and start the strategy."""
+    options, rules = task.options, _rules(task)
+    contrastive = options.strategy == "contrastive"
+    reader = reading.read(task.language.stepper, task.rows, hidden=contrastive)
+    if contrastive:
+        alpha = 0.6 if options.alpha is None else options.alpha
+        return search.contrastive(reader, rules, options.top_k or 4, alpha)
+    if options.strategy in _BEAMS:
+        return search.beam(reader, rules, _beams(options), trace)
+    names = [f.name for f in fields(decoding.Filters)]
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    starts = tuple(len(lines[0]) for lines in reader.lines)
+    draw = search.Draw(rules, decoding.Filters(**asked), task.seeds, starts)
+    propose: search.Propose | None = search.lookup(options.lookup) if options.lookup else None
+    if task.draft:
+        propose = search.Draft(reading.Tree(task.draft.stepper, task.rows), draw, length=5)
+    return search.sample(reader, draw, propose)
 
 
-def _greedy(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return decoding.most_likely(logits)
-
-
-def _sampler(temperature: float | None, top_k: int | None, top_p: float | None) -> Choose:
-    return functools.partial(
-        decoding.sample, temperature=temperature or 1.0, top_k=top_k, top_p=top_p or 1.0
+def _rules(task: _Task) -> search.Rules:
+    options, settings = task.options, task.language.model.generation_config
+    ends = settings.eos_token_id
+    seq2seq = task.language.model.config.is_encoder_decoder
+    return search.Rules(
+        longest=options.max_new_tokens,
+        shortest=options.min_new_tokens,
+        ends=frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends),
+        stops=tuple(options.stop),
+        banned=tuple(options.bad_words),
+        prefix=tuple(task.prefix),
+        first=settings.forced_bos_token_id if seq2seq else None,
+        last=settings.forced_eos_token_id if seq2seq else None,
+        penalties=decoding.Penalties(
+            options.repetition_penalty, options.frequency_penalty, options.no_repeat_ngram
+        ),
+        decode=functools.partial(
+            task.language.tokenizer.decode, clean_up_tokenization_spaces=False
+        ),
     )
 
 
-def _decode(
-    model: PreTrainedModel, prompts: list[list[int]], seeds: list[int], length: int, choose: Choose
-) -> list[Found]:
-    """Continue rows one token at a time; a row leaves the batch when it ends."""
-    texts, ends = decoding.Texts(model, prompts), _end_tokens(model)
-    uniforms = decoding.noise(seeds, length).to(model.device)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    logs: list[list[float]] = [[] for _ in prompts]
-    alive = list(range(len(prompts)))
-    for step in range(length):
-        logits = texts.logits()
-        chosen, sure = choose(logits, uniforms[alive, step])
-        for i in (~sure).nonzero().flatten().tolist():  # so close that the batch could decide it
-            chosen[i], _ = choose(texts.logits_alone(i), uniforms[alive[i : i + 1], step])
-        each = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
-        for row, token, log in zip(alive, chosen.tolist(), each.tolist(), strict=True):
-            tokens[row].append(token)
-            logs[row].append(log)
-        texts.append(chosen.tolist())
-        staying = [i for i, row in enumerate(alive) if tokens[row][-1] not in ends]
-        if not staying:
-            break
-        if len(staying) < len(alive):
-            texts.select(staying)
-            alive = [alive[i] for i in staying]
-    return [(t, p, sum(p)) for t, p in zip(tokens, logs, strict=True)]
+def _beams(options: Options) -> search.Beams:
+    diverse = options.strategy == "diverse_beam"
+    return search.Beams(
+        count=4 if options.beams is None else options.beams,
+        groups=(2 if options.groups is None else options.groups) if diverse else 1,
+        diversity=(0.5 if options.diversity is None else options.diversity) if diverse else 0.0,
+        length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
+        early_stopping=options.early_stopping or False,
+    )
 
 
-def _beam(
-    model: PreTrainedModel, prompt: list[int], length: int, beams: int, penalty: float | None
-) -> Found:
-    """Keep the `beams` most likely texts; a text that ends is set aside with its score."""
-    power = 1.0 if penalty is None else penalty
-    texts, ends = decoding.Texts(model, [prompt]), _end_tokens(model)
-    totals, logs = torch.zeros(1), [[]]  # type: tuple[torch.Tensor, list[list[float]]]
-    finished: list[Found] = []
-    for step in range(1, length + 1):
-        each = texts.logits().log_softmax(-1).cpu()
-        best = (
-            (totals[:, None] + each)
-            .flatten()
-            .topk(min((1 + max(1, len(ends))) * beams, each.numel()))
+def _record(task: _Task, row: int, completions: list[search.Completion]) -> Generation:
+    first, *others = (
+        Generation(
+            task.prompts[row],
+            _finished_text(task, row, completion),
+            completion.tokens,
+            completion.logs,
+            completion.score,
+            completion.finish or "",
+            task.seeds[row] if task.seeds else None,
         )
-        kept: list[tuple[int, int, float]] = []  # beam, token, total
-        for rank, (total, place) in enumerate(zip(*map(torch.Tensor.tolist, best), strict=True)):
-            beam, token = divmod(place, each.shape[-1])
-            if token not in ends:
-                kept.append((beam, token, total))
-            elif rank < beams:
-                text = [*texts.rows[beam][len(prompt) :], token]
-                finished.append(
-                    (text, [*logs[beam], each[beam, token].item()], total / step**power)
-                )
-        kept = kept[:beams]
-        finished = sorted(finished, key=lambda f: -f[2])[:beams]
-        logs = [[*logs[beam], each[beam, token].item()] for beam, token, _ in kept]
-        texts.select([beam for beam, _, _ in kept])
-        texts.append([token for _, token, _ in kept])
-        totals = torch.tensor([total for _, _, total in kept])
-        if len(finished) == beams and finished[-1][2] >= totals[0].item() / step**power:
-            return finished[0]
-    running = [
-        (row[len(prompt) :], log, total / length**power)
-        for row, log, total in zip(texts.rows, logs, totals.tolist(), strict=True)
-    ]
-    return max(finished + running, key=lambda f: f[2])
+        for completion in completions[: task.options.n_best or 1]
+    )
+    return replace(first, alternatives=others)
 
 
-def _end_tokens(model: PreTrainedModel) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+def _text(task: _Task, row: int, tokens: list[int]) -> str:
+    decode = functools.partial(
+        task.language.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    if task.language.model.config.is_encoder_decoder:
+        return str(decode(tokens))
+    prompt = task.rows[row]
+    return str(decode(prompt + tokens)[len(decode(prompt)) :])  # some tokenizers join at the border
 
 
-def _record(
-    language: LanguageModel, prompt: str, row: list[int], found: Found, seed: int | None
-) -> Generation:
-    tokens, logs, score = found
-    decode = functools.partial(language.tokenizer.decode, skip_special_tokens=True)
-    completion = decode(row + tokens)[len(decode(row)) :]  # some tokenizers join at the border
-    finish = "eos" if tokens[-1] in _end_tokens(language.model) else "length"
-    return Generation(prompt, completion, tokens, logs, score, finish, seed)
+def _finished_text(task: _Task, row: int, completion: search.Completion) -> str:
+    text = _text(task, row, completion.tokens)
+    if completion.finish != "stop":
+        return text
+    places = [text.find(stop, len(task.options.prefix)) for stop in task.options.stop]
+    return text[: min((place for place in places if place >= 0), default=len(text))]
+
+
+def _pieces(task: _Task) -> Iterator[Piece]:
+    sent = [0] * len(task.prompts)
+    for row, completions in _progress(task):
+        best = completions[0]
+        if best.finish:
+            record = _record(task, row, completions)
+            yield Piece(row, record.completion[sent[row] :], record)
+        else:
+            text = _certain(_text(task, row, best.tokens[: best.settled]), task.options.stop)
+            if len(text) > sent[row]:
+                yield Piece(row, text[sent[row] :])
+                sent[row] = len(text)
+
+
+def _certain(text: str, stops: str | Sequence[str]) -> str:
+    """The part of a text that more tokens cannot change: no half character, no half stop."""
+    text = text.rstrip("\ufffd")
+    for length in range(max(map(len, stops), default=1) - 1, 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops) and len(text) >= length:
+            return text[:-length]
+    return text

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genkit import charlm, data, decoding, generation, hub, launch
+from genkit import charlm, data, generation, hub, launch, reading
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -173,7 +173,7 @@ def evaluate(run: Run, corpus: charlm.Corpus, context: int) -> dict[str, float]:
 
 def write_samples(run: Run, corpus: charlm.Corpus, language: generation.LanguageModel) -> None:
     """Continue the first characters of the validation text at several temperatures."""
-    start = corpus.val[: decoding.context_length(language.model)].tolist()
+    start = corpus.val[: reading.context_length(language.model)].tolist()
     prompt = corpus.tokenizer.decode(start, skip_special_tokens=True)[:16]
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:

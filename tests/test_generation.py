@@ -159,73 +159,6 @@ def test_a_text_ends_at_eos_and_leaves_the_batch(language):
         model.generation_config.eos_token_id = 0
 
 
-# ---- from logits to tokens
-
-
-def brute_force(logits, temperature, top_k, top_p):
-    weights = np.exp(np.array(logits) / temperature)
-    probabilities = weights / weights.sum()
-    order = np.argsort(-probabilities, kind="stable")
-    kept = set(order[:top_k] if top_k else order)
-    weights = np.array([w if i in kept else 0.0 for i, w in enumerate(weights)])
-    probabilities, total, nucleus = weights / weights.sum(), 0.0, set()
-    for i in order:
-        if total < top_p:
-            nucleus.add(i)
-        total += probabilities[i]
-    weights = np.array([w if i in nucleus else 0.0 for i, w in enumerate(weights)])
-    return weights / weights.sum()
-
-
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-@pytest.mark.parametrize("top_k", [None, 1, 4, 100])
-@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
-def test_sampling_follows_the_filtered_distribution(temperature, top_k, top_p):
-    """Exact probabilities against brute force, and a chi-square test of the drawn tokens."""
-    logits = torch.randn(12, generator=torch.Generator().manual_seed(5)) * 2
-    exact = brute_force(logits.tolist(), temperature, top_k, top_p)
-    found = decoding.filtered(logits[None], temperature, top_k, top_p)
-    assert np.allclose(found[0].numpy(), exact, atol=1e-6)
-    count = 20_000
-    uniforms = decoding.noise([11], count)[0]
-    drawn = decoding.draw(found.expand(count, -1), uniforms)
-    observed = np.bincount(drawn.numpy(), minlength=12)
-    assert observed[exact == 0].sum() == 0
-    expected = exact[exact > 0] * count
-    statistic = ((observed[exact > 0] - expected) ** 2 / expected).sum()
-    freedom = len(expected) - 1
-    assert statistic <= freedom + 5 * (2 * freedom) ** 0.5 + 5
-
-
-@pytest.mark.parametrize(
-    "filters",
-    [{}, {"temperature": 0.2}, {"top_k": 3}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.9}],
-)
-def test_a_sure_draw_survives_rounding(filters):
-    """Noise of the size of another batch's rounding changes no draw that is called sure."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(20_000, 12, generator=generator) * 3
-    uniforms = torch.rand(20_000, generator=generator, dtype=torch.float64)
-    tokens, sure = decoding.sample(logits, uniforms, **filters)
-    noisy = logits + 2e-5 * torch.randn(logits.shape, generator=generator)
-    others, _ = decoding.sample(noisy, uniforms, **filters)
-    assert (tokens == others)[sure].all()
-    assert 0.9 < sure.double().mean() < 1
-
-
-def test_drawing_at_the_edges_never_gives_an_impossible_token():
-    probabilities = torch.tensor([[0.0, 0.3, 0.7, 0.0]], dtype=torch.float64)
-    for uniform, token in ((0.0, 1), (0.2999, 1), (0.3001, 2), (1 - 2**-53, 2)):
-        assert decoding.draw(probabilities, torch.tensor([uniform])).item() == token
-
-
-def test_noise_depends_on_seed_and_step_alone():
-    long = decoding.noise([3, 4, 2**40], 50)
-    assert torch.equal(decoding.noise([4], 20)[0], long[1, :20])
-    assert long.min() >= 0 and long.max() < 1
-    assert len(long.unique()) == long.numel()
-
-
 # ---- bad input
 
 
@@ -235,14 +168,39 @@ def test_noise_depends_on_seed_and_step_alone():
         ({"temperature": 0}, "temperature must be above 0, got 0; .*greedy"),
         ({"temperature": -1.0}, "temperature must be above 0, got -1.0"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": 0}, "top_k must be 1 or more, got 0"),
         ({"strategy": "beam", "beams": 0}, "beams must be 1 or more, got 0"),
         ({"strategy": "greedy", "temperature": 0.5}, "temperature=0.5 is for strategy='sample'"),
         ({"strategy": "beam", "top_p": 0.5}, "top_p=0.5 is for strategy='sample'"),
         ({"strategy": "stochastic", "top_k": 5}, "top_k=5 is for strategy='sample'"),
-        ({"beams": 3}, "beams=3 is for strategy='beam'"),
+        ({"beams": 3}, "beams=3 is for strategy='beam' or 'diverse_beam', not for 'sample'"),
+        ({"strategy": "greedy", "seed": 1}, "seed=1 is for strategy='sample' or 'stochastic'"),
+        ({"strategy": "beam", "lookup": 3}, "lookup=3 is for"),
+        ({"strategy": "beam", "groups": 2}, "groups=2 is for strategy='diverse_beam'"),
+        ({"strategy": "diverse_beam", "beams": 3}, "3 beams do not divide into 2 groups"),
+        ({"strategy": "beam", "n_best": 5}, "n_best must be at most beams=4, got 5"),
+        ({"strategy": "beam", "early_stopping": "soon"}, "early_stopping must be True"),
+        ({"strategy": "contrastive", "alpha": 1.5}, "alpha must be 0 or more and at most 1"),
+        ({"min_p": 0}, "min_p must be above 0 and at most 1, got 0"),
+        ({"typical_p": 2}, "typical_p must be above 0 and at most 1, got 2"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0, got 0.0"),
+        ({"frequency_penalty": float("inf")}, "frequency_penalty must be finite, got inf"),
+        ({"no_repeat_ngram": 0}, "no_repeat_ngram must be 1 or more"),
+        ({"min_new_tokens": 300}, "min_new_tokens must be between 0 and max_new_tokens=200"),
+        ({"stop": ""}, "stop: an empty string"),
+        ({"bad_words": ["a", ""]}, "bad_words: an empty string"),
+        ({"bad_words": ["b"], "prefix": "abc"}, "bad_words: 'b' is in the prefix"),
+        ({"prefix": "abc", "max_new_tokens": 2}, "prefix: 3 tokens are more than max_new_tokens=2"),
+        ({"prefix": "\u20ac"}, "prefix: .* never seen '\u20ac'"),
+        ({"lookup": 3, "draft": "x"}, "lookup=3 and draft are both guesses"),
+        ({"temprature": 1.0}, "temprature: no such option; there are strategy, "),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16' is for loading"),
+        ({"model": "x", "dtype": "int4"}, "dtype must be one of"),
+        ({"model": "x", "quantize": "int4"}, "quantize must be 'int8', got 'int4'"),
+        ({"model": "x", "quantize": "int8", "dtype": "bfloat16"}, "both precisions"),
+        ({"model": "x", "dtype": "float16"}, "dtype='float16' is for a GPU"),
         ({"strategy": "best"}, "strategy must be one of"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),

@@ -1,0 +1,148 @@
+"""A language model with its tokenizer, loaded once and ready to write."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from genkit import charlm, launch
+from genkit.packing import pack
+from genkit.reading import takes_trees
+from genkit.stepping import Stepper
+
+DEFAULT, REVISION = "gpt2", "6c0e608"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A causal or sequence-to-sequence model with its tokenizer, loaded once and used often."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
+    compiled: bool | None = None  # see `load`
+    _stepper: tuple[int, Stepper] | None = field(default=None, init=False, repr=False)
+
+    @functools.cached_property
+    def by_character(self) -> bool:
+        """Whether a token is a character, so that others mean nothing to the model."""
+        return charlm.is_character_tokenizer(self.tokenizer)
+
+    @property
+    def stepper(self) -> Stepper:
+        """What runs the model: made at the first use, and again when weights have changed."""
+        version = sum(parameter._version for parameter in self.model.parameters())
+        if self._stepper is None or self._stepper[0] != version:
+            self._stepper = version, self._make_stepper()
+        return self._stepper[1]
+
+    def _make_stepper(self) -> Stepper:
+        if self.model.device.type != "cpu":
+            return Stepper(self.model, False)
+        plain = self.compiled is False and self.precision == "float32"
+        model = self.model if plain else pack(self.model, self.precision)
+        can = launch.can_compile() and takes_trees(model)
+        return Stepper(model, self.compiled if can else False)
+
+
+def load(
+    model: str | Path = DEFAULT,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    compile: bool | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a causal or sequence-to-sequence language model and its tokenizer; once, then reused.
+
+    Args:
+        model: a folder, or the id of a model on the Hub; GPT-2 unless told.
+        revision: a branch, tag or commit on the Hub.
+        dtype: "float32" unless told, "bfloat16", or on a GPU "float16". On a CPU it is the
+            precision of matrix products; everything between them stays in float32.
+        quantize: "int8" for matrix products of 8-bit weights and inputs, on a CPU.
+        compile: True compiles a decoder's step before the first token (20 to 40 s, once a shape of
+            model: it is kept in the cache); None uses a compiled step that is there, and compiles
+            one when the process has spent as long on steps without; False is plain eager.
+        trust_remote_code: run code that the model brings along.
+
+    Raises:
+        ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
+    """
+    _check_options(dtype, quantize, compile)
+    name, folder = str(model), Path(model)
+    if name == DEFAULT and revision is None:
+        revision = REVISION
+    _check_shards(folder)
+    stamp = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
+    language = _load(name, stamp, revision, dtype, quantize, compile, trust_remote_code)
+    if compile and not takes_trees(language.model):
+        raise ValueError(f"compile=True is for decoders with full attention, which {name!r} is not")
+    return language
+
+
+def _check_options(dtype: str | None, quantize: str | None, compile: bool | None) -> None:
+    cuda = torch.cuda.is_available()
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype == "float16" and not cuda:
+        raise ValueError("dtype='float16' is for a GPU; on a CPU use 'bfloat16'")
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize must be 'int8', got {quantize!r}")
+    if quantize and dtype:
+        raise ValueError(f"quantize={quantize!r} and dtype={dtype!r} are both precisions; give one")
+    if quantize and cuda:
+        raise ValueError("quantize='int8' is for a CPU; on a GPU use dtype='bfloat16'")
+    if compile and (cuda or not launch.can_compile()):
+        raise ValueError("compile=True is for a CPU with a C++ compiler; leave it out")
+
+
+@functools.lru_cache(maxsize=4)
+def _load(
+    name: str,
+    stamp: int,
+    revision: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    compile: bool | None,
+    trust_remote_code: bool,
+) -> LanguageModel:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kept = getattr(torch, dtype or "float32") if device == "cuda" else torch.float32
+    options = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(name, use_safetensors=True, dtype=kept, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model: cannot load {name!r}, neither from a folder nor from the Hub or its cache: "
+            f"{error} Train one with `accelerate launch recipes/train_charlm.py --output_dir "
+            "NAME`, or give the folder or the Hub id of a language model in safetensors"
+        ) from error
+    precision = quantize or dtype or "float32"
+    return LanguageModel(model.to(device).eval(), tokenizer, name, precision, compile)
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse a shard index that points outside its folder: transformers joins it unchecked."""
+    for index in folder.glob("*.index.json"):
+        for shard in json.loads(index.read_text())["weight_map"].values():
+            if Path(shard).name != shard:
+                raise ValueError(f"model: {index} names a shard outside its folder: {shard!r}")

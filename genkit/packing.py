@@ -1,0 +1,110 @@
+"""Matrix products from weights that are packed once for this CPU: float32, bfloat16 or int8.
+
+Everything between the products stays in float32. Packed weights are held outside of the module
+tree, behind a number, so that a compiled step works for any weights of the same shape.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+WORTHWHILE = 1 << 18  # weights of a matrix: smaller ones stay in the core's own cache as they are
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+_products: dict[int, Product] = {}
+_numbers = itertools.count()
+
+_library = torch.library.Library("genkit", "DEF")
+_library.define("product(Tensor x, Tensor number, SymInt width) -> Tensor")
+
+
+def _product(x: torch.Tensor, number: torch.Tensor, width: int) -> torch.Tensor:
+    return _products[int(number)](x)
+
+
+def _product_shape(x: torch.Tensor, number: torch.Tensor, width: int) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], width)
+
+
+_library.impl("product", _product, "CPU")
+_library.impl("product", _product_shape, "Meta")
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight only its product knows.
+
+    Args:
+        weight: (outputs, inputs), float32.
+        bias: (outputs,), or None.
+        precision: "float32", "bfloat16" or "int8". For int8 the weight has one scale an output and
+            the input one scale a row, so that a row's result does not depend on other rows.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> None:
+        super().__init__()
+        number = next(_numbers)
+        _products[number] = {"float32": _float32, "bfloat16": _bfloat16, "int8": _int8}[precision](
+            weight
+        )
+        weakref.finalize(self, _products.pop, number)
+        self.number = nn.Buffer(torch.tensor(number))
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+        self.width, self.precision = weight.shape[0], precision
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, inputs) to (…, outputs), float32 both."""
+        if self.precision == "int8":
+            largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+            y = torch.ops.genkit.product(x / largest, self.number, self.width) * largest
+        elif self.precision == "bfloat16":
+            y = torch.ops.genkit.product(x.bfloat16(), self.number, self.width).float()
+        else:
+            y = torch.ops.genkit.product(x, self.number, self.width)
+        return y if self.bias is None else y + self.bias
+
+
+def _float32(weight: torch.Tensor) -> Product:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def _bfloat16(weight: torch.Tensor) -> Product:
+    return _float32(weight.bfloat16())
+
+
+def _int8(weight: torch.Tensor) -> Product:
+    scales = weight.abs().amax(1).clamp(min=1e-30) / 127
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    levels = (weight / scales[:, None]).round().to(torch.int8)
+    quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
+    packed = torch.ops.quantized.linear_prepack(quantized, None)
+    linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return lambda x: linear(x, 1 / 127, 128, packed)  # x is in [-1, 1]
+
+
+def pack(model: PreTrainedModel, precision: str) -> PreTrainedModel:
+    """Copy a float32 model with its large matrices packed; everything else is shared, not copied.
+
+    Args:
+        precision: of the matrix products. Below float32 every matrix is packed, however small.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    packed = copy.deepcopy(model, shared)
+    for name, layer in list(packed.named_modules()):
+        if isinstance(layer, nn.Linear | Conv1D):
+            weight = layer.weight.detach()
+            if precision != "float32" or weight.numel() >= WORTHWHILE:
+                parent, _, leaf = name.rpartition(".")
+                matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+                bias = None if layer.bias is None else layer.bias.detach()
+                setattr(packed.get_submodule(parent), leaf, PackedLinear(matrix, bias, precision))
+    return packed

@@ -1,0 +1,583 @@
+"""The strategies: how a reader's texts grow, one generator for each.
+
+Every generator yields (text, completions) whenever a text has become longer: its completions, best
+first, of which the tokens so far that can no longer change are `settled`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from genkit import decoding
+from genkit.reading import Rows, Tree
+
+Reader = Tree | Rows
+Propose = Callable[[list[int], list[list[int]]], list[list[int]]]  # texts, lines -> continuations
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a completion must be, whatever the strategy."""
+
+    longest: int
+    shortest: int = 0
+    ends: frozenset[int] = frozenset()  # tokens that end a text
+    stops: tuple[str, ...] = ()  # so do these strings
+    banned: tuple[str, ...] = ()  # no completion contains these
+    prefix: tuple[int, ...] = ()  # the first tokens
+    first: int | None = None  # a token that some encoder-decoders must begin with
+    last: int | None = None  # and end with
+    penalties: decoding.Penalties = field(default_factory=decoding.Penalties)
+    decode: Callable[[list[int]], str] = field(default=str, compare=False)
+
+    def forced(self, step: int) -> int | None:
+        """The token that must come at this step, if one must."""
+        if step == 0 and self.first is not None:
+            return self.first
+        place = step - (self.first is not None)
+        if 0 <= place < len(self.prefix):
+            return self.prefix[place]
+        return self.last if step == self.longest - 1 else None
+
+    def breaks(self, tokens: list[int]) -> bool:
+        """Whether the last token has made the text contain a banned string."""
+        return bool(self.banned) and any(text in self._tail(tokens) for text in self.banned)
+
+    def finish(self, tokens: list[int]) -> str | None:
+        """Why a completion ends here: "eos", "stop" or "length"; None if it goes on."""
+        if tokens[-1] in self.ends and len(tokens) > len(self.prefix):
+            return "eos"
+        late = len(tokens) >= max(self.shortest, len(self.prefix) + 1)
+        if (
+            self.stops
+            and late
+            and any(s in self._tail(tokens[len(self.prefix) :]) for s in self.stops)
+        ):
+            return "stop"
+        return "length" if len(tokens) == self.longest else None
+
+    def _tail(self, tokens: list[int]) -> str:
+        """Text enough to find any of the strings that the last token may have completed."""
+        bytes_ = max(len(text.encode()) for text in (*self.stops, *self.banned))
+        return self.decode(tokens[-bytes_ - 4 :])  # a token is a byte or more; 4 for a character
+
+    def scores(
+        self, scores: torch.Tensor, lines: Sequence[list[int]], starts: Sequence[int]
+    ) -> torch.Tensor:
+        """Apply penalties and the shortest length to (rows, vocabulary)."""
+        scores = decoding.penalized(scores, lines, starts, self.penalties)
+        early = [
+            len(line) - start < self.shortest for line, start in zip(lines, starts, strict=True)
+        ]
+        if self.ends and any(early):
+            scores = scores.clone()
+            rows = torch.tensor(early, device=scores.device).nonzero()
+            scores[rows, torch.tensor(sorted(self.ends), device=scores.device)] = -torch.inf
+        return scores
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text's continuation, finished or not."""
+
+    tokens: list[int]
+    logs: list[float]  # log-probability of each, under the model itself
+    score: float
+    finish: str | None = None
+    settled: int = 0  # how many tokens can no longer change
+
+
+Progress = Iterator[tuple[int, list[Completion]]]
+
+
+# ---------------------------------------------------------------------------------------------
+# One token after the other: greedy, and sampling of every kind
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a token is picked: from which filtered distribution, with whose noise."""
+
+    rules: Rules
+    filters: decoding.Filters
+    seeds: tuple[int, ...] | None  # one a text; None takes the most likely
+    starts: tuple[int, ...]  # where each text's completion begins in its line
+
+    def __call__(
+        self, reader: Reader, texts: Sequence[int], places: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[float]]:
+        """Pick a token after each of some branches of a reader.
+
+        Args:
+            texts: which text each is, for its seed and start.
+            places: where the reader has it, (text, branch) each.
+
+        Returns:
+            The tokens, and their log-probabilities under the model itself.
+        """
+        lines = [reader.lines[text][branch] for text, branch in places]
+        starts = [self.starts[text] for text in texts]
+        at = tuple(torch.tensor(index) for index in zip(*places, strict=True))
+        logits = reader.logits[at]  # (branches, vocabulary)
+        noise = self._noise(texts, lines, starts, logits)
+        scores = self.rules.scores(logits, lines, starts)
+        drawn, sure = decoding.choose(scores, self.filters, noise)
+        tokens = drawn.tolist()
+        for i, is_sure in enumerate(sure.tolist()):
+            done = lines[i][starts[i] :]
+            forced = self.rules.forced(len(done))
+            if forced is not None:
+                tokens[i] = forced
+            elif not is_sure or self.rules.breaks([*done, tokens[i]]):
+                own = None if noise is None else noise[i : i + 1]
+                tokens[i] = self._alone(reader, places[i], lines[i], starts[i], own)
+        picked = logits[list(range(len(tokens))), tokens] - logits.logsumexp(-1)
+        return tokens, picked.tolist()
+
+    def _noise(
+        self,
+        texts: Sequence[int],
+        lines: Sequence[list[int]],
+        starts: Sequence[int],
+        logits: torch.Tensor,
+    ) -> torch.Tensor | None:
+        if self.seeds is None:
+            return None
+        seeds = [self.seeds[text] for text in texts]
+        steps = [len(line) - start for line, start in zip(lines, starts, strict=True)]
+        return decoding.gumbel_noise(seeds, steps, logits.shape[-1]).to(logits.device)
+
+    def _alone(
+        self,
+        reader: Reader,
+        place: tuple[int, int],
+        line: list[int],
+        start: int,
+        noise: torch.Tensor | None,
+    ) -> int:
+        """Pick where the batch could decide, or where the pick would break a rule."""
+        scores = self.rules.scores(reader.alone(*place)[None], [line], [start]).clone()
+        while True:
+            token = int(decoding.choose(scores, self.filters, noise)[0])
+            if not self.rules.breaks([*line[start:], token]):
+                return token
+            scores[0, token] = -torch.inf
+
+
+def sample(reader: Reader, draw: Draw, propose: Propose | None = None) -> Progress:
+    """Pick one token after the other; a text leaves the batch when it ends.
+
+    Args:
+        propose: guesses how texts go on; the guesses that turn out to be what is picked anyway
+            are read in one step (Leviathan et al. 2023), so that the text is the same.
+    """
+    completions = [Completion([], [], 0.0) for _ in reader.lines]
+    alive = list(range(len(completions)))
+    while alive:
+        tokens, logs = draw(reader, alive, [(i, 0) for i in range(len(alive))])
+        for text, token, log in zip(alive, tokens, logs, strict=True):
+            completions[text] = _longer(completions[text], token, log, draw.rules)
+            yield text, [completions[text]]
+        staying = [i for i, text in enumerate(alive) if not completions[text].finish]
+        if len(staying) < len(alive):
+            alive, tokens = [alive[i] for i in staying], [tokens[i] for i in staying]
+            if not alive:
+                return
+            reader.keep(staying)
+        guesses: list[list[int]] = []
+        if propose and isinstance(reader, Tree):
+            guesses = _guesses(reader, tokens, alive, propose)
+        if not guesses:
+            reader.step([[token] for token in tokens])
+        elif isinstance(reader, Tree):
+            for text in _verified(reader, draw, alive, tokens, guesses, completions):
+                yield text, [completions[text]]
+            staying = [i for i, text in enumerate(alive) if not completions[text].finish]
+            if len(staying) < len(alive):
+                alive = [alive[i] for i in staying]
+                if alive:
+                    reader.keep(staying)
+
+
+def _longer(completion: Completion, token: int, log: float, rules: Rules) -> Completion:
+    completion.tokens.append(token)
+    completion.logs.append(log)
+    return Completion(
+        completion.tokens,
+        completion.logs,
+        completion.score + log,
+        rules.finish(completion.tokens),
+        len(completion.tokens),
+    )
+
+
+def _guesses(
+    reader: Tree, tokens: list[int], alive: list[int], propose: Propose
+) -> list[list[int]]:
+    """Guess how every text goes on after its token: as many each as fit, or none."""
+    lines = [[*line, token] for (line,), token in zip(reader.lines, tokens, strict=True)]
+    guesses = propose(alive, lines)
+    width = min(max(map(len, guesses), default=0), reader.room - 1)
+    if width < 1:
+        return []
+    return [(guess + [0] * width)[:width] for guess in guesses]
+
+
+def _verified(
+    reader: Tree,
+    draw: Draw,
+    alive: list[int],
+    tokens: list[int],
+    guesses: list[list[int]],
+    completions: list[Completion],
+) -> Iterator[int]:
+    """Read tokens and guesses in one step, accept what is picked anyway, yield what grew."""
+    reader.step([[t, *guess] for t, guess in zip(tokens, guesses, strict=True)], chain=True)
+    accepted, going = [0] * len(alive), list(range(len(alive)))
+    for step in range(len(guesses[0])):
+        picked, logs = draw(reader, [alive[i] for i in going], [(i, step) for i in going])
+        right = []
+        for i, token, log in zip(going, picked, logs, strict=True):
+            if token == guesses[i][step]:
+                text, accepted[i] = alive[i], step + 1
+                completions[text] = _longer(completions[text], token, log, draw.rules)
+                yield text
+                if not completions[text].finish:
+                    right.append(i)
+        going = right
+        if not going:
+            break
+    reader.branch([[count] for count in accepted])
+
+
+def lookup(length: int) -> Propose:
+    """Guess that the last tokens go on as they did before (prompt lookup, Saxena 2023)."""
+
+    def propose(texts: list[int], lines: list[list[int]]) -> list[list[int]]:
+        return [_continuation(line, length) for line in lines]
+
+    return propose
+
+
+def _continuation(line: list[int], length: int) -> list[int]:
+    for size in (3, 2, 1):
+        tail = line[-size:]
+        for i in range(len(line) - size - 1, -1, -1):
+            if line[i : i + size] == tail:
+                return line[i + size : i + size + length]
+    return []
+
+
+class Draft:
+    """Guesses by a smaller model of the same vocabulary, with the noise of the larger one.
+
+    Args:
+        reader: the smaller model, having read the same prompts.
+        draw: how the larger model's tokens are picked.
+        length: tokens to guess at a time.
+    """
+
+    def __init__(self, reader: Tree, draw: Draw, length: int) -> None:
+        self.reader, self.draw, self.length = reader, draw, length
+        self.texts = list(range(len(reader.lines)))
+
+    def __call__(self, texts: list[int], lines: list[list[int]]) -> list[list[int]]:
+        """Continue lines of the given texts."""
+        if texts != self.texts:
+            self.reader.keep([self.texts.index(text) for text in texts])
+            self.texts = list(texts)
+        news = [line[len(own) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
+        width = max(map(len, news))
+        if self.reader.room < width + self.length:
+            return [[] for _ in texts]
+        self.reader.step([(new + [0] * width)[:width] for new in news], chain=True)
+        self.reader.branch([[len(new) - 1] for new in news])
+        mark = self.reader.mark(self.length)
+        for _ in range(self.length):
+            places = [(i, 0) for i in range(len(texts))]
+            tokens, _ = self.draw(self.reader, texts, places)
+            self.reader.step([[token] for token in tokens])
+        guesses = [own[len(line) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
+        self.reader.back_to(mark)
+        return guesses
+
+
+# ---------------------------------------------------------------------------------------------
+# Several texts kept at once
+
+
+@dataclass(frozen=True)
+class Beams:
+    """How a beam is searched.
+
+    Args:
+        count: texts kept at once.
+        groups: that the texts are divided into; each is pushed away from those before it
+            (Vijayakumar et al. 2018).
+        diversity: log-probability that a token costs for every earlier group that has just taken
+            it; it decides between candidates and is no part of a score.
+        length_penalty: a score is the log-probability divided by the length to this power.
+        early_stopping: True stops when `count` texts have ended; False when none that goes on is
+            better than they are now; "never" when none can become better.
+    """
+
+    count: int = 4
+    groups: int = 1
+    diversity: float = 0.0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A text that a beam may keep: a branch of the reader and one more token."""
+
+    parent: int
+    token: int
+    log: float
+    total: float  # log-probability of the completion
+
+
+def beam(
+    reader: Reader,
+    rules: Rules,
+    search: Beams,
+    trace: list[list[decoding.Candidate]] | None = None,
+) -> Progress:
+    """Keep the most likely texts, set those that end aside, and rank them by score.
+
+    Args:
+        trace: gets a list of candidates a step, best first, of the only text.
+    """
+    texts, size = len(reader.lines), search.count // search.groups
+    starts = [len(lines[0]) for lines in reader.lines]
+    reader.branch([[0] * search.count for _ in range(texts)])
+    first = torch.tensor(([0.0] + [-torch.inf] * (size - 1)) * search.groups)
+    totals = first.to(reader.logits.device).repeat(texts, 1)  # (texts, beams)
+    logs: list[list[list[float]]] = [[[] for _ in range(search.count)] for _ in range(texts)]
+    ended: list[list[Completion]] = [[] for _ in range(texts)]
+    alive = list(range(texts))
+    for length in range(1, rules.longest + 1):
+        each = reader.logits.log_softmax(-1)  # (texts, beams, vocabulary)
+        lines = [line for own in reader.lines for line in own]
+        of_lines = [starts[text] for text in alive for _ in range(search.count)]
+        scores = rules.scores(each.flatten(0, 1), lines, of_lines).view_as(each)
+        kept: list[list[_Branch]] = []
+        for i, text in enumerate(alive):
+            done = [line[starts[text] :] for line in reader.lines[i]]
+            branches, ends = _grown(each[i], scores[i], totals[i], done, rules, search, trace)
+            ended[text] += [_ended(b, done, logs[text], length, rules, search) for b in ends]
+            ended[text] = sorted(ended[text], key=lambda c: -c.score)[: search.count]
+            logs[text] = [[*logs[text][b.parent], b.log] for b in branches]
+            kept.append(branches)
+        reader.branch([[b.parent for b in branches] for branches in kept])
+        staying = []
+        for i, text in enumerate(alive):
+            running = _running(
+                reader.lines[i], starts[text], kept[i], logs[text], length, rules, search
+            )
+            over = length == rules.longest or _is_over(ended[text], running, length, rules, search)
+            yield text, _ranked(ended[text], running, over, length == rules.longest, search)
+            staying += [] if over else [i]
+        if not staying:
+            return
+        if len(staying) < len(alive):
+            alive, kept = [alive[i] for i in staying], [kept[i] for i in staying]
+            reader.keep(staying)
+        reader.step([[b.token for b in branches] for branches in kept])
+        totals = torch.tensor([[b.total for b in branches] for branches in kept])
+        totals = totals.to(reader.logits.device)
+
+
+def _grown(
+    each: torch.Tensor,
+    scores: torch.Tensor,
+    totals: torch.Tensor,
+    done: list[list[int]],
+    rules: Rules,
+    search: Beams,
+    trace: list[list[decoding.Candidate]] | None,
+) -> tuple[list[_Branch], list[_Branch]]:
+    """Extend one text's branches by the best tokens: those to keep, and those that end."""
+    size = search.count // search.groups
+    forced = rules.forced(len(done[0]))
+    if forced is not None:
+        only = torch.full_like(scores, -torch.inf)
+        only[:, forced] = each[:, forced]
+        scores = only
+    kept: list[_Branch] = []
+    ends: list[_Branch] = []
+    for group in range(search.groups):
+        own = slice(group * size, (group + 1) * size)
+        ranking = totals[own, None] + scores[own]
+        for token, times in Counter(b.token for b in kept).items() if search.diversity else ():
+            ranking[:, token] -= search.diversity * times
+        room = ranking.numel()
+        wanted = min(max(2, 1 + len(rules.ends)) * size, room)
+        while True:
+            found = _candidates(
+                ranking, each[own], totals[own, None] + scores[own], wanted, own.start
+            )
+            allowed = [b for b in found if not rules.breaks([*done[b.parent], b.token])]
+            goes_on = [b for b in allowed if not _ends(b, done, rules)]
+            if len(goes_on) >= size or wanted == room:
+                break
+            wanted = min(4 * wanted, room)
+        ends += [b for b in allowed[:size] if _ends(b, done, rules)]
+        kept += goes_on[:size]
+        if trace is not None:
+            trace.append([_candidate(b, goes_on[:size], ends) for b in allowed])
+    return kept, ends
+
+
+def _candidates(
+    ranking: torch.Tensor, each: torch.Tensor, totals: torch.Tensor, count: int, first: int
+) -> list[_Branch]:
+    """The best pairs of branch and token by rank, best first."""
+    places = ranking.flatten().topk(count).indices
+    parents, tokens = places // ranking.shape[1], places % ranking.shape[1]
+    logs = each[parents, tokens]
+    return [
+        _Branch(first + parent, token, log, total)
+        for parent, token, log, total in zip(
+            parents.tolist(),
+            tokens.tolist(),
+            logs.tolist(),
+            totals[parents, tokens].tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _ends(branch: _Branch, done: list[list[int]], rules: Rules) -> bool:
+    if branch.total == -torch.inf:  # it may not come here
+        return False
+    return rules.finish([*done[branch.parent], branch.token]) in ("eos", "stop")
+
+
+def _candidate(branch: _Branch, kept: list[_Branch], ended: list[_Branch]) -> decoding.Candidate:
+    fate = "kept" if branch in kept else "finished" if branch in ended else "dropped"
+    return decoding.Candidate(branch.parent, branch.token, branch.log, branch.total, fate)
+
+
+def _ended(
+    branch: _Branch,
+    done: list[list[int]],
+    logs: list[list[float]],
+    length: int,
+    rules: Rules,
+    search: Beams,
+) -> Completion:
+    tokens = [*done[branch.parent], branch.token]
+    score = branch.total / length**search.length_penalty
+    return Completion(tokens, [*logs[branch.parent], branch.log], score, rules.finish(tokens))
+
+
+def _running(
+    lines: list[list[int]],
+    start: int,
+    branches: list[_Branch],
+    logs: list[list[float]],
+    length: int,
+    rules: Rules,
+    search: Beams,
+) -> list[Completion]:
+    """What the kept branches are so far; the lines do not have their last token yet."""
+    found = []
+    for line, branch, own in zip(lines, branches, logs, strict=True):
+        tokens = [*line[start:], branch.token]
+        score = branch.total / length**search.length_penalty
+        found.append(Completion(tokens, own, score, "length" if length == rules.longest else None))
+    return found
+
+
+def _is_over(
+    ended: list[Completion], running: list[Completion], length: int, rules: Rules, search: Beams
+) -> bool:
+    """Whether the texts that have ended cannot, or need not, be beaten."""
+    if len(ended) < search.count:
+        return False
+    if search.early_stopping is True:
+        return True
+    total = max(c.score for c in running) * length**search.length_penalty
+    longest = search.early_stopping == "never" and search.length_penalty > 0
+    reachable = total / (rules.longest if longest else length) ** search.length_penalty
+    return reachable <= ended[-1].score
+
+
+def _ranked(
+    ended: list[Completion], running: list[Completion], over: bool, longest: bool, search: Beams
+) -> list[Completion]:
+    """Order completions and tell how much of the best can no longer change."""
+    if over:
+        pool = sorted([*ended, *running] if longest else ended, key=lambda c: -c.score)
+        return [replace(c, settled=len(c.tokens)) for c in pool[: search.count]]
+    together = [c.tokens for c in (*ended, *running)]
+    shared = 0
+    while all(len(t) > shared for t in together) and len({t[shared] for t in together}) == 1:
+        shared += 1
+    return [replace(max(running, key=lambda c: c.score), settled=shared)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Contrastive search
+
+
+def contrastive(reader: Reader, rules: Rules, top_k: int, alpha: float) -> Progress:
+    """Take likely tokens whose state is unlike all states before (Su et al. 2022, eq. 5).
+
+    Args:
+        reader: with hidden states.
+        top_k: how many candidates a step.
+        alpha: weight of unlikeness, in [0, 1].
+    """
+    starts = [len(lines[0]) for lines in reader.lines]
+    completions = [Completion([], [], 0.0) for _ in starts]
+    pasts = [torch.nn.functional.normalize(states, dim=-1) for states in reader.hidden]
+    alive = list(range(len(starts)))
+    while alive:
+        lines, own = [lines[0] for lines in reader.lines], [starts[text] for text in alive]
+        logits = reader.logits[:, 0]
+        probabilities = rules.scores(logits, lines, own).softmax(-1)
+        candidates = [
+            _allowed(probabilities[i], line[start:], rules, top_k)
+            for i, (line, start) in enumerate(zip(lines, own, strict=True))
+        ]
+        width = max(map(len, candidates))
+        tokens = [(c + c[-1:] * width)[:width] for c in candidates]
+        reader.branch([[0] * width for _ in alive])
+        reader.step(tokens)
+        best = []
+        for i, text in enumerate(alive):
+            states = torch.nn.functional.normalize(reader.hidden[i], dim=-1)  # (width, size)
+            likeness = (states @ pasts[text].T).amax(-1)
+            scores = (1 - alpha) * probabilities[i, tokens[i]] - alpha * likeness
+            best.append(int(scores.argmax()))
+            pasts[text] = torch.cat([pasts[text], states[best[i] : best[i] + 1]])
+            token = tokens[i][best[i]]
+            log = float(logits[i, token] - logits[i].logsumexp(-1))
+            completions[text] = _longer(completions[text], token, log, rules)
+            yield text, [completions[text]]
+        reader.branch([[b] for b in best])
+        staying = [i for i, text in enumerate(alive) if not completions[text].finish]
+        if staying and len(staying) < len(alive):
+            reader.keep(staying)
+        alive = [alive[i] for i in staying]
+
+
+def _allowed(probabilities: torch.Tensor, done: list[int], rules: Rules, top_k: int) -> list[int]:
+    """The most likely tokens that break no rule; or the one that is forced."""
+    forced = rules.forced(len(done))
+    if forced is not None:
+        return [forced]
+    count = min(top_k, len(probabilities))
+    while True:
+        tokens = probabilities.topk(count).indices.tolist()
+        allowed = [token for token in tokens if not rules.breaks([*done, token])][:top_k]
+        if len(allowed) == top_k or count == len(probabilities):
+            return allowed
+        count = min(4 * count, len(probabilities))

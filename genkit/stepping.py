@@ -1,0 +1,212 @@
+"""One step of a decoder over a tree of tokens: by the stock model, or compiled ahead of time.
+
+A compiled step takes the weights as arguments. It is kept in the cache by the shape of the model,
+so that it is paid for once and serves every later process and every fine-tuned sibling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.export import Dim
+from transformers import Cache, PreTrainedModel
+
+from genkit import charlm
+
+COMPILING = 20.0  # about how many seconds it takes: what is worth spending on steps before
+
+Step = Callable[..., torch.Tensor]
+
+
+class Pool(Cache):
+    """Keys and values of a tree of tokens a text, each written where it is told.
+
+    Args:
+        keys, values: one (texts, heads, places, size) a layer.
+        places: where the tokens of this step go, (texts, width).
+    """
+
+    def __init__(
+        self, keys: list[torch.Tensor], values: list[torch.Tensor], places: torch.Tensor
+    ) -> None:
+        super().__init__(layers=[])
+        self.keys, self.values, self.places = keys, values, places
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (texts, heads, width, size) and return the whole layer."""
+        texts = torch.arange(key.shape[0], device=key.device)[:, None]
+        for whole, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
+            whole.transpose(1, 2).index_put_((texts, self.places), new.transpose(1, 2))
+        return self.keys[layer_idx], self.values[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions are always given, so nobody may derive them from here."""
+        return 0
+
+
+class StockStep(torch.nn.Module):
+    """A stock model as a function of its weights, tokens, and a tree of earlier tokens.
+
+    Args of the call:
+        weights: parameters and buffers by name.
+        ids: new tokens, (texts, width).
+        positions: of each in its own line of text, (texts, width).
+        places: where each goes in the pool, (texts, width).
+        seen: which places each attends to, its own included, (texts, width, places), bool.
+        keys, values: the pool, see `Pool`; written in place.
+
+    Returns logits, (texts, width, vocabulary).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self._model = [model]  # in a list: not a submodule, its weights are arguments
+
+    def forward(
+        self,
+        weights: dict[str, torch.Tensor],
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Do one step."""
+        arguments = forward_arguments(ids, positions, places, seen, keys, values)
+        return torch.func.functional_call(self._model[0], weights, (), arguments).logits
+
+
+def forward_arguments(
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    places: torch.Tensor,
+    seen: torch.Tensor,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+) -> dict[str, Any]:
+    """What a stock model's forward takes for such a step."""
+    nothing = torch.finfo(keys[0].dtype).min
+    mask = torch.zeros(seen.shape, dtype=keys[0].dtype, device=seen.device)
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": mask.masked_fill(~seen, nothing)[:, None],  # (texts, 1, width, places)
+        "past_key_values": Pool(keys, values, places),
+        "use_cache": True,
+    }
+
+
+class Stepper:
+    """Runs steps of a model: by the stock model until a compiled step is there, or pays.
+
+    Args:
+        model: a decoder, perhaps packed.
+        compiled: True compiles at once; None when a compiled step lies in the cache, and when
+            steps have taken as long as compiling would; False never.
+    """
+
+    def __init__(self, model: PreTrainedModel, compiled: bool | None) -> None:
+        self.model, self._wanted = model, compiled
+        named = (*model.named_parameters(), *model.named_buffers())
+        self._weights = {name: tensor.detach() for name, tensor in named}
+        self._spent = 0.0
+        self._step: Step | None = None
+        if compiled is not False:
+            self._path = charlm.cache_folder() / "steps" / f"{step_key(model)}.pt2"
+            if compiled or self._path.exists():
+                self._load()
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Do one step; arguments and result are those of `StockStep`, without weights."""
+        if self._step:
+            return self._step(self._weights, ids, positions, places, seen, keys, values)
+        start = time.perf_counter()
+        logits = self.model(**forward_arguments(ids, positions, places, seen, keys, values)).logits
+        self._spent += time.perf_counter() - start
+        if self._wanted is None and self._spent > COMPILING:
+            self._load()
+        return logits
+
+    def _load(self) -> None:
+        if not self._path.exists():
+            _compile(self.model, self._weights, self._path)
+        self._step = torch._inductor.aoti_load_package(str(self._path))
+
+
+def empty_pool(model: PreTrainedModel, texts: int, places: int) -> list[torch.Tensor]:
+    """Make room for keys or values, one (texts, heads, places, size) a layer."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    room = (texts, heads, places, size)
+    layers = range(config.num_hidden_layers)
+    return [torch.zeros(room, dtype=model.dtype, device=model.device) for _ in layers]
+
+
+def step_key(model: PreTrainedModel) -> str:
+    """Name everything that a compiled step depends on: shapes, code, versions, this CPU."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "id2label", "label2id"):
+        config.pop(name, None)
+    facts = [
+        type(model).__qualname__,
+        config,
+        model.config._attn_implementation,
+        [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in named],
+        [(name, type(layer).__qualname__) for name, layer in model.named_modules()],
+        [getattr(layer, "precision", "") for layer in model.modules()],
+        inspect.getsource(sys.modules[type(model).__module__]),
+        inspect.getsource(sys.modules[__name__]),
+        [torch.__version__, transformers.__version__, platform.python_version()],
+        [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+    ]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+
+
+def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Compile a step for any number of texts, any width and any number of places."""
+    print("genkit: compiling this model's decoding step, once …", file=sys.stderr, end=" ")
+    start = time.perf_counter()
+    texts, width, places = 3, 5, 64  # all different, none special
+    tokens = torch.zeros(texts, width, dtype=torch.int64)
+    keys, values = (empty_pool(model, texts, places) for _ in range(2))
+    seen = torch.ones(texts, width, places, dtype=torch.bool)
+    slots = torch.arange(width).expand(texts, width).contiguous()
+    any_ = Dim.AUTO
+    pool = [{0: any_, 2: any_}] * len(keys)
+    two = {0: any_, 1: any_}
+    shapes = (dict.fromkeys(weights), two, two, two, two | {2: any_}, pool, pool)
+    with torch.no_grad():
+        example = (weights, tokens, tokens.clone(), slots, seen, keys, values)
+        exported = torch.export.export(
+            StockStep(model), example, dynamic_shapes=shapes, strict=False
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            whole = Path(scratch) / "step.pt2"
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(whole))
+            whole.replace(path)
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
