@@ -41,60 +41,67 @@ def kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
         Three masks, (3, rows, vocabulary): what the filters surely leave whatever the rounding,
         what they leave, and what rounding could make them leave.
     """
-    near = NEAR_LOGIT / min(1.0, filters.temperature)
-    slack = torch.tensor([-near, 0.0, near], device=scaled.device)[:, None, None]
     mask = torch.ones(3, *scaled.shape, dtype=torch.bool, device=scaled.device)
-    left = scaled
-    for least in _least_logits(scaled, filters):  # (3 or 1, rows, 1)
-        mask &= scaled >= least - slack
+    near = NEAR_LOGIT / min(1.0, filters.temperature)
+    if filters.top_k is not None and filters.top_k < scaled.shape[-1]:
+        largest = scaled.topk(filters.top_k + 1).values
+        mask &= scaled >= _cutoffs(largest, torch.tensor(filters.top_k - 1), near)
+    left = scaled.masked_fill(~mask[1], -math.inf)
+    if filters.top_p is not None and filters.top_p < 1:
+        mask &= scaled >= _nucleus(left, filters.top_p, near)
+        left = scaled.masked_fill(~mask[1], -math.inf)
+    if filters.min_p is not None:
+        least = scaled.amax(-1, keepdim=True) + math.log(filters.min_p)
+        mask &= scaled >= torch.stack([least + near, least, least - near])
         left = scaled.masked_fill(~mask[1], -math.inf)
     if filters.typical_p is not None:
-        mask &= _typical(left, filters.typical_p)
+        mask &= _typical(left, filters.typical_p, near)
     return mask
 
 
-def _least_logits(scaled: torch.Tensor, filters: Filters) -> list[torch.Tensor]:
-    """The least logit that each filter leaves, (1 or 3, rows, 1): filters that cut the tail."""
-    least, left = [], scaled
-    if filters.top_k is not None:
-        least.append(scaled.topk(min(filters.top_k, scaled.shape[-1])).values[None, :, -1:])
-        left = scaled.masked_fill(scaled < least[0][0], -math.inf)
-    if filters.top_p is not None and filters.top_p < 1:
-        least.append(_nucleus(left, filters.top_p, filters.temperature))
-    if filters.min_p is not None:
-        least.append(scaled.amax(-1, keepdim=True)[None] + math.log(filters.min_p))
-    return least
+def _cutoffs(ordered: torch.Tensor, last: torch.Tensor, near: float) -> torch.Tensor:
+    """Where to cut, so that a value is surely, just, or perhaps among the first ones.
+
+    Args:
+        ordered: the largest values, descending, (rows, n), one more than the last of them.
+        last: place of the last that is taken, (rows,) or (), or (3, rows) for the three answers.
+
+    Returns:
+        (3, rows, 1): surely in is what lies clear of the first that is out.
+    """
+    last = last.to(ordered.device).expand(3, len(ordered))
+    values = ordered.gather(-1, (last + torch.tensor([[1], [0], [0]], device=last.device)).T).T
+    return (values + torch.tensor([[near], [0.0], [-near]], device=last.device))[..., None]
 
 
-def _targets(p: float, temperature: float, device: torch.device) -> torch.Tensor:
-    near = NEAR_PROBABILITY / min(1.0, temperature)
-    return torch.tensor([p - near, p, p + near], device=device)[:, None, None]
+def _first_with(probabilities: torch.Tensor, p: float) -> torch.Tensor:
+    """Place of the last of the first ones that together have p, and a little less or more."""
+    near = torch.tensor([-NEAR_PROBABILITY, 0.0, NEAR_PROBABILITY], device=probabilities.device)
+    before = probabilities.cumsum(-1) - probabilities
+    count = (before < (p + near)[:, None, None]).sum(-1)  # (3, rows)
+    return count.clamp(min=1, max=probabilities.shape[-1]) - 1
 
 
-def _nucleus(scaled: torch.Tensor, p: float, temperature: float) -> torch.Tensor:
-    """The logit of the last of the most likely tokens that together have probability p."""
-    targets, whole = _targets(p, temperature, scaled.device), scaled.logsumexp(-1, keepdim=True)
+def _nucleus(scaled: torch.Tensor, p: float, near: float) -> torch.Tensor:
+    """Cutoffs of the most likely tokens that together have probability p."""
+    whole, least = scaled.logsumexp(-1, keepdim=True), scaled.new_full((len(scaled), 1), -math.inf)
     for count in (min(ORDERED, scaled.shape[-1]), scaled.shape[-1]):
         values = scaled.topk(count).values
-        probabilities = (values - whole).exp()
-        before = probabilities.cumsum(-1) - probabilities  # of more likely tokens
-        if (before[:, -1] >= targets[2, 0]).all():
+        last = _first_with((values - whole).exp(), p)
+        if (last < count - 1).all():
             break
-    last = (before < targets).sum(-1, keepdim=True).clamp(min=1) - 1  # (3, rows, 1)
-    return values.expand(3, -1, -1).gather(-1, last)
+    return _cutoffs(torch.cat([values, least], dim=-1), last, near)
 
 
-def _typical(scaled: torch.Tensor, p: float) -> torch.Tensor:
-    """Tokens whose surprise is nearest the entropy and that together have probability p."""
+def _typical(scaled: torch.Tensor, p: float, near: float) -> torch.Tensor:
+    """Masks of the tokens whose surprise is nearest the entropy, with probability p together."""
     logs = scaled.log_softmax(-1)
     entropy = -(logs.exp() * logs.clamp(min=-1e30)).sum(-1, keepdim=True)
-    distance, order = (-logs - entropy).abs().sort(stable=True)
-    probabilities = logs.exp().gather(-1, order)
-    before = probabilities.cumsum(-1) - probabilities
-    last = (before < _targets(p, 1.0, scaled.device)).sum(-1, keepdim=True).clamp(min=1) - 1
-    furthest = distance.expand(3, -1, -1).gather(-1, last)
-    slack = torch.tensor([-NEAR_LOGIT, 0.0, NEAR_LOGIT], device=scaled.device)[:, None, None]
-    return (-logs - entropy).abs() <= furthest + slack
+    nearness = -(-logs - entropy).abs()
+    values, order = nearness.sort(descending=True, stable=True)
+    last = _first_with(logs.exp().gather(-1, order), p)
+    least = scaled.new_full((len(scaled), 1), -math.inf)
+    return nearness >= _cutoffs(torch.cat([values, least], dim=-1), last, near)
 
 
 def probabilities(logits: torch.Tensor, filters: Filters) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable
 
@@ -57,6 +58,7 @@ class PackedLinear(nn.Module):
         )
         weakref.finalize(self, _products.pop, number)
         self.number = nn.Buffer(torch.tensor(number))
+        self.weight = nn.Buffer(torch.empty(0))  # T5 looks at its type
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
         self.width, self.precision = weight.shape[0], precision
 
@@ -85,7 +87,9 @@ def _int8(weight: torch.Tensor) -> Product:
     scales = weight.abs().amax(1).clamp(min=1e-30) / 127
     zeros = torch.zeros(len(scales), dtype=torch.int64)
     levels = (weight / scales[:, None]).round().to(torch.int8)
-    quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
+    with warnings.catch_warnings():  # torch will drop this format one day; 2.13 has no other
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
     packed = torch.ops.quantized.linear_prepack(quantized, None)
     linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
     return lambda x: linear(x, 1 / 127, 128, packed)  # x is in [-1, 1]

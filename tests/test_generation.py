@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import genkit
-from genkit import charlm, decoding, generation
+from genkit import charlm, generation
 
 LETTERS = "abcdefghijklmnop .\n"
 
