@@ -5,14 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genkit.explain import alternatives as alternatives
+    from genkit.explain import beam_tree as beam_tree
+    from genkit.explain import next_tokens as next_tokens
+    from genkit.explain import temperature_series as temperature_series
     from genkit.generation import generate as generate
     from genkit.generation import load as load
+    from genkit.generation import stream as stream
+    from genkit.metrics.perplexity import perplexity as perplexity
+    from genkit.rescoring import correct as correct
+    from genkit.rescoring import rescore as rescore
 
 __version__ = "0.1.0"
-__all__ = ["generate", "load"]
 
 # Each verb is imported on first use, so that `import genkit` is quick.
-_HOMES = {"generate": "genkit.generation", "load": "genkit.generation"}
+_HOMES = {
+    "generate": "genkit.generation",
+    "stream": "genkit.generation",
+    "load": "genkit.generation",
+    "next_tokens": "genkit.explain",
+    "temperature_series": "genkit.explain",
+    "beam_tree": "genkit.explain",
+    "alternatives": "genkit.explain",
+    "perplexity": "genkit.metrics.perplexity",
+    "rescore": "genkit.rescoring",
+    "correct": "genkit.rescoring",
+}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

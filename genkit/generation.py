@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +16,7 @@ from genkit.language import DEFAULT, LanguageModel, load
 
 __all__ = ["Generation", "LanguageModel", "Piece", "generate", "load", "stream", "trace_beams"]
 
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is a byte of a character
 STRATEGIES = ("sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive")
 
 
@@ -482,7 +484,12 @@ def _pieces(task: _Task) -> Iterator[Piece]:
             record = _record(task, row, completions)
             yield Piece(row, record.completion[sent[row] :], record)
         else:
-            text = _certain(_text(task, row, best.tokens[: best.settled]), task.options.stop)
+            tokens = best.tokens[: best.settled]
+            while tokens and BYTE.fullmatch(
+                task.language.tokenizer.convert_ids_to_tokens(tokens[-1])
+            ):
+                tokens.pop()  # bytes in a row are decoded together: another could change them all
+            text = _certain(_text(task, row, tokens), task.options.stop)
             if len(text) > sent[row]:
                 yield Piece(row, text[sent[row] :])
                 sent[row] = len(text)

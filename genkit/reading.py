@@ -274,8 +274,12 @@ class Rows:
         self.lines = [[list(prompt)] for prompt in prompts]
         self.starts = [[0] for _ in prompts]
         self.hidden: list[torch.Tensor] = []
+        self._states = torch.empty(0)
         self._mask = torch.empty(0)  # (rows, tokens): which are no padding
         self.logits = self._read_all()
+        if hidden:
+            real = self._mask.bool()
+            self.hidden = [own[here] for own, here in zip(self._states, real, strict=True)]
 
     def _encode(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest, device = max(map(len, prompts)), self.model.device
@@ -317,6 +321,9 @@ class Rows:
         else:
             self._mask = pad(self._mask, (0, 1), value=1)
             self.logits = self._forward([[line[-1]] for lines in self.lines for line in lines])
+        if self._with_hidden:
+            last = self._states[:, -1]
+            self.hidden = list(last.view(len(self.lines), -1, last.shape[-1]))
         return self.logits
 
     def _read_all(self) -> torch.Tensor:
@@ -346,18 +353,11 @@ class Rows:
                 options["position_ids"] = positions[:, -ids.shape[1] :]
             output = self.model(input_ids=ids, attention_mask=self._mask, **options)
         if self._with_hidden:
-            self._keep_hidden(output, ids.shape[1])
+            decoder = self._encoded is not None
+            states = output.decoder_hidden_states if decoder else output.hidden_states
+            self._states = states[-1]  # (rows, width, size)
         texts = len(self.lines)
         return output.logits[:, -1].float().view(texts, -1, output.logits.shape[-1])
-
-    def _keep_hidden(self, output: Any, width: int) -> None:
-        decoder = self._encoded is not None
-        states = (output.decoder_hidden_states if decoder else output.hidden_states)[-1]
-        if width == 1:
-            self.hidden = list(states.view(len(self.lines), -1, states.shape[-1]))
-        else:  # one branch a text
-            real = self._mask[:, -width:].bool()
-            self.hidden = [own[here] for own, here in zip(states, real, strict=True)]
 
     @torch.inference_mode()
     def branch(self, parents: list[list[int]]) -> None:
