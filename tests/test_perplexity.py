@@ -1,6 +1,7 @@
 import math
 import os
 import random
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -145,6 +146,8 @@ def test_a_model_without_a_limit_reads_a_text_whole():
     )
     assert record.nats_per_token == pytest.approx((49 * first + 19 * second) / 68, abs=1e-5)
     assert record.context == 50
+    strided = perplexity([text, text[:20]], model=language, stride=512)
+    assert strided.nats_per_token == record.nats_per_token
 
 
 def window_facts(length: int, context: int, stride: int) -> dict[int, int]:
@@ -283,15 +286,19 @@ def test_the_default_stride_is_the_protocol_of_training(language):
         record = perplexity(text, model=language)
         assert record.tokens_scored == count
         assert record.nats_per_token == pytest.approx(nats / count, abs=1e-5)
+        of_the_recipe = nats / count / math.log(2)
+        counted = length / (length - 1)  # the first character is not scored
+        assert record.bits_per_character * counted == pytest.approx(of_the_recipe, abs=1e-5)
 
 
 def test_a_trained_folder_has_the_figures_of_its_card(trained, text_file):
     text = text_file.read_text()
     record = perplexity(text[int(len(text) * 0.9) :], model=trained)
-    card = (trained / "README.md").read_text()
-    in_card = {line.split("|")[1].strip(): line for line in card.splitlines() if "| val" in line}
-    written = float(in_card["val_loss"].split("|")[2])
-    assert record.nats_per_token == pytest.approx(written, abs=1e-4)
+    rows = [line.split("|") for line in (trained / "README.md").read_text().splitlines()]
+    card = {row[1].strip(): row[2] for row in rows if len(row) == 4}
+    assert record.nats_per_token == pytest.approx(float(card["val_loss"]), abs=1e-4)
+    bits = record.bits_per_character * record.characters / record.tokens_scored
+    assert bits == pytest.approx(float(card["bits_per_character"]), abs=1e-4)
 
 
 # ---- bad input
@@ -310,7 +317,7 @@ def test_a_trained_folder_has_the_figures_of_its_card(trained, text_file):
         ({"text": "ab\ud83d"}, "text has half a surrogate pair"),
         ({"stride": 0}, "stride must be 1 or more, got 0"),
         ({"stride": -3}, "stride must be 1 or more, got -3"),
-        ({"stride": CONTEXT + 1}, "stride must be at most the context of 16, got 17"),
+        ({"stride": CONTEXT + 1}, "stride must be at most the model's context of 16, got 17"),
         ({"model": "no/such/model"}, "model: cannot load"),
     ],
 )
@@ -329,7 +336,12 @@ def test_a_model_in_training_mode_is_refused():
 # ---- evaluate
 
 
-def test_the_metric_is_the_function(tmp_path):
+def no_network(*address):
+    raise AssertionError(f"the network was asked for {address}")
+
+
+def test_the_metric_is_the_function(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", no_network)
     language = small_model("llama")
     expected = asdict(perplexity(documents(), model=language, stride=5))
     metric = PerplexityMetric(cache_dir=str(tmp_path))

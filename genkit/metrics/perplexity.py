@@ -105,9 +105,9 @@ def perplexity(
         raise ValueError(f"model: {language.name} is in training mode; call eval() on it first")
     ids = [_tokens(*each, language.tokenizer) for each in zip(documents, names, strict=True)]
     limit = decoding.context_length(language.model)
+    if stride is not None and stride > limit:
+        raise ValueError(f"stride must be at most the model's context of {limit}, got {stride}")
     context = limit if limit < sys.maxsize else max(map(len, ids))
-    if stride is not None and stride > context:
-        raise ValueError(f"stride must be at most the context of {context}, got {stride}")
     nats = _total_nats(language.model, ids, context, stride or context)
     scored = sum(map(len, ids)) - len(ids)
     characters = sum(map(len, documents))
@@ -156,7 +156,8 @@ def _total_nats(
     size = longest * model.get_input_embeddings().num_embeddings  # logits of a row
     rows = min(ROWS, max(1, LOGITS // size))
     total, tokens = 0.0, sum(len(ids) - 1 for ids in documents)
-    with tqdm(total=tokens, desc="perplexity", unit=" tokens", unit_scale=True, delay=2) as bar:
+    shown = {"desc": "perplexity", "unit": " tokens", "unit_scale": True, "leave": False}
+    with tqdm(total=tokens, delay=2, **shown) as bar:
         while batch := list(itertools.islice(windows, rows)):
             # (rows, longest), padded on the right, which no token before it reads
             inputs = pad_sequence([i for i, _ in batch], True).to(model.device)
