@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import Any, overload
 
 from genkit import charlm, decoding, reading, search
+from genkit.beams import beam
 from genkit.language import DEFAULT, LanguageModel, load
+from genkit.options import BEAMS, DRAWS, LOAD, Options, beam_options, read_options
 
 __all__ = ["Generation", "LanguageModel", "Piece", "generate", "load", "stream", "trace_beams"]
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is a byte of a character
-STRATEGIES = ("sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive")
 
 
 @dataclass(frozen=True)
@@ -52,63 +52,6 @@ class Piece:
 
     def __str__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to write; None means "as the strategy does unless told"."""
-
-    strategy: str = "sample"
-    # of every strategy
-    max_new_tokens: int = 200
-    min_new_tokens: int = 0
-    stop: str | Sequence[str] = ()
-    bad_words: str | Sequence[str] = ()
-    prefix: str = ""
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    no_repeat_ngram: int | None = None
-    # of those that draw
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    seed: int | Sequence[int] | None = None
-    # of those that take one token after the other
-    lookup: int | None = None
-    draft: str | Path | LanguageModel | None = None
-    # of those that keep several texts
-    beams: int | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | str | None = None
-    n_best: int | None = None
-    groups: int | None = None
-    diversity: float | None = None
-    # of contrastive search
-    alpha: float | None = None
-
-
-# Which strategies take an option that not all of them take
-_BEAMS, _DRAWS = ("beam", "diverse_beam"), ("sample", "stochastic")
-_OWNERS = {
-    "temperature": ("sample",),
-    "top_k": ("sample", "contrastive"),
-    "top_p": ("sample",),
-    "min_p": ("sample",),
-    "typical_p": ("sample",),
-    "seed": _DRAWS,
-    "lookup": (*_DRAWS, "greedy"),
-    "draft": (*_DRAWS, "greedy"),
-    "beams": _BEAMS,
-    "length_penalty": _BEAMS,
-    "early_stopping": _BEAMS,
-    "n_best": _BEAMS,
-    "groups": ("diverse_beam",),
-    "diversity": ("diverse_beam",),
-    "alpha": ("contrastive",),
-}
-LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code")  # what `load` takes
 
 
 @overload
@@ -230,8 +173,8 @@ def _prepare(
     if not prompts:
         raise ValueError("prompt: an empty list; give at least one text")
     loading = {name: value for name, value in given.items() if name in LOAD}
-    options = _options({name: value for name, value in given.items() if name not in LOAD})
-    seeds = _row_seeds(options.seed, len(prompts)) if options.strategy in _DRAWS else None
+    options = read_options({name: value for name, value in given.items() if name not in LOAD})
+    seeds = _row_seeds(options.seed, len(prompts)) if options.strategy in DRAWS else None
     if not isinstance(model, LanguageModel):
         model = load(model, **loading)
     elif any(loading.values()):
@@ -248,85 +191,6 @@ def _prepare(
         )
     _check_speculation(model, draft, options.lookup)
     return _Task(model, prompts, rows, prefix, seeds, options, draft)
-
-
-def _options(given: dict[str, Any]) -> Options:
-    known = {f.name: f.default for f in fields(Options)}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{name}: no such option; there are {', '.join((*known, *LOAD))}")
-    options = Options(**given)
-    if options.strategy not in STRATEGIES:
-        names = ", ".join(STRATEGIES)
-        raise ValueError(f"strategy must be one of {names}, got {options.strategy!r}")
-    for name, owners in _OWNERS.items():
-        value = getattr(options, name)
-        if value is not None and options.strategy not in owners:
-            owned = " or ".join(repr(owner) for owner in owners)
-            raise ValueError(
-                f"{name}={value!r} is for strategy={owned}, not for {options.strategy!r}"
-            )
-    _check_numbers(options)
-    texts = {name: getattr(options, name) for name in ("stop", "bad_words")}
-    texts = {name: (x,) if isinstance(x, str) else tuple(x) for name, x in texts.items()}
-    for name, strings in texts.items():
-        if "" in strings:
-            raise ValueError(f"{name}: an empty string is in every text; leave it out")
-    for word in texts["bad_words"]:
-        if word in options.prefix:
-            raise ValueError(f"bad_words: {word!r} is in the prefix {options.prefix!r}")
-    return replace(options, **texts)
-
-
-# Option, lowest, highest, and whether it may be the lowest
-_RANGES = (
-    ("temperature", 0.0, math.inf, False),
-    ("top_p", 0.0, 1.0, False),
-    ("min_p", 0.0, 1.0, False),
-    ("typical_p", 0.0, 1.0, False),
-    ("alpha", 0.0, 1.0, True),
-    ("diversity", 0.0, math.inf, True),
-    ("repetition_penalty", 0.0, math.inf, False),
-    ("frequency_penalty", -math.inf, math.inf, False),
-    ("length_penalty", -math.inf, math.inf, False),
-)
-_COUNTS = ("max_new_tokens", "top_k", "beams", "n_best", "groups", "lookup", "no_repeat_ngram")
-
-
-def _check_numbers(options: Options) -> None:
-    if options.temperature == 0:
-        raise ValueError(
-            "temperature must be above 0, got 0; for the most likely token each time use "
-            "strategy='greedy'"
-        )
-    for name, low, high, closed in _RANGES:
-        value = getattr(options, name)
-        above = value is None or value > low or (closed and value == low)
-        if value is not None and not (above and value <= high and math.isfinite(value)):
-            least = f"{low:g} or more" if closed else f"above {low:g}"
-            most = "" if high == math.inf else f" and at most {high:g}"
-            bounds = "finite" if low == -math.inf else f"{least}{most}"
-            raise ValueError(f"{name} must be {bounds}, got {value}")
-    for name in _COUNTS:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
-    if not 0 <= options.min_new_tokens <= options.max_new_tokens:
-        raise ValueError(
-            f"min_new_tokens must be between 0 and max_new_tokens={options.max_new_tokens}, "
-            f"got {options.min_new_tokens}"
-        )
-    if options.early_stopping not in (None, True, False, "never"):
-        raise ValueError(
-            f"early_stopping must be True, False or 'never', got {options.early_stopping!r}"
-        )
-    beams, groups = _beams(options).count, _beams(options).groups
-    if beams % groups:
-        raise ValueError(f"groups: {beams} beams do not divide into {groups} groups")
-    if options.n_best is not None and options.n_best > beams:
-        raise ValueError(f"n_best must be at most beams={beams}, got {options.n_best}")
-    if options.lookup is not None and options.draft is not None:
-        raise ValueError(f"lookup={options.lookup} and draft are both guesses; give one")
 
 
 def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> tuple[int, ...]:
@@ -397,8 +261,8 @@ def _progress(task: _Task, trace: list[list[decoding.Candidate]] | None = None) 
     if contrastive:
         alpha = 0.6 if options.alpha is None else options.alpha
         return search.contrastive(reader, rules, options.top_k or 4, alpha)
-    if options.strategy in _BEAMS:
-        return search.beam(reader, rules, _beams(options), trace)
+    if options.strategy in BEAMS:
+        return beam(reader, rules, beam_options(options), trace)
     names = [f.name for f in fields(decoding.Filters)]
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     starts = tuple(len(lines[0]) for lines in reader.lines)
@@ -428,17 +292,6 @@ def _rules(task: _Task) -> search.Rules:
         decode=functools.partial(
             task.language.tokenizer.decode, clean_up_tokenization_spaces=False
         ),
-    )
-
-
-def _beams(options: Options) -> search.Beams:
-    diverse = options.strategy == "diverse_beam"
-    return search.Beams(
-        count=4 if options.beams is None else options.beams,
-        groups=(2 if options.groups is None else options.groups) if diverse else 1,
-        diversity=(0.5 if options.diversity is None else options.diversity) if diverse else 0.0,
-        length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
-        early_stopping=options.early_stopping or False,
     )
 
 

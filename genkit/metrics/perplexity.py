@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from genkit import decoding
 from genkit.generation import LanguageModel, load
 
 UNSCORED = -100  # a target that another window scores, or padding
@@ -104,7 +103,7 @@ def perplexity(
     if language.model.training:
         raise ValueError(f"model: {language.name} is in training mode; call eval() on it first")
     ids = [_tokens(*each, language.tokenizer) for each in zip(documents, names, strict=True)]
-    limit = decoding.context_length(language.model)
+    limit = reading.context_length(language.model)
     if stride is not None and stride > limit:
         raise ValueError(f"stride must be at most the model's context of {limit}, got {stride}")
     context = limit if limit < sys.maxsize else max(map(len, ids))
