@@ -1,0 +1,580 @@
+"""Looking inside decoding: next tokens, temperatures, beams, and what else could have been said."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from genkit import decoding, generation, pages, plots, tokens
+from genkit.generation import Generation, LanguageModel
+
+# ---------------------------------------------------------------------------------------------
+# The next token
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The likeliest next tokens of a prompt, at several temperatures."""
+
+    prompt: str
+    temperatures: list[float]
+    ids: list[int]  # the likeliest first
+    names: list[str]  # their texts, whitespace visible
+    probabilities: list[list[float]]  # (temperatures, tokens)
+    entropies: list[float]  # of each whole distribution, in bits
+
+    def __str__(self) -> str:
+        head = ["temperature", *(f"{t:g}" for t in self.temperatures)]
+        rows = [
+            [name, *map(tokens.percent, column)]
+            for name, column in zip(self.names, zip(*self.probabilities, strict=True), strict=True)
+        ]
+        foot = ["entropy (bits)", *(f"{e:.2f}" for e in self.entropies)]
+        return f"{tokens.visible(self.prompt)} …\n\n" + _table([head, *rows, foot])
+
+    def save(self, path: str | Path) -> None:
+        """Draw the distributions as bars, a panel a temperature, into a PNG."""
+        plots.next_tokens(
+            tokens.visible(self.prompt),
+            self.names,
+            self.temperatures,
+            self.probabilities,
+            self.entropies,
+            Path(path),
+        )
+
+
+def next_tokens(
+    prompt: str,
+    *,
+    model: str | Path | LanguageModel,
+    temperatures: Sequence[float] = (0.25, 0.5, 1.0, 1.5),
+    top: int = 10,
+) -> NextTokens:
+    """Tell how likely each next token is, at several temperatures.
+
+    Args:
+        prompt: a text.
+        model: folder, Hub id, or what `load` returned.
+        temperatures: each divides the logits, above 0.
+        top: how many of the likeliest tokens to tell.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+    """
+    _check_temperatures(temperatures)
+    language = _language(model)
+    _check_top(top, language)
+    logits = _logits(language, generation._encode(prompt, language))[-1:]
+    distributions = [decoding.filtered(logits, temperature=t)[0] for t in temperatures]
+    ids = logits[0].topk(top).indices
+    return NextTokens(
+        prompt,
+        list(temperatures),
+        ids.tolist(),
+        tokens.names(language.tokenizer, ids.tolist()),
+        [distribution[ids].tolist() for distribution in distributions],
+        [_bits(distribution).item() for distribution in distributions],
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# One text a temperature
+
+
+@dataclass(frozen=True)
+class TemperatureText:
+    """What a model writes at one temperature, and how varied that is."""
+
+    temperature: float
+    generation: Generation
+    entropy: float  # of the distributions drawn from, mean over the tokens, in bits
+    distinct_1: float  # distinct tokens, as a share of all tokens
+    distinct_2: float  # distinct pairs of neighbours, as a share of all pairs
+    repetition: float  # share of the runs of four tokens that occurred before
+
+    def __str__(self) -> str:
+        lines = tokens.printable(self.generation.completion).split("\n")
+        text = "\n".join(textwrap.indent(textwrap.fill(line, 88), "    ") for line in lines)
+        return (
+            f"temperature {self.temperature:g}   entropy {self.entropy:.2f} bits   "
+            f"distinct-1 {self.distinct_1:.2f}   distinct-2 {self.distinct_2:.2f}   "
+            f"repetition {self.repetition:.2f}\n\n{text}"
+        )
+
+
+@dataclass(frozen=True)
+class TemperatureSeries:
+    """One text a temperature, all from the same prompt and seed."""
+
+    prompt: str
+    texts: list[TemperatureText]
+
+    def __str__(self) -> str:
+        return "\n\n".join([f"{tokens.visible(self.prompt)} …", *map(str, self.texts)])
+
+    def save(self, path: str | Path) -> None:
+        """Draw the measures by temperature into a PNG."""
+        plots.temperature_series(
+            tokens.visible(self.prompt),
+            [text.temperature for text in self.texts],
+            [text.entropy for text in self.texts],
+            {
+                "distinct-1": [text.distinct_1 for text in self.texts],
+                "distinct-2": [text.distinct_2 for text in self.texts],
+                "repetition": [text.repetition for text in self.texts],
+            },
+            Path(path),
+        )
+
+
+def temperature_series(
+    prompt: str,
+    temperatures: Sequence[float] = (0.01, 0.25, 0.5, 1.0, 1.5),
+    *,
+    model: str | Path | LanguageModel,
+    max_new_tokens: int = 60,
+    seed: int = 0,
+) -> TemperatureSeries:
+    """Continue a prompt at several temperatures, and measure how varied the texts are.
+
+    Distinct-n is the share of distinct n-grams (Li et al. 2016), and repetition is 1 - distinct-4
+    (Welleck et al. 2020), both over the tokens of the completion; a text too short for a single
+    n-gram repeats nothing.
+
+    Args:
+        prompt: a text.
+        temperatures: each divides the logits, above 0.
+        model: folder, Hub id, or what `load` returned.
+        max_new_tokens: the longest completion.
+        seed: of every text, so that they differ by temperature alone.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+    """
+    _check_temperatures(temperatures)
+    language = _language(model)
+    given = generation._encode(prompt, language)
+    _check_context("max_new_tokens", len(given) + max_new_tokens, language)
+    texts = []
+    for temperature in tqdm(temperatures, desc="temperatures", leave=False, disable=None):
+        record = generation.generate(
+            prompt,
+            model=language,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+        assert isinstance(record, Generation), "one prompt gives one record"
+        logits = _logits(language, given + record.tokens[:-1])[len(given) - 1 :]
+        texts.append(
+            TemperatureText(
+                temperature,
+                record,
+                _bits(decoding.filtered(logits, temperature=temperature)).mean().item(),
+                distinct(record.tokens, 1),
+                distinct(record.tokens, 2),
+                1 - distinct(record.tokens, 4),
+            )
+        )
+    return TemperatureSeries(prompt, texts)
+
+
+def distinct(sequence: Sequence[int], n: int) -> float:
+    """Share of the n-grams of a sequence that are distinct; 1 if it has none."""
+    grams = list(zip(*(sequence[i:] for i in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+# ---------------------------------------------------------------------------------------------
+# The tree of beam search
+
+
+@dataclass(frozen=True)
+class BeamTree:
+    """Every text that beam search weighed: kept, dropped or finished."""
+
+    prompt: str
+    steps: list[list[Candidate]]  # of each step, the best first
+    names: list[list[str]]  # text of each candidate's token, whitespace visible
+    best: Generation  # the text that won
+
+    def winners(self) -> list[int]:
+        """Find the candidate of each step that the winning text goes through."""
+        path: list[int] = []
+        parent = 0
+        for step, token in zip(self.steps, self.best.tokens, strict=False):
+            path.append([(c.parent, c.token) for c in step].index((parent, token)))
+            parent = _kept_before(step, path[-1])
+        return path
+
+    def __str__(self) -> str:
+        head = f"{tokens.visible(self.prompt)} …\n"
+        foot = "\n\n● the winner   ○ kept   ■ finished   ✕ dropped;   log-probability of the text"
+        return head + "\n".join(self._branch(0, 0, "", self.winners())) + foot
+
+    def _branch(self, depth: int, parent: int, indent: str, winners: list[int]) -> list[str]:
+        """Write what follows a kept candidate, a line each, the best first."""
+        if depth == len(self.steps):
+            return []
+        step, lines = self.steps[depth], []
+        children = [i for i, candidate in enumerate(step) if candidate.parent == parent]
+        for i in children:
+            won = winners[depth : depth + 1] == [i]
+            mark = "●" if won else {"kept": "○", "finished": "■", "dropped": "✕"}[step[i].fate]
+            tee, bar = ("└ ", "  ") if i == children[-1] else ("├ ", "│ ")
+            lines.append(f"{indent}{tee}{mark} {self.names[depth][i]}  {step[i].total:.2f}")
+            if step[i].fate == "kept":
+                deeper = (depth + 1, _kept_before(step, i), indent + bar, winners if won else [])
+                lines += self._branch(*deeper)
+        return lines
+
+    def save(self, path: str | Path) -> None:
+        """Draw the tree from left to right, a column a step, into a PNG."""
+        prompt = tokens.visible(self.prompt)
+        title = f"{prompt} … {tokens.visible(self.best.completion)}   score {self.best.score:.2f}"
+        plots.beam_tree(prompt, title, self.steps, self.names, self.winners(), Path(path))
+
+
+def _kept_before(step: list[Candidate], i: int) -> int:
+    """Count the kept candidates before one: what its children call it."""
+    return sum(candidate.fate == "kept" for candidate in step[:i])
+
+
+def beam_tree(
+    prompt: str,
+    *,
+    model: str | Path | LanguageModel,
+    beams: int = 4,
+    max_new_tokens: int = 10,
+    length_penalty: float | None = None,
+) -> BeamTree:
+    """Search with beams, and keep what the search saw.
+
+    Args:
+        prompt: a text.
+        model: folder, Hub id, or what `load` returned.
+        beams: how many texts are kept at once.
+        max_new_tokens: the longest completion.
+        length_penalty: a text's log-probability is divided by its length to this power; 1 unless
+            told.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+    """
+    language = _language(model)
+    steps, best = _trace_beams(
+        prompt,
+        model=language,
+        beams=beams,
+        max_new_tokens=max_new_tokens,
+        length_penalty=length_penalty,
+    )
+    names = [tokens.names(language.tokenizer, [c.token for c in step]) for step in steps]
+    return BeamTree(prompt, steps, names, best)
+
+
+# ---------------------------------------------------------------------------------------------
+# What else could have been said
+
+
+@dataclass(frozen=True)
+class Option:
+    """A token that could come next."""
+
+    token: int
+    name: str  # its text, whitespace visible
+    probability: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token of a text, and the likeliest that could have been in its place."""
+
+    token: int
+    name: str
+    probability: float
+    rank: int  # 1: no token was likelier
+    options: list[Option]  # the likeliest first
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The shortest run of tokens that is whole characters: most often a single token."""
+
+    text: str
+    choices: list[Choice]
+
+    @property
+    def probability(self) -> float:
+        """Of its tokens together."""
+        return math.prod(choice.probability for choice in self.choices)
+
+    @property
+    def name(self) -> str:
+        """What to show of tokens that have no text, such as the one that ends a text."""
+        return "".join(choice.name for choice in self.choices)
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """How likely each token of a text was, and which others were."""
+
+    prompt: str
+    pieces: list[Piece]
+
+    @property
+    def text(self) -> str:
+        """The text that was looked at, without the prompt."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """Every token in order."""
+        return [choice for piece in self.pieces for choice in piece.choices]
+
+    @property
+    def summary(self) -> str:
+        """The figures of the whole text, in a line."""
+        choices = self.choices
+        bits = -sum(math.log2(max(c.probability, 1e-300)) for c in choices) / len(choices)
+        first = sum(c.rank == 1 for c in choices) / len(choices)
+        return f"{len(choices)} tokens, {bits:.2f} bits each, {first:.0%} the model's first choice"
+
+    def __str__(self) -> str:
+        rows = [
+            [c.name, tokens.percent(c.probability), str(c.rank), *(_option(o) for o in c.options)]
+            for c in self.choices
+        ]
+        head = ["token", "probability", "rank", "likeliest", *[""] * (len(rows[0]) - 4)]
+        return f"{tokens.visible(self.prompt)} …\n\n{_table([head, *rows])}\n\n{self.summary}"
+
+    def ansi(self) -> str:
+        """Write the text for a terminal, on backgrounds from red, unlikely, to green, likely."""
+        parts = [f"\x1b[2m{tokens.printable(self.prompt)}\x1b[0m"]
+        for piece in self.pieces:
+            red, green, blue = pages.colour(piece.probability)
+            style = f"\x1b[30;48;2;{red};{green};{blue}m"
+            shown = tokens.printable(piece.text) or piece.name
+            parts.append(style + shown.replace("\n", f"↵\x1b[0m\n{style}") + "\x1b[0m")
+        return "".join(parts)
+
+    def show(self) -> None:
+        """Print in colours where they are welcome: on a terminal, without NO_COLOR set."""
+        welcome = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(self.ansi() if welcome else self)
+
+    def html(self, path: str | Path) -> None:
+        """Write a page that needs nothing else: likely tokens green, and the others on hover."""
+        pages.alternatives(self, Path(path))
+
+
+def alternatives(
+    text: str | Generation, *, model: str | Path | LanguageModel, prompt: str = "", top: int = 5
+) -> Alternatives:
+    """Tell how likely each token of a finished text was, and which others were.
+
+    The model reads the text once and is asked at every token (teacher forcing). Without a prompt,
+    a model that has no start token is given the first character of the text as its prompt.
+
+    Args:
+        text: a text, or what `generate` returned.
+        model: folder, Hub id, or what `load` returned.
+        prompt: what comes before the text; a record brings its own.
+        top: how many tokens to tell in each place.
+
+    Raises:
+        ValueError: an argument cannot work, or the text is longer than the model's context.
+    """
+    if isinstance(text, Generation) and prompt:
+        raise ValueError(f"prompt: the record brings its own, got {prompt!r}; leave it out")
+    language = _language(model)
+    _check_top(top, language)
+    if isinstance(text, Generation):
+        prompt, given, chosen = text.prompt, generation._encode(text.prompt, language), text.tokens
+    else:
+        given, chosen = _split(text, prompt, language)
+        prompt = prompt or tokens.decode(language.tokenizer, given)
+    _check_context("text", len(given) + len(chosen), language)
+    logits = _logits(language, given + chosen[:-1])[len(given) - 1 :]
+    choices = iter(_choices(logits, chosen, top, language))
+    runs = tokens.pieces(language.tokenizer, given, chosen)
+    return Alternatives(prompt, [Piece(t, [next(choices) for _ in run]) for t, run in runs])
+
+
+def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], list[int]]:
+    """Encode what is given to the model, and the text that it is asked about."""
+    if not text:
+        raise ValueError("text is empty; give at least one character")
+    tokenizer = language.tokenizer
+    whole = tokenizer(prompt + text).input_ids
+    if prompt:
+        given = generation._encode(prompt, language)
+        if whole[: len(given)] != given:
+            raise ValueError(
+                f"prompt: {prompt!r} ends within a token; end it where one ends, "
+                "for example before a space"
+            )
+        return given, whole[len(given) :]
+    start = tokenizer.bos_token_id
+    if start is not None:
+        return [start], whole[1:] if whole[0] == start else whole
+    first = len(tokens.pieces(tokenizer, [], whole)[0][1])
+    if len(whole) == first:
+        raise ValueError(f"text: {text!r} is one token, and this model has no start token; add one")
+    return whole[:first], whole[first:]
+
+
+def _choices(
+    logits: torch.Tensor, chosen: list[int], top: int, language: LanguageModel
+) -> list[Choice]:
+    """Look up chosen tokens, and those likelier, in logits of (tokens, vocabulary)."""
+    taken = torch.tensor(chosen, device=logits.device)[:, None]
+    probabilities = logits.log_softmax(-1).exp()
+    ranks = 1 + (logits > logits.gather(-1, taken)).sum(-1)
+    shares, ids = probabilities.topk(top)
+    distinct_ids = sorted({*chosen, *ids.flatten().tolist()})
+    name = dict(zip(distinct_ids, tokens.names(language.tokenizer, distinct_ids), strict=True))
+    columns = (
+        chosen,
+        probabilities.gather(-1, taken).flatten().tolist(),
+        ranks.tolist(),
+        ids.tolist(),
+        shares.tolist(),
+    )
+    return [
+        Choice(i, name[i], p, rank, [Option(o, name[o], q) for o, q in zip(*row, strict=True)])
+        for i, p, rank, *row in zip(*columns, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------
+# What all of them need
+
+
+def _language(model: str | Path | LanguageModel) -> LanguageModel:
+    return model if isinstance(model, LanguageModel) else generation.load(model)
+
+
+@torch.inference_mode()
+def _logits(language: LanguageModel, row: list[int]) -> torch.Tensor:
+    """Next-token logits after every token of a row, (tokens, vocabulary), float32."""
+    ids = torch.tensor([row], device=language.model.device)
+    return language.model(input_ids=ids, use_cache=False).logits[0].float()
+
+
+def _bits(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy of distributions, (…, vocabulary) to (…), in bits."""
+    return torch.special.entr(probabilities).sum(-1) / math.log(2)
+
+
+def _check_temperatures(temperatures: Sequence[float]) -> None:
+    if not len(temperatures):
+        raise ValueError("temperatures is empty; give at least one")
+    for temperature in temperatures:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperatures must be above 0, got {temperature}")
+
+
+def _check_top(top: int, language: LanguageModel) -> None:
+    vocabulary = language.model.config.vocab_size
+    if not 1 <= top <= vocabulary:
+        raise ValueError(f"top must be between 1 and the vocabulary's {vocabulary}, got {top}")
+
+
+def _check_context(name: str, length: int, language: LanguageModel) -> None:
+    """Refuse a text whose last token would be predicted from more than the model can see."""
+    context = decoding.context_length(language.model)
+    if length - 1 > context:
+        raise ValueError(
+            f"{name}: {length} tokens with the prompt are more than the model can look at, "
+            f"{context + 1}; give less"
+        )
+
+
+def _option(option: Option) -> str:
+    return f"{option.name} {tokens.percent(option.probability)}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Align the first column to the left, the others to the right."""
+    widths = [max(map(tokens.width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for i, (cell, wide) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (wide - tokens.width(cell))
+            cells.append(gap + cell if i else cell + gap)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# DRAFT, to be replaced by genkit.decoding.Candidate and genkit.generation.trace_beams
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A text that beam search weighed in one step."""
+
+    parent: int  # which of the step before's kept candidates it continues, in order; 0 in the first
+    token: int
+    log_probability: float  # of the token
+    total: float  # log-probability of the whole completion
+    fate: str  # "kept", "dropped" or "finished"
+
+
+def _trace_beams(
+    prompt: str,
+    *,
+    model: str | Path | LanguageModel,
+    beams: int,
+    max_new_tokens: int,
+    length_penalty: float | None,
+) -> tuple[list[list[Candidate]], Generation]:
+    generation._check_strategy("beam", None, None, None, beams, length_penalty)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+    language = _language(model)
+    row, ends = generation._encode(prompt, language), generation._end_tokens(language.model)
+    power = 1.0 if length_penalty is None else length_penalty
+    kept: list[tuple[list[int], list[float]]] = [([], [])]  # tokens and their log-probabilities
+    finished: list[generation.Found] = []
+    steps: list[list[Candidate]] = []
+    for length in range(1, max_new_tokens + 1):
+        each = torch.stack([_logits(language, row + t)[-1].log_softmax(-1) for t, _ in kept]).cpu()
+        totals = torch.tensor([sum(logs) for _, logs in kept])[:, None] + each
+        step: list[Candidate] = []
+        following: list[tuple[list[int], list[float]]] = []
+        weighed = min((1 + max(1, len(ends))) * beams, totals.numel())
+        ranked = zip(*map(torch.Tensor.tolist, totals.flatten().topk(weighed)), strict=True)
+        for total, place in ranked:
+            parent, token = divmod(place, each.shape[-1])
+            log = each[parent, token].item()
+            grown = ([*kept[parent][0], token], [*kept[parent][1], log])
+            fate = "dropped"
+            if token in ends:
+                if len(step) < beams:
+                    fate = "finished"
+                    finished.append((*grown, total / length**power))
+            elif len(following) < beams:
+                fate = "kept"
+                following.append(grown)
+            step.append(Candidate(parent, token, log, total, fate))
+        steps.append(step)
+        kept = following
+        finished = sorted(finished, key=lambda f: -f[2])[:beams]
+        if len(finished) == beams and finished[-1][2] >= sum(kept[0][1]) / length**power:
+            break
+    else:
+        finished += [(t, logs, sum(logs) / max_new_tokens**power) for t, logs in kept]
+    best = max(finished, key=lambda f: f[2])
+    return steps, generation._record(language, prompt, row, best, None)
