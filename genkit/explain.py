@@ -38,12 +38,12 @@ class NextTokens:
             for name, column in zip(self.names, zip(*self.probabilities, strict=True), strict=True)
         ]
         foot = ["entropy (bits)", *(f"{e:.2f}" for e in self.entropies)]
-        return f"{tokens.visible(self.prompt)} …\n\n" + _table([head, *rows, foot])
+        return f"{tokens.one_line(self.prompt)} …\n\n" + _table([head, *rows, foot])
 
     def save(self, path: str | Path) -> None:
         """Draw the distributions as bars, a panel a temperature, into a PNG."""
         plots.next_tokens(
-            tokens.visible(self.prompt),
+            tokens.one_line(self.prompt),
             self.names,
             self.temperatures,
             self.probabilities,
@@ -119,12 +119,12 @@ class TemperatureSeries:
     texts: list[TemperatureText]
 
     def __str__(self) -> str:
-        return "\n\n".join([f"{tokens.visible(self.prompt)} …", *map(str, self.texts)])
+        return "\n\n".join([f"{tokens.one_line(self.prompt)} …", *map(str, self.texts)])
 
     def save(self, path: str | Path) -> None:
         """Draw the measures by temperature into a PNG."""
         plots.temperature_series(
-            tokens.visible(self.prompt),
+            tokens.one_line(self.prompt),
             [text.temperature for text in self.texts],
             [text.entropy for text in self.texts],
             {
@@ -217,7 +217,7 @@ class BeamTree:
         return path
 
     def __str__(self) -> str:
-        head = f"{tokens.visible(self.prompt)} …\n"
+        head = f"{tokens.one_line(self.prompt)} …\n"
         foot = "\n\n● the winner   ○ kept   ■ finished   ✕ dropped;   log-probability of the text"
         return head + "\n".join(self._branch(0, 0, "", self.winners())) + foot
 
@@ -239,8 +239,8 @@ class BeamTree:
 
     def save(self, path: str | Path) -> None:
         """Draw the tree from left to right, a column a step, into a PNG."""
-        prompt = tokens.visible(self.prompt)
-        title = f"{prompt} … {tokens.visible(self.best.completion)}   score {self.best.score:.2f}"
+        prompt = tokens.one_line(self.prompt)
+        title = f"{prompt} … {tokens.one_line(self.best.completion)}   score {self.best.score:.2f}"
         plots.beam_tree(prompt, title, self.steps, self.names, self.winners(), Path(path))
 
 
@@ -301,9 +301,14 @@ class Choice:
 
     token: int
     name: str
-    probability: float
+    log_probability: float
     rank: int  # 1: no token was likelier
     options: list[Option]  # the likeliest first
+
+    @property
+    def probability(self) -> float:
+        """How likely it was."""
+        return math.exp(self.log_probability)
 
 
 @dataclass(frozen=True)
@@ -345,7 +350,7 @@ class Alternatives:
     def summary(self) -> str:
         """The figures of the whole text, in a line."""
         choices = self.choices
-        bits = -sum(math.log2(max(c.probability, 1e-300)) for c in choices) / len(choices)
+        bits = -sum(c.log_probability for c in choices) / len(choices) / math.log(2)
         first = sum(c.rank == 1 for c in choices) / len(choices)
         return f"{len(choices)} tokens, {bits:.2f} bits each, {first:.0%} the model's first choice"
 
@@ -355,7 +360,7 @@ class Alternatives:
             for c in self.choices
         ]
         head = ["token", "probability", "rank", "likeliest", *[""] * (len(rows[0]) - 4)]
-        return f"{tokens.visible(self.prompt)} …\n\n{_table([head, *rows])}\n\n{self.summary}"
+        return f"{tokens.one_line(self.prompt)} …\n\n{_table([head, *rows])}\n\n{self.summary}"
 
     def ansi(self) -> str:
         """Write the text for a terminal, on backgrounds from red, unlikely, to green, likely."""
@@ -437,22 +442,21 @@ def _choices(
     logits: torch.Tensor, chosen: list[int], top: int, language: LanguageModel
 ) -> list[Choice]:
     """Look up chosen tokens, and those likelier, in logits of (tokens, vocabulary)."""
-    taken = torch.tensor(chosen, device=logits.device)[:, None]
-    probabilities = logits.log_softmax(-1).exp()
-    ranks = 1 + (logits > logits.gather(-1, taken)).sum(-1)
-    shares, ids = probabilities.topk(top)
-    distinct_ids = sorted({*chosen, *ids.flatten().tolist()})
-    name = dict(zip(distinct_ids, tokens.names(language.tokenizer, distinct_ids), strict=True))
+    logs = logits.log_softmax(-1)
+    taken = logs.gather(-1, torch.tensor(chosen, device=logs.device)[:, None])
+    best, ids = logs.topk(top)
+    shown = sorted({*chosen, *ids.flatten().tolist()})
+    name = dict(zip(shown, tokens.names(language.tokenizer, shown), strict=True))
     columns = (
         chosen,
-        probabilities.gather(-1, taken).flatten().tolist(),
-        ranks.tolist(),
+        taken.flatten().tolist(),
+        (1 + (logs > taken).sum(-1)).tolist(),
         ids.tolist(),
-        shares.tolist(),
+        best.exp().tolist(),
     )
     return [
-        Choice(i, name[i], p, rank, [Option(o, name[o], q) for o, q in zip(*row, strict=True)])
-        for i, p, rank, *row in zip(*columns, strict=True)
+        Choice(i, name[i], log, rank, [Option(o, name[o], p) for o, p in zip(*row, strict=True)])
+        for i, log, rank, *row in zip(*columns, strict=True)
     ]
 
 

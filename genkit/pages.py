@@ -49,7 +49,7 @@ header {{ color: #555; margin-bottom: 1.5rem; }}
 <header>{summary}<br>
 unlikely<span class="scale"></span>likely. Point at a token, or click on it, for the others.
 </header>
-<div class="text" dir="auto"><span class="prompt">{prompt}</span>{pieces}</div>
+<div class="text"><span class="prompt">{prompt}</span>{pieces}</div>
 </body>
 </html>
 """
@@ -58,7 +58,7 @@ unlikely<span class="scale"></span>likely. Point at a token, or click on it, for
 def alternatives(record: Alternatives, path: Path) -> None:
     """Write a text, coloured by probability, with the alternatives of each token."""
     page = PAGE.format(
-        title=html.escape(tokens.visible(record.text[:60])),
+        title=html.escape(tokens.one_line(record.text[:60])),
         summary=html.escape(record.summary),
         scale=", ".join(_css(i / 8) for i in range(9)),
         prompt=_marked_up(record.prompt),

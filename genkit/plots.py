@@ -14,8 +14,10 @@ import matplotlib.colors
 import matplotlib.figure
 import matplotlib.font_manager
 import matplotlib.patches
-import matplotlib.path
 import numpy as np
+from matplotlib.path import Path as Curve
+
+from genkit import tokens
 
 if TYPE_CHECKING:
     from genkit.explain import Candidate
@@ -78,14 +80,13 @@ def next_tokens(
     for axes, temperature, shares, bits, colour in zip(
         panels, temperatures, probabilities, entropies, _from_cold_to_hot(columns), strict=True
     ):
-        percent = 100 * np.array(shares)
-        bars = axes.barh(np.arange(len(names)), percent, color=colour)
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+        bars = axes.barh(np.arange(len(names)), 100 * np.array(shares), color=colour)
+        axes.bar_label(bars, [tokens.percent(share) for share in shares], padding=3, fontsize=9)
         axes.set_title(f"temperature {temperature:g}\n{bits:.2f} bits", fontsize=11)
         axes.set_yticks(np.arange(len(names)), labels, fontsize=11, parse_math=False)
         axes.tick_params(left=False)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set(xlim=(0, 1.22 * 100 * np.max(probabilities)))
+    panels[0].set(xlim=(0, 1.3 * 100 * np.max(probabilities)))
     panels[0].invert_yaxis()
     figure.suptitle(_drawable(_shortened(prompt, 60)) + " …", parse_math=False)
     figure.supxlabel("probability of the next token (%)", fontsize=11)
@@ -150,21 +151,23 @@ def beam_tree(
         matplotlib.colors.Normalize(0, 100),
         matplotlib.colors.ListedColormap(matplotlib.colormaps["YlGn"](np.linspace(0, 0.65, 256))),
     )
-    _node(axes, 0, 0.0, prompt[-10:], "white", "black", 2)
+    winner: dict[str, Any] = {"edgecolor": "black", "linewidth": 2.5}
+    _node(axes, 0, 0, prompt[-10:], facecolor="white", **winner)
     parents = np.zeros(1)  # heights of the candidates that the column before kept
     for x, (step, heights) in enumerate(zip(steps, places, strict=True), 1):
         for i, (candidate, y) in enumerate(zip(step, heights, strict=True)):
-            won = x <= len(winners) and winners[x - 1] == i
-            dropped = candidate.fate == "dropped"
-            line, wide = "black" if won else "0.75" if dropped else "0.4", 2.5 if won else 1
-            _branch(axes, x, parents[candidate.parent], y, line, wide)
-            face = (
-                "white"
-                if dropped
-                else tuple(shade.to_rgba(100 * np.exp(candidate.log_probability)))
-            )
-            name = _shortened(names[x - 1][i], 11) + (" ■" if candidate.fate == "finished" else "")
-            _node(axes, x, y, f"{name}\n{candidate.total:.2f}", face, line, wide)
+            label = f"{_shortened(names[x - 1][i], 11)}\n{candidate.total:.2f}"
+            face: Any = shade.to_rgba(100 * np.exp(candidate.log_probability))
+            line: dict[str, Any] = {"edgecolor": "0.4", "linewidth": 1}
+            if x <= len(winners) and winners[x - 1] == i:
+                line = winner
+            elif candidate.fate == "dropped":
+                face, line = "white", {"edgecolor": "0.75", "linewidth": 1}
+            elif candidate.fate == "finished":
+                label = f"■ {label}"
+            _branch(axes, x, parents[candidate.parent], y, **line)
+            ink = "0.6" if candidate.fate == "dropped" else "black"
+            _node(axes, x, y, label, ink, facecolor=face, **line)
         parents = heights[[c.fate == "kept" for c in step]]
     axes.set(xlim=(-0.45, len(steps) + 0.45), ylim=(-rows / 2, rows / 2), xlabel="step")
     axes.set_xticks(range(1, len(steps) + 1))
@@ -177,53 +180,25 @@ def beam_tree(
 
 
 def _node(
-    axes: matplotlib.axes.Axes,
-    x: float,
-    y: float,
-    label: str,
-    face: str | tuple[float, ...],
-    line: str,
-    wide: float,
+    axes: matplotlib.axes.Axes, x: float, y: float, label: str, ink: str = "black", **style: Any
 ) -> None:
-    """Draw a labelled box around a place; a line as pale as a dropped beam's pales its label."""
-    axes.add_patch(
-        matplotlib.patches.FancyBboxPatch(
-            (x - HALF_NODE, y - HALF_NODE),
-            2 * HALF_NODE,
-            2 * HALF_NODE,
-            boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor=face,
-            edgecolor=line,
-            linewidth=wide,
-            zorder=2,
-        )
-    )
-    axes.text(
-        x,
-        y,
-        _drawable(label),
-        ha="center",
-        va="center",
-        fontsize=10,
-        color="0.6" if line == "0.75" else "black",
-        parse_math=False,
-    )
+    """Draw a labelled box around a place."""
+    corner, size = (x - HALF_NODE, y - HALF_NODE), 2 * HALF_NODE
+    shape = "round,pad=0,rounding_size=0.08"
+    box = matplotlib.patches.FancyBboxPatch(corner, size, size, boxstyle=shape, zorder=2, **style)
+    axes.add_patch(box)
+    place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 10, "color": ink}
+    axes.text(x, y, _drawable(label), parse_math=False, **place)
 
 
-def _branch(
-    axes: matplotlib.axes.Axes, x: int, start: float, end: float, line: str, wide: float
-) -> None:
-    """Draw a curve from a box of the column before to one of this column."""
+def _branch(axes: matplotlib.axes.Axes, x: int, start: float, end: float, **style: Any) -> None:
+    """Draw a curve from a box of the column before to one of this column, bold ones on top."""
     left, right = x - 1 + HALF_NODE, x - HALF_NODE
     middle = (left + right) / 2
-    curve = matplotlib.path.Path(
-        [(left, start), (middle, start), (middle, end), (right, end)], [1, 4, 4, 4]
-    )
-    axes.add_patch(
-        matplotlib.patches.PathPatch(
-            curve, facecolor="none", edgecolor=line, linewidth=wide, zorder=1 + wide / 10
-        )
-    )
+    corners = [(left, start), (middle, start), (middle, end), (right, end)]
+    curve = Curve(corners, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
+    order = 1 + style["linewidth"] / 10
+    axes.add_patch(matplotlib.patches.PathPatch(curve, facecolor="none", zorder=order, **style))
 
 
 def _planar(steps: Sequence[Sequence[Candidate]]) -> list[np.ndarray]:

@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     return "".join(c if c in " \n" else visible(c) for c in text)
 
 
+def one_line(text: str) -> str:
+    """Write a text on one line, leaving single spaces between words as they are."""
+    return re.sub("(?<=[^␣])␣(?=[^␣])", " ", visible(text))
+
+
 def _visible(character: str) -> str:
     code = ord(character)
     if code < 0x20 or code == 0x7F:
@@ -42,7 +47,7 @@ def width(text: str) -> int:
 
 def percent(share: float) -> str:
     """Write a probability for a table."""
-    return f"{100 * share:.1f} %"
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
