@@ -156,15 +156,14 @@ def beam_tree(
     parents = np.zeros(1)  # heights of the candidates that the column before kept
     for x, (step, heights) in enumerate(zip(steps, places, strict=True), 1):
         for i, (candidate, y) in enumerate(zip(step, heights, strict=True)):
-            label = f"{_shortened(names[x - 1][i], 11)}\n{candidate.total:.2f}"
+            mark = "■ " if candidate.fate == "finished" else ""
+            label = f"{mark}{_shortened(names[x - 1][i], 11)}\n{candidate.total:.2f}"
             face: Any = shade.to_rgba(100 * np.exp(candidate.log_probability))
             line: dict[str, Any] = {"edgecolor": "0.4", "linewidth": 1}
             if x <= len(winners) and winners[x - 1] == i:
                 line = winner
             elif candidate.fate == "dropped":
                 face, line = "white", {"edgecolor": "0.75", "linewidth": 1}
-            elif candidate.fate == "finished":
-                label = f"■ {label}"
             _branch(axes, x, parents[candidate.parent], y, **line)
             ink = "0.6" if candidate.fate == "dropped" else "black"
             _node(axes, x, y, label, ink, facecolor=face, **line)
