@@ -342,6 +342,12 @@ def test_ranks_and_options_are_those_of_the_softmax(language):
         assert (choice.rank <= 6) == (choice.token in [o.token for o in choice.options])
 
 
+def test_the_summary_is_of_the_whole_text():
+    choices = [explain.Choice(0, "x", math.log(p), rank, []) for p, rank in ((0.5, 1), (0.125, 2))]
+    record = explain.Alternatives("a", [explain.Piece("xx", choices)])
+    assert record.summary == "2 tokens, 2.00 bits each, 50% the model's first choice"
+
+
 def test_without_a_start_token_the_first_character_is_given(letters):
     found = explain.alternatives("😀 abc", model=letters)
     assert (found.prompt, found.text) == ("😀", " abc")
@@ -494,7 +500,7 @@ ANY = st.text(st.characters(exclude_categories=["Cs"]))
 def test_pieces_are_whole_characters_and_the_whole_text(kind, before, text):
     tokenizer = built(kind).tokenizer
     first = tokenizer(before).input_ids
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
     cut = tokens.pieces(tokenizer, first, ids)
     assert [i for _, run in cut for i in run] == ids
     whole = tokens.decode(tokenizer, first + ids)
