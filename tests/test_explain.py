@@ -297,6 +297,23 @@ def test_texts_that_end_are_finished_leaves(letters):
     assert sum("●" in line for line in lines) == len(tree.best.tokens)
 
 
+def test_the_winner_is_followed_past_texts_that_ended():
+    def step(*rows):
+        return [explain.Candidate(parent, token, -1.0, -1.0, fate) for parent, token, fate in rows]
+
+    steps = [
+        step((0, 9, "finished"), (0, 1, "kept"), (0, 2, "kept"), (0, 3, "dropped")),
+        step((0, 1, "dropped"), (1, 9, "dropped"), (1, 1, "kept"), (0, 2, "kept")),
+        step((1, 5, "kept"), (0, 5, "kept"), (0, 4, "dropped")),
+    ]
+    names = [[str(candidate.token) for candidate in row] for row in steps]
+    best = generation.Generation("a", "215", [2, 1, 5], [-1.0] * 3, -3.0, "length", None)
+    tree = explain.BeamTree("a", steps, names, best)
+    assert tree.winners() == [2, 2, 1]
+    marked = [line[-10:] for line in str(tree).split("\n")[:-1] if "●" in line]
+    assert marked == ["● 2  -1.00", "● 1  -1.00", "● 5  -1.00"]
+
+
 def test_branches_do_not_cross(letters):
     for prompt in ("a", "ab.", "p\n"):
         tree = explain.beam_tree(prompt, model=letters, beams=5, max_new_tokens=8)
@@ -351,7 +368,11 @@ def test_the_summary_is_of_the_whole_text():
 def test_without_a_start_token_the_first_character_is_given(letters):
     found = explain.alternatives("😀 abc", model=letters)
     assert (found.prompt, found.text) == ("😀", " abc")
-    assert explain.alternatives(" abc", model=built("bytes")).text == " abc"
+    for kind, text in (("bytes", " abc"), ("pieces", "abc")):
+        found = explain.alternatives(text, model=built(kind))
+        assert found.text == text and not found.prompt
+        ids = built(kind).tokenizer(text, add_special_tokens=False).input_ids
+        assert [choice.token for choice in found.choices] == ids
 
 
 def test_a_record_that_ended_shows_how(letters):
@@ -455,6 +476,7 @@ def check_page(language, text: str, prompt: str, path) -> None:
     page = Page(path.read_bytes().decode())
     assert page.pieces == [piece.text for piece in found.pieces]
     assert "".join(page.pieces) == text
+    assert b"\r" not in path.read_bytes()  # which a browser, unlike this parser, reads as \n
     assert page.prompt == prompt
     assert page.tags <= TAGS
     assert page.attributes <= ATTRIBUTES
@@ -560,7 +582,7 @@ def test_pictures_are_drawn(letters, tmp_path):
         assert_picture(path)
 
 
-@pytest.mark.parametrize("name", ["$x$", "$", "_^{", "你好", "שלום", "😀", "⟨F0⟩", "a" * 90])
+@pytest.mark.parametrize("name", ["$x$", "$", "$\\x_^{$", "你好", "שלום", "😀", "⟨F0⟩", "a" * 90])
 def test_any_token_can_be_drawn(name, tmp_path):
     shares = [[0.7, 0.2]]
     plots.next_tokens(name, [name, "b"], [1.0], shares, [1.2], tmp_path / "bars.png")
