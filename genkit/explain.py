@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from genkit import decoding, generation, pages, plots, tokens
+from genkit import generation, pages, plots, reading, tokens
+from genkit.decoding import Candidate
 from genkit.generation import Generation, LanguageModel
 
 # ---------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def next_tokens(
     language = _language(model)
     _check_top(top, language)
     logits = _logits(language, generation._encode(prompt, language))[-1:]
-    distributions = [decoding.filtered(logits, temperature=t)[0] for t in temperatures]
+    distributions = [_tempered(logits, temperature)[0] for temperature in temperatures]
     ids = logits[0].topk(top).indices
     return NextTokens(
         prompt,
@@ -173,13 +174,12 @@ def temperature_series(
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
-        assert isinstance(record, Generation), "one prompt gives one record"
         logits = _logits(language, given + record.tokens[:-1])[len(given) - 1 :]
         texts.append(
             TemperatureText(
                 temperature,
                 record,
-                _bits(decoding.filtered(logits, temperature=temperature)).mean().item(),
+                _bits(_tempered(logits, temperature)).mean().item(),
                 distinct(record.tokens, 1),
                 distinct(record.tokens, 2),
                 1 - distinct(record.tokens, 4),
@@ -271,13 +271,14 @@ def beam_tree(
         ValueError: an argument cannot work; it is named, with the value it got.
     """
     language = _language(model)
-    steps, best = _trace_beams(
+    trace, best = generation.trace_beams(
         prompt,
         model=language,
         beams=beams,
         max_new_tokens=max_new_tokens,
         length_penalty=length_penalty,
     )
+    steps = [[c for c in step if c.total > -math.inf] for step in trace]  # 2nd beams of step 1
     names = [tokens.names(language.tokenizer, [c.token for c in step]) for step in steps]
     return BeamTree(prompt, steps, names, best)
 
@@ -312,7 +313,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Span:
     """The shortest run of tokens that is whole characters: most often a single token."""
 
     text: str
@@ -334,17 +335,17 @@ class Alternatives:
     """How likely each token of a text was, and which others were."""
 
     prompt: str
-    pieces: list[Piece]
+    spans: list[Span]
 
     @property
     def text(self) -> str:
         """The text that was looked at, without the prompt."""
-        return "".join(piece.text for piece in self.pieces)
+        return "".join(span.text for span in self.spans)
 
     @property
     def choices(self) -> list[Choice]:
         """Every token in order."""
-        return [choice for piece in self.pieces for choice in piece.choices]
+        return [choice for span in self.spans for choice in span.choices]
 
     @property
     def summary(self) -> str:
@@ -365,10 +366,10 @@ class Alternatives:
     def ansi(self) -> str:
         """Write the text for a terminal, on backgrounds from red, unlikely, to green, likely."""
         parts = [f"\x1b[2m{tokens.printable(self.prompt)}\x1b[0m"]
-        for piece in self.pieces:
-            red, green, blue = pages.colour(piece.probability)
+        for span in self.spans:
+            red, green, blue = pages.colour(span.probability)
             style = f"\x1b[30;48;2;{red};{green};{blue}m"
-            shown = tokens.printable(piece.text) or piece.name
+            shown = tokens.printable(span.text) or span.name
             parts.append(style + shown.replace("\n", f"↵\x1b[0m\n{style}") + "\x1b[0m")
         return "".join(parts)
 
@@ -411,8 +412,8 @@ def alternatives(
     _check_context("text", len(given) + len(chosen), language)
     logits = _logits(language, given + chosen[:-1])[len(given) - 1 :]
     choices = iter(_choices(logits, chosen, top, language))
-    runs = tokens.pieces(language.tokenizer, given, chosen)
-    return Alternatives(prompt, [Piece(t, [next(choices) for _ in run]) for t, run in runs])
+    runs = tokens.spans(language.tokenizer, given, chosen)
+    return Alternatives(prompt, [Span(t, [next(choices) for _ in run]) for t, run in runs])
 
 
 def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], list[int]]:
@@ -432,7 +433,7 @@ def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], 
     start = tokenizer.bos_token_id
     if start is not None:
         return [start], whole[1:] if whole[0] == start else whole
-    first = len(tokens.pieces(tokenizer, [], whole)[0][1])
+    first = len(tokens.spans(tokenizer, [], whole)[0][1])
     if len(whole) == first:
         raise ValueError(f"text: {text!r} is one token, and this model has no start token; add one")
     return whole[:first], whole[first:]
@@ -465,7 +466,10 @@ def _choices(
 
 
 def _language(model: str | Path | LanguageModel) -> LanguageModel:
-    return model if isinstance(model, LanguageModel) else generation.load(model)
+    language = model if isinstance(model, LanguageModel) else generation.load(model)
+    if language.model.config.is_encoder_decoder:
+        raise ValueError(f"model: {language.name} answers a text; give one that continues it")
+    return language
 
 
 @torch.inference_mode()
@@ -473,6 +477,11 @@ def _logits(language: LanguageModel, row: list[int]) -> torch.Tensor:
     """Next-token logits after every token of a row, (tokens, vocabulary), float32."""
     ids = torch.tensor([row], device=language.model.device)
     return language.model(input_ids=ids, use_cache=False).logits[0].float()
+
+
+def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Turn logits into the probabilities of a temperature, both (…, vocabulary), float64."""
+    return (logits.double() / temperature).softmax(-1)
 
 
 def _bits(probabilities: torch.Tensor) -> torch.Tensor:
@@ -496,7 +505,7 @@ def _check_top(top: int, language: LanguageModel) -> None:
 
 def _check_context(name: str, length: int, language: LanguageModel) -> None:
     """Refuse a text whose last token would be predicted from more than the model can see."""
-    context = decoding.context_length(language.model)
+    context = reading.context_length(language.model)
     if length - 1 > context:
         raise ValueError(
             f"{name}: {length} tokens with the prompt are more than the model can look at, "
@@ -519,66 +528,3 @@ def _table(rows: list[list[str]]) -> str:
             cells.append(gap + cell if i else cell + gap)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------
-# DRAFT, to be replaced by genkit.decoding.Candidate and genkit.generation.trace_beams
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A text that beam search weighed in one step."""
-
-    parent: int  # which of the step before's kept candidates it continues, in order; 0 in the first
-    token: int
-    log_probability: float  # of the token
-    total: float  # log-probability of the whole completion
-    fate: str  # "kept", "dropped" or "finished"
-
-
-def _trace_beams(
-    prompt: str,
-    *,
-    model: str | Path | LanguageModel,
-    beams: int,
-    max_new_tokens: int,
-    length_penalty: float | None,
-) -> tuple[list[list[Candidate]], Generation]:
-    generation._check_strategy("beam", None, None, None, beams, length_penalty)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
-    language = _language(model)
-    row, ends = generation._encode(prompt, language), generation._end_tokens(language.model)
-    power = 1.0 if length_penalty is None else length_penalty
-    kept: list[tuple[list[int], list[float]]] = [([], [])]  # tokens and their log-probabilities
-    finished: list[generation.Found] = []
-    steps: list[list[Candidate]] = []
-    for length in range(1, max_new_tokens + 1):
-        each = torch.stack([_logits(language, row + t)[-1].log_softmax(-1) for t, _ in kept]).cpu()
-        totals = torch.tensor([sum(logs) for _, logs in kept])[:, None] + each
-        step: list[Candidate] = []
-        following: list[tuple[list[int], list[float]]] = []
-        weighed = min((1 + max(1, len(ends))) * beams, totals.numel())
-        ranked = zip(*map(torch.Tensor.tolist, totals.flatten().topk(weighed)), strict=True)
-        for total, place in ranked:
-            parent, token = divmod(place, each.shape[-1])
-            log = each[parent, token].item()
-            grown = ([*kept[parent][0], token], [*kept[parent][1], log])
-            fate = "dropped"
-            if token in ends:
-                if len(step) < beams:
-                    fate = "finished"
-                    finished.append((*grown, total / length**power))
-            elif len(following) < beams:
-                fate = "kept"
-                following.append(grown)
-            step.append(Candidate(parent, token, log, total, fate))
-        steps.append(step)
-        kept = following
-        finished = sorted(finished, key=lambda f: -f[2])[:beams]
-        if len(finished) == beams and finished[-1][2] >= sum(kept[0][1]) / length**power:
-            break
-    else:
-        finished += [(t, logs, sum(logs) / max_new_tokens**power) for t, logs in kept]
-    best = max(finished, key=lambda f: f[2])
-    return steps, generation._record(language, prompt, row, best, None)

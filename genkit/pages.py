@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from genkit import tokens
 
 if TYPE_CHECKING:
-    from genkit.explain import Alternatives, Choice, Piece
+    from genkit.explain import Alternatives, Choice, Span
 
 PAGE = """<!doctype html>
 <html>
@@ -28,16 +28,16 @@ header {{ color: #555; margin-bottom: 1.5rem; }}
 .text {{ font: 18px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   unicode-bidi: plaintext; }}
 .prompt {{ color: #777; }}
-.piece {{ cursor: pointer; outline: 0 solid #111; }}
-.piece:hover, .piece:focus {{ outline-width: 2px; }}
-.piece[data-name]::before {{ content: attr(data-name); font-style: italic; }}
+.token {{ cursor: pointer; outline: 0 solid #111; }}
+.token:hover, .token:focus {{ outline-width: 2px; }}
+.token[data-name]::before {{ content: attr(data-name); font-style: italic; }}
 .break::before {{ content: "↵"; color: #777; }}
 .panel {{ display: none; position: fixed; inset: auto 0 0; max-height: 45vh; overflow: auto;
   padding: 1rem; background: #fff; border-top: 2px solid #111;
   font: 15px/1.5 ui-monospace, monospace; white-space: normal; direction: ltr;
   text-align: left; cursor: default; }}
-.piece:hover .panel, .piece:focus .panel {{ display: flex; flex-wrap: wrap; gap: 2rem; }}
-.piece:hover .panel {{ z-index: 1; }}
+.token:hover .panel, .token:focus .panel {{ display: flex; flex-wrap: wrap; gap: 2rem; }}
+.token:hover .panel {{ z-index: 1; }}
 .choice, .option {{ display: block; }}
 .option {{ display: grid; grid-template-columns: 10em 10em 5em; gap: .8em; }}
 .option.taken {{ font-weight: bold; }}
@@ -49,7 +49,7 @@ header {{ color: #555; margin-bottom: 1.5rem; }}
 <header>{summary}<br>
 unlikely<span class="scale"></span>likely. Point at a token, or click on it, for the others.
 </header>
-<div class="text"><span class="prompt">{prompt}</span>{pieces}</div>
+<div class="text"><span class="prompt">{prompt}</span>{spans}</div>
 </body>
 </html>
 """
@@ -62,19 +62,19 @@ def alternatives(record: Alternatives, path: Path) -> None:
         summary=html.escape(record.summary),
         scale=", ".join(_css(i / 8) for i in range(9)),
         prompt=_marked_up(record.prompt),
-        pieces="".join(map(_piece, record.pieces)),
+        spans="".join(map(_span, record.spans)),
     )
     scratch = path.with_name(f".{path.name}.writing")
     scratch.write_text(page, encoding="utf-8", newline="")
     scratch.replace(path)
 
 
-def _piece(piece: Piece) -> str:
-    name = "" if piece.text else f' data-name="{html.escape(piece.name)}"'
-    panel = "".join(map(_choice, piece.choices))
+def _span(span: Span) -> str:
+    name = "" if span.text else f' data-name="{html.escape(span.name)}"'
+    panel = "".join(map(_choice, span.choices))
     return (
-        f'<span class="piece" tabindex="0" style="background: {_css(piece.probability)}"'
-        f'{name}>{_marked_up(piece.text)}<span class="panel">{panel}</span></span>'
+        f'<span class="token" tabindex="0" style="background: {_css(span.probability)}"'
+        f'{name}>{_marked_up(span.text)}<span class="panel">{panel}</span></span>'
     )
 
 

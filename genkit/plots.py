@@ -20,7 +20,7 @@ from matplotlib.path import Path as Curve
 from genkit import tokens
 
 if TYPE_CHECKING:
-    from genkit.explain import Candidate
+    from genkit.decoding import Candidate
 
 
 def loss_curve(log: list[dict[str, Any]], path: Path) -> None:

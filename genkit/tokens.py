@@ -63,7 +63,7 @@ def names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return found
 
 
-def pieces(tokenizer: Any, given: list[int], tokens: list[int]) -> list[tuple[str, list[int]]]:
+def spans(tokenizer: Any, given: list[int], tokens: list[int]) -> list[tuple[str, list[int]]]:
     """Cut tokens into the shortest runs that are whole characters.
 
     Args:
@@ -71,21 +71,21 @@ def pieces(tokenizer: Any, given: list[int], tokens: list[int]) -> list[tuple[st
         tokens: those to cut.
 
     Returns:
-        The text of each run and its tokens. The texts together are the text of the tokens, with
-        U+FFFD for bytes that are no character whatever follows. A special token has no text.
+        The text of each run and its tokens; a special token has no text. The texts together are
+        the text of the tokens, so that bytes that are no character, U+FFFD, are with what follows.
     """
+    whole, place = decode(tokenizer, given + tokens), len(decode(tokenizer, given))
     before = given
     run: list[int] = []
     found: list[tuple[str, list[int]]] = []
     for token in tokens:
         run = [*run, token]
         text = decode(tokenizer, before + run)[len(decode(tokenizer, before)) :]
-        if not text.endswith("\ufffd"):
+        if whole.startswith(text, place) and not text.endswith("\ufffd"):
             found.append((text, run))
+            place += len(text)
             before, run = (run if text else before + run), []  # nothing before: a space is dropped
-    if run:
-        found.append((decode(tokenizer, run), run))
-    return found
+    return [*found, (whole[place:], run)] if run else found
 
 
 def decode(tokenizer: Any, ids: list[int], skip_special_tokens: bool = True) -> str:

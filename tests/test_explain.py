@@ -12,10 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import genkit
-from genkit import charlm, explain, generation, plots, tokens
+from genkit import charlm, decoding, explain, generation, plots, tokens
 
 LETTERS = "abcdefghijklmnop .\n"
 WORDS = "I am a tall tale told to all, a small ball. שלום عالم 😀😁 naïve <b>bold</b>\n" * 20
@@ -35,7 +41,7 @@ def by_character() -> generation.LanguageModel:
     model = peaked(charlm.make_model("llama", len(tokenizer), 64, 2, 32, 2, 0.0))
     with torch.no_grad():
         model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
-    return generation.LanguageModel(model, tokenizer, "characters")
+    return generation.LanguageModel(model, tokenizer, "characters", compiled=False)
 
 
 def gpt2_like(tokenizer: PreTrainedTokenizerFast, name: str) -> generation.LanguageModel:
@@ -43,7 +49,7 @@ def gpt2_like(tokenizer: PreTrainedTokenizerFast, name: str) -> generation.Langu
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     shape = {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **ends))
-    return generation.LanguageModel(peaked(model), tokenizer, name)
+    return generation.LanguageModel(peaked(model), tokenizer, name, compiled=False)
 
 
 def byte_level() -> generation.LanguageModel:
@@ -299,7 +305,7 @@ def test_texts_that_end_are_finished_leaves(letters):
 
 def test_the_winner_is_followed_past_texts_that_ended():
     def step(*rows):
-        return [explain.Candidate(parent, token, -1.0, -1.0, fate) for parent, token, fate in rows]
+        return [decoding.Candidate(parent, token, -1.0, -1.0, fate) for parent, token, fate in rows]
 
     steps = [
         step((0, 9, "finished"), (0, 1, "kept"), (0, 2, "kept"), (0, 3, "dropped")),
@@ -337,8 +343,7 @@ def test_alternatives_of_a_record_have_its_probabilities(language):
         assert np.allclose(logs, record.log_probabilities, atol=1e-3)
         assert [choice.token for choice in found.choices] == record.tokens
         assert found.prompt == prompt
-        if language is built("characters"):
-            assert found.text == record.completion
+        assert found.text == record.completion
 
 
 def test_ranks_and_options_are_those_of_the_softmax(language):
@@ -361,7 +366,7 @@ def test_ranks_and_options_are_those_of_the_softmax(language):
 
 def test_the_summary_is_of_the_whole_text():
     choices = [explain.Choice(0, "x", math.log(p), rank, []) for p, rank in ((0.5, 1), (0.125, 2))]
-    record = explain.Alternatives("a", [explain.Piece("xx", choices)])
+    record = explain.Alternatives("a", [explain.Span("xx", choices)])
     assert record.summary == "2 tokens, 2.00 bits each, 50% the model's first choice"
 
 
@@ -384,7 +389,7 @@ def test_a_record_that_ended_shows_how(letters):
     found = explain.alternatives(record, model=letters)
     assert config.eos_token_id == 0
     assert found.text == record.completion
-    assert found.pieces[-1].text == "" and found.pieces[-1].name == "<eos>"
+    assert found.spans[-1].text == "" and found.spans[-1].name == "<eos>"
     assert "<eos>" in str(found) and "<eos>" in found.ansi()
 
 
@@ -406,7 +411,7 @@ def test_likelier_is_greener():
     shares = np.linspace(0.001, 1, 30).tolist()
     record = explain.Alternatives(
         "ab",
-        [explain.Piece("x", [explain.Choice(0, "x", math.log(share), 1, [])]) for share in shares],
+        [explain.Span("x", [explain.Choice(0, "x", math.log(share), 1, [])]) for share in shares],
     )
     colours = [map(int, c) for c in re.findall(r"48;2;(\d+);(\d+);(\d+)mx", record.ansi())]
     greenness = [green - red for red, green, _ in colours]
@@ -433,12 +438,12 @@ ODD = [
 
 
 class Page(html.parser.HTMLParser):
-    """The text of the pieces, of the prompt, and of the panels; and every tag and attribute."""
+    """The text of the spans, of the prompt, and of the panels; and every tag and attribute."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.classes: list[str] = []
-        self.pieces: list[str] = []
+        self.spans: list[str] = []
         self.prompt, self.panels = "", ""
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
@@ -451,8 +456,8 @@ class Page(html.parser.HTMLParser):
         self.attributes |= dict(attributes).keys()
         if tag not in ("meta", "br"):
             self.classes.append(dict(attributes).get("class") or tag)
-        if self.classes and self.classes[-1] == "piece" and tag == "span":
-            self.pieces.append("")
+        if self.classes and self.classes[-1] == "token" and tag == "span":
+            self.spans.append("")
 
     def handle_endtag(self, tag):
         self.classes.pop()
@@ -460,8 +465,8 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         if "panel" in self.classes:
             self.panels += data
-        elif "piece" in self.classes:
-            self.pieces[-1] += data
+        elif "token" in self.classes:
+            self.spans[-1] += data
         elif "prompt" in self.classes:
             self.prompt += data
 
@@ -474,8 +479,8 @@ def check_page(language, text: str, prompt: str, path) -> None:
     found = explain.alternatives(text, model=language, prompt=prompt, top=3)
     found.html(path)
     page = Page(path.read_bytes().decode())
-    assert page.pieces == [piece.text for piece in found.pieces]
-    assert "".join(page.pieces) == text
+    assert page.spans == [span.text for span in found.spans]
+    assert "".join(page.spans) == text
     assert b"\r" not in path.read_bytes()  # which a browser, unlike this parser, reads as \n
     assert page.prompt == prompt
     assert page.tags <= TAGS
@@ -510,7 +515,7 @@ def test_nul_is_shown_by_its_picture(tmp_path):
     found = explain.alternatives("a\0b", model=built("bytes"), prompt="a")
     assert found.text == "a\0b"
     found.html(tmp_path / "page.html")
-    assert "".join(Page((tmp_path / "page.html").read_text()).pieces) == "a␀b"
+    assert "".join(Page((tmp_path / "page.html").read_text()).spans) == "a␀b"
 
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]))
@@ -519,11 +524,11 @@ ANY = st.text(st.characters(exclude_categories=["Cs"]))
 @settings(max_examples=150, deadline=None)
 @given(before=ANY, text=ANY)
 @pytest.mark.parametrize("kind", list(BUILDERS))
-def test_pieces_are_whole_characters_and_the_whole_text(kind, before, text):
+def test_spans_are_whole_characters_and_the_whole_text(kind, before, text):
     tokenizer = built(kind).tokenizer
     first = tokenizer(before).input_ids
     ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
-    cut = tokens.pieces(tokenizer, first, ids)
+    cut = tokens.spans(tokenizer, first, ids)
     assert [i for _, run in cut for i in run] == ids
     whole = tokens.decode(tokenizer, first + ids)
     assert tokens.decode(tokenizer, first) + "".join(t for t, _ in cut) == whole
@@ -531,6 +536,19 @@ def test_pieces_are_whole_characters_and_the_whole_text(kind, before, text):
         assert not any("\ufffd" in t for t, _ in cut)
         runs = [run for t, run in cut if len(run) > 1]
         assert all("\ufffd" in tokens.decode(tokenizer, run[:-1]) for run in runs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ids=st.lists(st.integers(0, 275), min_size=2), border=st.integers(0, 5))
+@pytest.mark.parametrize("kind", list(BUILDERS))
+def test_spans_of_any_tokens_are_their_text(kind, ids, border):
+    """Bytes that make no character, special tokens, and all else that a model may write."""
+    tokenizer = built(kind).tokenizer
+    first, last = ids[:border], ids[border:]
+    cut = tokens.spans(tokenizer, first, last)
+    assert [i for _, run in cut for i in run] == last
+    written = tokens.decode(tokenizer, ids)[len(tokens.decode(tokenizer, first)) :]
+    assert "".join(text for text, _ in cut) == written
 
 
 @given(text=ANY)
@@ -542,9 +560,9 @@ def test_what_is_visible_is_on_one_line_and_steers_nothing(text):
     assert len(shown) >= len(text)
 
 
-def test_an_emoji_over_several_tokens_is_one_piece():
+def test_an_emoji_over_several_tokens_is_one_span():
     found = explain.alternatives("a😀😁b", model=built("bytes"), prompt="x")
-    (emoji,) = (piece for piece in found.pieces if piece.text == "😀")
+    (emoji,) = (span for span in found.spans if span.text == "😀")
     assert len(emoji.choices) > 1
     assert math.isclose(emoji.probability, math.prod(c.probability for c in emoji.choices))
     raw = "".join(re.findall(r"⟨(..)⟩", emoji.name))
@@ -586,7 +604,7 @@ def test_pictures_are_drawn(letters, tmp_path):
 def test_any_token_can_be_drawn(name, tmp_path):
     shares = [[0.7, 0.2]]
     plots.next_tokens(name, [name, "b"], [1.0], shares, [1.2], tmp_path / "bars.png")
-    kept, dropped = (explain.Candidate(0, 1, -1.0, -1.0, fate) for fate in ("kept", "dropped"))
+    kept, dropped = (decoding.Candidate(0, 1, -1.0, -1.0, fate) for fate in ("kept", "dropped"))
     steps, names = [[kept, dropped]] * 2, [[name, name]] * 2
     plots.beam_tree(name, name, steps, names, [0, 0], tmp_path / "tree.png")
     assert_picture(tmp_path / "bars.png")
@@ -647,6 +665,14 @@ def test_a_record_brings_its_own_prompt(letters):
     record = genkit.generate("ab", model=letters, seed=1, max_new_tokens=3)
     with pytest.raises(ValueError, match="prompt: the record brings its own, got 'ab'"):
         explain.alternatives(record, model=letters, prompt="ab")
+
+
+def test_a_model_that_answers_is_refused(letters):
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=300, decoder_start_token_id=0, **shape))
+    answering = generation.LanguageModel(model.eval(), letters.tokenizer, "t5")
+    with pytest.raises(ValueError, match="model: t5 answers a text; give one that continues it"):
+        explain.next_tokens("ab", model=answering)
 
 
 def test_a_model_is_a_folder_too(letters, tmp_path):
