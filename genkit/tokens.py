@@ -1,0 +1,116 @@
+"""Tokens as a reader can see them: whitespace marked, and every byte accounted for."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+MARKS = {" ": "␣", "\n": "↵", "\t": "⇥"}
+
+
+def visible(text: str) -> str:
+    """Write a text on one line, with marks for whitespace, controls and bytes of no character.
+
+    Bytes of no character are what the error handler "surrogateescape" makes of them.
+    """
+    return "".join(MARKS.get(c) or _visible(c) for c in text)
+
+
+def printable(text: str) -> str:
+    """Write a text as it is, spaces and line breaks included, but what steers a terminal marked."""
+    return "".join(c if c in " \n" else visible(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """Write a text on one line, leaving single spaces between words as they are."""
+    return re.sub("(?<=[^␣])␣(?=[^␣])", " ", visible(text))
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    if code < 0x20 or code == 0x7F:
+        return chr(0x2400 + code) if code < 0x20 else "␡"
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"⟨{code - 0xDC00:02X}⟩"
+    if unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp"):
+        return f"⟨U+{code:04X}⟩"
+    return character
+
+
+def width(text: str) -> int:
+    """Columns that a text takes in a terminal."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def percent(share: float) -> str:
+    """Write a probability for a table."""
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Tell tokens apart by name: the visible text of each, or its bytes, as in ⟨F0⟩⟨9F⟩."""
+    anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]  # some drop a first space
+    start = len(decode(tokenizer, anchor))
+    found = []
+    for i in ids:
+        text = decode(tokenizer, [*anchor, i], skip_special_tokens=False)[start:]
+        if "\ufffd" in text:
+            text = _bytes_of(tokenizer.convert_ids_to_tokens(i)).decode(errors="surrogateescape")
+        found.append(visible(text) or f"⟨{i}⟩")
+    return found
+
+
+def spans(tokenizer: Any, given: list[int], tokens: list[int]) -> list[tuple[str, list[int]]]:
+    """Cut tokens into the shortest runs that are whole characters.
+
+    Args:
+        given: the tokens before.
+        tokens: those to cut.
+
+    Returns:
+        The text of each run and its tokens; a special token has no text. The texts together are
+        the text of the tokens, so that bytes that are no character, U+FFFD, are with what follows.
+    """
+    whole, place = decode(tokenizer, given + tokens), len(decode(tokenizer, given))
+    before = given
+    run: list[int] = []
+    found: list[tuple[str, list[int]]] = []
+    for token in tokens:
+        run = [*run, token]
+        text = decode(tokenizer, before + run)[len(decode(tokenizer, before)) :]
+        if whole.startswith(text, place) and not text.endswith("\ufffd"):
+            found.append((text, run))
+            place += len(text)
+            before, run = (run if text else before + run), []  # nothing before: a space is dropped
+    return [*found, (whole[place:], run)] if run else found
+
+
+def decode(tokenizer: Any, ids: list[int], skip_special_tokens: bool = True) -> str:
+    """Decode without tidying up."""
+    return str(
+        tokenizer.decode(
+            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+    )
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Map the characters of byte-level tokens to their bytes (Radford et al. 2019, GPT-2)."""
+    themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in themselves]
+    return {chr(b): b for b in themselves} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _bytes_of(token: str) -> bytes:
+    """Take the bytes of a token that does not decode by itself, as the vocabulary writes it."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece's bytes
+        return bytes.fromhex(token[3:5])
+    if set(token) <= _ALPHABET.keys():
+        return bytes(_ALPHABET[c] for c in token)
+    return token.encode()  # the character U+FFFD itself
