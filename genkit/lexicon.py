@@ -36,14 +36,15 @@ class Lexicon:
     def __init__(self, words: Iterable[str]) -> None:
         if isinstance(words, str):
             raise ValueError("lexicon: a text is not a list of words; give lexicon.words(text)")
-        self.counts = Counter(map(str.lower, words))
-        if not self.counts:
+        listed = list(words)
+        if not listed:
             raise ValueError("lexicon: no words; give those that a correction may consist of")
-        wrong = next((word for word in self.counts if not WORD.fullmatch(word)), None)
-        if wrong is not None:
-            raise ValueError(
-                f"lexicon: {wrong!r} is not a word, which is letters, with apostrophes between them"
-            )
+        for word in listed:
+            if not isinstance(word, str) or not WORD.fullmatch(word):
+                raise ValueError(
+                    f"lexicon: {word!r} is not a word, which is letters, with apostrophes between"
+                )
+        self.counts = Counter(word.lower() for word in listed)
         self._words = sorted(self.counts, key=lambda word: (-self.counts[word], word))
         self._lengths = np.array([len(word) for word in self._words])
         self._codes = np.array(self._words).view(np.uint32).reshape(len(self._words), -1)

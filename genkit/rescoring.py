@@ -296,7 +296,7 @@ class Correction:
     source: str
     text: str
     changes: list[Change]
-    score_before: float  # sum of log P(word seen | word meant), plus alpha log P_lm(source)
+    score_before: float  # of channel and lexicon, plus alpha log P_lm(source)
     score_after: float  # the same of the corrected text, never less
 
     def __str__(self) -> str:
@@ -309,12 +309,13 @@ def correct(
     *,
     model: str | Path | LanguageModel,
     lexicon: Iterable[str] | Lexicon,
-    alpha: float = 1.0,
+    alpha: float = 0.6,
     beams: int = 4,
     max_edits: int = 2,
-    candidates: int = 16,
+    candidates: int = 8,
     keep: float = 0.95,
     edit_cost: float = 5.0,
+    unknown: float = 0.01,
     trust_remote_code: bool = False,
 ) -> Correction | list[Correction]:
     """Correct the misspelled words of a text, or of each of several.
@@ -326,8 +327,11 @@ def correct(
         log P(word seen | word meant) = log keep                       if they are the same
                                         log(1 - keep) - edit_cost n    if they are n edits apart
 
-    A beam search from the first word to the last finds the text with about the largest Q. Words are
-    neither split nor joined, so that beta would add the same to every Q; there is none.
+    A language model of characters or of parts of words finds misspelled words too likely. So a
+    word meant has the further log-probability log unknown if the lexicon does not have it, and
+    log(1 - unknown) if it does. A beam search from the first word to the last finds the text with
+    about the largest sum of these and alpha log P_lm. Words are neither split nor joined, so that
+    the word count of Q would add the same to every text; there is no beta.
 
     Spaces, punctuation and the case of words stay. So do words with digits, underscores or mixed
     case, which are seldom prose, and words or signs with a character that a character model has
@@ -344,6 +348,8 @@ def correct(
         candidates: replacements tried for a word, the closest and most frequent.
         keep: probability that a word was written as it was meant, in (0, 1).
         edit_cost: minus the log-probability of one edit among those of a word, in nats.
+        unknown: probability that a word that was meant is not in the lexicon, in (0, 1). The
+            smaller, the more misspellings are found, and rare names taken for one.
         trust_remote_code: run code that the model brings along.
 
     Returns:
@@ -360,13 +366,14 @@ def correct(
     for name, value in {"beams": beams, "max_edits": max_edits, "candidates": candidates}.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
-    if not 0 < keep < 1:
-        raise ValueError(f"keep must be between 0 and 1, got {keep}")
+    for name, share in {"keep": keep, "unknown": unknown}.items():
+        if not 0 < share < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {share}")
     if not 0 <= edit_cost < math.inf:
         raise ValueError(f"edit_cost must be 0 or more, got {edit_cost}")
     listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
     language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code)
-    channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost)
+    channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost, unknown)
     bar = tqdm(texts, desc="correcting", disable=None if len(texts) > 1 else True)
     found = [_correct(each, channel, language, alpha, beams) for each in bar]
     return found[0] if isinstance(text, str) else found
@@ -392,13 +399,16 @@ class _Channel:
     candidates: int
     keep: float
     edit_cost: float
+    unknown: float
 
     def choices(self, word: str) -> list[tuple[str, float]]:
-        """List words and log P(word seen | word meant), the word itself first."""
-        stays = (word, math.log(self.keep))
+        """List words with the log-probability that they were meant, the word itself first."""
+        listed = math.log(1 - self.unknown)
+        prior = listed if word in self.lexicon else math.log(self.unknown)
+        stays = (word, math.log(self.keep) + prior)
         if self.view(word) != word or _in_case(word.lower(), word) != word:
             return [stays]
-        error = math.log(1 - self.keep)
+        error = math.log(1 - self.keep) + listed
         near = [
             (_in_case(other, word), error - self.edit_cost * edits)
             for other, edits in self.lexicon.neighbours(word, self.max_edits)
