@@ -359,9 +359,11 @@ def correct(
         ValueError: an argument cannot work; it is named, with the value it got.
     """
     texts = [text] if isinstance(text, str) else list(text)
-    wrong = next((each for each in texts if not isinstance(each, str)), None)
-    if not texts or wrong is not None:
-        raise ValueError(f"text: {wrong!r} is not a text" if texts else "text: an empty list")
+    if not texts:
+        raise ValueError("text: an empty list; give at least one text")
+    for each in texts:
+        if not isinstance(each, str):
+            raise ValueError(f"text: {each!r} is not a text")
     _check_weights(alpha=alpha)
     for name, value in {"beams": beams, "max_edits": max_edits, "candidates": candidates}.items():
         if value < 1:
