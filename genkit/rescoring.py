@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -108,7 +109,7 @@ def _check_weights(**weights: float) -> None:
 
 def _check_pairs(pairs: list[Scored]) -> None:
     for pair in pairs:
-        if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], str):
+        if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Real):
             raise ValueError(f"candidates: {pair!r} is not a pair of a text and its log P(c|x)")
         if not math.isfinite(pair[1]):
             raise ValueError(f"candidates: {pair[0]!r} has the log-probability {pair[1]}")
@@ -224,16 +225,16 @@ class _Reader:
         for parent, row in zip(parents, rows, strict=True):
             shared[parent] = min(shared[parent], _common(self.rows[parent], row))
         new = [row[shared[parent] :] for parent, row in zip(parents, rows, strict=True)]
-        read = int(self._mask.sum(1).max())
+        room = self.context - max(map(len, new))
+        if room < 1:
+            raise ValueError(
+                f"model: {self.language.name} sees {self.context} tokens at once, which is too "
+                "few for a word and what follows it; use a model with a longer context"
+            )
         joined = any(s < len(row) for s, row in zip(shared, self.rows, strict=True))
-        if joined or read + max(map(len, new)) > self.context:
-            room = min(self.context // 2, self.context - max(map(len, new)))
-            if room < 1:
-                raise ValueError(
-                    f"model: {self.language.name} sees {self.context} tokens at once, which is too "
-                    "few for a word and what follows it; use a model with a longer context"
-                )
-            self.start([row[:s][-room:] for s, row in zip(shared, self.rows, strict=True)])
+        if joined or self._mask.sum(1).max() > room:
+            last = room if max(shared) <= room else min(room, self.context // 2)
+            self.start([row[:s][-last:] for s, row in zip(shared, self.rows, strict=True)])
         self.keep(parents)
         self.rows = rows
         return self._read(new)

@@ -394,6 +394,7 @@ def test_a_folder_will_do_as_a_model(trained):
         ({"candidates": [[("a", -1.0)], []]}, "candidates: an empty list"),
         ({"candidates": [("a", -1.0), ("b", math.nan)]}, "'b' has the log-probability nan"),
         ({"candidates": [("a", -math.inf)]}, "'a' has the log-probability -inf"),
+        ({"candidates": [("a", None)]}, r"\('a', None\) is not a pair"),
         ({"candidates": [("a", "-1")]}, r"\('a', '-1'\) is not a pair"),
         ({"candidates": [("a", -1.0), ("b",)]}, "is not a pair"),
         ({"candidates": ["ab"]}, "'ab' is not a pair"),
