@@ -131,7 +131,8 @@ def _grown(
         ends += [b for b in allowed[:size] if _ends(b, done, rules)]
         kept += goes_on[:size]
         if trace is not None:
-            trace.append([_candidate(b, goes_on[:size], ends) for b in allowed])
+            real = [b for b in allowed if b.total > -torch.inf]
+            trace.append([_candidate(b, goes_on[:size], ends) for b in real])
     return kept, ends
 
 

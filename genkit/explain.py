@@ -74,7 +74,7 @@ def next_tokens(
     _check_temperatures(temperatures)
     language = _language(model)
     _check_top(top, language)
-    logits = _logits(language, generation._encode(prompt, language))[-1:]
+    logits = _logits(language, generation.encode(prompt, language))[-1:]
     distributions = [_tempered(logits, temperature)[0] for temperature in temperatures]
     ids = logits[0].topk(top).indices
     return NextTokens(
@@ -163,7 +163,7 @@ def temperature_series(
     """
     _check_temperatures(temperatures)
     language = _language(model)
-    given = generation._encode(prompt, language)
+    given = generation.encode(prompt, language)
     _check_context("max_new_tokens", len(given) + max_new_tokens, language)
     texts = []
     for temperature in tqdm(temperatures, desc="temperatures", leave=False, disable=None):
@@ -278,7 +278,6 @@ def beam_tree(
         max_new_tokens=max_new_tokens,
         length_penalty=length_penalty,
     )
-    steps = [[c for c in step if c.total > -math.inf] for step in trace]  # 2nd beams of step 1
     names = [tokens.names(language.tokenizer, [c.token for c in step]) for step in steps]
     return BeamTree(prompt, steps, names, best)
 
@@ -405,7 +404,7 @@ def alternatives(
     language = _language(model)
     _check_top(top, language)
     if isinstance(text, Generation):
-        prompt, given, chosen = text.prompt, generation._encode(text.prompt, language), text.tokens
+        prompt, given, chosen = text.prompt, generation.encode(text.prompt, language), text.tokens
     else:
         given, chosen = _split(text, prompt, language)
         prompt = prompt or tokens.decode(language.tokenizer, given)
@@ -423,7 +422,7 @@ def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], 
     tokenizer = language.tokenizer
     whole = tokenizer(prompt + text).input_ids
     if prompt:
-        given = generation._encode(prompt, language)
+        given = generation.encode(prompt, language)
         if whole[: len(given)] != given:
             raise ValueError(
                 f"prompt: {prompt!r} ends within a token; end it where one ends, "

@@ -183,7 +183,7 @@ def _prepare(
     draft = options.draft
     if draft is not None and not isinstance(draft, LanguageModel):
         draft = load(draft, **loading)
-    rows = [_encode(text, model) for text in prompts]
+    rows = [encode(text, model) for text in prompts]
     prefix = _plain(options.prefix, model, "prefix")
     if len(prefix) > options.max_new_tokens:
         raise ValueError(
@@ -223,7 +223,12 @@ def _check_speculation(
         )
 
 
-def _encode(prompt: str, language: LanguageModel) -> list[int]:
+def encode(prompt: str, language: LanguageModel) -> list[int]:
+    """Turn a prompt into the tokens that the model reads.
+
+    Raises:
+        ValueError: it is empty, too long, or has characters that a character model does not know.
+    """
     tokens = _plain(prompt, language, "prompt", special=True)
     if not tokens and language.tokenizer.bos_token_id is not None:
         tokens = [language.tokenizer.bos_token_id]

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from genkit import charlm, decoding
+from genkit import charlm, reading
 from genkit.generation import LanguageModel, load
 from genkit.lexicon import WORD, Lexicon
 
@@ -85,7 +85,7 @@ def rescore(
     utterances = cast(Sequence[Sequence[Scored]], candidates if several else [candidates])
     pairs = [pair for utterance in utterances for pair in utterance]
     _check_pairs(pairs)
-    language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code)
+    language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code=trust_remote_code)
     _check_characters([text for text, _ in pairs], language)
     logs = iter(_log_language([text for text, _ in pairs], language))
     ranked = []
@@ -170,7 +170,7 @@ def _log_language(texts: list[str], language: LanguageModel) -> list[float]:
 
     A text beyond the model's context is read in windows, each from the middle of the one before.
     """
-    context = decoding.context_length(language.model)
+    context = reading.context_length(language.model)
     step = context - context // 2
     windows = []  # text, tokens, how many of them count
     for i, row in enumerate(_rows(texts, language)):
@@ -195,7 +195,7 @@ class _Reader:
 
     def __init__(self, language: LanguageModel) -> None:
         self.language, self.model = language, language.model
-        self.context = decoding.context_length(language.model)
+        self.context = reading.context_length(language.model)
         self.rows: list[list[int]] = []
         self._positioned = "position_ids" in inspect.signature(self.model.forward).parameters
         self._cache = DynamicCache()
@@ -375,7 +375,7 @@ def correct(
     if not 0 <= edit_cost < math.inf:
         raise ValueError(f"edit_cost must be 0 or more, got {edit_cost}")
     listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
-    language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code)
+    language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code=trust_remote_code)
     channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost, unknown)
     bar = tqdm(texts, desc="correcting", disable=None if len(texts) > 1 else True)
     found = [_correct(each, channel, language, alpha, beams) for each in bar]

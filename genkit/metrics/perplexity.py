@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from genkit import reading
 from genkit.generation import LanguageModel, load
 
 UNSCORED = -100  # a target that another window scores, or padding
