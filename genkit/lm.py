@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+LOGITS = 1 << 26  # at once in an evaluation: a quarter of a gigabyte
+
 
 def make_model(
     architecture: str,
@@ -91,14 +93,15 @@ def total_loss(
         Nats and tokens, (2,) float64, so that several processes can add theirs up.
     """
     total = torch.zeros(2, dtype=torch.float64)
-    for inputs, targets in _window_batches(ids, context, windows):
+    batch = max(1, min(64, LOGITS // (context * model.config.vocab_size)))
+    for inputs, targets in _window_batches(ids, context, windows, batch):
         nats = loss(model, inputs.to(model.device), targets.to(model.device)).double().cpu()
         total += torch.tensor([nats * targets.numel(), targets.numel()])
     return total
 
 
 def _window_batches(
-    ids: np.ndarray, context: int, windows: range, batch: int = 64
+    ids: np.ndarray, context: int, windows: range, batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield inputs and targets, (≤ batch, context) each; a short last window comes by itself."""
     whole = min(windows.stop, (len(ids) - 1) // context)
