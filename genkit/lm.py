@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -113,6 +115,39 @@ def _window_batches(
     if whole < windows.stop:
         part = torch.from_numpy(ids[whole * context :].astype(np.int64))
         yield part[None, :-1], part[None, 1:]
+
+
+def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a causal language model to train: its weights in float32, and its tokenizer.
+
+    Raises:
+        ValueError: there is no such model, or it lacks what training needs.
+    """
+    check_shards(Path(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"init_from: cannot load {folder!r}: {error} Give the folder or the Hub id of a causal "
+            "language model in safetensors"
+        ) from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"init_from: the tokenizer in {folder!r} is a slow one, or has no token for the end "
+            "of a text; choose another model"
+        )
+    return model, tokenizer
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a shard index that points outside its folder: transformers joins it unchecked."""
+    for index in folder.glob("*.index.json"):
+        for shard in json.loads(index.read_text())["weight_map"].values():
+            if Path(shard).name != shard:
+                raise ValueError(f"init_from: {index} names a shard outside its folder: {shard!r}")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -7,6 +7,7 @@ at zero. peft puts them in; it is imported only here, and only when asked for.
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -31,7 +32,9 @@ def add_adapters(network: PreTrainedModel, rank: int) -> Any:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(network, config)
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name of before
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(network, config)
 
 
 def merged(network: Any) -> PreTrainedModel:

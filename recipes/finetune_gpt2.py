@@ -87,16 +87,15 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            origin = start_from(settings)
-            settings.context = choose_context(settings, origin)
+            network, tokenizer = lm.load(find(settings.init_from, settings.init_revision))
+            settings.context = choose_context(settings, network)
             parts = encoding.split(
                 settings.text, settings.text_column, settings.val_text, settings.val_fraction
             )
-            corpus = encoding.read(*parts, origin.tokenizer, settings.context)
+            corpus = encoding.read(*parts, tokenizer, settings.context)
         train = data.Windows(corpus.train, settings.context, settings.seed)
 
         # ---- model
-        network: Any = origin.model.float()
         corpus.facts["model_sha256"] = lm.weights_hash(network)
         # on a CPU, the fused attention's backward in bfloat16 is slower than plain products
         network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
@@ -127,21 +126,10 @@ def main() -> None:
         run.say(f"the best model is in {run.folder.path}")
 
 
-def start_from(settings: Settings) -> generation.LanguageModel:
-    """Load the model to fine-tune."""
-    name = settings.init_from
-    folder = name if Path(name).is_dir() else download(name, settings.init_revision)
-    language = generation.load(folder)
-    if not language.tokenizer.is_fast or language.tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"init_from: the tokenizer of {name!r} is a slow one, or has no token for the end of "
-            "a text; choose another model"
-        )
-    return language
-
-
-def download(name: str, revision: str) -> str:
-    """Bring a model's weights and tokenizer from the Hub, and return their folder."""
+def find(name: str, revision: str) -> str:
+    """Return the folder of a model, which is brought from the Hub if need be."""
+    if Path(name).is_dir():
+        return name
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
     try:
         return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
@@ -153,9 +141,9 @@ def download(name: str, revision: str) -> str:
         ) from error
 
 
-def choose_context(settings: Settings, origin: generation.LanguageModel) -> int:
+def choose_context(settings: Settings, network: PreTrainedModel) -> int:
     """Return the length of a window."""
-    most = decoding.context_length(origin.model)
+    most = decoding.context_length(network)
     if settings.context and settings.context > most:
         raise ValueError(f"context: {settings.context} is more than the model's own, {most}")
     return settings.context or min(512, most)

@@ -190,7 +190,9 @@ def save(
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
+    unknown = corpus.tokenizer.get_vocab()[wordlm.UNKNOWN]
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
+    network.generation_config.update(suppress_tokens=[unknown])  # write words only
     network.save_pretrained(folder)
     wordlm.save_tokenizer(corpus.tokenizer, folder)
     card = hub.card(
