@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,6 +24,7 @@ from genkit.lm import save_tokenizer as save_tokenizer
 from genkit.lm import total_loss as total_loss
 
 EOS, UNKNOWN = "<eos>", "<unk>"  # neither can be a word: < and > are tokens of their own
+EOS_ID, UNKNOWN_ID = 0, 1
 TOKEN = "|".join(
     (
         " ?[\\p{L}\\p{M}]+(?:['\u2019][\\p{L}\\p{M}]+)*",  # don't is one word
@@ -110,6 +113,21 @@ def read(
     return encoding.read(train, val, make_tokenizer(train, vocab_size, lower), context)
 
 
-def unknown(corpus: Corpus) -> float:
-    """Share of the validation text's tokens that are not in the vocabulary."""
-    return float((corpus.val == corpus.tokenizer.get_vocab()[UNKNOWN]).mean())
+def unknown(corpus: Corpus) -> tuple[float, float]:
+    """Look at the words of the validation text that are not in the vocabulary.
+
+    Returns:
+        Their share of the words; and the bits that it takes to spell them out, if all characters
+        of the vocabulary and the end of the word are equally likely each time. Without these, a
+        model that knows few words would seem to say a text in few bits.
+    """
+    vocabulary = corpus.tokenizer.get_vocab()
+    lengths = np.zeros(len(vocabulary), dtype=np.int64)
+    for word, i in vocabulary.items():
+        lengths[i] = len(word)
+    lengths[[EOS_ID, UNKNOWN_ID]] = 1, 0
+    counts = np.bincount(corpus.val, minlength=len(vocabulary))
+    count = int(counts[UNKNOWN_ID])
+    characters = corpus.val_characters - int(counts @ lengths)
+    alphabet = set().union(*(vocabulary.keys() - {EOS, UNKNOWN}))
+    return count / len(corpus.val), (characters + count) * math.log2(len(alphabet) + 1)

@@ -129,7 +129,7 @@ def main() -> None:
 
 def make(settings: Settings, corpus: wordlm.Corpus) -> PreTrainedModel:
     """Build a new model."""
-    return wordlm.make_model(
+    network = wordlm.make_model(
         settings.architecture,
         vocab_size=len(corpus.tokenizer),
         context=settings.context,
@@ -138,6 +138,8 @@ def make(settings: Settings, corpus: wordlm.Corpus) -> PreTrainedModel:
         heads=settings.heads,
         dropout=settings.dropout,
     )
+    network.generation_config.suppress_tokens = [wordlm.UNKNOWN_ID]  # it writes words only
+    return network
 
 
 # ---- evaluate
@@ -148,11 +150,12 @@ def evaluate(run: Run, corpus: wordlm.Corpus, context: int) -> dict[str, float]:
     network = run.weights().eval()
     windows = run.share(math.ceil((len(corpus.val) - 1) / context))
     nats, words = run.sum(wordlm.total_loss(network, corpus.val, context, windows)).tolist()
+    unknown, spelling = wordlm.unknown(corpus)
     judged = {
         "val_loss": nats / words,
         "perplexity": math.exp(nats / words),
-        "bits_per_character": nats / corpus.val_characters / math.log(2),
-        "unknown": wordlm.unknown(corpus),
+        "bits_per_character": (nats / math.log(2) + spelling) / corpus.val_characters,
+        "unknown": unknown,
     }
     if run.is_main:
         write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
@@ -190,9 +193,7 @@ def save(
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
-    unknown = corpus.tokenizer.get_vocab()[wordlm.UNKNOWN]
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
-    network.generation_config.update(suppress_tokens=[unknown])  # write words only
     network.save_pretrained(folder)
     wordlm.save_tokenizer(corpus.tokenizer, folder)
     card = hub.card(
@@ -205,8 +206,9 @@ def save(
         usage=USAGE.format(folder=run.folder.path),
         figures=judged,
         protocol=f"Mean over all {len(corpus.val):,} words of the validation text, in order, "
-        f"in windows of {network.config.max_position_embeddings} that do not overlap; {weights} "
-        f"weights, float32; data {corpus.facts}; seed {settings.seed}.",
+        f"in windows of {network.config.max_position_embeddings} that do not overlap; bits per "
+        "character with those for spelling out unknown words, every character equally likely; "
+        f"{weights} weights, float32; data {corpus.facts}; seed {settings.seed}.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
