@@ -1,4 +1,4 @@
-"""Character language models: tokenizer, fast encoding of a corpus, stock models, loss.
+"""Character language models: tokenizer and fast encoding of a corpus.
 
 The tokenizer is byte-pair encoding without a single merge: one token a character, and the bytes of
 those that were not in the corpus. Any string comes back exactly as it went in.
@@ -6,32 +6,21 @@ those that were not in the corpus. Any string comes back exactly as it went in.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from genkit.checkpoints import sync
-from genkit.data import documents
+from genkit.encoding import cache_folder, pieces, written_whole
+from genkit.lm import loss as loss
+from genkit.lm import make_model as make_model
+from genkit.lm import save_tokenizer as save_tokenizer
+from genkit.lm import total_loss as total_loss
 
 EOS = "<eos>"  # between documents, and where generation may stop
 SEPARATOR = 0x110000  # between documents: one past the last code point
@@ -67,14 +56,6 @@ def _tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save under the class name that transformers 4 and other tools know, too."""
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
-
-
 def is_character_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether it is one of ours: bytes for unknown characters, and no merges."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -100,11 +81,6 @@ class Survey:
     characters: str
 
 
-def cache_folder() -> Path:
-    """Where surveys and encoded corpora are kept: $GENKIT_CACHE, or ~/.cache/genkit."""
-    return Path(os.environ.get("GENKIT_CACHE") or Path.home() / ".cache" / "genkit")
-
-
 def survey(source: str, column: str = "text") -> Survey:
     """Hash a corpus and collect its characters; the second time, only hash it.
 
@@ -112,7 +88,7 @@ def survey(source: str, column: str = "text") -> Survey:
         ValueError: the source is missing, empty or not text.
     """
     digest = hashlib.sha256()
-    for _ in _pieces(source, column, digest):
+    for _ in pieces(source, column, digest):
         pass
     path = cache_folder() / f"{digest.hexdigest()}.json"
     if not path.exists():
@@ -122,7 +98,7 @@ def survey(source: str, column: str = "text") -> Survey:
         characters = "".join(map(chr, np.flatnonzero(seen[:SEPARATOR])))
         if not characters:
             raise ValueError(f"text: {source!r} is empty; give a text to learn from")
-        with _written_whole(path) as scratch:
+        with written_whole(path) as scratch:
             scratch.write_text(json.dumps(characters))
     return Survey(digest.hexdigest(), json.loads(path.read_text()))
 
@@ -143,7 +119,7 @@ def encode(
     path = cache_folder() / f"{key}.{dtype.name}"
     if not path.exists():
         table = _table(vocabulary, dtype)
-        with _written_whole(path) as scratch, scratch.open("wb") as file:
+        with written_whole(path) as scratch, scratch.open("wb") as file:
             for codes in _code_points(source, column, surveyed.sha256):
                 file.write(_encode(codes, table, vocabulary).data)
     return np.memmap(path, dtype=dtype, mode="r")
@@ -209,21 +185,10 @@ def read(
     return Corpus(tokenizer, train, val, facts)
 
 
-def _pieces(source: str, column: str, digest: hashlib._Hash) -> Iterator[str | None]:
-    """Yield the corpus in pieces, and None between two documents, and hash what goes by."""
-    for i, document in enumerate(documents(source, column)):
-        if i:
-            digest.update(b"\xff")  # which is in no UTF-8
-            yield None
-        for piece in document:
-            digest.update(_utf8(piece))
-            yield piece
-
-
 def _code_points(source: str, column: str, sha256: str) -> Iterator[np.ndarray]:
     """Yield the corpus as code points, (n,) each, uint8 where ASCII suffices."""
     digest = hashlib.sha256()
-    for piece in _pieces(source, column, digest):
+    for piece in pieces(source, column, digest):
         if piece is None:
             yield np.array([SEPARATOR], dtype=np.uint32)
         elif piece.isascii():
@@ -256,126 +221,6 @@ def _encode(codes: np.ndarray, table: np.ndarray, vocabulary: dict[str, int]) ->
     expanded = np.repeat(ids, sizes)
     expanded[np.repeat(unknown, sizes)] = byte_ids[np.frombuffer(text.encode(), dtype=np.uint8)]
     return expanded
-
-
-def _utf8(piece: str) -> bytes:
-    try:
-        return piece.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"text: half a surrogate pair in the dataset: {error}") from None
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Give a scratch file that becomes `path` if all went well, also when two processes write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(".writing-*"):  # of a process that was killed
-        if time.time() - leftover.stat().st_mtime > 3600:
-            leftover.unlink(missing_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        sync(Path(name))
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------------------
-# Model
-
-
-def make_model(
-    architecture: str,
-    vocab_size: int,
-    context: int,
-    depth: int,
-    width: int,
-    heads: int,
-    dropout: float,
-) -> PreTrainedModel:
-    """Build a stock model with random weights and tied embeddings.
-
-    Args:
-        architecture: "llama" or "gpt2".
-        context: characters it is trained to see at once.
-        depth: layers.
-        width: size of a layer's vectors.
-        heads: attention heads.
-        dropout: of attention weights; for gpt2 of embeddings and residual branches, too.
-
-    Raises:
-        ValueError: the width does not divide among the heads.
-    """
-    if width % heads or width // heads % 2:
-        raise ValueError(f"width: {width} does not divide into {heads} heads of even size")
-    common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": 0}
-    if architecture == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(
-                n_positions=context,
-                n_embd=width,
-                n_layer=depth,
-                n_head=heads,
-                attn_pdrop=dropout,
-                embd_pdrop=dropout,
-                resid_pdrop=dropout,
-                **common,
-            )
-        )
-    return LlamaForCausalLM(
-        LlamaConfig(
-            max_position_embeddings=context,
-            hidden_size=width,
-            intermediate_size=-(-8 * width // 3 // 32) * 32,  # as many weights as 4 x GELU
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            attention_dropout=dropout,
-            tie_word_embeddings=True,
-            **common,
-        )
-    )
-
-
-def loss(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of the next character; inputs and targets are (batch, context)."""
-    logits = model(input_ids=inputs, use_cache=False).logits  # (batch, context, vocabulary)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-
-@torch.inference_mode()
-def total_loss(
-    model: PreTrainedModel, ids: np.ndarray, context: int, windows: range
-) -> torch.Tensor:
-    """Sum the loss over windows of a text that follow each other without overlap.
-
-    Args:
-        ids: the text, (length,).
-        windows: which of the ceil((length - 1) / context) windows; the last may be short.
-
-    Returns:
-        Nats and characters, (2,) float64, so that several processes can add theirs up.
-    """
-    total = torch.zeros(2, dtype=torch.float64)
-    for inputs, targets in _window_batches(ids, context, windows):
-        nats = loss(model, inputs.to(model.device), targets.to(model.device)).double().cpu()
-        total += torch.tensor([nats * targets.numel(), targets.numel()])
-    return total
-
-
-def _window_batches(
-    ids: np.ndarray, context: int, windows: range, batch: int = 64
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield inputs and targets, (≤ batch, context) each; a short last window comes by itself."""
-    whole = min(windows.stop, (len(ids) - 1) // context)
-    for first in range(windows.start, whole, batch):
-        last = min(first + batch, whole)
-        part = torch.from_numpy(ids[first * context : last * context + 1].astype(np.int64))
-        yield part[:-1].view(-1, context), part[1:].view(-1, context)
-    if whole < windows.stop:
-        part = torch.from_numpy(ids[whole * context :].astype(np.int64))
-        yield part[None, :-1], part[None, 1:]
 
 
 def grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

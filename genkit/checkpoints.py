@@ -78,6 +78,24 @@ def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
+def trained(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a network's state without its frozen parameters: they are as they were loaded."""
+    named = module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def put_back(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Undo `trained`.
+
+    Raises:
+        RuntimeError: the state is that of another network.
+    """
+    whole, changing = module.state_dict(), trained(module)
+    frozen = {name: value for name, value in whole.items() if name not in changing}
+    module.load_state_dict(frozen | state)
+
+
 # ---------------------------------------------------------------------------------------------
 # Writing
 

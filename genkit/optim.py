@@ -15,13 +15,13 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
     """Build AdamW, or Muon for the matrices inside a transformer and AdamW for the rest.
 
     Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; embeddings, the output head and
-    vectors are not matrices in that sense. Vectors are not decayed.
+    vectors are not matrices in that sense. Vectors are not decayed, frozen parameters not changed.
     """
     assert settings.learning_rate and settings.muon_learning_rate, "the preset fills in the rates"
     assert settings.weight_decay is not None, "the preset fills in the decay"
     decay, embeddings = settings.weight_decay, _embeddings(model)
     groups: dict[str, list[torch.nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
-    for parameter in model.parameters():
+    for parameter in (p for p in model.parameters() if p.requires_grad):
         kind = "vector" if parameter.ndim < 2 else "hidden"
         groups["embedding" if id(parameter) in embeddings else kind].append(parameter)
     adamw: list[dict[str, Any]] = [

@@ -70,16 +70,16 @@ class Network:
     def state(self) -> dict[str, Any]:
         """Return everything a checkpoint must hold."""
         return {
-            "module": self.module.state_dict(),
+            "module": checkpoints.trained(self.module),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average.state_dict() if self.average else None,
+            "average": checkpoints.trained(self.average) if self.average else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Undo `state`, but keep rates and decays: they are settings, checked elsewhere."""
-        self.module.load_state_dict(state["module"])
+        checkpoints.put_back(self.module, state["module"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            checkpoints.put_back(self.average, state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
             optimizer.load_state_dict(saved)
@@ -473,8 +473,11 @@ class Run:
             checkpoints.save(self.folder.checkpoints, self.progress.step, state, keep)
         self._saved_at = time.monotonic()
 
-    def restore(self) -> None:
+    def restore(self, before: Callable[[], None] | None = None) -> None:
         """Go to the newest complete checkpoint when resuming; write the first one otherwise.
+
+        Args:
+            before: what to do ahead of the first checkpoint, such as an evaluation.
 
         Raises:
             ValueError: the checkpoint does not fit this run.
@@ -489,7 +492,9 @@ class Run:
         if self.settings.resume:
             self.say("no complete checkpoint: the run starts again from its first step")
         if self.is_main:
-            self.folder.forget_after(0)
+            self.folder.forget_after(-1)
+        if before:
+            before()
         self.save()
 
     def _newest(self) -> Path | None:

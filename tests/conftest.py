@@ -1,11 +1,17 @@
+import hashlib
+import importlib.util
+import json
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from genkit import checkpoints
 
 ROOT = Path(__file__).parent.parent
 SHAPE = "--depth 1 --width 32 --heads 2 --context 32"
@@ -36,12 +42,15 @@ Train = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def train() -> Train:
-    """Launch the recipe as a user does."""
+    """Launch a recipe as a user does."""
 
     def launch(
-        *arguments: str | Path, launcher: tuple[str, ...] = (), env: dict[str, str] | None = None
+        *arguments: str | Path,
+        recipe: str = "train_charlm",
+        launcher: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        command = [*ACCELERATE, *launcher, "recipes/train_charlm.py", *map(str, arguments)]
+        command = [*ACCELERATE, *launcher, f"recipes/{recipe}.py", *map(str, arguments)]
         return subprocess.run(
             command,
             cwd=ROOT,
@@ -62,3 +71,34 @@ def trained(train: Train, text_file: Path, tmp_path_factory: pytest.TempPathFact
     done = train(*TINY, *length, "--text", text_file, "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def run_here(recipe: str, *arguments: str | Path) -> None:
+    """Run a recipe in this process: the seconds that a launch takes are saved."""
+    path = ROOT / "recipes" / f"{recipe}.py"
+    spec = importlib.util.spec_from_file_location(recipe, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, recipe, module)
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        spec.loader.exec_module(module)
+        module.main()
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, but for the time."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def weights_of(folder: Path) -> tuple[str, bytes, str]:
+    """Name and bytes of the last checkpoint, and the hash of the published model."""
+    last, problems = checkpoints.newest(folder / "checkpoints")
+    assert last is not None and problems == []
+    model = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return last.name, (last / checkpoints.TENSORS).read_bytes(), model
+
+
+TWO = ("--multi_gpu", "--num_processes", "2")
+ON_CPU = {"ACCELERATE_USE_CPU": "1"}

@@ -12,30 +12,14 @@ from pathlib import Path
 
 import filelock
 import pytest
-from conftest import ACCELERATE, ROOT, SHORT, TINY
+from conftest import ACCELERATE, ON_CPU, ROOT, SHORT, TINY, TWO, log_of, weights_of
 
 import genkit
 from genkit import checkpoints
 
-TWO = ("--multi_gpu", "--num_processes", "2")
-ON_CPU = {"ACCELERATE_USE_CPU": "1"}
-
-
-def log_of(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
 
 def record_of(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())["facts"]
-
-
-def weights_of(folder: Path) -> tuple[str, bytes, str]:
-    """Name and bytes of the last checkpoint, and the hash of the published model."""
-    last, problems = checkpoints.newest(folder / "checkpoints")
-    assert last is not None and problems == []
-    model = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    return last.name, (last / checkpoints.TENSORS).read_bytes(), model
 
 
 def test_a_run_leaves_all_that_it_promises(trained, text_file):

@@ -1,0 +1,167 @@
+"""What language models share, whatever their tokens: stock networks, loss, saved tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+LOGITS = 1 << 26  # at once in an evaluation: a quarter of a gigabyte
+
+
+def make_model(
+    architecture: str,
+    vocab_size: int,
+    context: int,
+    depth: int,
+    width: int,
+    heads: int,
+    dropout: float,
+) -> PreTrainedModel:
+    """Build a stock model with random weights and tied embeddings.
+
+    Args:
+        architecture: "llama" or "gpt2".
+        context: tokens it is trained to see at once.
+        depth: layers.
+        width: size of a layer's vectors.
+        heads: attention heads.
+        dropout: of attention weights; for gpt2 of embeddings and residual branches, too.
+
+    Raises:
+        ValueError: the width does not divide among the heads.
+    """
+    if width % heads or width // heads % 2:
+        raise ValueError(f"width: {width} does not divide into {heads} heads of even size")
+    common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": 0}
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_positions=context,
+                n_embd=width,
+                n_layer=depth,
+                n_head=heads,
+                attn_pdrop=dropout,
+                embd_pdrop=dropout,
+                resid_pdrop=dropout,
+                **common,
+            )
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(
+            max_position_embeddings=context,
+            hidden_size=width,
+            intermediate_size=-(-8 * width // 3 // 32) * 32,  # as many weights as 4 x GELU
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            attention_dropout=dropout,
+            tie_word_embeddings=True,
+            **common,
+        )
+    )
+
+
+def loss(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats of the next token; inputs and targets are (batch, context)."""
+    logits = model(input_ids=inputs, use_cache=False).logits  # (batch, context, vocabulary)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+@torch.inference_mode()
+def total_loss(
+    model: PreTrainedModel, ids: np.ndarray, context: int, windows: range
+) -> torch.Tensor:
+    """Sum the loss over windows of a text that follow each other without overlap.
+
+    Args:
+        ids: the text, (length,).
+        windows: which of the ceil((length - 1) / context) windows; the last may be short.
+
+    Returns:
+        Nats and tokens, (2,) float64, so that several processes can add theirs up.
+    """
+    total = torch.zeros(2, dtype=torch.float64)
+    batch = max(1, min(64, LOGITS // (context * model.config.vocab_size)))
+    for inputs, targets in _window_batches(ids, context, windows, batch):
+        nats = loss(model, inputs.to(model.device), targets.to(model.device)).double().cpu()
+        total += torch.tensor([nats * targets.numel(), targets.numel()])
+    return total
+
+
+def _window_batches(
+    ids: np.ndarray, context: int, windows: range, batch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield inputs and targets, (≤ batch, context) each; a short last window comes by itself."""
+    whole = min(windows.stop, (len(ids) - 1) // context)
+    for first in range(windows.start, whole, batch):
+        last = min(first + batch, whole)
+        part = torch.from_numpy(ids[first * context : last * context + 1].astype(np.int64))
+        yield part[:-1].view(-1, context), part[1:].view(-1, context)
+    if whole < windows.stop:
+        part = torch.from_numpy(ids[whole * context :].astype(np.int64))
+        yield part[None, :-1], part[None, 1:]
+
+
+def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a causal language model to train: its weights in float32, and its tokenizer.
+
+    Raises:
+        ValueError: there is no such model, or it lacks what training needs.
+    """
+    check_shards(Path(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"init_from: cannot load {folder!r}: {error} Give the folder or the Hub id of a causal "
+            "language model in safetensors"
+        ) from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"init_from: the tokenizer in {folder!r} is a slow one, or has no token for the end "
+            "of a text; choose another model"
+        )
+    return model, tokenizer
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a shard index that points outside its folder: transformers joins it unchecked."""
+    for index in folder.glob("*.index.json"):
+        for shard in json.loads(index.read_text())["weight_map"].values():
+            if Path(shard).name != shard:
+                raise ValueError(f"init_from: {index} names a shard outside its folder: {shard!r}")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save under the class name that transformers 4 and other tools know, too."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's weights, by name."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().cpu().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,218 @@
+"""Train a language model over words on any text.
+
+    accelerate launch recipes/train_wordlm.py
+    accelerate launch recipes/train_wordlm.py --text mybook.txt --output_dir runs/mywords
+    accelerate launch recipes/train_wordlm.py --output_dir runs/mywords --resume
+
+The output folder is an ordinary transformers model, at any time the best one so far.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from genkit import data, decoding, generation, hub, launch, wordlm
+from genkit.cli import clean_errors
+from genkit.optim import optimizers
+from genkit.settings import RunSettings, parse, setting
+from genkit.training import Run
+
+# ---- settings
+
+
+@dataclass
+class Settings(RunSettings):
+    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+
+    output_dir: str = setting("runs/wordlm", "folder of the run and of the model")
+    text: str = setting(data.EMBEDDED, "file, glob, folder or dataset; or the embedded corpus")
+    text_column: str = setting("text", "column of a dataset that holds the text")
+    val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
+    val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
+    vocab_size: int = setting(10_000, "the most frequent words, which the model knows")
+    lower: bool = setting(False, "make no difference between upper and lower case")
+    architecture: str | None = setting(None, "llama or gpt2")
+    depth: int | None = setting(None, "layers: the one dial of the model's size")
+    width: int | None = setting(None, "size of a layer's vectors")
+    heads: int | None = setting(None, "attention heads")
+    context: int | None = setting(None, "words seen at once")
+    dropout: float | None = setting(None, "of attention weights; for gpt2 of residuals, too")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
+        if self.architecture not in (None, "llama", "gpt2"):
+            raise ValueError(f"architecture must be llama or gpt2, got {self.architecture!r}")
+        for name in ("depth", "width", "heads", "context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.width and self.heads and self.width % (2 * self.heads):
+            raise ValueError(f"width: {self.width} is not {self.heads} heads of an even size")
+        if self.vocab_size < 3:
+            raise ValueError(f"vocab_size must be 3 or more, got {self.vocab_size}")
+
+
+TEMPERATURES = (0.25, 0.5, 1.0)
+
+
+def preset(settings: Settings, device: str) -> dict[str, Any]:
+    """Choose what was left open: for a GPU, or for a CPU."""
+    if device == "cuda":
+        depth = settings.depth or 6
+        shape: dict[str, Any] = {"depth": depth, "width": settings.width or 64 * depth}
+        run: dict[str, Any] = {"batch_size": 64, "max_steps": 2500}
+    else:
+        depth = settings.depth or 4
+        shape = {"depth": depth, "width": settings.width or 32 * depth}
+        run = {"batch_size": 8, "max_minutes": 5.0}
+    shape |= {"heads": max(1, shape["width"] // 64), "context": 128, "dropout": 0.0}
+    shape |= {"architecture": "llama"}
+    rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
+    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
+    step = {"optimizer": "muon", "ema": 0.0, "compile": launch.can_compile()}
+    return shape | run | rates | precision | step
+
+
+def main() -> None:
+    """Train."""
+    settings = parse(Settings, preset)
+
+    with Run(settings) as run:
+        # ---- data
+        with run.accelerator.local_main_process_first():
+            corpus = wordlm.read(
+                settings.text,
+                settings.text_column,
+                settings.val_text,
+                settings.val_fraction,
+                settings.context,
+                settings.vocab_size,
+                settings.lower,
+            )
+        train = data.Windows(corpus.train, settings.context, settings.seed)
+
+        # ---- model
+        network = make(settings, corpus)
+        # on a CPU, the fused attention's backward in bfloat16 is slower than plain products
+        network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
+        model = run.network("model", network, optimizers(network, settings))
+        loss = run.lower(wordlm.loss)
+        run.say(
+            f"{network.num_parameters():,} parameters · {len(corpus.train):,} words to train "
+            f"on, {len(corpus.val):,} to validate · {len(train) * settings.context:,} an epoch"
+        )
+
+        # ---- loop
+        run.identify(**corpus.facts)
+        run.restore()
+        run.warm_up(lambda rows: loss(model, *train.batch(rows, run.device)))
+        for _ in run.steps():
+            for rows in run.rows():
+                run.backward(loss(model, *train.batch(rows, run.device)))
+            run.update()
+            if run.evaluation_due():
+                with run.clock.paused():
+                    judged = evaluate(run, corpus, settings.context)
+                    if run.report("val_loss", judged):
+                        run.publish(partial(save, run, settings, corpus, judged))
+        run.say(f"the best model is in {run.folder.path}")
+
+
+def make(settings: Settings, corpus: wordlm.Corpus) -> PreTrainedModel:
+    """Build a new model."""
+    network = wordlm.make_model(
+        settings.architecture,
+        vocab_size=len(corpus.tokenizer),
+        context=settings.context,
+        depth=settings.depth,
+        width=settings.width,
+        heads=settings.heads,
+        dropout=settings.dropout,
+    )
+    network.generation_config.suppress_tokens = [wordlm.UNKNOWN_ID]  # it writes words only
+    return network
+
+
+# ---- evaluate
+
+
+def evaluate(run: Run, corpus: wordlm.Corpus, context: int) -> dict[str, float]:
+    """Judge the model on the whole validation text, and let it write."""
+    network = run.weights().eval()
+    windows = run.share(math.ceil((len(corpus.val) - 1) / context))
+    nats, words = run.sum(wordlm.total_loss(network, corpus.val, context, windows)).tolist()
+    unknown, spelling = wordlm.unknown(corpus)
+    judged = {
+        "val_loss": nats / words,
+        "perplexity": math.exp(nats / words),
+        "bits_per_character": (nats / math.log(2) + spelling) / corpus.val_characters,
+        "unknown": unknown,
+    }
+    if run.is_main:
+        write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
+    network.train()
+    return judged
+
+
+def write_samples(run: Run, corpus: wordlm.Corpus, language: generation.LanguageModel) -> None:
+    """Continue the first words of the validation text at several temperatures."""
+    start = corpus.val[: decoding.context_length(language.model)].tolist()
+    prompt = corpus.tokenizer.decode(start[:4], skip_special_tokens=True)
+    lines = [f"# Step {run.progress.step}\n"]
+    for temperature in TEMPERATURES:
+        written = generation.generate(
+            prompt, model=language, temperature=temperature, max_new_tokens=100, seed=1
+        )
+        lines.append(f"## Temperature {temperature}\n\n```text\n{written}\n```\n")
+    run.folder.write(f"samples/step-{run.progress.step:08d}.md", "\n".join(lines))
+
+
+# ---- save
+
+
+USAGE = """
+from transformers import pipeline
+print(pipeline("text-generation", "{folder}")("The"))
+
+import genkit  # the same text for the same seed, at any batch size
+print(genkit.generate("The", model="{folder}", seed=1))
+"""
+
+
+def save(
+    run: Run, settings: Settings, corpus: wordlm.Corpus, judged: dict[str, float], folder: Path
+) -> None:
+    """Write the model as transformers does, with its card."""
+    network, weights = run.weights(), "averaged" if settings.ema else "raw"
+    network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
+    network.save_pretrained(folder)
+    wordlm.save_tokenizer(corpus.tokenizer, folder)
+    card = hub.card(
+        title="A language model over words",
+        task="text-generation",
+        about=f"{network.num_parameters():,} parameters, trained on {len(corpus.train):,} "
+        f"words of {settings.text} for {run.progress.step:,} steps. It knows "
+        f"{len(corpus.tokenizer):,} tokens: words, numbers and punctuation marks, each with the "
+        "space before it, and ends of lines.",
+        usage=USAGE.format(folder=run.folder.path),
+        figures=judged,
+        protocol=f"Mean over all {len(corpus.val):,} words of the validation text, in order, "
+        f"in windows of {network.config.max_position_embeddings} that do not overlap; bits per "
+        "character with those for spelling out unknown words, every character equally likely; "
+        f"{weights} weights, float32; data {corpus.facts}; seed {settings.seed}.",
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        main()
