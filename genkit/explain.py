@@ -271,7 +271,7 @@ def beam_tree(
         ValueError: an argument cannot work; it is named, with the value it got.
     """
     language = _language(model)
-    trace, best = generation.trace_beams(
+    steps, best = generation.trace_beams(
         prompt,
         model=language,
         beams=beams,

@@ -69,7 +69,7 @@ def generate(
 
     A row's text depends on the row's prompt and seed alone, not on the batch that it is in. Global
     random state is neither read nor changed. Nothing of a model's own generation settings applies
-    but its start and end tokens.
+    but start and end tokens, and tokens that it must never write.
 
     Args:
         prompt: a text or several.
@@ -286,6 +286,7 @@ def _rules(task: _Task) -> search.Rules:
         longest=options.max_new_tokens,
         shortest=options.min_new_tokens,
         ends=frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends),
+        never=tuple(settings.suppress_tokens or ()),
         stops=tuple(options.stop),
         banned=tuple(options.bad_words),
         prefix=tuple(task.prefix),

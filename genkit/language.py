@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from genkit import charlm, launch
+from genkit import charlm, launch, lm
 from genkit.packing import pack
 from genkit.reading import takes_trees
 from genkit.stepping import Stepper
@@ -88,7 +87,7 @@ def load(
     name, folder = str(model), Path(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
-    _check_shards(folder)
+    lm.check_shards(folder)
     stamp = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
     language = _load(name, stamp, revision, dtype, quantize, compile, trust_remote_code)
     if compile and not takes_trees(language.model):
@@ -138,11 +137,3 @@ def _load(
         ) from error
     precision = quantize or dtype or "float32"
     return LanguageModel(model.to(device).eval(), tokenizer, name, precision, compile)
-
-
-def _check_shards(folder: Path) -> None:
-    """Refuse a shard index that points outside its folder: transformers joins it unchecked."""
-    for index in folder.glob("*.index.json"):
-        for shard in json.loads(index.read_text())["weight_map"].values():
-            if Path(shard).name != shard:
-                raise ValueError(f"model: {index} names a shard outside its folder: {shard!r}")

@@ -147,7 +147,7 @@ def check_shards(folder: Path) -> None:
     for index in folder.glob("*.index.json"):
         for shard in json.loads(index.read_text())["weight_map"].values():
             if Path(shard).name != shard:
-                raise ValueError(f"init_from: {index} names a shard outside its folder: {shard!r}")
+                raise ValueError(f"model: {index} names a shard outside its folder: {shard!r}")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -85,7 +85,9 @@ def rescore(
     utterances = cast(Sequence[Sequence[Scored]], candidates if several else [candidates])
     pairs = [pair for utterance in utterances for pair in utterance]
     _check_pairs(pairs)
-    language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code=trust_remote_code)
+    if not isinstance(model, LanguageModel):
+        model = load(model, trust_remote_code=trust_remote_code)
+    language = model
     _check_characters([text for text, _ in pairs], language)
     logs = iter(_log_language([text for text, _ in pairs], language))
     ranked = []
@@ -375,7 +377,9 @@ def correct(
     if not 0 <= edit_cost < math.inf:
         raise ValueError(f"edit_cost must be 0 or more, got {edit_cost}")
     listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
-    language = model if isinstance(model, LanguageModel) else load(model, trust_remote_code=trust_remote_code)
+    if not isinstance(model, LanguageModel):
+        model = load(model, trust_remote_code=trust_remote_code)
+    language = model
     channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost, unknown)
     bar = tqdm(texts, desc="correcting", disable=None if len(texts) > 1 else True)
     found = [_correct(each, channel, language, alpha, beams) for each in bar]

@@ -25,6 +25,7 @@ class Rules:
     longest: int
     shortest: int = 0
     ends: frozenset[int] = frozenset()  # tokens that end a text
+    never: tuple[int, ...] = ()  # tokens that the model's makers ruled out
     stops: tuple[str, ...] = ()  # so do these strings
     banned: tuple[str, ...] = ()  # no completion contains these
     prefix: tuple[int, ...] = ()  # the first tokens
@@ -69,6 +70,9 @@ class Rules:
     ) -> torch.Tensor:
         """Apply penalties and the shortest length to (rows, vocabulary)."""
         scores = decoding.penalized(scores, lines, starts, self.penalties)
+        if self.never:
+            scores = scores.clone()
+            scores[:, list(self.never)] = -torch.inf
         early = [
             len(line) - start < self.shortest for line, start in zip(lines, starts, strict=True)
         ]

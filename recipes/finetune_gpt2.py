@@ -19,15 +19,14 @@ from typing import Any
 import huggingface_hub
 from transformers import PreTrainedModel
 
-from genkit import data, decoding, encoding, generation, hub, launch, lm, lora
+from genkit import data, encoding, generation, hub, launch, lm, lora, reading
 from genkit.cli import clean_errors
+from genkit.language import DEFAULT, REVISION
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
 from genkit.training import Run
 
 # ---- settings
-
-GPT2, GPT2_REVISION = "openai-community/gpt2", "6c0e608"
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Settings(RunSettings):
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
     val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
-    init_from: str = setting(GPT2, "causal language model to start from: a folder or a Hub id")
+    init_from: str = setting(DEFAULT, "causal language model to start from: a folder or a Hub id")
     init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
     context: int | None = setting(None, "tokens seen at once; 512, or fewer if the model sees less")
     epochs: float | None = setting(None, "times through the text, if max_steps is not fewer steps")
@@ -71,7 +70,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     if not (settings.epochs or settings.max_steps or settings.max_minutes):
         run |= {"epochs": 3.0} if device == "cuda" else {"max_minutes": 10.0}
     if not Path(settings.init_from).is_dir():
-        run |= {"init_revision": GPT2_REVISION if settings.init_from == GPT2 else "main"}
+        run |= {"init_revision": REVISION if settings.init_from == DEFAULT else "main"}
     rates = {"learning_rate": 5e-5, "muon_learning_rate": 2e-3, "weight_decay": 0.01}
     if settings.lora_rank:  # adapters start from nothing
         rates |= {"learning_rate": 5e-4}
@@ -143,7 +142,7 @@ def find(name: str, revision: str) -> str:
 
 def choose_context(settings: Settings, network: PreTrainedModel) -> int:
     """Return the length of a window."""
-    most = decoding.context_length(network)
+    most = reading.context_length(network)
     if settings.context and settings.context > most:
         raise ValueError(f"context: {settings.context} is more than the model's own, {most}")
     return settings.context or min(512, most)
@@ -185,7 +184,7 @@ def evaluate(
 
 def write_samples(run: Run, corpus: encoding.Corpus, language: generation.LanguageModel) -> None:
     """Continue the first tokens of the validation text at several temperatures."""
-    start = corpus.val[: decoding.context_length(language.model)].tolist()
+    start = corpus.val[: reading.context_length(language.model)].tolist()
     prompt = corpus.tokenizer.decode(start[:8], skip_special_tokens=True)
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:

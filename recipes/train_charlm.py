@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genkit import charlm, data, generation, hub, launch, reading
+from genkit import charlm, data, generation, hub, launch, lm, reading
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -137,10 +137,10 @@ def main() -> None:
 
 def start_from(name: str) -> generation.LanguageModel:
     """Load the character model to fine-tune."""
-    language = generation.load(name)
-    if not charlm.is_character_tokenizer(language.tokenizer):
+    model, tokenizer = lm.load(name)  # not generate's own copy, which training would change
+    if not charlm.is_character_tokenizer(tokenizer):
         raise ValueError(f"init_from: {name!r} is not a character model of this recipe")
-    return language
+    return generation.LanguageModel(model, tokenizer, name)
 
 
 def make(settings: Settings, corpus: charlm.Corpus) -> charlm.PreTrainedModel:

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from genkit import data, decoding, generation, hub, launch, wordlm
+from genkit import data, generation, hub, launch, reading, wordlm
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -165,7 +165,7 @@ def evaluate(run: Run, corpus: wordlm.Corpus, context: int) -> dict[str, float]:
 
 def write_samples(run: Run, corpus: wordlm.Corpus, language: generation.LanguageModel) -> None:
     """Continue the first words of the validation text at several temperatures."""
-    start = corpus.val[: decoding.context_length(language.model)].tolist()
+    start = corpus.val[: reading.context_length(language.model)].tolist()
     prompt = corpus.tokenizer.decode(start[:4], skip_special_tokens=True)
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:
