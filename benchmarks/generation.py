@@ -10,6 +10,7 @@ share of the memory's bandwidth is that of reading all weights once a token.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -122,7 +123,6 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="folder of GPT-2's tokenizer")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--precisions", nargs="+", default=list(BYTES))
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
@@ -134,32 +134,36 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {reads / 1e9:.0f} GB/s read from memory")
     with tempfile.TemporaryDirectory() as scratch:
         converted = convert(model, tokenizer, Path(scratch))
-        for precision in arguments.precisions:
-            language = LanguageModel(model, tokenizer, "GPT-2", precision, True)
-            start = time.perf_counter()
-            assert language.stepper
-            ready = time.perf_counter() - start
-            print(f"\n{precision}: packed and compiled, or read from the cache, in {ready:.1f} s")
-            error = accuracy(model, language, ids)
-            print(f"log-probabilities are {error:.4f} from float32 on average")
-            theirs = GPT2LMHeadModel(GPT2Config()).eval()
-            theirs.load_state_dict(model.state_dict())
-            theirs.generation_config.eos_token_id = None
-            theirs = theirs.bfloat16() if precision == "bfloat16" else theirs
-            for tokens in arguments.tokens:
-                for batch, beams in ((1, 1), (8, 1), (1, 4)):
-                    rates = {
-                        "genkit": measured(ours(language, batch, beams), tokens, arguments.repeat)
-                    }
-                    rates["transformers"] = measured(
-                        by_transformers(theirs, ids, batch, beams), tokens, arguments.repeat
-                    )
-                    rates["CTranslate2"] = measured(
-                        by_ctranslate2(converted, precision, words, batch, beams),
-                        tokens,
-                        arguments.repeat,
-                    )
-                    report(precision, tokens, batch, beams, rates, reads)
+        halved = copy.deepcopy(model).bfloat16()
+        languages = {p: ready(model, tokenizer, p, ids) for p in BYTES}
+        for tokens in arguments.tokens:
+            for batch, beams in ((1, 1), (8, 1), (1, 4)):
+                writers = {
+                    f"genkit {p}": ours(language, batch, beams) for p, language in languages.items()
+                } | {
+                    "transformers float32": by_transformers(model, ids, batch, beams),
+                    "transformers bfloat16": by_transformers(halved, ids, batch, beams),
+                    "CTranslate2 float32": by_ctranslate2(
+                        converted, "float32", words, batch, beams
+                    ),
+                    "CTranslate2 int8": by_ctranslate2(converted, "int8", words, batch, beams),
+                }
+                rates = {n: measured(w, tokens, arguments.repeat) for n, w in writers.items()}
+                report(tokens, batch, beams, rates, reads)
+
+
+def ready(
+    model: GPT2LMHeadModel, tokenizer: GPT2TokenizerFast, precision: str, ids: list[int]
+) -> LanguageModel:
+    """Pack and compile, or read the compiled step from the cache."""
+    language = LanguageModel(model, tokenizer, "GPT-2", precision, True)
+    start = time.perf_counter()
+    assert language.stepper
+    seconds, error = time.perf_counter() - start, accuracy(model, language, ids)
+    print(
+        f"genkit {precision}: ready in {seconds:.1f} s; log-probabilities {error:.4f} off float32"
+    )
+    return language
 
 
 def convert(model: GPT2LMHeadModel, tokenizer: object, folder: Path) -> Path:
@@ -172,19 +176,17 @@ def convert(model: GPT2LMHeadModel, tokenizer: object, folder: Path) -> Path:
     return folder / "converted"
 
 
-def report(
-    precision: str, tokens: int, batch: int, beams: int, rates: dict[str, float], reads: float
-) -> None:
-    """Print a line."""
-    own = rates["genkit"]
-    limit = reads / (WEIGHTS * BYTES[precision]) * batch
-    parts = [f"{name} {rate:6.1f}" for name, rate in rates.items()]
-    ratios = [f"{own / rate:.2f} x {name}" for name, rate in rates.items() if name != "genkit"]
-    print(
-        f"{precision:8} batch {batch} beams {beams} {tokens:3} tokens: {', '.join(parts)} "
-        f"tokens/s; {', '.join(ratios)}; {own / limit:.0%} of the bandwidth limit",
-        flush=True,
-    )
+def report(tokens: int, batch: int, beams: int, rates: dict[str, float], reads: float) -> None:
+    """Print what was measured for one shape, and how ours compares."""
+    print(f"\nbatch {batch}, {beams} beams, {tokens} new tokens: tokens per second", flush=True)
+    peers = {name: rate for name, rate in rates.items() if not name.startswith("genkit")}
+    for name, rate in rates.items():
+        line = f"  {name:22}{rate:8.1f}"
+        if name not in peers:
+            share = rate / batch * WEIGHTS * BYTES[name.split()[1]] / reads
+            ratios = ", ".join(f"{rate / peer:.2f} x {other}" for other, peer in peers.items())
+            line += f"  {share:4.0%} of the bandwidth limit; {ratios}"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -28,28 +28,69 @@ def main(argv: list[str] | None = None) -> None:
         _generate(arguments)
 
 
+# Flag, type and help of the options that `genkit.generate` documents in full
+_FLAGS: tuple[tuple[str, type, str], ...] = (
+    ("model", str, "folder or Hub id; GPT-2 unless told"),
+    ("revision", str, "branch, tag or commit on the Hub"),
+    ("dtype", str, "float32, bfloat16; on a GPU float16, too"),
+    ("quantize", str, "int8, on a CPU"),
+    ("strategy", str, "sample (default), greedy, stochastic, beam, diverse_beam, contrastive"),
+    ("max-new-tokens", int, "longest completion; 200 unless told"),
+    ("min-new-tokens", int, "shortest completion"),
+    ("stop", str, "ends the text; may be given again"),
+    ("bad-words", str, "never written; may be given again"),
+    ("prefix", str, "what the completion begins with"),
+    ("repetition-penalty", float, "above 1: less of what was said"),
+    ("frequency-penalty", float, "above 0: less of what was said often"),
+    ("no-repeat-ngram", int, "no sequence of so many tokens twice"),
+    ("temperature", float, "below 1 more predictable, above 1 more surprising; sample"),
+    ("top-k", int, "the k most likely tokens only; sample, contrastive"),
+    ("top-p", float, "the most likely tokens of this probability; sample"),
+    ("min-p", float, "tokens at least this share as likely as the likeliest; sample"),
+    ("typical-p", float, "tokens of the most expected surprise; sample"),
+    ("seed", int, "row i has seed + i; drawn unless given; sample, stochastic"),
+    ("lookup", int, "guess so many tokens from the text so far: the same text, sooner"),
+    ("draft", str, "guess by this smaller model: the same text, sooner"),
+    ("beams", int, "texts kept at once; beam, diverse_beam"),
+    ("length-penalty", float, "power of the length in a beam's score"),
+    ("n-best", int, "how many texts of a beam to print"),
+    ("groups", int, "of beams that avoid each other; diverse_beam"),
+    ("diversity", float, "what a token costs that another group took; diverse_beam"),
+    ("alpha", float, "weight of unlikeness; contrastive"),
+)
+
+
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'genkit generate "The " --model runs/charlm --temperature 0.5 --seed 1'
     parser.add_argument("prompt", nargs="+", help="one text or several")
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--strategy", default="sample", help="greedy, stochastic, sample or beam")
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="longest completion")
-    parser.add_argument("--temperature", type=float, help="below 1 more predictable; sample")
-    parser.add_argument("--top-k", type=int, help="the k most likely tokens only; sample")
-    parser.add_argument("--top-p", type=float, help="the likely tokens of this probability; sample")
-    parser.add_argument("--beams", type=int, help="texts kept at once; beam")
-    parser.add_argument("--length-penalty", type=float, help="power of the length; beam")
-    parser.add_argument("--seed", type=int, help="row i has seed + i; drawn unless given")
+    for name, kind, text in _FLAGS:
+        action = "append" if name in ("stop", "bad-words") else "store"
+        parser.add_argument(f"--{name}", type=kind, action=action, help=text)
+    parser.add_argument("--eager", action="store_true", help="no packing, no compiled step")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "prompt")}
+    options = {name: value for name, value in vars(arguments).items() if value is not None}
+    prompts, _ = options.pop("prompt"), options.pop("command")
+    if options.pop("eager"):
+        options["compile"] = False
     from transformers.utils import logging
 
-    from genkit.generation import generate
+    from genkit.generation import generate, load, stream
+    from genkit.language import DEFAULT
+    from genkit.options import LOAD
 
     logging.disable_progress_bar()
-    records = generate(arguments.prompt, **options)
-    assert isinstance(records, list), "a list of prompts gives a list of records"
-    print("\n\n".join(map(str, records)))
+    loading = {name: options.pop(name) for name in LOAD if name in options}
+    language = load(options.pop("model", DEFAULT), **loading)
+    if len(prompts) > 1 or options.get("n_best"):
+        rows = generate(prompts, model=language, **options)
+        print("\n\n".join(str(record) for row in rows for record in (row, *row.alternatives)))
+        return
+    pieces = stream(prompts[0], model=language, **options)
+    if not language.model.config.is_encoder_decoder:
+        print(prompts[0], end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from genkit import generation, pages, plots, reading, tokens
 from genkit.decoding import Candidate
 from genkit.generation import Generation, LanguageModel
+from genkit.language import DEFAULT
 
 # ---------------------------------------------------------------------------------------------
 # The next token
@@ -56,7 +57,7 @@ class NextTokens:
 def next_tokens(
     prompt: str,
     *,
-    model: str | Path | LanguageModel,
+    model: str | Path | LanguageModel = DEFAULT,
     temperatures: Sequence[float] = (0.25, 0.5, 1.0, 1.5),
     top: int = 10,
 ) -> NextTokens:
@@ -141,7 +142,7 @@ def temperature_series(
     prompt: str,
     temperatures: Sequence[float] = (0.01, 0.25, 0.5, 1.0, 1.5),
     *,
-    model: str | Path | LanguageModel,
+    model: str | Path | LanguageModel = DEFAULT,
     max_new_tokens: int = 60,
     seed: int = 0,
 ) -> TemperatureSeries:
@@ -252,7 +253,7 @@ def _kept_before(step: list[Candidate], i: int) -> int:
 def beam_tree(
     prompt: str,
     *,
-    model: str | Path | LanguageModel,
+    model: str | Path | LanguageModel = DEFAULT,
     beams: int = 4,
     max_new_tokens: int = 10,
     length_penalty: float | None = None,
@@ -383,7 +384,11 @@ class Alternatives:
 
 
 def alternatives(
-    text: str | Generation, *, model: str | Path | LanguageModel, prompt: str = "", top: int = 5
+    text: str | Generation,
+    *,
+    model: str | Path | LanguageModel = DEFAULT,
+    prompt: str = "",
+    top: int = 5,
 ) -> Alternatives:
     """Tell how likely each token of a finished text was, and which others were.
 

@@ -32,11 +32,12 @@ class Generation:
     finish: str  # "length", "eos" or "stop"
     seed: int | None  # generate(prompt, seed=seed, …) gives this text again; None: nothing drawn
     alternatives: list[Generation] = field(default_factory=list, repr=False)  # n_best, from the 2nd
+    continues: bool = field(default=True, repr=False)  # the prompt; an encoder-decoder answers it
 
     @property
     def text(self) -> str:
-        """Prompt and completion."""
-        return self.prompt + self.completion
+        """Prompt and completion, or the answer to the prompt."""
+        return self.prompt + self.completion if self.continues else self.completion
 
     def __str__(self) -> str:
         return self.text
@@ -311,6 +312,7 @@ def _record(task: _Task, row: int, completions: list[search.Completion]) -> Gene
             completion.score,
             completion.finish or "",
             task.seeds[row] if task.seeds else None,
+            continues=not task.language.model.config.is_encoder_decoder,
         )
         for completion in completions[: task.options.n_best or 1]
     )

@@ -17,7 +17,6 @@ from transformers import (
 )
 
 from genkit import charlm, launch, lm
-from genkit.packing import pack
 from genkit.reading import takes_trees
 from genkit.stepping import Stepper
 
@@ -46,16 +45,16 @@ class LanguageModel:
         """What runs the model: made at the first use, and again when weights have changed."""
         version = sum(parameter._version for parameter in self.model.parameters())
         if self._stepper is None or self._stepper[0] != version:
-            self._stepper = version, self._make_stepper()
+            cpu, trees = self.model.device.type == "cpu", takes_trees(self.model)
+            self._stepper = (
+                version,
+                Stepper(
+                    self.model,
+                    self.precision if cpu else "float32",
+                    self.compiled if cpu and trees else False,
+                ),
+            )
         return self._stepper[1]
-
-    def _make_stepper(self) -> Stepper:
-        if self.model.device.type != "cpu":
-            return Stepper(self.model, False)
-        plain = self.compiled is False and self.precision == "float32"
-        model = self.model if plain else pack(self.model, self.precision)
-        can = launch.can_compile() and takes_trees(model)
-        return Stepper(model, self.compiled if can else False)
 
 
 def load(
@@ -75,9 +74,9 @@ def load(
         dtype: "float32" unless told, "bfloat16", or on a GPU "float16". On a CPU it is the
             precision of matrix products; everything between them stays in float32.
         quantize: "int8" for matrix products of 8-bit weights and inputs, on a CPU.
-        compile: True compiles a decoder's step before the first token (20 to 40 s, once a shape of
-            model: it is kept in the cache); None uses a compiled step that is there, and compiles
-            one when the process has spent as long on steps without; False is plain eager.
+        compile: True packs matrices and compiles a decoder's step before the first token (20 to
+            40 s, once a shape of model: it is kept in the cache); None does either when the process
+            has spent as long on steps as it takes; False is plain eager.
         trust_remote_code: run code that the model brings along.
 
     Raises:

@@ -6,6 +6,7 @@ so that it is paid for once and serves every later process and every fine-tuned 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -22,9 +23,10 @@ import transformers
 from torch.export import Dim
 from transformers import Cache, PreTrainedModel
 
-from genkit import charlm
+from genkit import charlm, launch
+from genkit.packing import pack
 
-COMPILING = 20.0  # about how many seconds it takes: what is worth spending on steps before
+READYING, COMPILING = 1.5, 20.0  # about how many seconds they take
 
 Step = Callable[..., torch.Tensor]
 
@@ -111,24 +113,27 @@ def forward_arguments(
 
 
 class Stepper:
-    """Runs steps of a model: by the stock model until a compiled step is there, or pays.
+    """Runs steps of a model: by the stock model until something faster pays.
+
+    What is faster takes its time: packing the matrices and reading a compiled step from the cache
+    about as long as `READYING`, compiling one as long as `COMPILING`. Each is done when so much has
+    been spent on steps without: a short text never waits for it, and no text twice as long as it
+    must.
 
     Args:
-        model: a decoder, perhaps packed.
-        compiled: True compiles at once; None when a compiled step lies in the cache, and when
-            steps have taken as long as compiling would; False never.
+        model: a decoder in float32, on a CPU, if it is not to be left as it is.
+        precision: of matrix products, see `packing`; below float32 they are packed at once.
+        compiled: True compiles at once; None when it pays; False leaves float32 as it is.
     """
 
-    def __init__(self, model: PreTrainedModel, compiled: bool | None) -> None:
-        self.model, self._wanted = model, compiled
-        named = (*model.named_parameters(), *model.named_buffers())
-        self._weights = {name: tensor.detach() for name, tensor in named}
-        self._spent = 0.0
+    def __init__(self, model: PreTrainedModel, precision: str, compiled: bool | None) -> None:
+        self._precision, self._compiled = precision, compiled
+        self._packed, self._spent = precision != "float32", 0.0
+        self.model = pack(model, precision) if self._packed else model
         self._step: Step | None = None
-        if compiled is not False:
-            self._path = charlm.cache_folder() / "steps" / f"{step_key(model)}.pt2"
-            if compiled or self._path.exists():
-                self._load()
+        if compiled:
+            self._pack()
+            self._load()
 
     def __call__(
         self,
@@ -145,9 +150,24 @@ class Stepper:
         start = time.perf_counter()
         logits = self.model(**forward_arguments(ids, positions, places, seen, keys, values)).logits
         self._spent += time.perf_counter() - start
-        if self._wanted is None and self._spent > COMPILING:
-            self._load()
+        if self._compiled is None and self._spent > READYING:
+            self._pack()
+            if launch.can_compile() and (self._spent > COMPILING or self._path.exists()):
+                self._load()
         return logits
+
+    def _pack(self) -> None:
+        if not self._packed:
+            self.model, self._packed = pack(self.model, self._precision), True
+
+    @functools.cached_property
+    def _path(self) -> Path:
+        return charlm.cache_folder() / "steps" / f"{step_key(self.model)}.pt2"
+
+    @functools.cached_property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {name: tensor.detach() for name, tensor in named}
 
     def _load(self) -> None:
         if not self._path.exists():

@@ -39,6 +39,26 @@ def test_generate_prints_the_text(trained):
     assert done.stdout == f"{records[0]}\n\n{records[1]}\n"
 
 
+def test_one_text_is_printed_while_it_is_written(trained):
+    words = (
+        "generate",
+        "the ",
+        "--model",
+        str(trained),
+        "--strategy",
+        "beam",
+        "--stop",
+        "e",
+        "--eager",
+    )
+    done = run(*words, "--max-new-tokens", "20", "--bad-words", "x")
+    assert done.returncode == 0 and done.stderr == ""
+    import genkit
+
+    options = {"strategy": "beam", "stop": ["e"], "max_new_tokens": 20, "bad_words": ["x"]}
+    assert done.stdout == f"{genkit.generate('the ', model=trained, **options)}\n"
+
+
 def test_errors_are_one_line(trained):
     done = run("generate", "the ", "--model", str(trained), "--temperature", "0")
     assert done.returncode == 2

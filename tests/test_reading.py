@@ -81,7 +81,7 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
     """A random walk through steps, branches, chains and endings, twice beyond the context."""
     model, rng = make(name), random.Random(0)
     prompts = random_prompts(rng, 5, 20)
-    reader = reading.read(stepping.Stepper(model, False), [*prompts, list(prompts[2])])
+    reader = reading.read(stepping.Stepper(model, "float32", False), [*prompts, list(prompts[2])])
     assert isinstance(reader, reading.Tree) == (name in ("gpt2", "llama"))
     assert worst(reader) < 1e-4
     for step in range(90):
@@ -115,7 +115,7 @@ def chain(reader: reading.Tree, rng: random.Random) -> None:
 
 def test_steps_can_be_taken_back():
     model, rng = make("llama"), random.Random(1)
-    reader = reading.Tree(stepping.Stepper(model, False), random_prompts(rng, 3, 10))
+    reader = reading.Tree(stepping.Stepper(model, "float32", False), random_prompts(rng, 3, 10))
     lines, logits = [[list(line) for line in own] for own in reader.lines], reader.logits.clone()
     mark = reader.mark(5)
     for _ in range(5):
@@ -128,7 +128,7 @@ def test_steps_can_be_taken_back():
 
 def test_the_pool_does_not_grow_by_what_nobody_sees():
     """Thirty steps of eight branches of which one survives: 30 live places, not 240."""
-    reader = reading.Tree(stepping.Stepper(make("gpt2"), False), [[1, 2, 3]])
+    reader = reading.Tree(stepping.Stepper(make("gpt2"), "float32", False), [[1, 2, 3]])
     for _ in range(30):
         reader.branch([[0] * 8])
         reader.step([[1] * 8])
@@ -205,27 +205,50 @@ def test_packed_weights_are_freed_with_their_model():
 def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch):
     """One artefact for any batch, width, and length; kept in the cache, made once."""
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(packing, "WORTHWHILE", 1)
     model = make("llama")
-    packed = packing.pack(model, "int8")
-    stepper = stepping.Stepper(packed, True)
-    assert [p.suffix for p in (tmp_path / "steps").iterdir()] == [".pt2"]
+    eager, compiled = (stepping.Stepper(model, "int8", choice) for choice in (False, True))
+    (path,) = (tmp_path / "steps").iterdir()
     rng = random.Random(0)
     for texts in (1, 3):
         prompts = random_prompts(rng, texts, 20)
-        plain = reading.Tree(stepping.Stepper(packed, False), prompts)
-        compiled = reading.Tree(stepper, prompts)
+        readers = [reading.Tree(stepper, prompts) for stepper in (eager, compiled)]
         for width in (1, 4, 2):
             tokens = [[rng.randrange(97) for _ in range(width)] for _ in range(texts)]
-            for reader in (plain, compiled):
+            for reader in readers:
                 reader.branch([[0] * width for _ in range(texts)])
                 reader.step(tokens)
-            assert (plain.logits - compiled.logits).abs().max() < 0.05
-    stamp = next((tmp_path / "steps").iterdir()).stat().st_mtime_ns
+            assert (readers[0].logits - readers[1].logits).abs().max() < 0.05
+    stamp = path.stat().st_mtime_ns
     torch.manual_seed(5)
-    sibling = MODELS["llama"]().eval()  # other weights of the same shape
-    stepping.Stepper(packing.pack(sibling, "int8"), None)
-    assert next((tmp_path / "steps").iterdir()).stat().st_mtime_ns == stamp
-    assert stepping.step_key(packing.pack(sibling, "int8")) == stepping.step_key(packed)
-    assert stepping.step_key(packing.pack(model, "float32")) != stepping.step_key(packed)
-    assert stepping.step_key(make("gpt2")) != stepping.step_key(model)
+    sibling = stepping.Stepper(MODELS["llama"]().eval(), "int8", None)  # other weights, one shape
+    monkeypatch.setattr(stepping, "READYING", 0.0)
+    reader = reading.Tree(sibling, [[1, 2, 3]])
+    assert sibling._step is None
+    reader.step([[5]])
+    assert sibling._step is not None and worst(reader) < 0.05
+    reader.step([[6]])
+    assert worst(reader) < 0.05
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_compiled_step_is_that_of_one_shape_and_precision():
+    model = make("llama")
+    key = stepping.step_key(packing.pack(model, "int8"))
+    torch.manual_seed(5)
+    assert stepping.step_key(packing.pack(MODELS["llama"]().eval(), "int8")) == key
+    others = (model, packing.pack(model, "bfloat16"), make("gpt2"))
+    assert key not in map(stepping.step_key, others)
+
+
+def test_matrices_are_packed_when_that_pays(monkeypatch):
+    monkeypatch.setattr(packing, "WORTHWHILE", 1)
+    monkeypatch.setattr(stepping, "READYING", 0.0)
+    model = make("gpt2")
+    for choice, packed in ((None, True), (False, False)):
+        stepper = stepping.Stepper(model, "float32", choice)
+        reader = reading.Tree(stepper, [[1, 2, 3]])
+        assert stepper.model is model
+        for token in (4, 5):
+            reader.step([[token]])
+            assert worst(reader) < 1e-4
+        assert (stepper.model is not model) == packed

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from genkit import reading
-from genkit.generation import LanguageModel, load
+from genkit.language import DEFAULT, LanguageModel, load
 
 UNSCORED = -100  # a target that another window scores, or padding
 ROWS, LOGITS = 64, 1 << 26  # the most windows, and the most logits, of a batch
@@ -57,7 +57,10 @@ class Perplexity:
 
 
 def perplexity(
-    text: str | Sequence[str], *, model: str | Path | LanguageModel, stride: int | None = None
+    text: str | Sequence[str],
+    *,
+    model: str | Path | LanguageModel = DEFAULT,
+    stride: int | None = None,
 ) -> Perplexity:
     """Measure how well a causal language model predicts a text.
 
