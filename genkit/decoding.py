@@ -30,6 +30,11 @@ class Filters:
     min_p: float | None = None  # those this share as likely as the likeliest (Nguyen et al. 2024)
     typical_p: float | None = None  # those of the most expected surprise (Meister et al. 2023)
 
+    @property
+    def leave_all(self) -> bool:
+        """Whether there is nothing but a temperature."""
+        return self.top_k is self.top_p is self.min_p is self.typical_p is None
+
 
 def kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
     """Tell which tokens the filters leave.
@@ -122,13 +127,13 @@ def choose(
     Returns:
         Token ids and whether each is sure, (rows,) both.
     """
-    scaled = logits / filters.temperature
+    scaled = logits if filters.temperature == 1 else logits / filters.temperature
     scores = scaled if gumbel is None else scaled + gumbel
     near = 2 * NEAR_LOGIT / min(1.0, filters.temperature)
-    if filters == Filters(filters.temperature):  # nothing to filter
-        best, tokens = scores.max(-1)
-        others = scores.scatter(-1, tokens[:, None], -math.inf)
-        return tokens, best - others.amax(-1) > near
+    if filters.leave_all:
+        best, tokens = scores.max(-1, keepdim=True)
+        others = scores.scatter(-1, tokens, -math.inf).amax(-1, keepdim=True)
+        return tokens[:, 0], (best - others > near)[:, 0]
     surely, left, perhaps = kept(scaled, filters)
     best, tokens = scores.masked_fill(~left, -math.inf).max(-1)
     others = scores.masked_fill(~perhaps, -math.inf).scatter(-1, tokens[:, None], -math.inf)

@@ -139,8 +139,9 @@ class Tree:
         if self._reach >= self.context:
             self._start_over()
         self._make_room(width)
-        steps = torch.arange(width, device=self.model.device)
-        places = self._written + steps  # (texts, width)
+        if chain or width > 1:
+            steps = torch.arange(width, device=ids.device)
+        places = self._written if width == 1 else self._written + steps  # (texts, width)
         if chain:
             positions, seen = self._positions + steps, self._seen.repeat(1, width, 1)
             earlier = (steps[:, None] >= steps).expand(len(tokens), -1, -1)

@@ -124,8 +124,7 @@ class Draw:
         """
         lines = [reader.lines[text][branch] for text, branch in places]
         starts = [self.starts[text] for text in texts]
-        at = tuple(torch.tensor(index) for index in zip(*places, strict=True))
-        logits = reader.logits[at]  # (branches, vocabulary)
+        logits = _at(reader.logits, places)
         noise = self._noise(texts, lines, starts, logits)
         scores = self.rules.scores(logits, lines, starts)
         drawn, sure = decoding.choose(scores, self.filters, noise)
@@ -138,8 +137,10 @@ class Draw:
             elif not is_sure or self.rules.breaks([*done, tokens[i]]):
                 own = None if noise is None else noise[i : i + 1]
                 tokens[i] = self._alone(reader, places[i], lines[i], starts[i], own)
-        picked = logits[list(range(len(tokens))), tokens] - logits.logsumexp(-1)
-        return tokens, picked.tolist()
+        taken = torch.tensor(tokens, device=logits.device)
+        return tokens, (
+            -torch.nn.functional.cross_entropy(logits, taken, reduction="none")
+        ).tolist()
 
     def _noise(
         self,
@@ -169,6 +170,14 @@ class Draw:
             if not self.rules.breaks([*line[start:], token]):
                 return token
             scores[0, token] = -torch.inf
+
+
+def _at(logits: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Logits of some branches, (branches, vocabulary); those of all first branches at no cost."""
+    if len(places) == len(logits) and not any(branch for _, branch in places):
+        return logits[:, 0]
+    texts, branches = zip(*places, strict=True)
+    return logits[list(texts), list(branches)]
 
 
 def sample(reader: Reader, draw: Draw, propose: Propose | None = None) -> Progress:

@@ -28,7 +28,7 @@ from genkit.packing import pack
 
 READYING, COMPILING = 1.5, 20.0  # about how many seconds they take
 
-Step = Callable[..., torch.Tensor]
+Step = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 class Pool(Cache):
@@ -146,7 +146,8 @@ class Stepper:
     ) -> torch.Tensor:
         """Do one step; arguments and result are those of `StockStep`, without weights."""
         if self._step:
-            return self._step(self._weights, ids, positions, places, seen, keys, values)
+            inputs = [*self._weights.values(), ids, positions, places, seen, *keys, *values]
+            return self._step(inputs)[0]
         start = time.perf_counter()
         logits = self.model(**forward_arguments(ids, positions, places, seen, keys, values)).logits
         self._spent += time.perf_counter() - start
@@ -172,7 +173,8 @@ class Stepper:
     def _load(self) -> None:
         if not self._path.exists():
             _compile(self.model, self._weights, self._path)
-        self._step = torch._inductor.aoti_load_package(str(self._path))
+        # called without torch's wrapper, which takes a millisecond to flatten the arguments
+        self._step = torch._inductor.aoti_load_package(str(self._path)).loader.boxed_run
 
 
 def empty_pool(model: PreTrainedModel, texts: int, places: int) -> list[torch.Tensor]:
@@ -227,6 +229,10 @@ def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             whole = Path(scratch) / "step.pt2"
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(whole))
+            small = not any(getattr(layer, "precision", "") for layer in model.modules())
+            threads = {"cpp.threads": 1} if small else {}  # too little work to divide
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(whole), inductor_configs=threads
+            )
             whole.replace(path)
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
