@@ -2,9 +2,11 @@
 
     pip install ctranslate2
     python benchmarks/generation.py --tokenizer FOLDER_OF_GPT2S_TOKENIZER
+    python benchmarks/generation.py --model runs/demo
 
-GPT-2's configuration with random weights; a prompt of 32 tokens; median of the repetitions. The
-share of the memory's bandwidth is that of reading all weights once a token.
+GPT-2's configuration with random weights, a prompt of 32 tokens; or a model of one's own against
+transformers. Median of the repetitions. The share of the memory's bandwidth is that of reading all
+weights once a token.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, PreTrainedModel
 
 import genkit
 from genkit.language import LanguageModel
@@ -52,7 +55,7 @@ def ours(language: LanguageModel, batch: int, beams: int) -> Callable[[int], int
 
 
 def by_transformers(
-    model: GPT2LMHeadModel, ids: list[int], batch: int, beams: int
+    model: PreTrainedModel, ids: list[int], batch: int, beams: int, sampled: bool = False
 ) -> Callable[[int], int]:
     """The same by model.generate."""
     rows = torch.tensor([ids] * batch)
@@ -62,7 +65,8 @@ def by_transformers(
             output = model.generate(
                 rows,
                 attention_mask=torch.ones_like(rows),
-                do_sample=False,
+                do_sample=sampled,
+                top_k=0 if sampled else None,
                 num_beams=beams,
                 max_new_tokens=tokens,
                 pad_token_id=0,
@@ -120,11 +124,16 @@ def accuracy(model: GPT2LMHeadModel, quantized: LanguageModel, ids: list[int]) -
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", required=True, help="folder of GPT-2's tokenizer")
+    parser.add_argument("--tokenizer", help="folder of GPT-2's tokenizer")
+    parser.add_argument("--model", help="folder of a small model, instead of GPT-2")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if arguments.model:
+        return small(arguments.model, arguments.repeat)
+    if not arguments.tokenizer:
+        parser.error("give --tokenizer or --model")
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval()
     model.generation_config.eos_token_id = None  # every text gets as long as it may
@@ -164,6 +173,24 @@ def ready(
         f"genkit {precision}: ready in {seconds:.1f} s; log-probabilities {error:.4f} off float32"
     )
     return language
+
+
+def small(folder: str, repeat: int) -> None:
+    """Compare a model of one's own at batch 1."""
+    language = genkit.load(folder, compile=True)
+    language.model.generation_config.eos_token_id = None  # every text gets as long as it may
+    ids = language.tokenizer("The ").input_ids
+    for options in ({"strategy": "greedy"}, {"strategy": "stochastic", "seed": 1}):
+
+        def write(tokens: int, options: dict[str, Any] = options) -> int:
+            record = genkit.generate("The ", model=language, max_new_tokens=tokens, **options)
+            return len(record.tokens)
+
+        sampled = options["strategy"] != "greedy"
+        own = measured(write, 200, 3 * repeat)
+        peer = measured(by_transformers(language.model, ids, 1, 1, sampled), 200, 3 * repeat)
+        ratio = f"transformers {peer:.0f}, {own / peer:.2f} x"
+        print(f"{options['strategy']}: {own:.0f} tokens/s, {ratio}")
 
 
 def convert(model: GPT2LMHeadModel, tokenizer: object, folder: Path) -> Path:
