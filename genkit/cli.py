@@ -53,6 +53,7 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("draft", str, "guess by this smaller model: the same text, sooner"),
     ("beams", int, "texts kept at once; beam, diverse_beam"),
     ("length-penalty", float, "power of the length in a beam's score"),
+    ("early-stopping", str, "of a beam: never; or yes, when enough texts have ended"),
     ("n-best", int, "how many texts of a beam to print"),
     ("groups", int, "of beams that avoid each other; diverse_beam"),
     ("diversity", float, "what a token costs that another group took; diverse_beam"),
@@ -66,7 +67,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     for name, kind, text in _FLAGS:
         action = "append" if name in ("stop", "bad-words") else "store"
         parser.add_argument(f"--{name}", type=kind, action=action, help=text)
-    parser.add_argument("--eager", action="store_true", help="no packing, no compiled step")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--eager", action="store_true", help="no packing, no compiled step")
+    speed.add_argument("--compile", action="store_true", help="compile before the first token")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
 
 
@@ -75,6 +78,10 @@ def _generate(arguments: argparse.Namespace) -> None:
     prompts, _ = options.pop("prompt"), options.pop("command")
     if options.pop("eager"):
         options["compile"] = False
+    elif not options["compile"]:
+        del options["compile"]  # when it pays
+    if options.get("early_stopping") == "yes":
+        options["early_stopping"] = True
     from transformers.utils import logging
 
     from genkit.generation import generate, load, stream
@@ -84,6 +91,9 @@ def _generate(arguments: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     loading = {name: options.pop(name) for name in LOAD if name in options}
     language = load(options.pop("model", DEFAULT), **loading)
+    if "draft" in options:
+        loading.pop("revision", None)
+        options["draft"] = load(options["draft"], **loading)
     if len(prompts) > 1 or options.get("n_best"):
         rows = generate(prompts, model=language, **options)
         print("\n\n".join(str(record) for row in rows for record in (row, *row.alternatives)))

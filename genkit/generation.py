@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
 from genkit import charlm, decoding, reading, search
 from genkit.beams import beam
 from genkit.language import DEFAULT, LanguageModel, load
@@ -68,8 +70,9 @@ def generate(
 ) -> Generation | list[Generation]:
     """Continue a prompt, or each of several; for an encoder-decoder, answer it.
 
-    A row's text depends on the row's prompt and seed alone, not on the batch that it is in. Global
-    random state is neither read nor changed. Nothing of a model's own generation settings applies
+    A row's text depends on the row's prompt and seed alone, not on the batch that it is in (a beam
+    or contrastive search may differ where scores are tied to the last digits). Global random state
+    is neither read nor changed. Nothing of a model's own generation settings applies
     but start and end tokens, and tokens that it must never write.
 
     Args:
@@ -178,14 +181,18 @@ def _prepare(
     seeds = _row_seeds(options.seed, len(prompts)) if options.strategy in DRAWS else None
     if not isinstance(model, LanguageModel):
         model = load(model, **loading)
-    elif any(loading.values()):
-        name = next(name for name, value in loading.items() if value)
-        raise ValueError(f"{name}={loading[name]!r} is for loading; the model given is loaded")
+    else:
+        for name, value in loading.items():
+            if value is not None and name != "trust_remote_code":
+                raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
     draft = options.draft
     if draft is not None and not isinstance(draft, LanguageModel):
-        draft = load(draft, **loading)
+        draft = load(draft, **{k: v for k, v in loading.items() if k != "revision"})
     rows = [encode(text, model) for text in prompts]
     prefix = _plain(options.prefix, model, "prefix")
+    first = model.model.generation_config.forced_bos_token_id
+    if model.model.config.is_encoder_decoder and first is not None:
+        prefix = [first, *prefix]
     if len(prefix) > options.max_new_tokens:
         raise ValueError(
             f"prefix: {len(prefix)} tokens are more than max_new_tokens={options.max_new_tokens}"
@@ -194,10 +201,11 @@ def _prepare(
     return _Task(model, prompts, rows, prefix, seeds, options, draft)
 
 
-def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> tuple[int, ...]:
+def _row_seeds(seed: Any, rows: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbits(31)
-    seeds = tuple(seed) if isinstance(seed, Sequence) else tuple(int(seed) + i for i in range(rows))
+    one = isinstance(seed, int | np.integer)
+    seeds = tuple(int(seed) + i for i in range(rows)) if one else tuple(int(s) for s in seed)
     if len(seeds) != rows:
         raise ValueError(f"seed: {len(seeds)} seeds for {rows} prompts; give one each, or a number")
     if any(s < 0 for s in seeds):
@@ -274,7 +282,7 @@ def _progress(task: _Task, trace: list[list[decoding.Candidate]] | None = None) 
     starts = tuple(len(lines[0]) for lines in reader.lines)
     draw = search.Draw(rules, decoding.Filters(**asked), task.seeds, starts)
     propose: search.Propose | None = search.lookup(options.lookup) if options.lookup else None
-    if task.draft:
+    if task.draft and max(map(len, task.rows)) <= reading.context_length(task.draft.model):
         propose = search.Draft(reading.Tree(task.draft.stepper, task.rows), draw, length=5)
     return search.sample(reader, draw, propose)
 
@@ -283,22 +291,27 @@ def _rules(task: _Task) -> search.Rules:
     options, settings = task.options, task.language.model.generation_config
     ends = settings.eos_token_id
     seq2seq = task.language.model.config.is_encoder_decoder
+    banned = [words[0] for words in settings.bad_words_ids or () if len(words) == 1]
+    plain = functools.partial(task.language.tokenizer.decode, clean_up_tokenization_spaces=False)
+    anchor = [] if seq2seq else task.rows[0][-1:]  # some tokenizers drop the first token's space
+    start = len(plain(anchor))
+
+    def decode(tokens: list[int]) -> str:
+        return str(plain(anchor + tokens)[start:])
+
     return search.Rules(
         longest=options.max_new_tokens,
         shortest=options.min_new_tokens,
         ends=frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends),
-        never=tuple(settings.suppress_tokens or ()),
+        never=(*(settings.suppress_tokens or ()), *banned),
         stops=tuple(options.stop),
         banned=tuple(options.bad_words),
         prefix=tuple(task.prefix),
-        first=settings.forced_bos_token_id if seq2seq else None,
         last=settings.forced_eos_token_id if seq2seq else None,
         penalties=decoding.Penalties(
             options.repetition_penalty, options.frequency_penalty, options.no_repeat_ngram
         ),
-        decode=functools.partial(
-            task.language.tokenizer.decode, clean_up_tokenization_spaces=False
-        ),
+        decode=decode,
     )
 
 
@@ -333,7 +346,9 @@ def _finished_text(task: _Task, row: int, completion: search.Completion) -> str:
     text = _text(task, row, completion.tokens)
     if completion.finish != "stop":
         return text
-    places = [text.find(stop, len(task.options.prefix)) for stop in task.options.stop]
+    before = len(_text(task, row, completion.tokens[:-1]).rstrip("\ufffd"))
+    stops = task.options.stop  # one of them was completed by the last token
+    places = [text.find(stop, max(0, before - len(stop) + 1)) for stop in stops]
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
 

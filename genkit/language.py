@@ -33,7 +33,7 @@ class LanguageModel:
     name: str
     precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
     compiled: bool | None = None  # see `load`
-    _stepper: tuple[int, Stepper] | None = field(default=None, init=False, repr=False)
+    _stepper: tuple[Any, Stepper] | None = field(default=None, init=False, repr=False)
 
     @functools.cached_property
     def by_character(self) -> bool:
@@ -43,7 +43,7 @@ class LanguageModel:
     @property
     def stepper(self) -> Stepper:
         """What runs the model: made at the first use, and again when weights have changed."""
-        version = sum(parameter._version for parameter in self.model.parameters())
+        version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
         if self._stepper is None or self._stepper[0] != version:
             cpu, trees = self.model.device.type == "cpu", takes_trees(self.model)
             self._stepper = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def read_options(given: dict[str, Any]) -> Options:
             )
     _check_numbers(options)
     texts = {name: getattr(options, name) for name in ("stop", "bad_words")}
-    texts = {name: (x,) if isinstance(x, str) else tuple(x) for name, x in texts.items()}
+    texts = {name: (x,) if isinstance(x, str) else tuple(x or ()) for name, x in texts.items()}
     for name, strings in texts.items():
         if "" in strings:
             raise ValueError(f"{name}: an empty string is in every text; leave it out")
@@ -129,9 +130,11 @@ def _check_numbers(options: Options) -> None:
             most = "" if high == math.inf else f" and at most {high:g}"
             bounds = "finite" if low == -math.inf else f"{least}{most}"
             raise ValueError(f"{name} must be {bounds}, got {value}")
-    for name in _COUNTS:
+    for name in (*_COUNTS, "min_new_tokens"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if value is not None and value < (name != "min_new_tokens"):
             raise ValueError(f"{name} must be 1 or more, got {value}")
     if not 0 <= options.min_new_tokens <= options.max_new_tokens:
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -36,6 +37,7 @@ def takes_trees(model: PreTrainedModel) -> bool:
         and model._supports_attention_backend
         and config._attn_implementation in ("sdpa", "eager")
         and getattr(config, "sliding_window", None) is None
+        and getattr(config, "kv_lora_rank", None) is None  # keys of another shape are kept
         and set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
     )
 
@@ -112,16 +114,11 @@ class Tree:
         """Logits after a branch read by itself, (vocabulary,): no batch, tree or pool."""
         line = self.lines[text][branch][self.starts[text][branch] :]
         ids = torch.tensor([line], device=self.model.device)
-        return (
-            self.model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                use_cache=False,
-                logits_to_keep=1,
-            )
-            .logits[0, -1]
-            .float()
+        mask = torch.ones_like(ids)
+        output = self.stepper.exact(
+            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1
         )
+        return output.logits[0, -1].float()
 
     # ---- growing
 
@@ -173,11 +170,11 @@ class Tree:
         return output.logits.float()
 
     def mark(self, ahead: int) -> tuple[Any, ...]:
-        """Remember where the texts are; so many places are made for steps to be taken back."""
+        """Remember where the texts are; so many steps, within the room, can be taken back."""
         self._make_room(ahead)
         lines = [[list(line) for line in own] for own in self.lines]
         starts = [list(own) for own in self.starts]
-        return self._seen.clone(), self._positions, self._reach, lines, starts, self.logits
+        return self._seen.clone(), self._positions.clone(), self._reach, lines, starts, self.logits
 
     def back_to(self, mark: tuple[Any, ...]) -> None:
         """Forget the steps since a mark; what they have written is never seen again."""
@@ -267,7 +264,9 @@ class Rows:
     def __init__(self, stepper: Stepper, prompts: list[list[int]], hidden: bool = False) -> None:
         self.model, self._with_hidden = stepper.model, hidden
         self.context = context_length(self.model)
-        self._positioned = "position_ids" in inspect.signature(self.model.forward).parameters
+        arguments = inspect.signature(self.model.forward).parameters
+        self._positioned = "position_ids" in arguments
+        self._remembers = "past_key_values" in arguments  # others are read from the start each time
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None  # states and their mask
         if self.model.config.is_encoder_decoder:
             self._encoded = self._encode(prompts)
@@ -283,12 +282,14 @@ class Rows:
             self.hidden = [own[here] for own, here in zip(self._states, real, strict=True)]
 
     def _encode(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest, device = max(map(len, prompts)), self.model.device
-        ids = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=device)
-        mask = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
-        mask = mask.to(device)
-        encoder = self.model.get_encoder()
-        return encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+        """Read prompts one by one, so that none depends on the others' rounding."""
+        encoder, device = self.model.get_encoder(), self.model.device
+        states, masks = [], []
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=device)
+            masks.append(torch.ones_like(ids)[0])
+            states.append(encoder(input_ids=ids, attention_mask=masks[-1][None])[0][0])
+        return pad_sequence(states, batch_first=True), pad_sequence(masks, batch_first=True)
 
     @torch.inference_mode()
     def alone(self, text: int, branch: int) -> torch.Tensor:
@@ -317,7 +318,7 @@ class Rows:
                 lines[b].append(token)
                 if len(lines[b]) - starts[b] > self.context:
                     starts[b], over = len(lines[b]) - max(1, self.context // 2), True
-        if over:
+        if over or not self._remembers:
             self.logits = self._read_all()
         else:
             self._mask = pad(self._mask, (0, 1), value=1)
@@ -340,7 +341,9 @@ class Rows:
 
     def _forward(self, tokens: list[list[int]]) -> torch.Tensor:
         ids = torch.tensor(tokens, device=self.model.device)
-        options: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
+        options: dict[str, Any] = {"use_cache": False}
+        if self._remembers:
+            options = {"past_key_values": self._cache, "use_cache": True}
         if self._with_hidden:
             options["output_hidden_states"] = True
         if self._encoded is not None:
@@ -382,7 +385,8 @@ class Rows:
 
     def _select(self, rows: list[int]) -> None:
         index = torch.tensor(rows, device=self.model.device)
-        self._cache.batch_select_indices(index)
+        if self._remembers:
+            self._cache.batch_select_indices(index)
         self._mask = self._mask[index]
         if self._encoded is not None:
             states, mask = self._encoded

@@ -29,41 +29,35 @@ class Rules:
     stops: tuple[str, ...] = ()  # so do these strings
     banned: tuple[str, ...] = ()  # no completion contains these
     prefix: tuple[int, ...] = ()  # the first tokens
-    first: int | None = None  # a token that some encoder-decoders must begin with
-    last: int | None = None  # and end with
+    last: int | None = None  # the token that some encoder-decoders must end with
     penalties: decoding.Penalties = field(default_factory=decoding.Penalties)
     decode: Callable[[list[int]], str] = field(default=str, compare=False)
 
     def forced(self, step: int) -> int | None:
         """The token that must come at this step, if one must."""
-        if step == 0 and self.first is not None:
-            return self.first
-        place = step - (self.first is not None)
-        if 0 <= place < len(self.prefix):
-            return self.prefix[place]
+        if step < len(self.prefix):
+            return self.prefix[step]
         return self.last if step == self.longest - 1 else None
 
     def breaks(self, tokens: list[int]) -> bool:
         """Whether the last token has made the text contain a banned string."""
-        return bool(self.banned) and any(text in self._tail(tokens) for text in self.banned)
+        return bool(self.banned) and self._completes(tokens, self.banned)
 
     def finish(self, tokens: list[int]) -> str | None:
         """Why a completion ends here: "eos", "stop" or "length"; None if it goes on."""
         if tokens[-1] in self.ends and len(tokens) > len(self.prefix):
             return "eos"
         late = len(tokens) >= max(self.shortest, len(self.prefix) + 1)
-        if (
-            self.stops
-            and late
-            and any(s in self._tail(tokens[len(self.prefix) :]) for s in self.stops)
-        ):
+        if self.stops and late and self._completes(tokens, self.stops):
             return "stop"
         return "length" if len(tokens) == self.longest else None
 
-    def _tail(self, tokens: list[int]) -> str:
-        """Text enough to find any of the strings that the last token may have completed."""
-        bytes_ = max(len(text.encode()) for text in (*self.stops, *self.banned))
-        return self.decode(tokens[-bytes_ - 4 :])  # a token is a byte or more; 4 for a character
+    def _completes(self, tokens: list[int], texts: tuple[str, ...]) -> bool:
+        """Whether the last token has completed one of some strings."""
+        longest = max(len(text.encode()) for text in texts)
+        tail = tokens[-longest - 4 :]  # a token is a byte or more; 4 for a character
+        now, before = self.decode(tail), len(self.decode(tail[:-1]).rstrip("\ufffd"))
+        return any(now.find(text, max(0, before - len(text) + 1)) >= 0 for text in texts)
 
     def scores(
         self, scores: torch.Tensor, lines: Sequence[list[int]], starts: Sequence[int]
@@ -371,8 +365,10 @@ def _allowed(probabilities: torch.Tensor, done: list[int], rules: Rules, top_k: 
         return [forced]
     count = min(top_k, len(probabilities))
     while True:
-        tokens = probabilities.topk(count).indices.tolist()
-        allowed = [token for token in tokens if not rules.breaks([*done, token])][:top_k]
+        best = probabilities.topk(count)
+        possible = best.indices[best.values > 0].tolist()
+        allowed = [token for token in possible if not rules.breaks([*done, token])][:top_k]
         if len(allowed) == top_k or count == len(probabilities):
+            assert allowed, "some token may always come"
             return allowed
         count = min(4 * count, len(probabilities))

@@ -14,6 +14,7 @@ import platform
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import transformers
 from torch.export import Dim
 from transformers import Cache, PreTrainedModel
 
-from genkit import charlm, launch
+from genkit import encoding, launch
 from genkit.packing import pack
 
 READYING, COMPILING = 1.5, 20.0  # about how many seconds they take
@@ -130,10 +131,10 @@ class Stepper:
         self._precision, self._compiled = precision, compiled
         self._packed, self._spent = precision != "float32", 0.0
         self.model = pack(model, precision) if self._packed else model
+        self.exact = self.model  # what decides where rounding could: the same before and after
         self._step: Step | None = None
         if compiled:
-            self._pack()
-            self._load()
+            self._improve(compiling=True)
 
     def __call__(
         self,
@@ -152,29 +153,36 @@ class Stepper:
         logits = self.model(**forward_arguments(ids, positions, places, seen, keys, values)).logits
         self._spent += time.perf_counter() - start
         if self._compiled is None and self._spent > READYING:
-            self._pack()
-            if launch.can_compile() and (self._spent > COMPILING or self._path.exists()):
-                self._load()
+            try:
+                self._improve(compiling=self._spent > COMPILING and launch.can_compile())
+            except (
+                OSError,
+                RuntimeError,
+                ValueError,
+            ) as error:  # of the compiler: it can be done without
+                warnings.warn(f"this model's step does not compile: {error}", stacklevel=2)
+                self._compiled = False
         return logits
 
-    def _pack(self) -> None:
+    @torch.inference_mode(False)
+    def _improve(self, compiling: bool) -> None:
+        """Pack the matrices, and use a compiled step if there is one, or one is to be made."""
         if not self._packed:
             self.model, self._packed = pack(self.model, self._precision), True
+        if compiling and not self._path.exists():
+            _compile(self.model, self._weights, self._path)
+        if self._path.exists():
+            # called without torch's wrapper, which takes a millisecond to flatten the arguments
+            self._step = torch._inductor.aoti_load_package(str(self._path)).loader.boxed_run
 
     @functools.cached_property
     def _path(self) -> Path:
-        return charlm.cache_folder() / "steps" / f"{step_key(self.model)}.pt2"
+        return encoding.cache_folder() / "steps" / f"{step_key(self.model)}.pt2"
 
     @functools.cached_property
     def _weights(self) -> dict[str, torch.Tensor]:
         named = (*self.model.named_parameters(), *self.model.named_buffers())
         return {name: tensor.detach() for name, tensor in named}
-
-    def _load(self) -> None:
-        if not self._path.exists():
-            _compile(self.model, self._weights, self._path)
-        # called without torch's wrapper, which takes a millisecond to flatten the arguments
-        self._step = torch._inductor.aoti_load_package(str(self._path)).loader.boxed_run
 
 
 def empty_pool(model: PreTrainedModel, texts: int, places: int) -> list[torch.Tensor]:
@@ -202,10 +210,18 @@ def step_key(model: PreTrainedModel) -> str:
         [getattr(layer, "precision", "") for layer in model.modules()],
         inspect.getsource(sys.modules[type(model).__module__]),
         inspect.getsource(sys.modules[__name__]),
+        inspect.getsource(sys.modules[pack.__module__]),
         [torch.__version__, transformers.__version__, platform.python_version()],
-        [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+        [platform.machine(), _cpu(), torch.get_num_threads()],
     ]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+
+
+def _cpu() -> list[str]:
+    """What this CPU can do: a compiled step uses all of it."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else [platform.processor()]
+    return sorted({line for line in lines if line.startswith(("flags", "Features"))} or set(lines))
 
 
 def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,15 @@ def test_one_text_is_printed_while_it_is_written(trained):
 
     options = {"strategy": "beam", "stop": ["e"], "max_new_tokens": 20, "bad_words": ["x"]}
     assert done.stdout == f"{genkit.generate('the ', model=trained, **options)}\n"
+
+
+def test_without_a_model_or_a_network_the_error_says_what_would_do(tmp_path):
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    words = [GENKIT, "generate", "I am a"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: model: cannot load 'gpt2'")
+    assert "recipes/train_charlm.py --output_dir NAME" in done.stderr
 
 
 def test_errors_are_one_line(trained):

@@ -74,23 +74,33 @@ def test_beams_find_what_greedy_misses(language):
         {"temperature": 0.7},
         {"top_k": 5},
         {"top_p": 0.8},
-        {"temperature": 1.3, "top_k": 10, "top_p": 0.9},
+        {"min_p": 0.1},
+        {"typical_p": 0.7},
+        {"temperature": 1.3, "top_k": 10, "top_p": 0.9, "min_p": 0.01},
+        {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "no_repeat_ngram": 3},
+        {"temperature": 0.7, "lookup": 4, "stop": "ab", "bad_words": "c"},
         {"strategy": "greedy"},
     ],
 )
 def test_a_row_does_not_depend_on_its_batch(language, options):
-    """Two hundred prompts of different lengths, in batches of 64, and beyond the context of 64."""
-    asked = prompts(200 if options == {"temperature": 0.7} else 24, 40)
+    """Batches of 1, 7 and 64; prompts of different lengths, some outgrowing the context of 64."""
+    asked = prompts(64, 60)
     greedy = options.get("strategy") == "greedy"
     seeds = [None if greedy else 1000 + 7 * i for i in range(len(asked))]
-    common = {"model": language, "max_new_tokens": 40, **options}
-    for first in range(0, len(asked), 64):
-        batch, own = asked[first : first + 64], seeds[first : first + 64]
-        rows = genkit.generate(batch, seed=None if greedy else own, **common)
-        for prompt, seed, row in zip(batch, own, rows, strict=True):
-            alone = genkit.generate(prompt, seed=seed, **common)
-            assert (alone.tokens, alone.seed) == (row.tokens, row.seed)
-            assert np.allclose(alone.log_probabilities, row.log_probabilities, atol=1e-4)
+    common = {"model": language, "max_new_tokens": 16, **options}
+
+    def in_batches_of(size: int) -> list[generation.Generation]:
+        rows = []
+        for first in range(0, len(asked), size):
+            own = None if greedy else seeds[first : first + size]
+            rows += genkit.generate(asked[first : first + size], seed=own, **common)
+        return rows
+
+    alone = in_batches_of(1)
+    for size in (7, 64):
+        for one, row in zip(alone, in_batches_of(size), strict=True):
+            assert (one.tokens, one.seed, one.finish) == (row.tokens, row.seed, row.finish)
+            assert np.allclose(one.log_probabilities, row.log_probabilities, atol=1e-4)
 
 
 def test_an_int_seeds_row_i_with_seed_plus_i(language):
@@ -98,6 +108,11 @@ def test_an_int_seeds_row_i_with_seed_plus_i(language):
     assert [row.seed for row in rows] == [5, 6, 7]
     assert len({row.completion for row in rows}) == 3
     assert genkit.generate("abc", model=language, seed=6).tokens == rows[1].tokens
+
+
+def test_seeds_may_come_from_numpy(language):
+    rows = genkit.generate(["abc"] * 2, model=language, seed=np.array([5, 6]), stop=None)
+    assert rows == genkit.generate(["abc"] * 2, model=language, seed=np.int64(5))
 
 
 def test_without_a_seed_the_record_still_tells_it(language):
@@ -197,6 +212,8 @@ def test_a_text_ends_at_eos_and_leaves_the_batch(language):
         ({"lookup": 3, "draft": "x"}, "lookup=3 and draft are both guesses"),
         ({"temprature": 1.0}, "temprature: no such option; there are strategy, "),
         ({"dtype": "bfloat16"}, "dtype='bfloat16' is for loading"),
+        ({"compile": False}, "compile=False is for loading"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, got 2.5"),
         ({"model": "x", "dtype": "int4"}, "dtype must be one of"),
         ({"model": "x", "quantize": "int4"}, "quantize must be 'int8', got 'int4'"),
         ({"model": "x", "quantize": "int8", "dtype": "bfloat16"}, "both precisions"),
@@ -218,6 +235,62 @@ def test_bad_arguments_are_named(language, options, message):
 def test_a_missing_model_says_what_would_do(tmp_path):
     with pytest.raises(ValueError, match=r"cannot load .*train_charlm"):
         genkit.generate("abc", model=tmp_path / "nothing")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "llama"
+    language = small_model("llama")
+    language.model.save_pretrained(path)
+    charlm.save_tokenizer(language.tokenizer, path)
+    return path
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantize": "int8"}])
+def test_lower_precisions_write_nearly_as_well(folder, options):
+    """Log-probabilities of texts that float32 wrote, under a model that is packed."""
+    exact, rough = genkit.load(folder), genkit.load(folder, **options)
+    assert genkit.load(folder, **options) is rough is not exact
+    records = genkit.generate(prompts(8, 20), model=exact, max_new_tokens=30, seed=1)
+    for record in records:
+        ids = torch.tensor([exact.tokenizer(record.prompt).input_ids + record.tokens])
+        with torch.inference_mode():
+            logs = rough.stepper.model(ids).logits[0].log_softmax(-1)
+        first = ids.shape[1] - len(record.tokens)
+        found = [logs[first - 1 + i, token].item() for i, token in enumerate(record.tokens)]
+        difference = np.abs(np.array(found) - record.log_probabilities)
+        assert 0 < difference.mean() < 0.05
+    for strategy in ("greedy", "beam", "contrastive", "stochastic"):
+        text = genkit.generate("abc", model=folder, strategy=strategy, **options).text
+        assert text.startswith("abc")
+
+
+def test_options_of_loading_reach_the_model(folder):
+    eager = genkit.load(folder, compile=False)
+    assert eager.stepper.model is eager.model
+    assert eager.compiled is False and genkit.load(folder).compiled is None
+
+
+def test_changed_weights_are_seen(language):
+    """Packed weights are copies: they are made again."""
+    packed = generation.LanguageModel(language.model, language.tokenizer, "packed", "int8")
+    embeddings = language.model.get_input_embeddings().weight
+    matrices = [p for p in language.model.parameters() if p.ndim > 1 and p is not embeddings]
+
+    def written() -> list[float]:
+        record = genkit.generate("abc", model=packed, strategy="greedy", max_new_tokens=8)
+        return record.log_probabilities
+
+    def turn() -> None:
+        with torch.no_grad():
+            for matrix in matrices:
+                matrix.neg_()
+
+    before = written()
+    turn()
+    turned = written()
+    turn()
+    assert not np.allclose(turned, before, atol=1e-3) and np.allclose(written(), before)
 
 
 def test_models_that_would_run_code_or_leave_the_folder_are_refused(tmp_path):

@@ -12,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     T5Config,
@@ -50,6 +52,9 @@ MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, **SMALL)),
     "mistral, with a sliding window": lambda: MistralForCausalLM(
         MistralConfig(sliding_window=8, **LLAMA, **SMALL)
+    ),
+    "mamba, without a cache of keys": lambda: MambaForCausalLM(
+        MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **SMALL)
     ),
     "bloom": lambda: BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=2, **SMALL)),
     "t5": lambda: T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **T5, **SMALL)),
@@ -206,7 +211,12 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
     """One artefact for any batch, width, and length; kept in the cache, made once."""
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path))
     model = make("llama")
-    eager, compiled = (stepping.Stepper(model, "int8", choice) for choice in (False, True))
+    eager, compiled = (stepping.Stepper(model, "int8", choice) for choice in (False, None))
+    with monkeypatch.context() as now:  # in the middle of a text
+        now.setattr(stepping, "READYING", 0.0)
+        now.setattr(stepping, "COMPILING", 0.0)
+        reading.Tree(compiled, [[1, 2, 3]]).step([[5]])
+    assert compiled._step is not None
     (path,) = (tmp_path / "steps").iterdir()
     rng = random.Random(0)
     for texts in (1, 3):
@@ -228,6 +238,7 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
     assert sibling._step is not None and worst(reader) < 0.05
     reader.step([[6]])
     assert worst(reader) < 0.05
+    assert stepping.Stepper(model, "int8", True)._step is not None
     assert path.stat().st_mtime_ns == stamp
 
 
@@ -238,6 +249,19 @@ def test_a_compiled_step_is_that_of_one_shape_and_precision():
     assert stepping.step_key(packing.pack(MODELS["llama"]().eval(), "int8")) == key
     others = (model, packing.pack(model, "bfloat16"), make("gpt2"))
     assert key not in map(stepping.step_key, others)
+
+
+def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
+    """A cache that cannot be written, in the middle of a text."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(stepping, "READYING", 0.0)
+    monkeypatch.setattr(stepping, "COMPILING", 0.0)
+    reader = reading.Tree(stepping.Stepper(make("gpt2"), "float32", None), [[1, 2, 3]])
+    with pytest.warns(UserWarning, match="does not compile"):
+        reader.step([[5]])
+    reader.step([[6]])
+    assert worst(reader) < 1e-4
 
 
 def test_matrices_are_packed_when_that_pays(monkeypatch):
@@ -251,4 +275,5 @@ def test_matrices_are_packed_when_that_pays(monkeypatch):
         for token in (4, 5):
             reader.step([[token]])
             assert worst(reader) < 1e-4
+        assert stepper.exact is model
         assert (stepper.model is not model) == packed

@@ -239,6 +239,16 @@ def test_contrastive_search_is_that_of_the_paper(top_k, alpha):
         assert found.tokens == contrastive_reference(language, text, top_k, alpha, 12)
 
 
+def test_contrastive_search_never_takes_what_is_ruled_out():
+    """Every token a candidate, and unlikeness all that counts."""
+    language = small_model("gpt2")
+    options = {"strategy": "contrastive", "top_k": 300, "alpha": 1.0, "model": language}
+    for record in genkit.generate(
+        prompts(4, 8, seed=3), min_new_tokens=20, max_new_tokens=20, no_repeat_ngram=1, **options
+    ):
+        assert len(set(record.tokens)) == 20 and 0 not in record.tokens
+
+
 def test_contrastive_search_without_contrast_is_greedy(language):
     texts = prompts(8, 20, seed=5)
     options = {"model": language, "max_new_tokens": 20}
@@ -264,7 +274,7 @@ def test_guesses_change_no_text(llama, options):
     """Prompt lookup and a draft model, beyond the context of 64, in a batch of ragged rows."""
     texts = prompts(7, 40, seed=6)
     plain = genkit.generate(texts, model=llama, max_new_tokens=60, **options)
-    draft = small_model("gpt2", context=40)
+    draft = small_model("gpt2", context=38)  # shorter than some prompts
     for guess in ({"lookup": 1}, {"lookup": 6}, {"draft": draft}, {"draft": llama}):
         found = genkit.generate(texts, model=llama, max_new_tokens=60, **options, **guess)
         assert [(r.tokens, r.finish, r.seed) for r in found] == [
@@ -306,8 +316,17 @@ def test_rules_hold_for_every_strategy(language, name):
     for record in genkit.generate(texts, stop=[often, "zz"], **common):
         assert often not in record.completion
         assert (record.finish == "stop") == (often in language.tokenizer.decode(record.tokens))
-    for record in genkit.generate(texts, stop=often, min_new_tokens=12, **common):
+    late = {"stop": often, "min_new_tokens": 12}
+    for record in genkit.generate(texts, **late, **common):
+        text = language.tokenizer.decode(record.tokens)
         assert len(record.tokens) >= 12
+        assert often not in text[11:-1]
+        assert (record.finish == "stop") == (often in text[11:])
+        assert record.completion == (text[:-1] if record.finish == "stop" else text)
+    pieces = list(genkit.stream(texts, **late, **common))
+    for piece in pieces:
+        if piece.record:
+            assert "".join(p.text for p in pieces if p.row == piece.row) == piece.record.completion
     for record in genkit.generate(texts, prefix="fed ", **common):
         assert record.completion.startswith("fed ")
     for record in genkit.generate(texts, no_repeat_ngram=2, **common):
@@ -339,6 +358,24 @@ def test_an_encoder_decoder_begins_and_ends_as_its_settings_force_it():
         beams = {"num_beams": options.get("beams", 1)}
         assert [record.tokens] == by_transformers(language, ["abc"], max_new_tokens=7, **beams)
         assert record.tokens[0] == 260 and record.tokens[-1] == 0
+
+
+def test_an_encoder_decoder_answers_and_cannot_be_compiled_or_guessed(tmp_path):
+    language = encoder_decoder("t5")
+    language.model.save_pretrained(tmp_path)
+    charlm.save_tokenizer(language.tokenizer, tmp_path)
+    record = genkit.generate("abc", model=tmp_path, quantize="int8", strategy="greedy")
+    assert record.text == record.completion and str(record) == record.completion
+    with pytest.raises(ValueError, match="compile=True is for decoders with full attention"):
+        genkit.load(tmp_path, compile=True)
+    with pytest.raises(ValueError, match="lookup: t5 is no decoder with full attention"):
+        genkit.generate("abc", model=language, strategy="greedy", lookup=3)
+
+
+def test_a_draft_must_have_the_same_tokens(llama):
+    other = LanguageModel(llama.model, charlm.make_tokenizer("xyz"), "other")
+    with pytest.raises(ValueError, match="draft: other has other tokens than llama"):
+        genkit.generate("abc", model=llama, draft=other)
 
 
 # ---- streaming
