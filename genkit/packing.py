@@ -76,7 +76,8 @@ class PackedLinear(nn.Module):
 
 def _float32(weight: torch.Tensor) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    linear = torch.ops.mkldnn._linear_pointwise.default  # the overload: not to be looked for again
+    return lambda x: linear(x, packed, None, "none", [], "")
 
 
 def _bfloat16(weight: torch.Tensor) -> Product:
@@ -91,7 +92,7 @@ def _int8(weight: torch.Tensor) -> Product:
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
         quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
     packed = torch.ops.quantized.linear_prepack(quantized, None)
-    linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     return lambda x: linear(x, 1 / 127, 128, packed)  # x is in [-1, 1]
 
 
