@@ -238,6 +238,7 @@ def test_a_run_goes_on_exactly(tuned, tmp_path, kept):
     assert log_of(tmp_path / "run") == log_of(tuned)
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_same_batches(train, tuned, base, text_file, tmp_path):
     words = [*WORDS, *LORA, "--init_from", base, "--text", text_file]
     words += ["--output_dir", tmp_path / "run"]

@@ -239,7 +239,10 @@ def test_bad_input_ends_with_one_clear_line(trained, tmp_path, words, message):
     assert re.match(f"error: .*{message}", last)
 
 
-@pytest.mark.parametrize("words", ["--stages", "--kills 5", "--kills 4 --processes 2"])
+@pytest.mark.parametrize(
+    "words",
+    ["--stages", pytest.param("--kills 5", marks=pytest.mark.slow), "--kills 4 --processes 2"],
+)
 def test_killed_runs_lose_nothing(words):
     command = [sys.executable, "benchmarks/crash.py", *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
