@@ -205,6 +205,8 @@ def _row_seeds(seed: Any, rows: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbits(31)
     one = isinstance(seed, int | np.integer)
+    if not one and np.ndim(seed) != 1:
+        raise ValueError(f"seed must be a whole number, or one a prompt, got {seed!r}")
     seeds = tuple(int(seed) + i for i in range(rows)) if one else tuple(int(s) for s in seed)
     if len(seeds) != rows:
         raise ValueError(f"seed: {len(seeds)} seeds for {rows} prompts; give one each, or a number")

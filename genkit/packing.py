@@ -17,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-PRECISIONS = ("float32", "bfloat16", "int8")
 WORTHWHILE = 1 << 18  # weights of a matrix: smaller ones stay in the core's own cache as they are
 
 Product = Callable[[torch.Tensor], torch.Tensor]

@@ -25,9 +25,9 @@ class Rules:
     longest: int
     shortest: int = 0
     ends: frozenset[int] = frozenset()  # tokens that end a text
-    never: tuple[int, ...] = ()  # tokens that the model's makers ruled out
-    stops: tuple[str, ...] = ()  # so do these strings
-    banned: tuple[str, ...] = ()  # no completion contains these
+    stops: tuple[str, ...] = ()  # strings that do
+    never: tuple[int, ...] = ()  # tokens that no completion contains
+    banned: tuple[str, ...] = ()  # strings that none does
     prefix: tuple[int, ...] = ()  # the first tokens
     last: int | None = None  # the token that some encoder-decoders must end with
     penalties: decoding.Penalties = field(default_factory=decoding.Penalties)

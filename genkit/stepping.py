@@ -133,6 +133,7 @@ class Stepper:
         self.model = pack(model, precision) if self._packed else model
         self.exact = self.model  # what decides where rounding could: the same before and after
         self._step: Step | None = None
+        self._ready = False  # has done what was due at READYING
         if compiled:
             self._improve(compiling=True)
 
@@ -152,17 +153,21 @@ class Stepper:
         start = time.perf_counter()
         logits = self.model(**forward_arguments(ids, positions, places, seen, keys, values)).logits
         self._spent += time.perf_counter() - start
-        if self._compiled is None and self._spent > READYING:
-            try:
-                self._improve(compiling=self._spent > COMPILING and launch.can_compile())
-            except (
-                OSError,
-                RuntimeError,
-                ValueError,
-            ) as error:  # of the compiler: it can be done without
-                warnings.warn(f"this model's step does not compile: {error}", stacklevel=2)
-                self._compiled = False
+        if self._compiled is None and self._spent > (COMPILING if self._ready else READYING):
+            self._try_to_improve()
         return logits
+
+    def _try_to_improve(self) -> None:
+        """Do what is due; a compiler that is not there, or fails, can be done without."""
+        late, can = self._spent > COMPILING, launch.can_compile()
+        try:
+            self._improve(compiling=late and can)
+        except (OSError, RuntimeError, ValueError) as error:
+            warnings.warn(f"this model's step does not compile: {error}", stacklevel=3)
+            self._compiled = False
+        self._ready = True
+        if not can:
+            self._compiled = False
 
     @torch.inference_mode(False)
     def _improve(self, compiling: bool) -> None:

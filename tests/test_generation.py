@@ -222,6 +222,7 @@ def test_a_text_ends_at_eos_and_leaves_the_batch(language):
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
         ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": 1.5}, "seed must be a whole number, or one a prompt, got 1.5"),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": "a" * 65}, "65 tokens are more than the model's context of 64"),
         ({"prompt": "a\u20acb"}, "never seen '\u20ac'"),

@@ -264,6 +264,18 @@ def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
     assert worst(reader) < 1e-4
 
 
+def test_what_pays_is_done_once(monkeypatch):
+    """Not tried again at every step."""
+    monkeypatch.setattr(stepping, "READYING", 0.0)
+    stepper, done = stepping.Stepper(make("gpt2"), "float32", None), []
+    whole = stepper._improve
+    monkeypatch.setattr(stepper, "_improve", lambda compiling: done.append(whole(compiling)))
+    reader = reading.Tree(stepper, [[1, 2, 3]])
+    for token in range(5):
+        reader.step([[token]])
+    assert len(done) == 1
+
+
 def test_matrices_are_packed_when_that_pays(monkeypatch):
     monkeypatch.setattr(packing, "WORTHWHILE", 1)
     monkeypatch.setattr(stepping, "READYING", 0.0)
