@@ -242,7 +242,8 @@ def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Pat
     pool = [{0: any_, 2: any_}] * len(keys)
     two = {0: any_, 1: any_}
     shapes = (dict.fromkeys(weights), two, two, two, two | {2: any_}, pool, pool)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch of torch
         example = (weights, tokens, tokens.clone(), slots, seen, keys, values)
         exported = torch.export.export(
             StockStep(model), example, dynamic_shapes=shapes, strict=False
