@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from genkit.generation import load as load
     from genkit.generation import stream as stream
     from genkit.metrics.perplexity import perplexity as perplexity
+    from genkit.qa import answer as answer
     from genkit.rescoring import correct as correct
     from genkit.rescoring import rescore as rescore
 
@@ -27,6 +28,7 @@ _HOMES = {
     "temperature_series": "genkit.explain",
     "beam_tree": "genkit.explain",
     "alternatives": "genkit.explain",
+    "answer": "genkit.qa",
     "perplexity": "genkit.metrics.perplexity",
     "rescore": "genkit.rescoring",
     "correct": "genkit.rescoring",

@@ -82,7 +82,9 @@ def load(
     Raises:
         ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
     """
-    _check_options(dtype, quantize, compile)
+    check_precision(dtype, quantize)
+    if compile and (torch.cuda.is_available() or not launch.can_compile()):
+        raise ValueError("compile=True is for a CPU with a C++ compiler; leave it out")
     name, folder = str(model), Path(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
@@ -94,7 +96,12 @@ def load(
     return language
 
 
-def _check_options(dtype: str | None, quantize: str | None, compile: bool | None) -> None:
+def check_precision(dtype: str | None, quantize: str | None) -> None:
+    """Refuse a precision that this machine does not have.
+
+    Raises:
+        ValueError: an option is unknown, or for another kind of machine.
+    """
     cuda = torch.cuda.is_available()
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -106,8 +113,12 @@ def _check_options(dtype: str | None, quantize: str | None, compile: bool | None
         raise ValueError(f"quantize={quantize!r} and dtype={dtype!r} are both precisions; give one")
     if quantize and cuda:
         raise ValueError("quantize='int8' is for a CPU; on a GPU use dtype='bfloat16'")
-    if compile and (cuda or not launch.can_compile()):
-        raise ValueError("compile=True is for a CPU with a C++ compiler; leave it out")
+
+
+def place(dtype: str | None) -> tuple[str, torch.dtype]:
+    """Choose the device, and the type of the weights in its memory."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return device, getattr(torch, dtype or "float32") if device == "cuda" else torch.float32
 
 
 @functools.lru_cache(maxsize=4)
@@ -120,8 +131,7 @@ def _load(
     compile: bool | None,
     trust_remote_code: bool,
 ) -> LanguageModel:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kept = getattr(torch, dtype or "float32") if device == "cuda" else torch.float32
+    device, kept = place(dtype)
     options = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
         config = AutoConfig.from_pretrained(name, **options)

@@ -1,0 +1,37 @@
+"""A place in a text, marked for a terminal or a page."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from genkit import tokens
+
+SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|[。！？]|\n\s*\n")
+REACH = 500  # characters on each side; some texts have no sentences
+FORMS = ("terminal", "html", "text")
+MARKS = {"terminal": ("\x1b[1;32m", "\x1b[0m"), "html": ("<mark>", "</mark>"), "text": ("«", "»")}
+
+
+def sentence(text: str, start: int, end: int) -> tuple[int, int]:
+    """Find the sentence, or the sentences, that a place is in; as characters of the text."""
+    low, high = max(0, start - REACH), min(len(text), end + REACH)
+    before = [match.end() for match in SENTENCE_END.finditer(text, low, start)]
+    after = SENTENCE_END.search(text, max(start, end - 1), high)
+    first, last = before[-1] if before else low, after.end() if after else high
+    inside = text[first:last]
+    return first + len(inside) - len(inside.lstrip()), last - len(inside) + len(inside.rstrip())
+
+
+def mark(text: str, start: int, end: int, first: int, last: int, form: str) -> str:
+    """Write the characters `first` to `last` of a text with those from `start` to `end` marked.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    write = html.escape if form == "html" else tokens.printable
+    before, inside, after = text[first:start], text[start:end], text[end:last]
+    opening, closing = MARKS[form] if inside else ("", "")
+    return write(before) + opening + write(inside) + closing + write(after)

@@ -1,0 +1,152 @@
+"""The spans of a window that answer best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from genkit.windows import Tokens, Windows
+
+CANDIDATES = 12  # spans that are weighed at once; transformers 4 took as many
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters of a context that answer a question."""
+
+    score: float  # probability in its window
+    confidence: float  # the same at the calibrated temperature
+    start: int
+    end: int
+    window: tuple[int, int]  # the characters that were read
+
+
+def likeliest(
+    start: torch.Tensor, end: torch.Tensor, longest: int, taken: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the likeliest spans of each window.
+
+    Args:
+        start, end: probabilities that an answer starts or ends with a token, (windows, tokens).
+        longest: the most tokens of a span.
+        taken: tokens that no span may touch, (windows, tokens), bool.
+
+    Returns:
+        Probabilities, the likeliest first, and first and last tokens; (windows, candidates) each.
+    """
+    tokens = start.shape[1]
+    spans = start[:, :, None] * _reach(end, longest)
+    if taken.any():
+        spans = spans.masked_fill(_reach(taken.float(), longest).cummax(2).values > 0, 0)
+    found, places = spans.flatten(1).topk(min(CANDIDATES, tokens * longest))
+    first = places // longest
+    return found, first, (first + places % longest).clamp(max=tokens - 1)
+
+
+def _reach(values: torch.Tensor, longest: int) -> torch.Tensor:
+    """Lay out what each token reaches: itself and those after it; (windows, tokens, longest)."""
+    return F.pad(values, (0, longest - 1)).unfold(1, longest, 1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a window."""
+
+    answers: int = 1
+    longest: int = 15  # tokens of an answer
+    words: bool = True  # answers are whole words, and spans that read the same are one
+    temperature: float = 1.0  # of the calibrated confidence
+
+
+def answers(
+    start: torch.Tensor,
+    end: torch.Tensor,
+    group: np.ndarray,
+    windows: Windows,
+    contexts: Sequence[str],
+    wanted: Wanted,
+) -> list[list[Span]]:
+    """Find the best answers of each window, which do not touch each other.
+
+    Args:
+        start, end: logits of no answer and of the tokens of context, (windows, 1 + tokens).
+        group: which windows these are.
+        contexts: the texts of `windows`.
+    """
+    p_start, p_end = (F.softmax(x, -1)[:, 1:] for x in (start, end))
+    c_start, c_end = (F.softmax(x / wanted.temperature, -1)[:, 1:] for x in (start, end))
+    taken = torch.zeros_like(p_start, dtype=torch.bool)
+    found: list[list[Span]] = [[] for _ in group]
+    for _ in range(wanted.answers):
+        p, first, last = likeliest(p_start, p_end, wanted.longest, taken)
+        c = c_start.gather(1, first) * c_end.gather(1, last)
+        weighed = zip(*(x.tolist() for x in (p, c, first, last)), strict=True)
+        for i, (window, candidates) in enumerate(zip(group, weighed, strict=True)):
+            row, offset = windows.row[window], int(windows.first[window])
+            tokens = windows.contexts[row]
+            ends = tokens.starts[offset], tokens.ends[windows.last[window] - 1]
+            best = _best(contexts[row], tokens, offset, wanted.words, *candidates)
+            if best:
+                read = int(ends[0]), int(ends[1])
+                found[i].append(Span(best.score, best.confidence, best.start, best.end, read))
+                taken[i, max(best.first - offset, 0) : best.last - offset + 1] = True
+    return found
+
+
+@dataclass
+class _Reading:
+    """Spans that read the same: the place of the likeliest, and what they have together."""
+
+    start: int  # characters
+    end: int
+    first: int  # tokens of the context
+    last: int
+    score: float = 0.0
+    confidence: float = 0.0
+
+
+def _best(
+    context: str,
+    tokens: Tokens,
+    offset: int,
+    words: bool,
+    p: list[float],
+    c: list[float],
+    first: list[int],
+    last: list[int],
+) -> _Reading | None:
+    """Add up candidates that read the same, and return the likeliest.
+
+    Args:
+        offset: the token of the context that the window begins with.
+        p, c, first, last: of the candidates, the likeliest first; tokens of the window.
+    """
+    readings: dict[object, _Reading] = {}
+    for score, confidence, a, b in zip(p, c, first, last, strict=True):
+        a, b = a + offset, b + offset
+        if words:
+            a, b = int(tokens.first[a]), int(tokens.last[b])
+        start, end = _trimmed(context, int(tokens.starts[a]), int(tokens.ends[b]))
+        if score > 0 and start < end:
+            key = context[start:end].lower() if words else (a, b)
+            reading = readings.setdefault(key, _Reading(start, end, a, b))
+            reading.score += score
+            reading.confidence += confidence
+    return max(readings.values(), key=lambda reading: reading.score, default=None)
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Leave out white space at the ends: some tokenizers give it to words."""
+    inside = text[start:end]
+    start += len(inside) - len(inside.lstrip())
+    return start, start + len(inside.strip())
+
+
+def null_probability(start: torch.Tensor, end: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Probability of no answer; (windows, 1 + tokens) to (windows,)."""
+    p_start, p_end = (F.softmax(x / temperature, -1)[:, 0] for x in (start, end))
+    return p_start * p_end
