@@ -402,7 +402,7 @@ def test_the_metrics_are_the_functions(tmp_path, monkeypatch):
 
 
 def test_the_metrics_refuse_by_name_and_go_on(tmp_path):
-    metric = SquadMetric(cache_dir=str(tmp_path))
+    metric = SquadMetric(cache_dir=str(tmp_path), keep_in_memory=True)
     texts, _, golds = rows_of(*ONE)
     with pytest.raises(ValueError, match="answers: no question"):
         metric.compute(predictions=[], references=[])
