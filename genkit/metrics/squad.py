@@ -90,9 +90,10 @@ def score_v2(
     the right prediction is the empty one. A question is one without an answer (NoAns) only if its
     list of gold answers is empty.
 
-    The thresholds of the best figures are those of the official script, which sets 0 if it is best
-    to answer nothing, lets two questions of the same score fall on different sides, and holds
-    every prediction but "" for an answer. `best_f1_threshold` does none of that.
+    The thresholds of the best figures are those of the official script, which sets 0 where it is
+    best to answer nothing even if scores are below that, lets two questions of the same score fall
+    on different sides, and holds every prediction but "" for an answer. So a figure can differ from
+    what its threshold gives; use `best_f1_threshold` to choose one.
 
     Args:
         predictions: an answer by the id of its question, "" for none.
