@@ -73,6 +73,34 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class Int8Linear(nn.Module):
+    """A linear layer of 8-bit weights and inputs for many rows, to be compiled.
+
+    The same numbers as a `PackedLinear` of int8: a compiler makes one pass of what that does in
+    several, and torch's own integer product is the faster one where there are many rows.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        levels, scales = _levels(weight)
+        self.levels, self.scales = nn.Buffer(levels), nn.Buffer(scales)
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, inputs) to (…, outputs), float32 both."""
+        largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+        rows = (x * (127 / largest)).round().to(torch.int8).flatten(0, -2)
+        y = torch._int_mm(rows, self.levels.t()).view(*x.shape[:-1], len(self.scales))
+        y = y * (largest / 127) * self.scales
+        return y if self.bias is None else y + self.bias
+
+
+def _levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a matrix to 8 bits, with one scale an output."""
+    scales = weight.abs().amax(1).clamp(min=1e-30) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
+
+
 def _float32(weight: torch.Tensor) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
     linear = torch.ops.mkldnn._linear_pointwise.default  # the overload: not to be looked for again
@@ -84,9 +112,8 @@ def _bfloat16(weight: torch.Tensor) -> Product:
 
 
 def _int8(weight: torch.Tensor) -> Product:
-    scales = weight.abs().amax(1).clamp(min=1e-30) / 127
+    levels, scales = _levels(weight)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
-    levels = (weight / scales[:, None]).round().to(torch.int8)
     with warnings.catch_warnings():  # torch will drop this format one day; 2.13 has no other
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
         quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
@@ -95,11 +122,12 @@ def _int8(weight: torch.Tensor) -> Product:
     return lambda x: linear(x, 1 / 127, 128, packed)  # x is in [-1, 1]
 
 
-def pack(model: PreTrainedModel, precision: str) -> PreTrainedModel:
+def pack(model: PreTrainedModel, precision: str, compiled: bool = False) -> PreTrainedModel:
     """Copy a float32 model with its large matrices packed; everything else is shared, not copied.
 
     Args:
         precision: of the matrix products. Below float32 every matrix is packed, however small.
+        compiled: the copy will be compiled, and for many rows.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     packed = copy.deepcopy(model, shared)
@@ -110,5 +138,10 @@ def pack(model: PreTrainedModel, precision: str) -> PreTrainedModel:
                 parent, _, leaf = name.rpartition(".")
                 matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
                 bias = None if layer.bias is None else layer.bias.detach()
-                setattr(packed.get_submodule(parent), leaf, PackedLinear(matrix, bias, precision))
+                new = (
+                    Int8Linear(matrix, bias)
+                    if compiled and precision == "int8"
+                    else PackedLinear(matrix, bias, precision)
+                )
+                setattr(packed.get_submodule(parent), leaf, new)
     return packed

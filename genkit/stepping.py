@@ -7,29 +7,18 @@ so that it is paid for once and serves every later process and every fine-tuned 
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
-import json
-import platform
-import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.export import Dim
 from transformers import Cache, PreTrainedModel
 
-from genkit import encoding, launch
+from genkit import compiling, launch
+from genkit.compiling import COMPILING, READYING
 from genkit.packing import pack
-
-READYING, COMPILING = 1.5, 20.0  # about how many seconds they take
-
-Step = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 class Pool(Cache):
@@ -132,10 +121,10 @@ class Stepper:
         self._packed, self._spent = precision != "float32", 0.0
         self.model = pack(model, precision) if self._packed else model
         self.exact = self.model  # what decides where rounding could: the same before and after
-        self._step: Step | None = None
+        self._step: compiling.Compiled | None = None
         self._ready = False  # has done what was due at READYING
         if compiled:
-            self._improve(compiling=True)
+            self._improve(compile_now=True)
 
     def __call__(
         self,
@@ -161,7 +150,7 @@ class Stepper:
         """Do what is due; a compiler that is not there, or fails, can be done without."""
         late, can = self._spent > COMPILING, launch.can_compile()
         try:
-            self._improve(compiling=late and can)
+            self._improve(compile_now=late and can)
         except (OSError, RuntimeError, ValueError) as error:
             warnings.warn(f"this model's step does not compile: {error}", stacklevel=3)
             self._compiled = False
@@ -170,24 +159,19 @@ class Stepper:
             self._compiled = False
 
     @torch.inference_mode(False)
-    def _improve(self, compiling: bool) -> None:
+    def _improve(self, compile_now: bool) -> None:
         """Pack the matrices, and use a compiled step if there is one, or one is to be made."""
         if not self._packed:
             self.model, self._packed = pack(self.model, self._precision), True
-        if compiling and not self._path.exists():
-            _compile(self.model, self._weights, self._path)
-        if self._path.exists():
-            # called without torch's wrapper, which takes a millisecond to flatten the arguments
-            self._step = torch._inductor.aoti_load_package(str(self._path)).loader.boxed_run
-
-    @functools.cached_property
-    def _path(self) -> Path:
-        return encoding.cache_folder() / "steps" / f"{step_key(self.model)}.pt2"
+        path = compiling.place(self.model, __name__, pack.__module__)
+        if compile_now and not path.exists():
+            _compile(self.model, self._weights, path)
+        if path.exists():
+            self._step = compiling.read(path)
 
     @functools.cached_property
     def _weights(self) -> dict[str, torch.Tensor]:
-        named = (*self.model.named_parameters(), *self.model.named_buffers())
-        return {name: tensor.detach() for name, tensor in named}
+        return compiling.weights(self.model)
 
 
 def empty_pool(model: PreTrainedModel, texts: int, places: int) -> list[torch.Tensor]:
@@ -200,39 +184,8 @@ def empty_pool(model: PreTrainedModel, texts: int, places: int) -> list[torch.Te
     return [torch.zeros(room, dtype=model.dtype, device=model.device) for _ in layers]
 
 
-def step_key(model: PreTrainedModel) -> str:
-    """Name everything that a compiled step depends on: shapes, code, versions, this CPU."""
-    named = (*model.named_parameters(), *model.named_buffers())
-    config = model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "id2label", "label2id"):
-        config.pop(name, None)
-    facts = [
-        type(model).__qualname__,
-        config,
-        model.config._attn_implementation,
-        [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in named],
-        [(name, type(layer).__qualname__) for name, layer in model.named_modules()],
-        [getattr(layer, "precision", "") for layer in model.modules()],
-        inspect.getsource(sys.modules[type(model).__module__]),
-        inspect.getsource(sys.modules[__name__]),
-        inspect.getsource(sys.modules[pack.__module__]),
-        [torch.__version__, transformers.__version__, platform.python_version()],
-        [platform.machine(), _cpu(), torch.get_num_threads()],
-    ]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-
-
-def _cpu() -> list[str]:
-    """What this CPU can do: a compiled step uses all of it."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else [platform.processor()]
-    return sorted({line for line in lines if line.startswith(("flags", "Features"))} or set(lines))
-
-
 def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Compile a step for any number of texts, any width and any number of places."""
-    print("genkit: compiling this model's decoding step, once …", file=sys.stderr, end=" ")
-    start = time.perf_counter()
     texts, width, places = 3, 5, 64  # all different, none special
     tokens = torch.zeros(texts, width, dtype=torch.int64)
     keys, values = (empty_pool(model, texts, places) for _ in range(2))
@@ -242,19 +195,8 @@ def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Pat
     pool = [{0: any_, 2: any_}] * len(keys)
     two = {0: any_, 1: any_}
     shapes = (dict.fromkeys(weights), two, two, two, two | {2: any_}, pool, pool)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch of torch
-        example = (weights, tokens, tokens.clone(), slots, seen, keys, values)
-        exported = torch.export.export(
-            StockStep(model), example, dynamic_shapes=shapes, strict=False
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            whole = Path(scratch) / "step.pt2"
-            small = not any(getattr(layer, "precision", "") for layer in model.modules())
-            threads = {"cpp.threads": 1} if small else {}  # too little work to divide
-            torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(whole), inductor_configs=threads
-            )
-            whole.replace(path)
-    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    example = (weights, tokens, tokens.clone(), slots, seen, keys, values)
+    small = not any(getattr(layer, "precision", "") for layer in model.modules())
+    threads = {"cpp.threads": 1} if small else {}  # too little work to divide
+    what = "this model's decoding step"
+    compiling.compile_ahead(StockStep(model), example, shapes, path, what, **threads)

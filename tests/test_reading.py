@@ -20,7 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from genkit import packing, reading, stepping
+from genkit import compiling, packing, reading, stepping
 
 SMALL = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = {
@@ -217,7 +217,7 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
         now.setattr(stepping, "COMPILING", 0.0)
         reading.Tree(compiled, [[1, 2, 3]]).step([[5]])
     assert compiled._step is not None
-    (path,) = (tmp_path / "steps").iterdir()
+    (path,) = (tmp_path / "compiled").iterdir()
     rng = random.Random(0)
     for texts in (1, 3):
         prompts = random_prompts(rng, texts, 20)
@@ -244,11 +244,11 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
 
 def test_a_compiled_step_is_that_of_one_shape_and_precision():
     model = make("llama")
-    key = stepping.step_key(packing.pack(model, "int8"))
+    key = compiling.place(packing.pack(model, "int8"))
     torch.manual_seed(5)
-    assert stepping.step_key(packing.pack(MODELS["llama"]().eval(), "int8")) == key
+    assert compiling.place(packing.pack(MODELS["llama"]().eval(), "int8")) == key
     others = (model, packing.pack(model, "bfloat16"), make("gpt2"))
-    assert key not in map(stepping.step_key, others)
+    assert key not in map(compiling.place, others)
 
 
 def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):

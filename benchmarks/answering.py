@@ -1,0 +1,166 @@
+"""genkit.answer against the question-answering pipeline of transformers 4.57, in one run.
+
+    python benchmarks/answering.py --python path/to/python/with/transformers/4.57 \\
+        --squad xquad.en.first24.json --model FOLDER                   # answers and speed
+    python benchmarks/answering.py --python … --squad … --model FOLDER --document book.txt
+
+The folder is an ordinary model for question answering, such as one by recipes/train_qa.py; of
+DistilBERT's size, random weights do for speed. The pipeline runs at each batch size, and the best
+one counts. With --document, 20 questions are asked of a text cut or repeated to a million
+characters; the pipeline, whose time grows with each question alike, gets --peer_questions of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import genkit
+from genkit import qa
+
+PEER = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+import transformers
+from transformers import pipeline
+transformers.utils.logging.set_verbosity_error()
+model, batches = sys.argv[1], json.loads(sys.argv[2])
+questions, contexts = json.load(sys.stdin)
+answer = pipeline("question-answering", model=model, device="cpu")
+answer(question=questions[0], context=contexts[0][:500])
+for batch in batches:
+    start = time.perf_counter()
+    rows = answer(question=questions, context=contexts, batch_size=batch)
+    seconds = time.perf_counter() - start
+    rows = [rows] if isinstance(rows, dict) else rows
+    print(json.dumps([transformers.__version__, batch, seconds, rows]), flush=True)
+"""
+PRECISIONS: tuple[dict[str, Any], ...] = ({}, {"dtype": "bfloat16"}, {"quantize": "int8"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", required=True, help="with transformers 4.57")
+    parser.add_argument("--squad", required=True, type=Path, help="questions, in SQuAD's format")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--questions", type=int, help="the first so many; all unless told")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--repeat", type=int, default=2, help="the best of so many counts")
+    parser.add_argument("--document", type=Path, help="a long text to ask the questions of")
+    parser.add_argument("--peer_questions", type=int, default=1, help="of the long text")
+    arguments = parser.parse_args()
+    pairs = [
+        (question["question"], paragraph["context"])
+        for article in json.loads(arguments.squad.read_text())["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    ]
+    if arguments.document:
+        document(arguments, [question for question, _ in pairs[:: len(pairs) // 20][:20]])
+    else:
+        short(arguments, pairs[: arguments.questions])
+
+
+def short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
+    """Answers and speed on contexts of a paragraph."""
+    questions, contexts = map(list, zip(*pairs, strict=True))
+    peer, best = pipeline(arguments, questions, contexts, arguments.batches)
+    exact: list[qa.Answer] = []
+    for precision in PRECISIONS:
+        reader = qa.load(arguments.model, **precision)
+        genkit.answer(questions[:8], contexts[:8], model=reader)
+        seconds: list[float] = []
+        rows: list[qa.Answer] = []
+        for _ in range(arguments.repeat):
+            start = time.perf_counter()
+            rows = genkit.answer(questions, contexts, model=reader)  # type: ignore[assignment]
+            seconds.append(time.perf_counter() - start)
+        exact = exact or rows
+        rate, name = len(pairs) / min(seconds), next(iter(precision.values()), "float32")
+        unchanged = sum(a.answer == b.answer for a, b in zip(rows, exact, strict=True))
+        print(
+            f"genkit {name}: {rate:.1f} questions/s, {rate / best:.2f} times the pipeline; "
+            f"{unchanged} of {len(pairs)} answers as in float32"
+        )
+    compare(exact, peer)
+
+
+def compare(ours: list[qa.Answer], peers: list[dict[str, Any]]) -> None:
+    """Say which answers are not the pipeline's, and by how much."""
+    same = 0
+    for mine, its in zip(ours, peers, strict=True):
+        place = (mine.answer, mine.start, mine.end) == (its["answer"], its["start"], its["end"])
+        if place and abs(mine.score - its["score"]) < 1e-5:
+            same += 1
+            continue
+        parts = " · several windows" if mine.window != (0, len(mine.context)) else ""
+        print(
+            f"  {mine.question[:60]!r}: {mine.answer!r} {mine.start} {mine.score:.6f}, "
+            f"pipeline {its['answer']!r} {its['start']} {its['score']:.6f}{parts}"
+        )
+    print(f"{same} of {len(ours)} ({same / len(ours):.1%}) equal the pipeline's, scores to 1e-5")
+
+
+def document(arguments: argparse.Namespace, questions: list[str]) -> None:
+    """Twenty questions to a million characters."""
+    text = arguments.document.read_text()
+    text = (text * (1 + 1_000_000 // len(text)))[:1_000_000]
+    few = questions[: arguments.peer_questions]
+    _, rate = pipeline(arguments, few, [text] * len(few), arguments.batches)
+    for precision in PRECISIONS:
+        reader = qa.load(arguments.model, **precision)
+        genkit.answer(questions[0], text[:10_000], model=reader)
+        with Memory() as memory:
+            start = time.perf_counter()
+            genkit.answer(questions, text, model=reader)
+            mine = len(questions) / (time.perf_counter() - start)
+        name = next(iter(precision.values()), "float32")
+        print(
+            f"genkit {name}: {1 / mine:.1f} s a question of {len(text):,} characters, "
+            f"{mine / rate:.2f} times the pipeline; {memory.peak / 2**30:.2f} GB at most"
+        )
+
+
+def pipeline(
+    arguments: argparse.Namespace, questions: list[str], contexts: list[str], batches: list[int]
+) -> tuple[list[dict[str, Any]], float]:
+    """Run the peer at each batch size; return its answers at the first and its best rate."""
+    command = [arguments.python, "-c", PEER, arguments.model, json.dumps(batches)]
+    given = json.dumps([questions, contexts])
+    told = subprocess.run(command, input=given, check=True, stdout=subprocess.PIPE, text=True)
+    rates, answers = [], []
+    for line in told.stdout.splitlines():
+        version, batch, seconds, rows = json.loads(line)
+        rates.append(len(questions) / seconds)
+        answers.append(rows)
+        print(f"transformers {version}, batch {batch}: {rates[-1]:.2f} questions/s")
+    return answers[0], max(rates)
+
+
+class Memory:
+    """The most memory that this process has while it is looked at."""
+
+    def __enter__(self) -> Memory:
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._done.wait(0.05):
+            self.peak = max(self.peak, psutil.Process().memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+if __name__ == "__main__":
+    main()
