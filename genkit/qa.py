@@ -168,8 +168,8 @@ def _load(
         ) from error
     if told["missing_keys"]:
         raise ValueError(
-            f"model: {name!r} has no trained span head: it lacks {sorted(told['missing_keys'])}; "
-            "give a model trained for question answering, or train it by recipes/train_qa.py"
+            f"model: {name!r} has no trained span head: it lacks {min(told['missing_keys'])}; give "
+            "a model trained for question answering, or train it by recipes/train_qa.py"
         )
     check_tokenizer(tokenizer, name)
     model = model.to(device).eval()
