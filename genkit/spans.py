@@ -136,11 +136,13 @@ def _best(
     """
     readings: dict[object, _Reading] = {}
     for score, confidence, a, b in zip(p, c, first, last, strict=True):
+        if score == NEVER:
+            break  # no span is left; what follows may be outside of the text
         a, b = a + offset, b + offset
         if words:
             a, b = int(tokens.first[a]), int(tokens.last[b])
         start, end = _trimmed(context, int(tokens.starts[a]), int(tokens.ends[b]))
-        if score > NEVER and start < end:
+        if start < end:
             key = context[start:end].lower() if words else (a, b)
             reading = readings.setdefault(key, _Reading(start, end, a, b))
             reading.score += math.exp(score)
