@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 
 from genkit import tokens
 
@@ -36,7 +37,9 @@ def mark(text: str, start: int, end: int, first: int, last: int, form: str) -> s
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    write = {"html": html.escape, "terminal": _harmless, "text": str}[form]
+    writers: dict[str, Callable[[str], str]]
+    writers = {"terminal": _harmless, "html": html.escape, "text": str}
+    write = writers[form]
     before, inside, after = text[first:start], text[start:end], text[end:last]
     opening, closing = MARKS[form] if inside else ("", "")
     return write(before) + opening + write(inside) + closing + write(after)
