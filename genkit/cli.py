@@ -6,6 +6,11 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genkit.qa import Answer
 
 
 @contextlib.contextmanager
@@ -23,9 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="genkit", description="Generative models, made plain.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_generate(commands.add_parser("generate", help="continue a text"))
+    _add_answer(commands.add_parser("answer", help="find answers in a text"))
     arguments = parser.parse_args(argv)
     with clean_errors():
-        _generate(arguments)
+        {"generate": _generate, "answer": _answer}[arguments.command](arguments)
 
 
 # Flag, type and help of the options that `genkit.generate` documents in full
@@ -104,3 +110,67 @@ def _generate(arguments: argparse.Namespace) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+# The same of `genkit.answer`
+_ANSWER_FLAGS: tuple[tuple[str, type, str], ...] = (
+    ("model", str, "folder or Hub id; DistilBERT trained on SQuAD unless told"),
+    ("revision", str, "branch, tag or commit on the Hub"),
+    ("top-k", int, "how many answers to print for a question"),
+    ("max-seq-len", int, "tokens read at once, with the question; 384 unless told"),
+    ("doc-stride", int, "tokens read again with the next ones; 128 unless told"),
+    ("max-answer-len", int, "longest answer in tokens; 15 unless told"),
+    ("threshold", float, "log-odds of no answer above which there is none"),
+    ("dtype", str, "float32, bfloat16; on a GPU float16, too"),
+    ("quantize", str, "int8, on a CPU"),
+)
+
+
+def _add_answer(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = 'genkit answer --context course.txt "What weight is the exam?"'
+    parser.add_argument("question", nargs="+", help="one question or several")
+    parser.add_argument("--context", required=True, help="file with the text; - reads the input")
+    for name, kind, text in _ANSWER_FLAGS:
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument(
+        "--handle-impossible",
+        action=argparse.BooleanOptionalAction,
+        help="whether there may be no answer; unless told, if the model was trained for it",
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    options = {name: value for name, value in vars(arguments).items() if value is not None}
+    questions, _ = options.pop("question"), options.pop("command")
+    context = _read(options.pop("context"))
+    from transformers.utils import logging
+
+    from genkit.qa import answer
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    rows = answer(questions, context, **options)
+    form = "terminal" if sys.stdout.isatty() else "text"
+    for row in rows:
+        if len(rows) > 1:
+            print(row.question)
+        for record in (row, *row.alternatives):
+            print(f"{record.highlight(form)}  {_figures(record)}")
+
+
+def _read(path: str) -> str:
+    """Read a text as it is, so that places in it are those of the file."""
+    raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"context: {path} is not UTF-8 at byte {error.start}") from None
+    if not text.strip():
+        raise ValueError(f"context: {path} is empty; give a text")
+    return text
+
+
+def _figures(record: Answer) -> str:
+    score = f"score {record.score:.3f}"
+    return score if record.confidence is None else f"{score}, confidence {record.confidence:.3f}"

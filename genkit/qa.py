@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +24,7 @@ from genkit.windows import Windows, template
 
 DEFAULT, REVISION = "distilbert/distilbert-base-cased-distilled-squad", "626af31"
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
+HUGE = 700.0  # odds whose exponential is still a float
 BATCH = {"cpu": 1024, "cuda": 1 << 15}  # tokens at once
 
 # ---------------------------------------------------------------------------------------------
@@ -54,10 +56,9 @@ class Answer:
             form: "terminal", with escape codes for bold; "html", a fragment with <mark>; "text".
             whole: show the whole context, not only the sentence.
         """
-        if not self.answer and not whole:
-            return str(self)
         first, last = (0, len(self.context)) if whole else self.sentence
-        return marking.mark(self.context, self.start, self.end, first, last, form)
+        marked = marking.mark(self.context, self.start, self.end, first, last, form)
+        return marked if self.answer or whole else str(self)
 
     @property
     def sentence(self) -> tuple[int, int]:
@@ -101,7 +102,12 @@ class Reader:
     def limit(self) -> int:
         """The most tokens that the model reads at once."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
-        return min(self.tokenizer.model_max_length, positions)
+        unused = [  # RoBERTa's positions begin behind the one that stands for padding
+            layer.padding_idx + 1
+            for name, layer in self.model.named_modules()
+            if name.endswith("position_embeddings") and layer.padding_idx is not None
+        ]
+        return min(self.tokenizer.model_max_length, positions - sum(unused))
 
     @functools.cached_property
     def has_null(self) -> bool:
@@ -162,8 +168,8 @@ def _load(
         ) from error
     if told["missing_keys"]:
         raise ValueError(
-            f"model: {name!r} has no trained span head: it lacks {sorted(told['missing_keys'])}; "
-            "give a model trained for question answering, or train it by recipes/train_qa.py"
+            f"model: {name!r} has no trained span head: it lacks {min(told['missing_keys'])}; give "
+            "a model trained for question answering, or train it by recipes/train_qa.py"
         )
     check_tokenizer(tokenizer, name)
     model = model.to(device).eval()
@@ -232,7 +238,8 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
         handle_impossible: whether "" may be the answer: there is none. Unless told, if the model
             was trained for it by recipes/train_qa.py.
         threshold: log-odds of no answer against the best one above which there is none; 0 unless
-            told, or what the model's validation set taught.
+            told, or what the model's validation set taught. A text whose likeliest spans are blank
+            has none, either.
         align_to_words: answers are whole words. False: spans of tokens as they are, each with its
             own probability.
 
@@ -268,7 +275,7 @@ def _pairs(
     """Make as many questions as contexts, and look at each."""
     both = {}
     for name, given in (("question", question), ("context", context)):
-        if not isinstance(given, str | Sequence):
+        if not isinstance(given, str | Sequence) or isinstance(given, bytes):
             raise ValueError(f"{name} must be a text or a list of texts, got {given!r:.80}")
         both[name] = [given] if isinstance(given, str) else list(given)
         for i, text in enumerate(both[name]):
@@ -324,6 +331,13 @@ def _window_size(
 
 def _null(reader: Reader, handle: bool | None, threshold: float | None) -> tuple[bool, float]:
     """Choose whether there may be no answer, and the odds that it takes."""
+    if threshold is not None and (not isinstance(threshold, Real) or math.isnan(threshold)):
+        raise ValueError(f"threshold must be a number, log-odds, got {threshold!r}")
+    if handle is False and threshold is not None:
+        raise ValueError(
+            f"threshold: {threshold} is the odds of no answer, which handle_impossible=False rules "
+            "out; leave out one of them"
+        )
     if handle is None:
         handle = reader.known.impossible or threshold is not None
     if handle and not reader.has_null:
@@ -386,9 +400,10 @@ def _record(
 ) -> Answer:
     """Rank the answers of all windows; no answer is one of them unless `threshold` is None."""
     ranked = distinct(found.spans, context, top_k)
-    if threshold is not None:
+    if threshold is not None or not ranked:
         nothing = Span(found.null, found.null_confidence, 0, 0, (0, len(context)))
-        better = [s for s in ranked if s.score >= found.null * math.exp(-threshold)]
+        least = found.null * math.exp(min(-(threshold or 0.0), HUGE))
+        better = [span for span in ranked if span.score >= least]
         ranked.insert(len(better), nothing)
     null = found.null if reader.has_null else None
     calibrated = reader.calibration is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit.windows import Tokens, Windows
+from genkit.windows import NEVER, Tokens, Windows
 
 CANDIDATES = 12  # spans that are weighed at once; transformers 4 took as many
 
@@ -31,17 +33,19 @@ def likeliest(
     """Find the likeliest spans of each window.
 
     Args:
-        start, end: probabilities that an answer starts or ends with a token, (windows, tokens).
+        start, end: log-probabilities that an answer starts or ends with a token, (windows, tokens).
         longest: the most tokens of a span.
         taken: tokens that no span may touch, (windows, tokens), bool.
 
     Returns:
-        Probabilities, the likeliest first, and first and last tokens; (windows, candidates) each.
+        Log-probabilities, the likeliest first, and first and last tokens; (windows, candidates)
+        each. Logarithms: a probability may be too small for a float32.
     """
     tokens = start.shape[1]
-    spans = start[:, :, None] * _reach(end, longest)
+    longest = min(longest, tokens)
+    spans = start[:, :, None] + _reach(end, longest)
     if taken.any():
-        spans = spans.masked_fill(_reach(taken.float(), longest).cummax(2).values > 0, 0)
+        spans = spans.masked_fill(_reach(taken.float(), longest).cummax(2).values > 0, NEVER)
     found, places = spans.flatten(1).topk(min(CANDIDATES, tokens * longest))
     first = places // longest
     return found, first, (first + places % longest).clamp(max=tokens - 1)
@@ -49,7 +53,7 @@ def likeliest(
 
 def _reach(values: torch.Tensor, longest: int) -> torch.Tensor:
     """Lay out what each token reaches: itself and those after it; (windows, tokens, longest)."""
-    return F.pad(values, (0, longest - 1)).unfold(1, longest, 1)
+    return F.pad(values, (0, longest - 1), value=NEVER).unfold(1, longest, 1)
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,15 @@ def answers(
         group: which windows these are.
         contexts: the texts of `windows`.
     """
-    p_start, p_end = (F.softmax(x, -1)[:, 1:] for x in (start, end))
-    c_start, c_end = (F.softmax(x / wanted.temperature, -1)[:, 1:] for x in (start, end))
+    p_start, p_end = (F.log_softmax(x, -1)[:, 1:] for x in (start, end))
+    c_start, c_end = (F.log_softmax(x / wanted.temperature, -1)[:, 1:] for x in (start, end))
     taken = torch.zeros_like(p_start, dtype=torch.bool)
     found: list[list[Span]] = [[] for _ in group]
     for _ in range(wanted.answers):
         p, first, last = likeliest(p_start, p_end, wanted.longest, taken)
-        c = c_start.gather(1, first) * c_end.gather(1, last)
+        c = c_start.gather(1, first) + c_end.gather(1, last)
         weighed = zip(*(x.tolist() for x in (p, c, first, last)), strict=True)
+        more = False
         for i, (window, candidates) in enumerate(zip(group, weighed, strict=True)):
             row, offset = windows.row[window], int(windows.first[window])
             tokens = windows.contexts[row]
@@ -94,6 +99,9 @@ def answers(
                 read = int(ends[0]), int(ends[1])
                 found[i].append(Span(best.score, best.confidence, best.start, best.end, read))
                 taken[i, max(best.first - offset, 0) : best.last - offset + 1] = True
+                more = True
+        if not more:
+            break
     return found
 
 
@@ -123,27 +131,36 @@ def _best(
 
     Args:
         offset: the token of the context that the window begins with.
-        p, c, first, last: of the candidates, the likeliest first; tokens of the window.
+        p, c, first, last: of the candidates, the likeliest first; logarithms, and tokens of the
+            window.
     """
     readings: dict[object, _Reading] = {}
     for score, confidence, a, b in zip(p, c, first, last, strict=True):
+        if score == NEVER:
+            break  # no span is left; what follows may be outside of the text
         a, b = a + offset, b + offset
         if words:
             a, b = int(tokens.first[a]), int(tokens.last[b])
         start, end = _trimmed(context, int(tokens.starts[a]), int(tokens.ends[b]))
-        if score > 0 and start < end:
+        if start < end:
             key = context[start:end].lower() if words else (a, b)
             reading = readings.setdefault(key, _Reading(start, end, a, b))
-            reading.score += score
-            reading.confidence += confidence
+            reading.score += math.exp(score)
+            reading.confidence += math.exp(confidence)
     return max(readings.values(), key=lambda reading: reading.score, default=None)
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """Leave out white space at the ends: some tokenizers give it to words."""
+    """Leave out white space at the ends, which some tokenizers give to words.
+
+    An accent that is a character of its own stays with its letter, though others leave it out.
+    """
     inside = text[start:end]
     start += len(inside) - len(inside.lstrip())
-    return start, start + len(inside.strip())
+    end = start + len(inside.strip())
+    while start < end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return start, end
 
 
 def null_probability(start: torch.Tensor, end: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +73,12 @@ class Template:
     def __len__(self) -> int:
         return len(self.before) + len(self.between) + len(self.after)
 
+    @property
+    def kinds(self) -> int:
+        """How many types of token there are."""
+        before, one, between, two, after = self.types
+        return 1 + max(*before, one, *between, two, *after)
+
 
 def template(tokenizer: Any) -> Template:
     """Look at a pair to see what a tokenizer puts around its texts."""
@@ -108,7 +113,6 @@ class Windows:
     ) -> None:
         self.template, self.padding = template(tokenizer), tokenizer.pad_token_id or 0
         self.has_null = self.template.before[:1] == [tokenizer.cls_token_id]
-        self._wants_types = "token_type_ids" in tokenizer.model_input_names
         asked = {q: tokenize(q, tokenizer).ids for q in dict.fromkeys(questions)}
         texts = {c: tokenize(c, tokenizer) for c in dict.fromkeys(contexts)}
         self.questions, self.contexts = [asked[q] for q in questions], [texts[c] for c in contexts]
@@ -151,7 +155,7 @@ class Windows:
         batch: dict[str, torch.Tensor | None] = {"input_ids": torch.from_numpy(ids)}
         mask = np.arange(longest) < self.length[group, None]
         batch["attention_mask"] = None if mask.all() else torch.from_numpy(mask.astype(np.int64))
-        if self._wants_types and "token_type_ids" in inspect.signature(model.forward).parameters:
+        if getattr(model.config, "type_vocab_size", 0) >= self.template.kinds:
             batch["token_type_ids"] = torch.from_numpy(types)
         return {k: v if v is None else v.to(model.device) for k, v in batch.items()}
 
