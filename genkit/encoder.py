@@ -51,18 +51,18 @@ class Encoder:
     when so much has been spent as compiling takes.
 
     Args:
-        model: an encoder in float32, on a CPU, if it is not to be left as it is.
-        precision: of the matrix products.
+        model: an encoder, in float32 and on a CPU if it is not to be left as it is.
+        precision: of the matrix products; None leaves the model as it is.
         compiled: True compiles at once; None when it pays; False never.
         typed: whether it is told which text a token is of.
     """
 
     def __init__(
-        self, model: PreTrainedModel, precision: str, compiled: bool | None, typed: bool
+        self, model: PreTrainedModel, precision: str | None, compiled: bool | None, typed: bool
     ) -> None:
         self._typed = typed
         self._stock, self._precision, self._compiled = model, precision, compiled
-        self._packed = pack(model, precision)
+        self._packed = pack(model, precision) if precision else model
         self._spent = 0.0
         self._due = compiling.READYING
         self._run: compiling.Compiled | None = None
@@ -97,7 +97,7 @@ class Encoder:
     def _improve(self, compile_now: bool) -> None:
         """Use a compiled network if there is one, or one is to be made."""
         int8 = self._precision == "int8"
-        model = pack(self._stock, self._precision, compiled=True) if int8 else self._packed
+        model = pack(self._stock, "int8", compiled=True) if int8 else self._packed
         path = compiling.place(model, __name__, pack.__module__)
         weights = compiling.weights(model)
         if compile_now and not path.exists():

@@ -83,8 +83,7 @@ def load(
         ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
     """
     check_precision(dtype, quantize)
-    if compile and (torch.cuda.is_available() or not launch.can_compile()):
-        raise ValueError("compile=True is for a CPU with a C++ compiler; leave it out")
+    check_compiler(compile)
     name, folder = str(model), Path(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
@@ -113,6 +112,16 @@ def check_precision(dtype: str | None, quantize: str | None) -> None:
         raise ValueError(f"quantize={quantize!r} and dtype={dtype!r} are both precisions; give one")
     if quantize and cuda:
         raise ValueError("quantize='int8' is for a CPU; on a GPU use dtype='bfloat16'")
+
+
+def check_compiler(compile: bool | None) -> None:
+    """Refuse to compile where there is nothing to do it with.
+
+    Raises:
+        ValueError: `compile` is True, and so it is.
+    """
+    if compile and (torch.cuda.is_available() or not launch.can_compile()):
+        raise ValueError("compile=True is for a CPU with a C++ compiler; leave it out")
 
 
 def place(dtype: str | None) -> tuple[str, torch.dtype]:

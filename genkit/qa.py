@@ -18,9 +18,9 @@ from tqdm import tqdm
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
 
 from genkit import language, lm, marking
-from genkit.packing import pack
+from genkit.encoder import Encoder
 from genkit.spans import Span, Wanted, answers, null_probability
-from genkit.windows import Windows, template
+from genkit.windows import Windows, takes_types, template
 
 DEFAULT, REVISION = "distilbert/distilbert-base-cased-distilled-squad", "626af31"
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
@@ -86,6 +86,21 @@ class Reader:
     model: PreTrainedModel
     tokenizer: Any
     name: str
+    precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
+    compiled: bool | None = None  # see `load`
+
+    _encoder: tuple[Any, Encoder] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What runs the model: made at the first use, and again when weights have changed."""
+        version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
+        if self._encoder is None or self._encoder[0] != version:
+            cpu = self.model.device.type == "cpu"
+            typed = takes_types(self.model, template(self.tokenizer))
+            precision, compiled = (self.precision, self.compiled) if cpu else (None, False)
+            self._encoder = (version, Encoder(self.model, precision, compiled, typed))
+        return self._encoder[1]
 
     @property
     def calibration(self) -> Calibration | None:
@@ -121,6 +136,7 @@ def load(
     revision: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
+    compile: bool | None = None,
     trust_remote_code: bool = False,
 ) -> Reader:
     """Load a model with a span head and its tokenizer; once, then reused.
@@ -129,6 +145,9 @@ def load(
         model: a folder, or the id of a model on the Hub.
         revision: a branch, tag or commit on the Hub.
         dtype, quantize: see `genkit.load`.
+        compile: True compiles the model before the first window (20 to 40 s, once a shape of
+            model: it is kept in the cache); None does when the process has spent as long on
+            reading; False never.
         trust_remote_code: run code that the model brings along.
 
     Raises:
@@ -136,12 +155,13 @@ def load(
             option cannot work.
     """
     language.check_precision(dtype, quantize)
+    language.check_compiler(compile)
     name, folder = str(model), Path(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
     lm.check_shards(folder)
     stamp = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
-    return _load(name, stamp, revision, dtype, quantize, trust_remote_code)
+    return _load(name, stamp, revision, dtype, quantize, compile, trust_remote_code)
 
 
 @functools.lru_cache(maxsize=4)
@@ -151,6 +171,7 @@ def _load(
     revision: str | None,
     dtype: str | None,
     quantize: str | None,
+    compile: bool | None,
     trust_remote_code: bool,
 ) -> Reader:
     device, kept = language.place(dtype)
@@ -172,10 +193,8 @@ def _load(
             "a model trained for question answering, or train it by recipes/train_qa.py"
         )
     check_tokenizer(tokenizer, name)
-    model = model.to(device).eval()
-    if device == "cpu":
-        model = pack(model, quantize or dtype or "float32")
-    return Reader(model, tokenizer, name)
+    precision = quantize or dtype or "float32"
+    return Reader(model.to(device).eval(), tokenizer, name, precision, compile)
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
@@ -216,6 +235,7 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
     align_to_words: bool = True,
     dtype: str | None = None,
     quantize: str | None = None,
+    compile: bool | None = None,
     trust_remote_code: bool = False,
 ) -> Answer | list[Answer]:
     """Find the answer to a question in a text.
@@ -228,7 +248,7 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
         question: a question or several.
         context: the text, of any length; or one a question.
         model: folder, Hub id, or what `qa.load` returned; DistilBERT trained on SQuAD unless told.
-        revision, dtype, quantize, trust_remote_code: see `qa.load`.
+        revision, dtype, quantize, compile, trust_remote_code: see `qa.load`.
         top_k: how many answers to give at most: the others are the best one's alternatives. They
             read differently and do not overlap.
         max_seq_len: tokens of a window, question included; 384 unless told, or what the model can.
@@ -253,10 +273,18 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
     _check_count("top_k", top_k, 1)
     _check_count("max_answer_len", max_answer_len, 1)
     if not isinstance(model, Reader):
-        loading: dict[str, Any] = {"revision": revision, "dtype": dtype, "quantize": quantize}
-        model = load(model, trust_remote_code=trust_remote_code, **loading)
-    elif revision or dtype or quantize:
-        raise ValueError("revision, dtype and quantize are for loading; the model given is loaded")
+        model = load(
+            model,
+            revision=revision,
+            dtype=dtype,
+            quantize=quantize,
+            compile=compile,
+            trust_remote_code=trust_remote_code,
+        )
+    elif revision or dtype or quantize or compile is not None:
+        raise ValueError(
+            "revision, dtype, quantize and compile are for loading; the model given is loaded"
+        )
     impossible, threshold = _null(model, handle_impossible, threshold)
     size = _window_size(model, max_seq_len, doc_stride)
     windows = Windows(questions, contexts, model.tokenizer, *size)
@@ -372,11 +400,8 @@ def find(reader: Reader, windows: Windows, contexts: Sequence[str], wanted: Want
     bar = tqdm(total=len(windows), desc="reading", unit=" windows", delay=2, leave=False)
     with bar:
         for group in windows.groups(BATCH[reader.model.device.type]):
-            output = reader.model(**windows.inputs(group, reader.model))
-            start, end = (
-                windows.of_context(logits, group)
-                for logits in (output.start_logits, output.end_logits)
-            )
+            logits = reader.encoder(windows.inputs(group, reader.model))
+            start, end = (windows.of_context(x, group) for x in logits)
             best = answers(start, end, group, windows, contexts, wanted)
             nulls = null_probability(start, end, 1.0).tolist()
             confidences = null_probability(start, end, wanted.temperature).tolist()

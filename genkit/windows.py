@@ -91,6 +91,11 @@ def template(tokenizer: Any) -> Template:
     return Template(ids[before], ids[between], ids[after], told)
 
 
+def takes_types(model: PreTrainedModel, around: Template) -> bool:
+    """Whether a model is told which text a token is of."""
+    return getattr(model.config, "type_vocab_size", 0) >= around.kinds
+
+
 class Windows:
     """Parts of contexts, each to be read with its question.
 
@@ -145,19 +150,18 @@ class Windows:
             yield order[place : place + count]
             place += count
 
-    def inputs(self, group: np.ndarray, model: PreTrainedModel) -> dict[str, torch.Tensor | None]:
+    def inputs(self, group: np.ndarray, model: PreTrainedModel) -> dict[str, torch.Tensor]:
         """Put windows into a batch for a model; (windows, longest) each."""
         longest = int(self.length[group].max())
         ids = np.full((len(group), longest), self.padding, dtype=np.int64)
         types = np.zeros_like(ids)
         for i, window in enumerate(group):
             ids[i, : self.length[window]], types[i, : self.length[window]] = self._window(window)
-        batch: dict[str, torch.Tensor | None] = {"input_ids": torch.from_numpy(ids)}
         mask = np.arange(longest) < self.length[group, None]
-        batch["attention_mask"] = None if mask.all() else torch.from_numpy(mask.astype(np.int64))
-        if getattr(model.config, "type_vocab_size", 0) >= self.template.kinds:
-            batch["token_type_ids"] = torch.from_numpy(types)
-        return {k: v if v is None else v.to(model.device) for k, v in batch.items()}
+        batch = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if takes_types(model, self.template):
+            batch["token_type_ids"] = types
+        return {name: torch.from_numpy(x).to(model.device) for name, x in batch.items()}
 
     def _window(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and types of a window, (length,) each."""
