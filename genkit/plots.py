@@ -123,6 +123,41 @@ def temperature_series(
     _save(figure, path)
 
 
+def reliability(confidences: Sequence[float], right: Sequence[bool], path: Path) -> None:
+    """Draw accuracy by confidence against the diagonal, and how often each confidence occurs.
+
+    Args:
+        confidences: the probability that each prediction was given.
+        right: whether each was right.
+        path: the PNG to write.
+
+    Source: Guo et al. 2017, figure 1, https://arxiv.org/abs/1706.04599
+    """
+    from genkit.metrics import calibration  # with evaluate, which takes seconds to import
+
+    counts, trust, correct = calibration.by_confidence(confidences, right)
+    error = calibration.expected_calibration_error(confidences, right)
+    filled, width = counts > 0, 1 / len(counts)
+    lefts = np.flatnonzero(filled) * width
+    accuracy, gap = (each[filled] / counts[filled] for each in (correct, trust - correct))
+    figure = matplotlib.figure.Figure(figsize=(6, 6.5), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    bars: dict[str, Any] = {"width": width, "align": "edge"}
+    upper.bar(lefts, accuracy, color="tab:blue", edgecolor="white", label="accuracy", **bars)
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "tab:red", "hatch": "///"}
+    hatched |= {"linewidth": 0, "label": "gap to confidence"}
+    upper.bar(lefts, gap, bottom=accuracy, **hatched, **bars)
+    upper.plot([0, 1], [0, 1], "--", color="0.3", label="right as often as it says")
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.01))
+    upper.legend(edgecolor="none", loc="upper left")
+    lower.bar(lefts, 100 * counts[filled] / counts.sum(), color="0.6", edgecolor="white", **bars)
+    lower.set(xlabel="confidence", ylabel="predictions (%)")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"expected calibration error {error:.3f} · {len(confidences):,} predictions")
+    _save(figure, path)
+
+
 HALF_NODE = 0.36  # of the distance between two columns, and between two rows
 
 

@@ -1,0 +1,176 @@
+"""Whether a model is right as often as it says: calibration error, and the temperature for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import numpy.typing as npt
+
+BINS = 15  # as in Guo et al. 2017
+SHARPEST, FLATTEST = 0.01, 100.0  # the temperatures that are looked at
+
+# ---- calibration error
+
+
+def by_confidence(
+    confidences: npt.ArrayLike, right: npt.ArrayLike, bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort predictions into bins of equal width by confidence.
+
+    Args:
+        confidences: the probability that each prediction was given, (n,).
+        right: whether each was right, (n,), of booleans or 0 and 1.
+        bins: how many; bin i holds confidences above i / bins and up to (i + 1) / bins, the first
+            one 0, too.
+
+    Returns:
+        How many predictions are in each bin, the sum of their confidences, and how many of them
+        are right; (bins,) each.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+    """
+    sure, hits = np.asarray(confidences, dtype=float), np.asarray(right, dtype=float)
+    if sure.ndim != 1 or sure.size == 0:
+        raise ValueError(f"confidences must be (n,) with n above 0, got the shape {sure.shape}")
+    if hits.shape != sure.shape:
+        raise ValueError(f"right must be {sure.shape} as confidences, got {hits.shape}")
+    outside = sure[~((sure >= 0) & (sure <= 1))]
+    if outside.size:
+        raise ValueError(f"confidences must be between 0 and 1, got {outside[0]}")
+    neither = hits[(hits != 0) & (hits != 1)]
+    if neither.size:
+        raise ValueError(f"right must be booleans, or 0 and 1, got {neither[0]}")
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more, got {bins}")
+    places = np.searchsorted(np.arange(1, bins) / bins, sure)
+    counts, trust, correct = (np.bincount(places, w, bins) for w in (None, sure, hits))
+    return counts, trust, correct
+
+
+def expected_calibration_error(
+    confidences: npt.ArrayLike, right: npt.ArrayLike, bins: int = BINS
+) -> float:
+    """Measure how far confidence is from accuracy, on average over the predictions.
+
+    Args:
+        confidences: as for `by_confidence`.
+        right: as for `by_confidence`.
+        bins: as for `by_confidence`.
+
+    Returns:
+        The difference between mean confidence and accuracy of each bin, weighed by how many
+        predictions it has; between 0 and 1.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+
+    Source: Naeini et al. 2015, https://ojs.aaai.org/index.php/AAAI/article/view/9602; Guo et al.
+    2017, equation 3, https://arxiv.org/abs/1706.04599
+    """
+    counts, trust, correct = by_confidence(confidences, right, bins)
+    return float(np.abs(trust - correct).sum() / counts.sum())
+
+
+# ---- temperature
+
+
+def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    """Find the temperature T at which softmax(logits / T) predicts the targets best.
+
+    The mean negative log-likelihood is convex in 1 / T, so its slope has one zero, which is
+    bracketed and halved in log T, in float64.
+
+    Args:
+        logits: (n, classes), -inf where a class is not allowed.
+        targets: the class that is right, (n,).
+
+    Returns:
+        T, between SHARPEST and FLATTEST, and one of these where the optimum is beyond: SHARPEST if
+        every target has the largest logit of its row (the best T would be 0), FLATTEST if the
+        targets' logits are no larger than others on average. 1 if the logits of no row differ, as
+        then no temperature changes anything.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+
+    Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
+    """
+    scores, classes = np.asarray(logits, dtype=float), np.asarray(targets)
+    _check(scores, classes)
+    scores = scores - scores.max(axis=1, keepdims=True)
+    allowed = np.isfinite(scores)
+    scores[~allowed] = 0
+    if not scores.any():
+        return 1.0
+    wanted = scores[np.arange(len(classes)), classes].mean()
+
+    def slope(temperature: float) -> float:
+        """Differentiate the mean negative log-likelihood by 1 / T."""
+        weights = np.exp(scores / temperature, where=allowed, out=np.zeros_like(scores))
+        return float(((weights * scores).sum(1) / weights.sum(1)).mean() - wanted)
+
+    if slope(SHARPEST) <= 0:
+        return SHARPEST
+    if slope(FLATTEST) >= 0:
+        return FLATTEST
+    low, high = math.log(SHARPEST), math.log(FLATTEST)
+    for _ in range(48):  # to 3e-14 of T
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(math.exp(middle)) > 0 else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def _check(logits: np.ndarray, targets: np.ndarray) -> None:
+    if logits.ndim != 2 or logits.size == 0:
+        raise ValueError(f"logits must be (n, classes), neither 0, got the shape {logits.shape}")
+    if targets.shape != logits.shape[:1]:
+        raise ValueError(f"targets must be {logits.shape[:1]} as logits, got {targets.shape}")
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(f"targets must be integers, got {targets.dtype}")
+    wrong = np.flatnonzero((np.isnan(logits) | (logits == np.inf)).any(1))
+    if wrong.size:
+        raise ValueError(f"logits[{wrong[0]}] must be finite or -inf, got nan or inf")
+    beyond = np.flatnonzero((targets < 0) | (targets >= logits.shape[1]))
+    if beyond.size:
+        raise ValueError(
+            f"targets[{beyond[0]}] must be a class between 0 and {logits.shape[1] - 1}, "
+            f"got {targets[beyond[0]]}"
+        )
+    banned = np.flatnonzero(np.isneginf(logits[np.arange(len(targets)), targets]))
+    if banned.size:
+        raise ValueError(
+            f"targets[{banned[0]}] must be a class that is allowed, got {targets[banned[0]]}, "
+            "whose logit is -inf"
+        )
+
+
+# ---- evaluate
+
+
+class CalibrationMetric(evaluate.Metric):
+    """`expected_calibration_error` as an `evaluate.Metric`, which needs no network.
+
+    CalibrationMetric().compute(predictions=[0.9, 0.6], references=[True, False])
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        number = datasets.Value("float64")  # for references, too: as integers 0.5 would become 0
+        return evaluate.MetricInfo(
+            description="How far a model's confidence is from its accuracy.",
+            citation="",
+            inputs_description="predictions: confidences. references: whether each was right. "
+            "bins: see genkit.metrics.calibration.expected_calibration_error.",
+            features=datasets.Features({"predictions": number, "references": number}),
+            reference_urls=["https://arxiv.org/abs/1706.04599"],
+        )
+
+    def _compute(
+        self, predictions: list[float], references: list[float], bins: int = BINS
+    ) -> dict[str, Any]:
+        error = expected_calibration_error(predictions, references, bins)
+        return {"expected_calibration_error": error, "bins": bins, "total": len(predictions)}
