@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 from collections import Counter
@@ -17,10 +18,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets.exceptions import DatasetsError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tqdm import tqdm
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
-from transformers import DistilBertConfig, DistilBertForQuestionAnswering, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 from genkit import data, lm, qa
@@ -208,7 +223,9 @@ def _checked(rows: Iterable[Any], source: str) -> list[Example]:
         lists = [_field(golds, name, list, f"{place}.answers") for name in ("text", "answer_start")]
         example = Example(**texts, answers=list(zip(*lists, strict=False)))
         if len(lists[0]) != len(lists[1]):
-            raise ValueError(f"data: question {example.id!r} has unlike numbers of texts and starts")
+            raise ValueError(
+                f"data: question {example.id!r} has unlike numbers of texts and starts"
+            )
         if example.id in seen:
             raise ValueError(f"data: {source!r} has two questions with the id {example.id!r}")
         seen.add(example.id)
@@ -271,11 +288,15 @@ def load(folder: str) -> tuple[PreTrainedModel, Any]:
     if lacking:
         raise ValueError(f"init_from: the weights in {folder!r} lack {sorted(lacking)}")
     qa.check_tokenizer(tokenizer, folder)
-    if not qa.Reader(model, tokenizer, folder).has_null:
+    reader = qa.Reader(model, tokenizer, folder)
+    if not reader.has_null:
         raise ValueError(
             f"init_from: the tokenizer in {folder!r} puts no [CLS] before a question, which "
             "stands for no answer; choose another model"
         )
+    known = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in known]
+    tokenizer.model_max_length = reader.limit
     return model, tokenizer
 
 
@@ -308,12 +329,15 @@ def make_model(
     )
 
 
-def make_tokenizer(examples: Sequence[Example], vocab_size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    examples: Sequence[Example], vocab_size: int, positions: int
+) -> PreTrainedTokenizerFast:
     """Learn a cased WordPiece tokenizer like BERT's, the same on every machine.
 
     Args:
         examples: whose questions and contexts to learn from.
         vocab_size: the most tokens there may be, unless characters alone are more.
+        positions: the most tokens that the model reads.
     """
     texts = list(dict.fromkeys(t for e in examples for t in (e.context, e.question)))
     learner = _backend({name: i for i, name in enumerate(SPECIAL)})
@@ -339,7 +363,10 @@ def make_tokenizer(examples: Sequence[Example], vocab_size: int) -> PreTrainedTo
     )
     names = {f"{name[1:-1].lower()}_token": name for name in SPECIAL}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **names
+        tokenizer_object=backend,
+        model_max_length=positions,
+        model_input_names=["input_ids", "attention_mask"],  # DistilBERT knows no types of tokens
+        **names,
     )
 
 
@@ -355,7 +382,6 @@ def _backend(vocabulary: dict[str, int]) -> Tokenizer:
 # Training
 
 Inputs = Mapping[str, torch.Tensor | None]
-
 
 
 class Questions:
@@ -392,7 +418,9 @@ def targets(windows: Windows, examples: Sequence[Example]) -> np.ndarray:
         The first and the last token of the window that hold a character of the answer, (windows,
         2); 0, the token before the question, where the window does not hold all of it.
     """
-    first, last = np.array([_answer(*each) for each in zip(examples, windows.contexts, strict=True)]).T
+    first, last = np.array(
+        [_answer(*each) for each in zip(examples, windows.contexts, strict=True)]
+    ).T
     first, last = first[windows.row], last[windows.row]
     held = (windows.first <= first) & (first <= last) & (last < windows.last)
     places = np.stack([first, last], 1) + (windows.begin - windows.first)[:, None]
@@ -545,7 +573,9 @@ def judge(read: Sequence[Reading], examples: Sequence[Example]) -> Verdict:
         odds = {e.id: reading.null_odds for e, reading in zip(examples, read, strict=True)}
         threshold, final = squad.best_f1_threshold(best, golds, odds), _decided(best, golds, odds)
         figures = squad.score_v2(final, golds, dict.fromkeys(golds, 0.0))
-        figures = {n: v for n, v in figures.items() if n.endswith(("exact", "f1")) and "best" not in n}
+        figures = {
+            n: v for n, v in figures.items() if n.endswith(("exact", "f1")) and "best" not in n
+        }
     else:
         threshold, final = 0.0, best
         figures = squad.score_v1(final, golds)
@@ -567,6 +597,8 @@ def _decided(
 ) -> dict[str, str]:
     """Leave out answers that are less likely than none, by the other half's best threshold."""
     half = dict(zip(golds, halves(len(golds)), strict=True))
-    parts = [[{q: of[q] for q in golds if half[q] == h} for of in (best, golds, odds)] for h in (0, 1)]
+    parts = [
+        [{q: of[q] for q in golds if half[q] == h} for of in (best, golds, odds)] for h in (0, 1)
+    ]
     thresholds = [squad.best_f1_threshold(*part) for part in parts]
     return {q: best[q] if odds[q] <= thresholds[1 - half[q]] else "" for q in golds}
