@@ -66,10 +66,18 @@ def encoder(folder, data, seed=0):
     """Save a small encoder with random weights and no head, as others would have."""
     examples, _ = squad.read(str(data))
     tokenizer = squad.make_tokenizer(examples, 300, 48)
-    shape = {"dim": 64, "hidden_dim": 256, "n_layers": 2, "n_heads": 2}
-    still = {"dropout": 0.0, "attention_dropout": 0.0, "qa_dropout": 0.0}
     config = DistilBertConfig(
-        len(tokenizer), 48, initializer_range=0.2, pad_token_id=0, **shape, **still
+        vocab_size=len(tokenizer),
+        max_position_embeddings=48,
+        dim=64,
+        hidden_dim=256,
+        n_layers=2,
+        n_heads=2,
+        initializer_range=0.2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        qa_dropout=0.0,
+        pad_token_id=0,
     )
     torch.manual_seed(seed)
     DistilBertModel(config).save_pretrained(folder)
