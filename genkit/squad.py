@@ -224,7 +224,8 @@ def _checked(rows: Iterable[Any], source: str) -> list[Example]:
         example = Example(**texts, answers=list(zip(*lists, strict=False)))
         if len(lists[0]) != len(lists[1]):
             raise ValueError(
-                f"data: question {example.id!r} has unlike numbers of texts and starts"
+                f"data: question {example.id!r} has {len(lists[0])} answers and {len(lists[1])} "
+                "places where they start"
             )
         if example.id in seen:
             raise ValueError(f"data: {source!r} has two questions with the id {example.id!r}")
