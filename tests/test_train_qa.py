@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 import genkit
 from genkit import qa, squad
 
-RATES = ("--batch_size", "32", "--learning_rate", "2e-3", "--mixed_precision", "no")
+RATES = ("--batch_size", "32", "--learning_rate", "1e-3", "--mixed_precision", "no")
 WINDOW = ("--max_seq_len", "48", "--doc_stride", "8", "--max_answer_len", "4")
 SCRATCH = ("--from_scratch", "--depth", "1", "--width", "32", "--heads", "2")
 SHORT = (*WINDOW, "--batch_size", "4", "--mixed_precision", "no", "--max_steps", "8")
@@ -134,7 +134,7 @@ def test_it_learns_to_read(tmp_path, seed):
     data = facts_file(tmp_path / "data.json", seed, 400, own_words=False)
     base = encoder(tmp_path / "base", data, seed)
     words = ["--data", data, "--init_from", base, "--seed", str(seed), *RATES, *WINDOW]
-    words += ["--max_steps", "1500", "--evaluations", "3", "--output_dir", tmp_path / "run"]
+    words += ["--max_steps", "1000", "--evaluations", "2", "--output_dir", tmp_path / "run"]
     run_here("train_qa", *words)
     assert log_of(tmp_path / "run")[-1]["exact_match"] > 95
 
