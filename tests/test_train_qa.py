@@ -131,10 +131,10 @@ def test_it_learns_to_answer_and_when_not_to(learned):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_learns_to_read(tmp_path, seed):
     """All subjects have the same words: over 95 % exact on articles that it never saw."""
-    data = facts_file(tmp_path / "data.json", seed, 1000, own_words=False)
+    data = facts_file(tmp_path / "data.json", seed, 500, own_words=False)
     base = encoder(tmp_path / "base", data, seed)
     words = ["--data", data, "--init_from", base, "--seed", str(seed), *RATES, *WINDOW]
-    words += ["--max_steps", "1500", "--evaluations", "3", "--output_dir", tmp_path / "run"]
+    words += ["--max_steps", "2500", "--evaluations", "5", "--output_dir", tmp_path / "run"]
     run_here("train_qa", *words)
     assert log_of(tmp_path / "run")[-1]["exact_match"] > 95
 
