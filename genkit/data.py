@@ -39,7 +39,7 @@ def documents(source: str, column: str = "text") -> Iterator[Document]:
         yield from _embedded()
     elif path.suffix in TABLES and path.is_file():
         yield from _rows(_load(TABLES[path.suffix], data_files=str(path)), column)
-    elif _is_saved_dataset(path):
+    elif is_saved_dataset(path):
         yield from _rows(_load_saved(path), column)
     elif path.exists() or glob.has_magic(source):
         for file in _files(path, source):
@@ -99,7 +99,8 @@ def _pieces(path: Path) -> Document:
 # Datasets
 
 
-def _is_saved_dataset(path: Path) -> bool:
+def is_saved_dataset(path: Path) -> bool:
+    """Tell whether a folder is a dataset, or several splits of one, saved by `datasets`."""
     return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
 
 

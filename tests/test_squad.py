@@ -1,0 +1,336 @@
+"""Question-answering data: reading, splitting, targets, loss, a new tokenizer, the verdict."""
+
+import dataclasses
+import json
+import math
+import random
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import genkit
+from genkit import qa, squad
+from genkit.squad import Example
+
+CONTEXT = "Ada wrote it in 1843, naïve 🙂 or not. Ada Lovelace was born in London, in 1815."
+WORDS = ["Ada", "wrote", "naïve", "1843", "🙂", "Lovelace", "London", "in", "it"]
+
+
+def example(name="q", title="Ada", question="Who?", context=CONTEXT, answers=(("Ada", 0),)):
+    return Example(name, title, question, context, list(answers))
+
+
+def nested(examples, version="1.1"):
+    """SQuAD's own format, an article and a paragraph an example."""
+    articles = []
+    for e in examples:
+        golds = [{"text": text, "answer_start": start} for text, start in e.answers]
+        asked = {"id": e.id, "question": e.question, "answers": golds}
+        if version == "v2.0":
+            asked["is_impossible"] = not golds
+        articles.append({"title": e.title, "paragraphs": [{"context": e.context, "qas": [asked]}]})
+    return {"version": version, "data": articles}
+
+
+def flat(examples):
+    """The layout of the Hub."""
+    rows = []
+    for e in examples:
+        texts, starts = [text for text, _ in e.answers], [start for _, start in e.answers]
+        row = {name: getattr(e, name) for name in ("id", "title", "question", "context")}
+        rows.append(row | {"answers": {"text": texts, "answer_start": starts}})
+    return rows
+
+
+SEVERAL = [
+    example("a", "one"),
+    example("b", "two", "When was it 🙂?", answers=[("1843", 16), ("in 1843", 13)]),
+    example("c", "two", "Why?", answers=[]),
+    example("d", "three", "Where?", "In Łódź.", [("Łódź", 3)]),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return squad.make_tokenizer(SEVERAL, 200, 64)
+
+
+# ---- reading
+
+
+@pytest.mark.parametrize("kind", ["nested", "v2.0", "flat", "jsonl", "parquet", "saved"])
+def test_every_layout_says_the_same(tmp_path, kind):
+    path = tmp_path / {"saved": "set", "jsonl": "q.jsonl", "parquet": "q.parquet"}.get(
+        kind, "q.json"
+    )
+    if kind in ("nested", "v2.0"):
+        path.write_text(json.dumps(nested(SEVERAL, kind)))
+    elif kind == "flat":
+        path.write_text(json.dumps(flat(SEVERAL)))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, flat(SEVERAL))))
+    else:
+        table = datasets.Dataset.from_list(flat(SEVERAL))
+        table.to_parquet(path) if kind == "parquet" else table.save_to_disk(path)
+    train, val = squad.read(str(path))
+    assert (train, val) == (SEVERAL, [])
+    assert squad.content_hash(train) == squad.content_hash(SEVERAL)
+
+
+def test_a_dataset_with_a_validation_split_keeps_it(tmp_path):
+    parts = {"train": SEVERAL[:2], "validation": SEVERAL[2:]}
+    tables = {name: datasets.Dataset.from_list(flat(rows)) for name, rows in parts.items()}
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "set")
+    assert squad.split(str(tmp_path / "set"), None, 0.5) == (SEVERAL[:2], SEVERAL[2:])
+    (tmp_path / "q.json").write_text(json.dumps(nested(SEVERAL[:1])))
+    assert squad.split(str(tmp_path / "q.json"), str(tmp_path / "set"), 0.5)[1] == SEVERAL[2:]
+
+
+def test_the_hash_is_of_all_that_is_said():
+    hashes = {squad.content_hash(SEVERAL)}
+    for name, value in {
+        "id": "e",
+        "title": "x",
+        "question": "x",
+        "context": "x",
+        "answers": [],
+    }.items():
+        changed = dataclasses.replace(SEVERAL[0], **{name: value})
+        hashes.add(squad.content_hash([changed, *SEVERAL[1:]]))
+    assert len(hashes) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON: Expecting .*; a file of one JSON object a line is a .jsonl"),
+        ("3", r"must be SQuAD's .* or a list of questions with id, title.*; got 3"),
+        ('{"rows": []}', r"must be SQuAD's"),
+        ("[]", "has no questions"),
+        ('{"data": []}', "has no questions"),
+        ('{"data": [{"title": "t"}]}', r"data\[0\].paragraphs must be a list, got None"),
+        ('[{"id": 3}]', r"row 0.id must be a str, got 3"),
+        ('["a"]', r"row 0.id must be a str, got None"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, text, message):
+    (tmp_path / "q.json").write_text(text)
+    with pytest.raises(ValueError, match=f"data: .*{message}"):
+        squad.read(str(tmp_path / "q.json"))
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([example(), example()], "two questions with the id 'q'"),
+        ([example(answers=[("Eve", 0)])], "'q' at character 0 should be 'Eve', and there is 'Ada'"),
+        ([example(answers=[("5.", len(CONTEXT))])], "should be '5.', and there is ''"),
+        ([example(answers=[(".", -1)])], "must be a text and the character .* got '.' and -1"),
+        ([example(answers=[("", 0)])], "must be a text and the character .* got '' and 0"),
+        ([example(answers=[(" ", 3)])], "must be a text and the character"),
+        ([example(answers=[("Ada", "0")])], "must be a text and the character .* and '0'"),
+        ([example(question=" ")], "question 'q' has an empty question"),
+        ([example(context="", answers=[])], "question 'q' has an empty context"),
+        ([example(question="\ud83d?")], "question 'q' has half a surrogate pair"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, examples, message):
+    (tmp_path / "q.json").write_text(json.dumps(flat(examples)))
+    with pytest.raises(ValueError, match=f"data: .*{message}"):
+        squad.read(str(tmp_path / "q.json"))
+
+
+def test_what_contradicts_itself_is_refused(tmp_path):
+    for wrong in (SEVERAL[0], SEVERAL[2]):
+        content = nested([wrong], "v2.0")
+        asked = content["data"][0]["paragraphs"][0]["qas"][0]
+        asked["is_impossible"] = not asked["is_impossible"]
+        (tmp_path / "q.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"answers, and is_impossible is .*one must be wrong"):
+            squad.read(str(tmp_path / "q.json"))
+    rows = flat(SEVERAL)
+    rows[1]["answers"]["answer_start"].pop()
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="'b' has 2 answers and 1 places"):
+        squad.read(str(tmp_path / "q.json"))
+
+
+@pytest.mark.parametrize("source", ["nothing.json", "{tmp}", "nobody/nothing"])
+def test_what_is_not_there_is_named(tmp_path, monkeypatch, source):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"data: .*(is no file of questions|cannot be loaded)"):
+        squad.read(source.format(tmp=tmp_path))
+
+
+# ---- splitting
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=2), st.floats(0.01, 0.99))
+@settings(max_examples=50, deadline=None)
+def test_an_article_is_on_one_side(tmp_path_factory, titles, fraction):
+    examples = [
+        example(str(i), title, context=title * 5, answers=[]) for i, title in enumerate(titles)
+    ]
+    path = tmp_path_factory.mktemp("split") / "q.json"
+    path.write_text(json.dumps(flat(examples)))
+    distinct = list(dict.fromkeys(titles))
+    if len(distinct) == 1:
+        with pytest.raises(ValueError, match="is one article"):
+            squad.split(str(path), None, fraction)
+        return
+    train, val = squad.split(str(path), None, fraction)
+    held = list(dict.fromkeys(e.title for e in val))
+    assert held and held == distinct[-len(held) :]
+    assert abs(len(held) - fraction * len(distinct)) <= 1
+    assert not {e.title for e in train} & set(held)
+    assert sorted([*train, *val], key=lambda e: int(e.id)) == examples
+
+
+def test_articles_that_share_a_context_cannot_be_split(tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps(flat(SEVERAL[:3])))
+    with pytest.raises(ValueError, match=r"'one' and 'two' of .* share a context"):
+        squad.split(str(tmp_path / "q.json"), None, 0.5)
+
+
+# ---- targets and loss
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_targets_are_the_tokens_of_the_answer(tokenizer, draw):
+    """By the tokenizer's own pairs: what overlaps the answer, if its window holds all of it."""
+    context = " ".join(draw.draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=40)))
+    start = draw.draw(st.integers(0, len(context) - 1))
+    text = context[start : start + draw.draw(st.integers(1, 12))]
+    one = example(question="Who in it?", context=context, answers=[(text, start)])
+    if text.isspace():
+        return
+    part = squad.Questions([one, dataclasses.replace(one, answers=[])], tokenizer, 24, 4)
+    windows = tokenizer(
+        [one.question] * 2,
+        [context] * 2,
+        truncation="only_second",
+        max_length=24,
+        stride=4,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    whole = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
+    stop = start + len(text)
+    wanted = sum(a < stop and b > start for a, b in whole.offset_mapping)
+    assert len(part.windows) == len(windows.input_ids)
+    for i, (first, last) in enumerate(part.targets):
+        spans = enumerate(zip(windows.offset_mapping[i], windows.sequence_ids(i), strict=True))
+        touched = [k for k, ((a, b), s) in spans if s == 1 and a < stop and b > start]
+        held = len(touched) == wanted and windows.overflow_to_sample_mapping[i] == 0
+        assert (first, last) == ((touched[0], touched[-1]) if held else (0, 0))
+
+
+def test_padding_changes_no_loss(tokenizer):
+    torch.manual_seed(0)
+    model = squad.make_model(len(tokenizer), 64, 2, 32, 2).eval()
+    part = squad.Questions(SEVERAL, tokenizer, 64, 8)
+    everything = squad.loss(model, *part.batch(np.arange(4), model))
+    alone = [squad.loss(model, *part.batch(np.array([i]), model)) for i in range(4)]
+    torch.testing.assert_close(everything, torch.stack(alone).mean())
+    inputs, targets = part.batch(np.array([3]), model)
+    output = model(**inputs)
+    by_hand = [
+        -torch.log_softmax(logits[0], 0)[place]
+        for logits, place in zip((output.start_logits, output.end_logits), targets[0], strict=True)
+    ]
+    torch.testing.assert_close(alone[3], sum(by_hand) / 2)
+    nine = torch.zeros(1, 9, dtype=torch.long)
+    ids = inputs["input_ids"]
+    wide = {"input_ids": torch.cat([ids, nine], 1)}
+    wide["attention_mask"] = torch.cat([torch.ones_like(ids), nine], 1)
+    torch.testing.assert_close(squad.loss(model, wide, targets), alone[3])
+
+
+# ---- a new tokenizer
+
+
+def test_a_new_tokenizer_is_always_the_same_and_reads_pairs():
+    rng = random.Random(0)
+    texts = [
+        " ".join("".join(rng.choices("abcdefghäß", k=5)) for _ in range(60)) for _ in range(40)
+    ]
+    examples = [example(str(i), context=text, answers=[]) for i, text in enumerate(texts)]
+    states = {squad.make_tokenizer(examples, 400, 32).backend_tokenizer.to_str() for _ in range(4)}
+    assert len(states) == 1
+    tokenizer = squad.make_tokenizer(examples, 400, 32)
+    assert len(tokenizer) == 400 and tokenizer.cls_token_id == 2
+    ids = tokenizer("abc", "Äß ß").input_ids
+    assert tokenizer.decode(ids).startswith("[CLS] abc [SEP]")
+    assert tokenizer.unk_token_id in ids  # cased, and there is no Ä
+    assert tokenizer.decode(tokenizer("ßä", add_special_tokens=False).input_ids) == "ßä"
+
+
+# ---- the verdict
+
+
+def test_readings_are_what_answer_says(tokenizer):
+    """Texts, scores and confidences, over several windows, for both temperatures."""
+    torch.manual_seed(1)
+    model = squad.make_model(len(tokenizer), 64, 2, 32, 2).eval()
+    model.config.calibration = {"temperature": 2.5, "threshold": 0.0, "impossible": False}
+    part = squad.Questions(SEVERAL, tokenizer, 24, 4)
+    assert len(part.windows) > 6
+    logits, nats = squad.look(model, part)
+    every = squad.loss(model, *part.batch(np.arange(len(part.windows)), model)).item()
+    assert nats / len(part.windows) == pytest.approx(every, rel=1e-5)
+    read = squad.readings(logits, part, 7, np.array([2.5, 1.0, 2.5, 2.5]))
+    reader = qa.Reader(model, tokenizer, "small")
+    said = genkit.answer(
+        [e.question for e in SEVERAL],
+        part.contexts,
+        model=reader,
+        max_seq_len=24,
+        doc_stride=4,
+        max_answer_len=7,
+    )
+    for one, (ours, theirs) in enumerate(zip(read, said, strict=True)):
+        assert ours.answer == theirs.answer
+        assert ours.score == pytest.approx(theirs.score, rel=1e-4)
+        assert ours.null_score == pytest.approx(theirs.null_score, rel=1e-4)
+        sure = ours.score if one == 1 else theirs.confidence
+        assert ours.confidence == pytest.approx(sure, rel=1e-4)
+    classes = squad.gold_classes(part)
+    assert np.isfinite(np.take_along_axis(logits, classes[..., None], 2)).all()
+
+
+def reading(answer, score, null):
+    return squad.Reading(answer, score, score / 2, null, null / 2)
+
+
+def test_a_verdict_without_impossible_questions():
+    examples = [example(str(i)) for i in range(4)]
+    read = [reading(a, 0.8, 0.9) for a in ("Ada", "ada.", "Ada wrote", "London")]
+    verdict = squad.judge(read, examples)
+    assert verdict.right == [True, True, False, False] and verdict.threshold == 0
+    assert verdict.figures["exact_match"] == 50
+    assert verdict.figures["f1"] == pytest.approx(100 * (2 + 2 / 3) / 4)
+    assert verdict.figures["ece_before"] == pytest.approx(0.3)
+    assert verdict.figures["ece_after"] == pytest.approx(0.1)
+
+
+def test_a_half_is_judged_by_the_threshold_of_the_other():
+    """Even questions part at odds of 1/4, odd ones at 4: each half's own would make no mistake."""
+    examples, read = [], []
+    for i in range(40):
+        border = (0.25, 4.0)[i % 2]
+        possible = i % 4 < 2
+        examples.append(example(str(i), answers=[("Ada", 0)] if possible else []))
+        read.append(reading("Ada", 0.1, 0.1 * border * (0.5 if possible else 2)))
+    verdict = squad.judge(read, examples)
+    # even ones are answered up to 2: all of them; odd ones up to 1/8: none
+    assert verdict.given == ["Ada", ""] * 20
+    assert verdict.figures["exact"] == 50
+    assert verdict.figures["HasAns_exact"] == verdict.figures["NoAns_exact"] == 50
+    assert verdict.threshold == pytest.approx(math.log(2), abs=1e-6) or verdict.threshold < 0
