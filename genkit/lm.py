@@ -154,8 +154,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save under the class name that transformers 4 and other tools know, too."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config |= {"model_input_names": tokenizer.model_input_names}  # which go by class elsewhere
+    path.write_text(json.dumps(config, indent=2))
 
 
 def weights_hash(model: PreTrainedModel) -> str:

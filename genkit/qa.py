@@ -402,17 +402,28 @@ def find(reader: Reader, windows: Windows, contexts: Sequence[str], wanted: Want
         for group in windows.groups(BATCH[reader.model.device.type]):
             logits = reader.encoder(windows.inputs(group, reader.model))
             start, end = (windows.of_context(x, group) for x in logits)
-            best = answers(start, end, group, windows, contexts, wanted)
-            nulls = null_probability(start, end, 1.0).tolist()
-            confidences = null_probability(start, end, wanted.temperature).tolist()
-            for row, spans, null, sure in zip(
-                windows.row[group], best, nulls, confidences, strict=True
-            ):
-                rows[row].spans += spans
-                rows[row].null = min(rows[row].null, null)
-                rows[row].null_confidence = min(rows[row].null_confidence, sure)
+            gather(rows, windows, contexts, group, start, end, wanted)
             bar.update(len(group))
     return rows
+
+
+def gather(
+    rows: list[Found],
+    windows: Windows,
+    contexts: Sequence[str],
+    group: np.ndarray,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    wanted: Wanted,
+) -> None:
+    """Add what windows give to the findings of their questions; see `spans.answers`."""
+    best = answers(start, end, group, windows, contexts, wanted)
+    nulls = null_probability(start, end, 1.0).tolist()
+    confidences = null_probability(start, end, wanted.temperature).tolist()
+    for row, spans, null, sure in zip(windows.row[group], best, nulls, confidences, strict=True):
+        rows[row].spans += spans
+        rows[row].null = min(rows[row].null, null)
+        rows[row].null_confidence = min(rows[row].null_confidence, sure)
 
 
 def _record(

@@ -22,7 +22,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from genkit import data, encoding, hub, launch, lm, plots, qa, squad
+from genkit import data, encoding, extractor, hub, launch, lm, plots, qa, squad
 from genkit.cli import clean_errors
 from genkit.metrics.calibration import fit_temperature
 from genkit.optim import optimizers
@@ -116,9 +116,9 @@ def main() -> None:
             network, tokenizer = start(settings, parts[0])
             settings.max_seq_len, settings.doc_stride = choose_size(settings, tokenizer)
             size = settings.max_seq_len, settings.doc_stride
-            train = squad.Questions(parts[0], tokenizer, *size)
+            train = extractor.Questions(parts[0], tokenizer, *size)
             part = [parts[1][i] for i in run.share(len(parts[1]))]
-            mine = squad.Questions(part, tokenizer, *size)
+            mine = extractor.Questions(part, tokenizer, *size)
         order = data.Order(len(train.windows), settings.seed)
         known = facts(settings, parts, network, tokenizer)
         corpus = Corpus(tokenizer, parts[1], mine, squad.has_impossible(parts[0]), known)
@@ -128,7 +128,7 @@ def main() -> None:
         network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
         # in a list, for a transformers model is asked for an output head of words
         model = run.network("model", network, optimizers(torch.nn.ModuleList([network]), settings))
-        loss = run.lower(squad.loss)
+        loss = run.lower(extractor.loss)
         run.say(
             f"{network.num_parameters():,} parameters · {len(parts[0]):,} questions to train on, "
             f"{len(parts[1]):,} to validate · {len(train.windows):,} windows of up to "
@@ -160,7 +160,7 @@ class Corpus:
 
     tokenizer: Any
     val: list[squad.Example]
-    mine: squad.Questions  # this process's part of them
+    mine: extractor.Questions  # this process's part of them
     impossible: bool  # it was trained on questions without an answer
     facts: dict[str, str]  # which data and which start it is, by content hash
 
@@ -172,16 +172,14 @@ def check_count(run: Run, count: int) -> None:
         raise ValueError(f"data: {count} questions to validate on; give {least} or more")
 
 
-def start(
-    settings: Settings, examples: list[squad.Example]
-) -> tuple[PreTrainedModel, squad.PreTrainedTokenizerFast]:
+def start(settings: Settings, examples: list[squad.Example]) -> tuple[PreTrainedModel, Any]:
     """Return the model to start from, and its tokenizer."""
     if not settings.from_scratch:
-        return squad.load(find(settings.init_from, settings.init_revision))
+        return extractor.load(find(settings.init_from, settings.init_revision))
     positions = settings.max_seq_len or qa.MAX_SEQ_LEN
-    tokenizer = squad.make_tokenizer(examples, settings.vocab_size, positions)
+    tokenizer = extractor.make_tokenizer(examples, settings.vocab_size, positions)
     shape = settings.depth, settings.width, settings.heads
-    return squad.make_model(len(tokenizer), positions, *shape), tokenizer
+    return extractor.make_model(len(tokenizer), positions, *shape), tokenizer
 
 
 def find(name: str, revision: str) -> str:
@@ -233,21 +231,21 @@ class Judged:
 
     figures: dict[str, float]
     calibration: qa.Calibration
-    verdict: squad.Verdict
+    verdict: extractor.Verdict
 
 
 def evaluate(run: Run, settings: Settings, corpus: Corpus) -> Judged:
     """Judge the model on all validation questions, and write some of its answers."""
     network = run.weights().eval()
-    logits, nats = squad.look(network, corpus.mine)
+    logits, nats = extractor.look(network, corpus.mine)
     network.train()
     total = torch.tensor([nats, len(logits)], dtype=torch.float64)
     nats, windows = run.sum(total).tolist()
-    half = squad.halves(len(corpus.val))[list(run.share(len(corpus.val)))]
+    half = extractor.halves(len(corpus.val))[list(run.share(len(corpus.val)))]
     temperature, *of_half = temperatures(logits, corpus.mine, half)
     others = np.array(of_half)[1 - half]  # what one half taught judges the other
-    mine = squad.readings(logits, corpus.mine, settings.max_answer_len, others)
-    verdict = squad.judge(gather_object(mine), corpus.val)
+    mine = extractor.readings(logits, corpus.mine, settings.max_answer_len, others)
+    verdict = extractor.judge(gather_object(mine), corpus.val)
     figures = {"val_loss": nats / windows, **verdict.figures, "temperature": temperature}
     if run.is_main:
         write_samples(run, corpus, verdict)
@@ -255,9 +253,9 @@ def evaluate(run: Run, settings: Settings, corpus: Corpus) -> Judged:
     return Judged(figures, learnt, verdict)
 
 
-def temperatures(logits: np.ndarray, part: squad.Questions, half: np.ndarray) -> list[float]:
+def temperatures(logits: np.ndarray, part: extractor.Questions, half: np.ndarray) -> list[float]:
     """Fit a temperature to the questions of all processes, and to each half of them."""
-    mine = logits, squad.gold_classes(part), half[part.windows.row]
+    mine = logits, extractor.gold_classes(part), half[part.windows.row]
     logits, classes, of = (
         np.concatenate(each) for each in zip(*gather_object([mine]), strict=True)
     )
@@ -267,7 +265,7 @@ def temperatures(logits: np.ndarray, part: squad.Questions, half: np.ndarray) ->
     ]
 
 
-def write_samples(run: Run, corpus: Corpus, verdict: squad.Verdict) -> None:
+def write_samples(run: Run, corpus: Corpus, verdict: extractor.Verdict) -> None:
     """Show what was answered to some of the questions."""
     lines = [f"# Step {run.progress.step}\n", "| | question | answer | confidence | gold |"]
     lines.append("|---|---|---|---|---|")

@@ -12,7 +12,7 @@ from conftest import ON_CPU, TWO, log_of, run_here, weights_of
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
 import genkit
-from genkit import qa, squad
+from genkit import extractor, qa, squad
 
 RATES = ("--batch_size", "32", "--learning_rate", "1e-3", "--mixed_precision", "no")
 WINDOW = ("--max_seq_len", "48", "--doc_stride", "8", "--max_answer_len", "4")
@@ -65,7 +65,7 @@ def facts_file(path, seed, articles, own_words, impossible=False):
 def encoder(folder, data, seed=0):
     """Save a small encoder with random weights and no head, as others would have."""
     examples, _ = squad.read(str(data))
-    tokenizer = squad.make_tokenizer(examples, 300, 48)
+    tokenizer = extractor.make_tokenizer(examples, 300, 48)
     config = DistilBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=48,
@@ -169,8 +169,8 @@ def test_the_figures_are_those_of_answer(trained, possible):
         genkit.answer(e.question, e.context, model=reader, max_answer_len=4, doc_stride=8)
         for e in held
     ]
-    read = [squad.Reading(a.answer, a.score, a.confidence, a.null_score, 0.0) for a in said]
-    figures = squad.judge(read, held).figures
+    read = [extractor.Reading(a.answer, a.score, a.confidence, a.null_score, 0.0) for a in said]
+    figures = extractor.judge(read, held).figures
     for name in ("exact_match", "f1", "ece_before"):
         assert figures[name] == pytest.approx(best[name], rel=1e-4)
 
