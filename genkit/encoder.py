@@ -62,7 +62,7 @@ class Encoder:
     ) -> None:
         self._typed = typed
         self._stock, self._precision, self._compiled = model, precision, compiled
-        self._packed = pack(model, precision) if precision else model
+        self._packed = pack(model, precision, head=False) if precision else model
         self._spent = 0.0
         self._due = compiling.READYING
         self._run: compiling.Compiled | None = None
@@ -96,9 +96,11 @@ class Encoder:
     @torch.inference_mode(False)
     def _improve(self, compile_now: bool) -> None:
         """Use a compiled network if there is one, or one is to be made."""
-        int8 = self._precision == "int8"
-        model = pack(self._stock, "int8", compiled=True) if int8 else self._packed
+        model = self._packed
+        if self._precision == "int8":
+            model = pack(self._stock, "int8", head=False, compiled=True)
         path = compiling.place(model, __name__, pack.__module__)
+        path = path.with_stem(f"{path.stem}-typed") if self._typed else path
         weights = compiling.weights(model)
         if compile_now and not path.exists():
             _compile(model, weights, self._typed, path)
@@ -111,7 +113,7 @@ def _compile(
     model: PreTrainedModel, weights: dict[str, torch.Tensor], typed: bool, path: Path
 ) -> None:
     """Compile an encoder for any number of windows of any length."""
-    ids = torch.ones(3, 37, dtype=torch.int64)  # different, and neither special
+    ids = torch.ones(3, 11, dtype=torch.int64)  # different, and neither special
     example = (weights, ids, ids.clone(), torch.zeros_like(ids) if typed else None)
     two = {0: Dim.AUTO, 1: Dim.AUTO}
     shapes = (dict.fromkeys(weights), two, two, two if typed else None)

@@ -96,9 +96,8 @@ def orthogonalized(
 def _embeddings(model: torch.nn.Module) -> set[int]:
     """Find the weights of embedding tables and of a language model's output head."""
     found = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    if isinstance(model, PreTrainedModel):
-        found.append(model.get_output_embeddings())
-    return {id(module.weight) for module in found}
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return {id(module.weight) for module in ([*found, head] if head is not None else found)}
 
 
 def averaging(decay: float) -> Callable[..., None]:

@@ -122,17 +122,21 @@ def _int8(weight: torch.Tensor) -> Product:
     return lambda x: linear(x, 1 / 127, 128, packed)  # x is in [-1, 1]
 
 
-def pack(model: PreTrainedModel, precision: str, compiled: bool = False) -> PreTrainedModel:
+def pack(
+    model: PreTrainedModel, precision: str, head: bool = True, compiled: bool = False
+) -> PreTrainedModel:
     """Copy a float32 model with its large matrices packed; everything else is shared, not copied.
 
     Args:
         precision: of the matrix products. Below float32 every matrix is packed, however small.
+        head: pack what is behind the base model, too.
         compiled: the copy will be compiled, and for many rows.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     packed = copy.deepcopy(model, shared)
     for name, layer in list(packed.named_modules()):
-        if isinstance(layer, nn.Linear | Conv1D):
+        inside = name.startswith(f"{model.base_model_prefix}.")
+        if isinstance(layer, nn.Linear | Conv1D) and (head or inside):
             weight = layer.weight.detach()
             if precision != "float32" or weight.numel() >= WORTHWHILE:
                 parent, _, leaf = name.rpartition(".")

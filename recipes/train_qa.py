@@ -126,8 +126,7 @@ def main() -> None:
         # ---- model
         # on a CPU, the fused attention's backward in bfloat16 is slower than plain products
         network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
-        # in a list, for a transformers model is asked for an output head of words
-        model = run.network("model", network, optimizers(torch.nn.ModuleList([network]), settings))
+        model = run.network("model", network, optimizers(network, settings))
         loss = run.lower(extractor.loss)
         run.say(
             f"{network.num_parameters():,} parameters · {len(parts[0]):,} questions to train on, "
