@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genkit.qa import Answer
@@ -73,19 +73,30 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     for name, kind, text in _FLAGS:
         action = "append" if name in ("stop", "bad-words") else "store"
         parser.add_argument(f"--{name}", type=kind, action=action, help=text)
+    _add_loading(parser)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
     speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--eager", action="store_true", help="no packing, no compiled step")
-    speed.add_argument("--compile", action="store_true", help="compile before the first token")
+    speed.add_argument("--eager", action="store_true", help="never compile")
+    speed.add_argument("--compile", action="store_true", help="compile before anything else")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said; of compiling, nothing if it is to be done when it pays."""
     options = {name: value for name, value in vars(arguments).items() if value is not None}
-    prompts, _ = options.pop("prompt"), options.pop("command")
+    del options["command"]
     if options.pop("eager"):
         options["compile"] = False
     elif not options["compile"]:
-        del options["compile"]  # when it pays
+        del options["compile"]
+    return options
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    options = _options(arguments)
+    prompts = options.pop("prompt")
     if options.get("early_stopping") == "yes":
         options["early_stopping"] = True
     from transformers.utils import logging
@@ -137,12 +148,12 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether there may be no answer; unless told, if the model was trained for it",
     )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
+    _add_loading(parser)
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    options = {name: value for name, value in vars(arguments).items() if value is not None}
-    questions, _ = options.pop("question"), options.pop("command")
+    options = _options(arguments)
+    questions = options.pop("question")
     context = _read(options.pop("context"))
     from transformers.utils import logging
 
