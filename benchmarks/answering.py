@@ -128,7 +128,8 @@ def document(arguments: argparse.Namespace, questions: list[str]) -> None:
             print(
                 f"genkit {name}, doc_stride {stride}: {1 / mine:.1f} s a question of "
                 f"{len(text):,} characters, {mine / rate:.2f} times the pipeline; "
-                f"{memory.peak / 2**30:.2f} GB at most"
+                f"{memory.peak / 2**30:.2f} GB at most",
+                flush=True,
             )
 
 
@@ -144,7 +145,7 @@ def pipeline(
         version, batch, seconds, rows = json.loads(line)
         rates.append(len(questions) / seconds)
         answers.append(rows)
-        print(f"transformers {version}, batch {batch}: {rates[-1]:.2f} questions/s")
+        print(f"transformers {version}, batch {batch}: {rates[-1]:.3g} questions/s", flush=True)
     return answers[0], max(rates)
 
 

@@ -53,7 +53,8 @@ class Encoder:
     Args:
         model: an encoder, in float32 and on a CPU if it is not to be left as it is.
         precision: of the matrix products; None leaves the model as it is.
-        compiled: True compiles at once; None when it pays; False never.
+        compiled: True compiles at once; None when it pays, which in float32 it hardly ever does;
+            False never.
         typed: whether it is told which text a token is of.
     """
 
@@ -61,7 +62,8 @@ class Encoder:
         self, model: PreTrainedModel, precision: str | None, compiled: bool | None, typed: bool
     ) -> None:
         self._typed = typed
-        self._stock, self._precision, self._compiled = model, precision, compiled
+        self._stock, self._precision = model, precision
+        self._compiled = False if compiled is None and precision == "float32" else compiled
         self._packed = pack(model, precision, head=False) if precision else model
         self._spent = 0.0
         self._due = compiling.READYING

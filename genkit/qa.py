@@ -146,8 +146,8 @@ def load(
         revision: a branch, tag or commit on the Hub.
         dtype, quantize: see `genkit.load`.
         compile: True compiles the model before the first window (20 to 40 s, once a shape of
-            model: it is kept in the cache); None does when the process has spent as long on
-            reading; False never.
+            model: it is kept in the cache); None does for bfloat16 and int8 when the process has
+            spent as long on reading; False never.
         trust_remote_code: run code that the model brings along.
 
     Raises:

@@ -56,7 +56,8 @@ def compiled(kind, precision, folder, monkeypatch):
     with monkeypatch.context() as now:
         now.setattr(compiling, "READYING", 0.0)
         now.setattr(compiling, "COMPILING", 0.0)
-        encoder = Encoder(reader.model, precision, None, kind == "uncased")
+        choice = True if precision == "float32" else None
+        encoder = Encoder(reader.model, precision, choice, kind == "uncased")
         with torch.inference_mode():
             for _ in range(3):
                 encoder(batch(reader, 2, 8))
@@ -92,11 +93,11 @@ def test_an_encoder_that_does_not_compile_is_run_without(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "READYING", 0.0)
     monkeypatch.setattr(compiling, "COMPILING", 0.0)
     reader = random_reader("cased")
-    encoder = Encoder(reader.model, "float32", None, False)
+    encoder = Encoder(reader.model, "int8", None, False)
     with torch.inference_mode(), pytest.warns(UserWarning, match="does not compile"):
         for _ in range(3):
             encoder(batch(reader, 2, 8))
-    check(reader, encoder, "float32")
+    check(reader, encoder, "int8")
 
 
 def test_weights_that_changed_are_read_again():
