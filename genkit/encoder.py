@@ -5,13 +5,68 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
 
 from genkit import compiling, launch
 from genkit.packing import pack
+
+# ---------------------------------------------------------------------------------------------
+# Attention in bfloat16, where products are not in float32 anyway
+
+_library = torch.library.Library("genkit", "FRAGMENT")
+_library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask) -> Tensor")
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """(windows, heads, tokens, size) of bfloat16 each, contiguous, q scaled; the mask is added."""
+    rows = [x.flatten(0, 1) for x in (q, k, v)]
+    scores = torch.bmm(rows[0], rows[1].mT)
+    if mask is not None and mask.any():
+        scores.view(*q.shape[:2], *scores.shape[1:]).add_(mask)
+    return torch.bmm(scores.softmax(-1), rows[2]).view_as(q)
+
+
+_library.impl("attention", _attention, "CPU")
+_library.impl("attention", lambda q, k, v, mask: torch.empty_like(q), "Meta")
+
+
+def _low_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' other functions do; see `AttentionInterface`."""
+    query = query * (scaling or query.shape[-1] ** -0.5)
+    q, k, v = (x.bfloat16().contiguous() for x in (query, key, value))
+    found = torch.ops.genkit.attention(q, k, v, attention_mask)
+    return found.transpose(1, 2).to(query.dtype).contiguous(), None
+
+
+AttentionInterface.register("genkit", _low_attention)
+AttentionMaskInterface.register("genkit", eager_mask)
+
+
+def _lowered(model: PreTrainedModel, precision: str, compiled: bool = False) -> PreTrainedModel:
+    """Copy a float32 model with its products, but for those of the head, in a precision."""
+    copy = pack(model, precision, head=False, compiled=compiled)
+    if precision != "float32" and copy._can_set_attn_implementation():
+        copy.set_attn_implementation("genkit")
+    return copy
+
+
+# ---------------------------------------------------------------------------------------------
+# The encoder
 
 
 class StockEncoder(torch.nn.Module):
@@ -64,7 +119,7 @@ class Encoder:
         self._typed = typed
         self._stock, self._precision = model, precision
         self._compiled = False if compiled is None and precision == "float32" else compiled
-        self._packed = pack(model, precision, head=False) if precision else model
+        self._packed = _lowered(model, precision) if precision else model
         self._spent = 0.0
         self._due = compiling.READYING
         self._run: compiling.Compiled | None = None
@@ -100,7 +155,7 @@ class Encoder:
         """Use a compiled network if there is one, or one is to be made."""
         model = self._packed
         if self._precision == "int8":
-            model = pack(self._stock, "int8", head=False, compiled=True)
+            model = _lowered(self._stock, "int8", compiled=True)
         path = compiling.place(model, __name__, pack.__module__)
         path = path.with_stem(f"{path.stem}-typed") if self._typed else path
         weights = compiling.weights(model)
