@@ -1,7 +1,7 @@
 """genkit.answer against the question-answering pipeline of transformers 4.57, in one run.
 
     python benchmarks/answering.py --python path/to/python/with/transformers/4.57 \\
-        --squad xquad.en.first24.json --model FOLDER                   # answers and speed
+        --squad xquad.en.json --model FOLDER                   # answers and speed
     python benchmarks/answering.py --python … --squad … --model FOLDER --document book.txt
 
 The folder is an ordinary model for question answering, such as one by recipes/train_qa.py; of

@@ -47,6 +47,9 @@ def _low_attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' other functions do; see `AttentionInterface`."""
+    if key.shape[1] != query.shape[1]:  # several queries share a key
+        shared = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
     query = query * (scaling or query.shape[-1] ** -0.5)
     q, k, v = (x.bfloat16().contiguous() for x in (query, key, value))
     found = torch.ops.genkit.attention(q, k, v, attention_mask)

@@ -222,7 +222,9 @@ def _answer(example: Example, tokens: Tokens) -> tuple[int, int]:
         return -1, -1
     text, start = example.answers[0]
     touched = np.flatnonzero((tokens.ends > start) & (tokens.starts < start + len(text)))
-    return (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -1)
+    if not len(touched):
+        raise ValueError(f"data: the model knows no token of the answer {text!r} ({example.id})")
+    return int(touched[0]), int(touched[-1])
 
 
 def loss(model: torch.nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:

@@ -131,6 +131,7 @@ def place(dtype: str | None) -> tuple[str, torch.dtype]:
 
 
 @functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
 def _load(
     name: str,
     stamp: int,

@@ -135,7 +135,7 @@ def pack(
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     packed = copy.deepcopy(model, shared)
     for name, layer in list(packed.named_modules()):
-        inside = name.startswith(f"{model.base_model_prefix}.")
+        inside = model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
         if isinstance(layer, nn.Linear | Conv1D) and (head or inside):
             weight = layer.weight.detach()
             if precision != "float32" or weight.numel() >= WORTHWHILE:

@@ -40,7 +40,7 @@ class Answer:
     score: float  # its probability, normalised over its window
     start: int  # characters of the context
     end: int
-    window: tuple[int, int]  # the characters of the context that were read for it
+    window: tuple[int, int]  # characters that were read for it; a word cut there is whole above
     null_score: float | None  # probability that there is no answer; None: the model cannot tell
     confidence: float | None  # the score, calibrated; None: the model was not
     context: str = field(repr=False)
@@ -77,6 +77,9 @@ class Calibration:
     temperature: float  # divides the logits where confidence is asked for
     threshold: float  # log-odds of no answer above which there is none
     impossible: bool  # trained on questions without an answer
+    max_seq_len: int = MAX_SEQ_LEN  # of the validation
+    doc_stride: int = DOC_STRIDE
+    max_answer_len: int = MAX_ANSWER_LEN
 
 
 @dataclass(eq=False)
@@ -117,12 +120,11 @@ class Reader:
     def limit(self) -> int:
         """The most tokens that the model reads at once."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
-        unused = [  # RoBERTa's positions begin behind the one that stands for padding
-            layer.padding_idx + 1
-            for name, layer in self.model.named_modules()
-            if name.endswith("position_embeddings") and layer.padding_idx is not None
-        ]
-        return min(self.tokenizer.model_max_length, positions - sum(unused))
+        for name, layer in self.model.named_modules():
+            embeds = isinstance(layer, torch.nn.Embedding) and "position_embeddings" in name
+            if embeds and layer.padding_idx:  # RoBERTa's begin behind the one for padding
+                return min(self.tokenizer.model_max_length, positions - layer.padding_idx - 1)
+        return min(self.tokenizer.model_max_length, positions)
 
     @functools.cached_property
     def has_null(self) -> bool:
@@ -160,11 +162,13 @@ def load(
     if name == DEFAULT and revision is None:
         revision = REVISION
     lm.check_shards(folder)
-    stamp = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
+    files = (*folder.glob("*.safetensors"), *folder.glob("*.json"))
+    stamp = max((file.stat().st_mtime_ns for file in files), default=0)
     return _load(name, stamp, revision, dtype, quantize, compile, trust_remote_code)
 
 
 @functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
 def _load(
     name: str,
     stamp: int,
@@ -229,7 +233,7 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
     top_k: int = 1,
     max_seq_len: int | None = None,
     doc_stride: int | None = None,
-    max_answer_len: int = MAX_ANSWER_LEN,
+    max_answer_len: int | None = None,
     handle_impossible: bool | None = None,
     threshold: float | None = None,
     align_to_words: bool = True,
@@ -254,7 +258,7 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
         max_seq_len: tokens of a window, question included; 384 unless told, or what the model can.
         doc_stride: tokens of context that a window shares with the next; 128 unless told, or a half
             of shorter windows.
-        max_answer_len: the most tokens of an answer.
+        max_answer_len: the most tokens of an answer; 15 unless told.
         handle_impossible: whether "" may be the answer: there is none. Unless told, if the model
             was trained for it by recipes/train_qa.py.
         threshold: log-odds of no answer against the best one above which there is none; 0 unless
@@ -262,6 +266,9 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
             has none, either.
         align_to_words: answers are whole words. False: spans of tokens as they are, each with its
             own probability.
+
+    A model by recipes/train_qa.py has max_seq_len, doc_stride and max_answer_len of its validation
+    in place of these numbers.
 
     Returns:
         An `Answer` for one question and one context, otherwise a list of them.
@@ -271,7 +278,12 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
     """
     questions, contexts = _pairs(question, context)
     _check_count("top_k", top_k, 1)
-    _check_count("max_answer_len", max_answer_len, 1)
+    for name, flag in (
+        ("handle_impossible", handle_impossible),
+        ("align_to_words", align_to_words),
+    ):
+        if not isinstance(flag, bool | None):
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
     if not isinstance(model, Reader):
         model = load(
             model,
@@ -285,6 +297,9 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
         raise ValueError(
             "revision, dtype, quantize and compile are for loading; the model given is loaded"
         )
+    if max_answer_len is None:
+        max_answer_len = model.known.max_answer_len
+    _check_count("max_answer_len", max_answer_len, 1)
     impossible, threshold = _null(model, handle_impossible, threshold)
     size = _window_size(model, max_seq_len, doc_stride)
     windows = Windows(questions, contexts, model.tokenizer, *size)
@@ -345,21 +360,22 @@ def _window_size(
 ) -> tuple[int, int]:
     """Choose the tokens of a window, and of its context that the next one shares."""
     if max_seq_len is None:
-        max_seq_len = min(MAX_SEQ_LEN, reader.limit)
+        max_seq_len = min(reader.known.max_seq_len, reader.limit)
     _check_count("max_seq_len", max_seq_len, 1)
     if max_seq_len > reader.limit:
         raise ValueError(
             f"max_seq_len: {max_seq_len} is more than the {reader.limit} that the model reads"
         )
     if doc_stride is None:
-        doc_stride = min(DOC_STRIDE, max_seq_len // 2)
+        doc_stride = min(reader.known.doc_stride, max_seq_len // 2)
     _check_count("doc_stride", doc_stride, 0)
     return max_seq_len, doc_stride
 
 
 def _null(reader: Reader, handle: bool | None, threshold: float | None) -> tuple[bool, float]:
     """Choose whether there may be no answer, and the odds that it takes."""
-    if threshold is not None and (not isinstance(threshold, Real) or math.isnan(threshold)):
+    real = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if threshold is not None and (not real or math.isnan(threshold)):
         raise ValueError(f"threshold must be a number, log-odds, got {threshold!r}")
     if handle is False and threshold is not None:
         raise ValueError(
@@ -463,11 +479,13 @@ def _record(
 def distinct(spans: list[Span], context: str, count: int) -> list[Span]:
     """Keep the best spans that neither touch nor read as a better one."""
     kept: list[Span] = []
+    readings: set[str] = set()
     for span in sorted(spans, key=lambda span: (-span.score, span.start)):
         reading = context[span.start : span.end].lower()
         touching = any(span.start < other.end and other.start < span.end for other in kept)
-        if not touching and reading not in [context[o.start : o.end].lower() for o in kept]:
+        if not touching and reading not in readings:
             kept.append(span)
+            readings.add(reading)
         if len(kept) == count:
             break
     return kept

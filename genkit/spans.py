@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def answers(
     contexts: Sequence[str],
     wanted: Wanted,
 ) -> list[list[Span]]:
-    """Find the best answers of each window, which do not touch each other.
+    """Find the best answers of each window, which read differently and do not touch each other.
 
     Args:
         start, end: logits of no answer and of the tokens of context, (windows, 1 + tokens).
@@ -85,39 +85,46 @@ def answers(
     c_start, c_end = (F.log_softmax(x / wanted.temperature, -1)[:, 1:] for x in (start, end))
     taken = torch.zeros_like(p_start, dtype=torch.bool)
     found: list[list[Span]] = [[] for _ in group]
-    for _ in range(wanted.answers):
+    known: list[set[object]] = [set() for _ in group]  # what they read
+    open_ = set(range(len(group)))  # windows that may have more answers
+    while open_:
         p, first, last = likeliest(p_start, p_end, wanted.longest, taken)
         c = c_start.gather(1, first) + c_end.gather(1, last)
-        weighed = zip(*(x.tolist() for x in (p, c, first, last)), strict=True)
-        more = False
-        for i, (window, candidates) in enumerate(zip(group, weighed, strict=True)):
-            row, offset = windows.row[window], int(windows.first[window])
+        weighed = list(zip(*(x.tolist() for x in (p, c, first, last)), strict=True))
+        for i in sorted(open_):
+            row, offset = windows.row[group[i]], int(windows.first[group[i]])
             tokens = windows.contexts[row]
-            ends = tokens.starts[offset], tokens.ends[windows.last[window] - 1]
-            best = _best(contexts[row], tokens, offset, wanted.words, *candidates)
-            if best:
-                read = int(ends[0]), int(ends[1])
-                found[i].append(Span(best.score, best.confidence, best.start, best.end, read))
-                taken[i, max(best.first - offset, 0) : best.last - offset + 1] = True
-                more = True
-        if not more:
-            break
+            readings = _readings(contexts[row], tokens, offset, wanted.words, *weighed[i])
+            new = {name: reading for name, reading in readings.items() if name not in known[i]}
+            if new:
+                best = max(new, key=lambda name: new[name].score)
+                known[i].add(best)
+                last_token = int(windows.last[group[i]]) - 1
+                read = int(tokens.starts[offset]), int(tokens.ends[last_token])
+                found[i].append(new[best].span(read))
+            for name in known[i] & readings.keys():
+                for a, b in readings[name].places:
+                    taken[i, max(a - offset, 0) : b - offset + 1] = True
+            if not readings or len(found[i]) == wanted.answers:
+                open_.remove(i)
     return found
 
 
 @dataclass
 class _Reading:
-    """Spans that read the same: the place of the likeliest, and what they have together."""
+    """Spans that read the same: where the likeliest is, and what they have together."""
 
     start: int  # characters
     end: int
-    first: int  # tokens of the context
-    last: int
+    places: list[tuple[int, int]] = field(default_factory=list)  # of all, in tokens
     score: float = 0.0
     confidence: float = 0.0
 
+    def span(self, window: tuple[int, int]) -> Span:
+        return Span(self.score, self.confidence, self.start, self.end, window)
 
-def _best(
+
+def _readings(
     context: str,
     tokens: Tokens,
     offset: int,
@@ -126,8 +133,8 @@ def _best(
     c: list[float],
     first: list[int],
     last: list[int],
-) -> _Reading | None:
-    """Add up candidates that read the same, and return the likeliest.
+) -> dict[object, _Reading]:
+    """Add up candidates that read the same.
 
     Args:
         offset: the token of the context that the window begins with.
@@ -143,11 +150,12 @@ def _best(
             a, b = int(tokens.first[a]), int(tokens.last[b])
         start, end = _trimmed(context, int(tokens.starts[a]), int(tokens.ends[b]))
         if start < end:
-            key = context[start:end].lower() if words else (a, b)
-            reading = readings.setdefault(key, _Reading(start, end, a, b))
+            name = context[start:end].lower() if words else (a, b)
+            reading = readings.setdefault(name, _Reading(start, end))
+            reading.places.append((a, b))
             reading.score += math.exp(score)
             reading.confidence += math.exp(confidence)
-    return max(readings.values(), key=lambda reading: reading.score, default=None)
+    return readings
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -158,6 +158,8 @@ def _nested(articles: list[Any]) -> Iterator[dict[str, Any]]:
             for k, question in enumerate(_field(paragraph, "qas", list, place)):
                 place = f"data[{i}].paragraphs[{j}].qas[{k}]"
                 golds = _field(question, "answers", list, place)
+                if "is_impossible" in question:
+                    _field(question, "is_impossible", bool, place)
                 if question.get("is_impossible", not golds) is bool(golds):
                     raise ValueError(
                         f"data: {place} has {len(golds)} answers, and is_impossible is "
@@ -186,6 +188,7 @@ def _checked(rows: Iterable[Any], source: str) -> list[Example]:
         texts = {name: _field(row, name, str, place) for name in COLUMNS[:-1]}
         golds = _field(row, "answers", dict, place)
         lists = [_field(golds, name, list, f"{place}.answers") for name in ("text", "answer_start")]
+        texts["question"] = texts["question"].strip()  # some of SQuAD's begin with many blanks
         example = Example(**texts, answers=list(zip(*lists, strict=False)))
         if len(lists[0]) != len(lists[1]):
             raise ValueError(

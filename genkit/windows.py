@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from genkit.encoding import BLOCK, WORD_END
@@ -32,7 +33,9 @@ class Tokens:
 def tokenize(text: str, tokenizer: Any) -> Tokens:
     """Encode a text of any length, without what a tokenizer adds at its ends."""
     ids, offsets, words = [], [], []
+    bar = tqdm(total=len(text), desc="tokenizing", unit_scale=True, delay=2, leave=False)
     for start, block in _blocks(text):
+        bar.update(len(block))
         encoding = tokenizer(
             block, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -40,6 +43,7 @@ def tokenize(text: str, tokenizer: Any) -> Tokens:
         offsets.append(np.array(encoding.offset_mapping, dtype=np.int64).reshape(-1, 2) + start)
         names = [-1 - i if w is None else w for i, w in enumerate(encoding.word_ids())]
         words.append(np.array(names, dtype=np.int64) + (start << 32))  # of this block alone
+    bar.close()
     starts, ends = np.concatenate(offsets).T
     return Tokens(np.concatenate(ids), starts, ends, *_extents(np.concatenate(words)))
 
@@ -123,15 +127,20 @@ class Windows:
         self.questions, self.contexts = [asked[q] for q in questions], [texts[c] for c in contexts]
         cuts = []
         for row, (question, context) in enumerate(zip(self.questions, self.contexts, strict=True)):
+            for name, text, found in (
+                ("question", questions[row], question),
+                ("context", contexts[row], context),
+            ):
+                if not len(found):
+                    raise ValueError(f"{name}: the model knows no token of {text!r:.60}")
             room = max_seq_len - len(self.template) - len(question)
             if room <= doc_stride:
                 raise ValueError(
                     f"question: {questions[row]!r:.60} has {len(question)} tokens; of a window of "
                     f"{max_seq_len} it leaves {max(room, 0)} for the context, which must be more "
-                    f"than doc_stride={doc_stride}. Shorten it, or raise max_seq_len"
+                    f"than doc_stride={doc_stride}. Shorten it, lower doc_stride, or raise "
+                    "max_seq_len"
                 )
-            if not len(context):
-                raise ValueError(f"context: the model knows no token of {contexts[row]!r:.60}")
             cuts += [(row, *window) for window in cut(len(context), room, doc_stride)]
         self.row, self.first, self.last = np.array(cuts).T  # which text; tokens of the context
         sizes = np.array([len(question) for question in self.questions])

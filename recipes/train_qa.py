@@ -248,7 +248,14 @@ def evaluate(run: Run, settings: Settings, corpus: Corpus) -> Judged:
     figures = {"val_loss": nats / windows, **verdict.figures, "temperature": temperature}
     if run.is_main:
         write_samples(run, corpus, verdict)
-    learnt = qa.Calibration(temperature, verdict.threshold, corpus.impossible)
+    learnt = qa.Calibration(
+        temperature,
+        verdict.threshold,
+        corpus.impossible,
+        settings.max_seq_len,
+        settings.doc_stride,
+        settings.max_answer_len,
+    )
     return Judged(figures, learnt, verdict)
 
 

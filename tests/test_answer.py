@@ -117,6 +117,9 @@ def test_alternatives_come_in_order_and_apart(pointing):
     record = genkit.answer(QUESTION, context, model=pointing, top_k=3)
     found = [record.answer, *(other.answer for other in record.alternatives)]
     assert found[:2] == ["alpha fox omega", "alef dog tav"] and len(found) == 3
+    twice = "the alpha omega is . the alpha omega . the alef tav"
+    record = genkit.answer(QUESTION, twice, model=pointing, top_k=2)
+    assert [str(a) for a in (record, *record.alternatives)] == ["alpha omega", "alef tav"]
     few = genkit.answer(QUESTION, "fox", model=pointing, top_k=1000)
     assert few.answer == "fox" and few.alternatives == []
 
@@ -313,6 +316,20 @@ def test_a_text_whose_likeliest_spans_are_blank_has_no_answer():
     assert genkit.answer("Where?", "\n" * 3 + "a", model=shy).answer == "a"
 
 
+def test_a_model_is_used_as_it_was_validated():
+    """Its own window and longest answer, unless told."""
+    tuned = pointer()
+    known = {"temperature": 2.0, "threshold": 0.0, "impossible": False}
+    tuned.model.config.calibration = known | {"max_seq_len": 16, "doc_stride": 3}
+    tuned.model.config.calibration |= {"max_answer_len": 2}
+    context = "alpha fox omega " + "dog " * 30
+    record = genkit.answer(QUESTION, context, model=tuned)
+    sizes = {"max_seq_len": 16, "doc_stride": 3, "max_answer_len": 2}
+    assert record == genkit.answer(QUESTION, context, model=tuned, **sizes)
+    assert record.answer != "alpha fox omega" and record.window[1] < len(context)
+    assert str(genkit.answer(QUESTION, context, model=tuned, max_answer_len=3)) == "alpha fox omega"
+
+
 def without_cls():
     tokenizer = wordpiece(lower=True)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -392,6 +409,7 @@ BAD = [
     ({"question": "Where \ud83d?"}, "question has half a surrogate"),
     ({"context": ["the \udc4d fox"]}, r"context\[0\] has half a surrogate"),
     ({"context": "\u200b\u200b"}, "context: the model knows no token of"),
+    ({"question": "\u200b"}, "question: the model knows no token of"),
     ({"question": "fox " * 70}, "question: 'fox fox .*has 70 tokens.*leaves 0"),
     ({"doc_stride": 60}, "question: .*doc_stride=60"),
     ({"doc_stride": -1}, "doc_stride must be a whole number, 0 or more, got -1"),
@@ -404,6 +422,9 @@ BAD = [
     ({"top_k": True}, "top_k must be a whole number"),
     ({"top_k": 1.5}, "top_k must be a whole number"),
     ({"top_k": None}, "top_k must be a whole number"),
+    ({"handle_impossible": "no"}, "handle_impossible must be True or False, got 'no'"),
+    ({"align_to_words": 1}, "align_to_words must be True or False, got 1"),
+    ({"threshold": True}, "threshold must be a number"),
     ({"max_answer_len": 0}, "max_answer_len must be a whole number, 1 or more"),
     ({"max_answer_len": "15"}, "max_answer_len must be a whole number"),
     ({"threshold": "0"}, "threshold must be a number"),

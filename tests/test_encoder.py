@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from readers import random_reader
 
 import genkit
-from genkit import compiling, qa
-from genkit.encoder import Encoder
+from genkit import compiling, packing, qa
+from genkit.encoder import Encoder, _low_attention
 
 CLOSE = {"float32": 1e-5, "bfloat16": 0.1, "int8": 0.3}  # of logits whose deviation is about 4
 
@@ -44,9 +45,26 @@ def check(reader, encoder, precision):
 
 @pytest.mark.parametrize("precision", CLOSE)
 @pytest.mark.parametrize("kind", ["cased", "uncased", "bytes"])
-def test_packed_matrices_compute_the_same(kind, precision):
+def test_packed_matrices_compute_the_same(kind, precision, monkeypatch):
+    monkeypatch.setattr(packing, "WORTHWHILE", 1)  # these matrices are small
     reader = random_reader(kind)
-    check(reader, Encoder(reader.model, precision, False, kind == "uncased"), precision)
+    encoder = Encoder(reader.model, precision, False, kind == "uncased")
+    packed = [m for m in encoder._packed.modules() if isinstance(m, packing.PackedLinear)]
+    assert len(packed) == 12 and {m.precision for m in packed} == {precision}  # 6 a layer
+    check(reader, encoder, precision)
+
+
+@pytest.mark.parametrize("keys", [1, 2, 4])
+def test_attention_is_torchs_own(keys):
+    """In bfloat16, padded, with several queries a key."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, heads, 9, 8) for heads in (4, keys, keys))
+    seen = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+    mask = torch.zeros(3, 1, 9, 9).masked_fill(~seen[:, None, None], -1e30)
+    ours, _ = _low_attention(torch.nn.Module(), q, k, v, mask)
+    k, v = (x.repeat_interleave(4 // keys, 1) for x in (k, v))
+    exact = F.scaled_dot_product_attention(q, k, v, mask)
+    assert (ours - exact.transpose(1, 2)).abs().max() < 0.03
 
 
 def compiled(kind, precision, folder, monkeypatch):
@@ -118,5 +136,6 @@ def test_a_precision_is_that_of_the_loaded(tmp_path, options):
     exact = genkit.answer(question, context, model=reader)
     found = genkit.answer(question, context, model=tmp_path, **options)
     assert found.score == pytest.approx(exact.score, rel=0.5 if options else 1e-5)
+    assert (abs(found.score - exact.score) > 1e-7) == bool(options)
     with pytest.raises(ValueError, match="the model given is loaded"):
         genkit.answer(question, context, model=qa.load(tmp_path), dtype="bfloat16")

@@ -269,7 +269,7 @@ def test_what_pays_is_done_once(monkeypatch):
     monkeypatch.setattr(stepping, "READYING", 0.0)
     stepper, done = stepping.Stepper(make("gpt2"), "float32", None), []
     whole = stepper._improve
-    monkeypatch.setattr(stepper, "_improve", lambda compiling: done.append(whole(compiling)))
+    monkeypatch.setattr(stepper, "_improve", lambda compile_now: done.append(whole(compile_now)))
     reader = reading.Tree(stepper, [[1, 2, 3]])
     for token in range(5):
         reader.step([[token]])

@@ -335,4 +335,12 @@ def test_a_half_is_judged_by_the_threshold_of_the_other():
     assert verdict.given == ["Ada", ""] * 20
     assert verdict.figures["exact"] == 50
     assert verdict.figures["HasAns_exact"] == verdict.figures["NoAns_exact"] == 50
-    assert verdict.threshold == pytest.approx(math.log(2), abs=1e-6) or verdict.threshold < 0
+    assert verdict.threshold == pytest.approx(math.log(1 / 8), abs=1e-6)
+
+
+def test_an_answer_that_the_model_cannot_see_is_named():
+    """Not learnt as if there were none."""
+    unseen = example("7", context="one \u200b two", answers=[("\u200b", 4)])
+    tokenizer = extractor.make_tokenizer([unseen], 100, 48)
+    with pytest.raises(ValueError, match=r"knows no token of the answer '\\u200b' \(7\)"):
+        extractor.Questions([unseen], tokenizer, 48, 8)

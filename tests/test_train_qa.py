@@ -155,6 +155,7 @@ def test_a_run_leaves_all_that_it_promises(trained):
         assert f"| {name} | {best[name]:.4f} |" in card
     assert "All 12 validation questions, by the rules of SQuAD 1.1" in card
     calibration = {"temperature": best["temperature"], "threshold": 0.0, "impossible": False}
+    calibration |= {"max_seq_len": 48, "doc_stride": 8, "max_answer_len": 4}
     assert json.loads(config)["calibration"] == pytest.approx(calibration)
     table = (trained / "samples" / "step-00000008.md").read_text().splitlines()
     assert len(table) == 4 + 12 and table[4].startswith(("| right | What", "| wrong | What"))
@@ -165,10 +166,7 @@ def test_the_figures_are_those_of_answer(trained, possible):
     _, held = squad.split(str(possible), None, 0.1)
     best = max((line for line in log_of(trained) if "f1" in line), key=lambda line: line["f1"])
     reader = qa.load(trained)
-    said = [
-        genkit.answer(e.question, e.context, model=reader, max_answer_len=4, doc_stride=8)
-        for e in held
-    ]
+    said = [genkit.answer(e.question, e.context, model=reader) for e in held]
     read = [extractor.Reading(a.answer, a.score, a.confidence, a.null_score, 0.0) for a in said]
     figures = extractor.judge(read, held).figures
     for name in ("exact_match", "f1", "ece_before"):
