@@ -43,6 +43,7 @@ for batch in batches:
     rows = [rows] if isinstance(rows, dict) else rows
     print(json.dumps([transformers.__version__, batch, seconds, rows]), flush=True)
 """
+DEFAULTS: dict[str, Any] = {"max_seq_len": 384, "doc_stride": 128, "max_answer_len": 15}
 PRECISIONS: tuple[dict[str, Any], ...] = ({}, {"dtype": "bfloat16"}, {"quantize": "int8"})
 
 
@@ -82,7 +83,9 @@ def short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
         rows: list[qa.Answer] = []
         for _ in range(arguments.repeat):
             start = time.perf_counter()
-            rows = genkit.answer(questions, contexts, model=reader)  # type: ignore[assignment]
+            rows = genkit.answer(  # type: ignore[assignment]
+                questions, contexts, model=reader, **DEFAULTS
+            )
             seconds.append(time.perf_counter() - start)
         exact = exact or rows
         rate, name = len(pairs) / min(seconds), next(iter(precision.values()), "float32")
@@ -122,7 +125,8 @@ def document(arguments: argparse.Namespace, questions: list[str]) -> None:
         for stride in (128, 32):
             with Memory() as memory:
                 start = time.perf_counter()
-                genkit.answer(questions, text, model=reader, doc_stride=stride)
+                sizes = DEFAULTS | {"doc_stride": stride}
+                genkit.answer(questions, text, model=reader, **sizes)
                 mine = len(questions) / (time.perf_counter() - start)
             name = next(iter(precision.values()), "float32")
             print(
