@@ -88,11 +88,16 @@ def load(
     if name == DEFAULT and revision is None:
         revision = REVISION
     lm.check_shards(folder)
-    stamp = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
-    language = _load(name, stamp, revision, dtype, quantize, compile, trust_remote_code)
+    language = _load(name, stamp(folder), revision, dtype, quantize, compile, trust_remote_code)
     if compile and not takes_trees(language.model):
         raise ValueError(f"compile=True is for decoders with full attention, which {name!r} is not")
     return language
+
+
+def stamp(folder: Path) -> int:
+    """Tell when a folder's model was last written: what is loaded once is loaded again then."""
+    files = (*folder.glob("*.safetensors"), *folder.glob("*.json"))
+    return max((file.stat().st_mtime_ns for file in files), default=0)
 
 
 def check_precision(dtype: str | None, quantize: str | None) -> None:

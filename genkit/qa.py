@@ -129,7 +129,7 @@ class Reader:
     @functools.cached_property
     def has_null(self) -> bool:
         """Whether the first token stands for no answer."""
-        return template(self.tokenizer).before[:1] == [self.tokenizer.cls_token_id]
+        return template(self.tokenizer).has_null
 
 
 def load(
@@ -162,9 +162,9 @@ def load(
     if name == DEFAULT and revision is None:
         revision = REVISION
     lm.check_shards(folder)
-    files = (*folder.glob("*.safetensors"), *folder.glob("*.json"))
-    stamp = max((file.stat().st_mtime_ns for file in files), default=0)
-    return _load(name, stamp, revision, dtype, quantize, compile, trust_remote_code)
+    return _load(
+        name, language.stamp(folder), revision, dtype, quantize, compile, trust_remote_code
+    )
 
 
 @functools.lru_cache(maxsize=4)

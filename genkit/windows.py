@@ -33,7 +33,14 @@ class Tokens:
 def tokenize(text: str, tokenizer: Any) -> Tokens:
     """Encode a text of any length, without what a tokenizer adds at its ends."""
     ids, offsets, words = [], [], []
-    bar = tqdm(total=len(text), desc="tokenizing", unit_scale=True, delay=2, leave=False)
+    bar = tqdm(
+        total=len(text),
+        desc="tokenizing",
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        disable=len(text) <= BLOCK,
+    )
     for start, block in _blocks(text):
         bar.update(len(block))
         encoding = tokenizer(
@@ -73,6 +80,7 @@ class Template:
     between: list[int]
     after: list[int]
     types: tuple[list[int], int, list[int], int, list[int]]  # of these and of the two texts
+    has_null: bool  # the first token stands for no answer
 
     def __len__(self) -> int:
         return len(self.before) + len(self.between) + len(self.after)
@@ -92,7 +100,8 @@ def template(tokenizer: Any) -> Template:
     before, between = slice(0, q), slice(q + whose.count(0), c)
     after = slice(c + whose.count(1), None)
     told = (types[before], types[q], types[between], types[c], types[after])
-    return Template(ids[before], ids[between], ids[after], told)
+    has_null = ids[before][:1] == [tokenizer.cls_token_id]
+    return Template(ids[before], ids[between], ids[after], told, has_null)
 
 
 def takes_types(model: PreTrainedModel, around: Template) -> bool:
@@ -121,7 +130,6 @@ class Windows:
         doc_stride: int,
     ) -> None:
         self.template, self.padding = template(tokenizer), tokenizer.pad_token_id or 0
-        self.has_null = self.template.before[:1] == [tokenizer.cls_token_id]
         asked = {q: tokenize(q, tokenizer).ids for q in dict.fromkeys(questions)}
         texts = {c: tokenize(c, tokenizer) for c in dict.fromkeys(contexts)}
         self.questions, self.contexts = [asked[q] for q in questions], [texts[c] for c in contexts]
@@ -196,7 +204,9 @@ class Windows:
         places = torch.from_numpy(self.begin[group])[:, None] + steps
         inside = steps < sizes[:, None]
         taken = logits.float().cpu().gather(1, places.clamp(max=logits.shape[1] - 1))
-        null = logits[:, :1].float().cpu() if self.has_null else torch.full((len(group), 1), NEVER)
+        null = logits[:, :1].float().cpu()
+        if not self.template.has_null:
+            null = torch.full_like(null, NEVER)
         return torch.cat([null, taken.masked_fill(~inside, NEVER)], 1)
 
 
