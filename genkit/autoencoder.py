@@ -1,0 +1,432 @@
+"""Autoencoders and variational autoencoders: networks, losses, likelihood bounds, pipeline.
+
+Images are in [-1, 1], (n, channels, height, width). The file stands alone: it travels with every
+model that it saved, which therefore loads without genkit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+NETWORKS = ("dense", "conv")
+LOG_2PI = math.log(2 * math.pi)
+
+# ---------------------------------------------------------------------------------------------
+# Networks
+
+
+class Dense(torch.nn.Sequential):
+    """Layers of all-to-all connections, each but the last followed by a SiLU."""
+
+    def __init__(self, *sizes: int) -> None:
+        layers: list[torch.nn.Module] = []
+        for i, (inside, outside) in enumerate(itertools.pairwise(sizes)):
+            layers += [torch.nn.SiLU()] if i else []
+            layers.append(torch.nn.Linear(inside, outside))
+        super().__init__(*layers)
+
+
+class Shrink(torch.nn.Sequential):
+    """Convolutions that each halve the picture by max pooling."""
+
+    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+        layers: list[torch.nn.Module] = []
+        for inside, outside in zip([channels, *widths], widths, strict=False):
+            layers.append(torch.nn.Conv2d(inside, outside, 3, padding=1))
+            layers += [torch.nn.SiLU(), torch.nn.MaxPool2d(2, ceil_mode=True)]
+        super().__init__(*layers)
+
+
+class Grow(torch.nn.Module):
+    """The way back: each convolution follows an upsampling to the size that pooling left."""
+
+    def __init__(self, widths: Sequence[int], channels: int, sizes: Sequence[Sequence[int]]):
+        super().__init__()
+        self.start, self.sizes = (widths[-1], *sizes[-1]), [tuple(s) for s in sizes[-2::-1]]
+        outward = [*widths[::-1], channels]
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Conv2d(inside, outside, 3, padding=1)
+            for inside, outside in itertools.pairwise(outward)
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Turn features, (n, all of them), into a picture."""
+        x = features.unflatten(1, self.start)
+        for layer, size in zip(self.layers, self.sizes, strict=True):
+            x = layer(F.interpolate(F.silu(x), size=size))
+        return x
+
+
+class Autoencoder(ModelMixin, ConfigMixin):
+    """A network that squeezes images through a vector, called as diffusers' AutoencoderKL is.
+
+    Args:
+        image_size: channels, height, width.
+        latent_dim: length of the vector.
+        network: "dense" or "conv".
+        widths: of the encoder's hidden layers, or of its convolutions; the decoder mirrors them.
+        variational: the encoder names a Gaussian instead of a point.
+        likelihood: what the decoder names: a Bernoulli's logits or a Gaussian's mean per pixel.
+        labels: classes that it is told; 0 for none.
+        head: classes that a linear layer on the latents tells; 0 for none.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: Sequence[int] = (1, 28, 28),
+        latent_dim: int = 32,
+        network: str = "dense",
+        widths: Sequence[int] = (400,),
+        variational: bool = False,
+        likelihood: str = "bernoulli",
+        labels: int = 0,
+        head: int = 0,
+    ) -> None:
+        super().__init__()
+        if network not in NETWORKS:
+            raise ValueError(f"network must be one of {NETWORKS}, got {network!r}")
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {LIKELIHOODS}, got {likelihood!r}")
+        channels, height, width = image_size
+        pixels, moments = math.prod(image_size), latent_dim * (2 if variational else 1)
+        if network == "dense":
+            self.squeeze = Dense(pixels + labels, *widths, moments)
+            self.stretch = Dense(latent_dim + labels, *widths[::-1], pixels)
+        else:
+            sizes = [(height, width)]
+            for _ in widths:
+                sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+            features = widths[-1] * math.prod(sizes[-1])
+            self.shrink = Shrink(channels, widths)
+            self.squeeze = Dense(features + labels, moments)
+            self.stretch = Dense(latent_dim + labels, features)
+            self.grow = Grow(widths, channels, sizes)
+        self.head = torch.nn.Linear(latent_dim, head) if head else None
+        # where latents lie: for a variational one the prior, for others see `fit_prior`
+        self.register_buffer("prior_mean", torch.zeros(latent_dim))
+        self.register_buffer("prior_scale", torch.eye(latent_dim))
+
+    def encode(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        """Return the distribution of the latents as `.latent_dist`; a point has no variance."""
+        seen = self.shrink(images) if self.config.network == "conv" else images
+        moments = self.squeeze(self._told(seen.flatten(1), labels))
+        if not self.config.variational:
+            moments = torch.cat([moments, torch.zeros_like(moments)], 1)
+        deterministic = not self.config.variational
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments.float(), deterministic))
+
+    def predict(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the decoder says of each pixel: logits, or means."""
+        out = self.stretch(self._told(latents, labels))
+        conv = self.config.network == "conv"
+        return self.grow(out) if conv else out.unflatten(1, self.config.image_size)
+
+    def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> DecoderOutput:
+        """Return mean images as `.sample`."""
+        prediction = self.predict(latents, labels)
+        bernoulli = self.config.likelihood == "bernoulli"
+        return DecoderOutput(2 * prediction.sigmoid() - 1 if bernoulli else prediction.clamp(-1, 1))
+
+    def _told(self, values: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """Append the classes, one-hot, to vectors; there may be several vectors to a label."""
+        if not self.config.labels:
+            return values
+        assert labels is not None, "a class-conditional model needs labels"
+        known = F.one_hot(labels, self.config.labels).to(values.dtype)
+        return torch.cat([values, known.repeat(len(values) // len(known), 1)], 1)
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Encode, draw and decode: all that a loss needs.
+
+        Args:
+            images: (n, channels, height, width).
+            noise: standard normal, (samples, n, latent_dim); None for the mean.
+            labels: (n,), for a model that is told classes.
+
+        Returns:
+            mean and logvar, (n, latent_dim); latents, (samples, n, latent_dim); prediction,
+            (samples, n, channels, height, width); logits, (n, head), if there is a head.
+        """
+        posterior = self.encode(images, labels).latent_dist
+        latents = draw(posterior, noise)
+        prediction = self.predict(latents.flatten(0, 1), labels).unflatten(0, latents.shape[:2])
+        seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
+        seen["prediction"] = prediction
+        return seen | ({"logits": self.head(posterior.mean)} if self.head is not None else {})
+
+    @torch.no_grad()
+    def fit_prior(self, latents: torch.Tensor) -> None:
+        """Put a Gaussian over latents, (n, latent_dim), to sample from (Ghosh et al. 2020)."""
+        values = latents.double()
+        spread = torch.cov(values.T).reshape(values.shape[1], values.shape[1])
+        tiny = 1e-6 * torch.eye(len(spread), dtype=spread.dtype, device=spread.device)
+        self.prior_mean.copy_(values.mean(0))
+        self.prior_scale.copy_(torch.linalg.cholesky(spread + tiny))
+
+
+class Spatial(torch.nn.Module):
+    """A stock AutoencoderKL in training, called as an Autoencoder is; latents are feature maps."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Do as `Autoencoder.forward` does."""
+        assert labels is None, "AutoencoderKL knows no classes"
+        posterior = self.vae.encode(images).latent_dist
+        latents = draw(posterior, noise)
+        prediction = self.vae.decode(latents.flatten(0, 1)).sample
+        seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
+        return seen | {"prediction": prediction.unflatten(0, latents.shape[:2])}
+
+
+def draw(posterior: DiagonalGaussianDistribution, noise: torch.Tensor | None) -> torch.Tensor:
+    """Reparameterise: mean + std * noise, (samples, n, …); one sample, the mean, without noise."""
+    return posterior.mean[None] if noise is None else posterior.mean + posterior.std * noise
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses and bounds, in nats per image, (n,) or (samples, n)
+
+
+def log_likelihood(
+    prediction: torch.Tensor, images: torch.Tensor, likelihood: str, scale: float = 1.0
+) -> torch.Tensor:
+    """Log-probability of images under what the decoder says of their pixels.
+
+    Args:
+        prediction: logits or means, (samples, n, channels, height, width).
+        images: in [-1, 1], (n, channels, height, width).
+        likelihood: "bernoulli", of pixels on with probability (x + 1) / 2; or "gaussian".
+        scale: standard deviation of the Gaussian.
+
+    Returns:
+        Sums over pixels, (samples, n); for a Gaussian, of densities.
+    """
+    prediction, images = prediction.float(), images.float()
+    if likelihood == "bernoulli":
+        on = ((images + 1) / 2).expand_as(prediction)
+        return (
+            -F.binary_cross_entropy_with_logits(prediction, on, reduction="none").flatten(2).sum(2)
+        )
+    each = -0.5 * ((prediction - images) / scale) ** 2 - math.log(scale) - 0.5 * LOG_2PI
+    return each.flatten(2).sum(2)
+
+
+def gaussian_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL divergence of N(mean, exp(logvar)) from N(0, 1), each dimension by itself, (n, …).
+
+    Source: Kingma and Welling 2014, appendix B, https://arxiv.org/abs/1312.6114
+    """
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
+
+
+def variational_loss(
+    seen: dict[str, torch.Tensor],
+    images: torch.Tensor,
+    likelihood: str,
+    scale: float,
+    beta: torch.Tensor | float = 1.0,
+    free_bits: float = 0.0,
+) -> torch.Tensor:
+    """Negative evidence lower bound, mean over the batch.
+
+    Args:
+        seen: what the model returned.
+        beta: weight of the divergence (Higgins et al. 2017).
+        free_bits: nats of each latent dimension, mean over the batch, that cost nothing
+            (Kingma et al. 2016, https://arxiv.org/abs/1606.04934).
+    """
+    fit = log_likelihood(seen["prediction"], images, likelihood, scale).mean()
+    kl = gaussian_kl(seen["mean"], seen["logvar"]).mean(0)
+    if free_bits:
+        kl = kl.clamp(min=free_bits)
+    return beta * kl.sum() - fit
+
+
+def importance_weighted_bound(
+    seen: dict[str, torch.Tensor],
+    noise: torch.Tensor,
+    images: torch.Tensor,
+    likelihood: str,
+    scale: float,
+) -> torch.Tensor:
+    """Bound log p(x) from below by as many samples as there are; exact for infinitely many.
+
+    Args:
+        seen: what the model returned for this noise.
+        noise: (samples, n, …).
+
+    Returns:
+        (n,), in nats.
+
+    Source: Burda et al. 2016, equation 8, https://arxiv.org/abs/1509.00519
+    """
+    fit = log_likelihood(seen["prediction"], images, likelihood, scale)
+    # log p(z) - log q(z | x), of which the constants are the same
+    ratio = 0.5 * (noise**2 + seen["logvar"] - seen["latents"] ** 2).flatten(2).sum(2)
+    return torch.logsumexp(fit + ratio, 0) - math.log(len(noise))
+
+
+def reconstruction_loss(
+    seen: dict[str, torch.Tensor], images: torch.Tensor, likelihood: str
+) -> torch.Tensor:
+    """Return a pixel's mean cross-entropy for Bernoulli, its mean squared error for Gaussian."""
+    if likelihood == "bernoulli":
+        return -log_likelihood(seen["prediction"], images, likelihood).mean() / images[0].numel()
+    return F.mse_loss(seen["prediction"][0].float(), images)
+
+
+def corrupt(images: torch.Tensor, noise: str, amount: float) -> torch.Tensor:
+    """Spoil images for a denoising autoencoder (Vincent et al. 2010).
+
+    Args:
+        images: in [-1, 1].
+        noise: "gaussian", of standard deviation `amount`; "mask", a part `amount` of the pixels
+            goes to -1; or "salt", that part goes to -1 or 1 with equal chances.
+    """
+    if noise == "gaussian":
+        return (images + amount * torch.randn_like(images)).clamp(-1, 1)
+    chance = torch.rand_like(images[:, :1])
+    spoilt = images.masked_fill(chance < amount, -1.0)
+    return spoilt.masked_fill(chance < amount / 2, 1.0) if noise == "salt" else spoilt
+
+
+# ---------------------------------------------------------------------------------------------
+# Pipeline
+
+
+class AutoencoderPipeline(DiffusionPipeline):
+    """Samples, encodes, decodes and reconstructs.
+
+    Args:
+        vae: an Autoencoder, or a stock AutoencoderKL of square images.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.register_modules(vae=vae)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents."""
+        config = self.vae.config
+        if not isinstance(self.vae, AutoencoderKL):
+            return (config.latent_dim,)
+        side = config.sample_size >> (len(config.block_out_channels) - 1)
+        return (config.latent_channels, side, side)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        labels: Sequence[int] | torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Draw images.
+
+        Args:
+            batch_size: how many.
+            generator: one, or one an image, so that an image depends on its own alone.
+            labels: the class of each image, for a model that is told.
+            output_type: "pil", "np" for (n, height, width, channels) in [0, 1], or "pt" for
+                (n, channels, height, width) in [0, 1].
+        """
+        noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
+        images: Any = (self.decode(self.place(noise), labels) + 1) / 2
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).cpu().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def place(self, noise: torch.Tensor) -> torch.Tensor:
+        """Turn standard normal numbers, (n, …), into latents as the model's own are spread."""
+        if isinstance(self.vae, AutoencoderKL):
+            return noise
+        return self.vae.prior_mean + noise @ self.vae.prior_scale.T
+
+    @torch.no_grad()
+    def encode(
+        self, images: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the mean latents of images in [-1, 1]."""
+        return self.vae.encode(
+            images.to(self.device), *self._classes(labels, len(images))
+        ).latent_dist.mode()
+
+    def decode(
+        self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return images in [-1, 1]; gradients pass."""
+        known = self._classes(labels, len(latents))
+        return self.vae.decode(latents.to(self.device), *known).sample.clamp(-1, 1)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return what is left of images in [-1, 1] after the way through the latents."""
+        return self.decode(self.encode(images, labels), labels)
+
+    def _classes(self, labels: Any, count: int) -> tuple[torch.Tensor, ...]:
+        """Return the labels as the model takes them: not at all, or as a tensor."""
+        classes = 0 if isinstance(self.vae, AutoencoderKL) else self.vae.config.labels
+        if not classes:
+            if labels is not None:
+                raise ValueError("labels: this model is not told classes; leave them out")
+            return ()
+        if labels is None:
+            raise ValueError(f"labels: this model is told one of {classes} classes an image")
+        known = torch.as_tensor(labels, device=self.device)
+        if known.shape != (count,) or not ((known >= 0) & (known < classes)).all():
+            raise ValueError(f"labels must be {count} of 0 to {classes - 1}, got {labels}")
+        return (known.long(),)
+
+
+def load(folder: str | Path) -> AutoencoderPipeline:
+    """Load a pipeline that was saved, running none of the code beside it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    index = Path(folder) / "model_index.json"
+    try:
+        saved = json.loads(index.read_text(encoding="utf-8"))
+        cls = {"Autoencoder": Autoencoder, "AutoencoderKL": AutoencoderKL}[saved["vae"][1]]
+        vae = cls.from_pretrained(str(folder), subfolder="vae", use_safetensors=True)
+        return AutoencoderPipeline(vae.eval())
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"model: {str(folder)!r} holds no autoencoder ({error}); give the folder of one that "
+            "recipes/train_autoencoder.py or recipes/train_vae.py trained"
+        ) from error

@@ -1,0 +1,380 @@
+"""Images with labels: from a folder, a table or a dataset, decoded once into a memory map.
+
+An epoch then costs memory bandwidth, not the decoding of PNG files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from genkit import pixels
+from genkit.data import TABLES, is_saved_dataset
+from genkit.encoding import cache_folder, written_whole
+from genkit.pixels import ImageError
+
+DIGITS = "digits"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+SPLITS = {"train", "test", "val", "valid", "validation"}
+VERSION = 1  # of the cache: raised when decoding changes
+BLOCK = 1024  # files decoded at a time
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images, some or all of a memory map."""
+
+    pixels: np.ndarray  # (all of them, channels, height, width), uint8
+    labels: np.ndarray | None  # (all of them,), int64
+    names: list[str]  # of the classes
+    rows: np.ndarray  # which of them are meant
+    sha256: str  # of what is meant
+    skipped: list[str] = dataclasses.field(default_factory=list)  # files that were no images
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    def batch(self, which: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Look up images: float32 in [-1, 1], (len(which), channels, height, width)."""
+        chosen = torch.from_numpy(self.pixels[self.rows[which]]).to(device)
+        return chosen.float().div_(127.5).sub_(1)
+
+    def classes(self, which: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Look up labels, (len(which),), int64.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.labels is None:
+            raise ValueError(
+                "labels: these images have none; give a folder with a folder for each class, or a "
+                "table with a column of labels"
+            )
+        return torch.from_numpy(self.labels[self.rows[which]]).to(device)
+
+    def take(self, which: np.ndarray) -> Images:
+        """Return some of the images."""
+        rows = self.rows[which]
+        digest = hashlib.sha256(self.sha256.encode() + rows.astype("<i8").tobytes()).hexdigest()
+        return dataclasses.replace(self, rows=rows, sha256=digest)
+
+
+def load(
+    source: str | Path,
+    resolution: int | None = None,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    column: str = "image",
+    label_column: str = "label",
+    split: str = "train",
+) -> Images:
+    """Decode images, or find them in the cache.
+
+    Args:
+        source: "digits", scikit-learn's 8 x 8 ones; a folder of images, in which folders are
+            classes; a table (parquet, json, jsonl, csv) or a dataset saved by `datasets`, with a
+            column of images; or the id of a Hub dataset.
+        resolution: side of the squares to make, by scaling and cropping; None if all have one size.
+        channels: 1 for grey, 3 for colour, None for what the first image has.
+        skip_corrupt: leave out what is no image; `Images.skipped` names it.
+        column, label_column: of a table or a dataset.
+        split: of a Hub dataset.
+
+    Raises:
+        ImageError: a file is no image, or not like the others.
+        ValueError: there is nothing there, or an argument is out of range.
+    """
+    if resolution is not None and resolution < pixels.MIN_SIDE:
+        raise ValueError(f"resolution must be {pixels.MIN_SIDE} or more, got {resolution}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels}")
+    identity, open_images = _find(str(source), column, label_column, split)
+    options = [VERSION, Image.__version__, identity, resolution, channels, skip_corrupt]
+    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()
+    path = cache_folder() / f"{key}.pixels"
+    if not path.with_suffix(".json").exists():
+        _decode(open_images(), path, resolution, channels, skip_corrupt)
+    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    labels = None if facts["labels"] is None else np.array(facts["labels"], np.int64)
+    return Images(
+        np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"])),
+        labels,
+        facts["names"],
+        np.arange(facts["shape"][0]),
+        facts["sha256"],
+        facts["skipped"],
+    )
+
+
+def split(images: Images, val_images: Images | None, val_fraction: float) -> tuple[Images, Images]:
+    """Return the images to train on and those to validate on.
+
+    Args:
+        val_images: other images to validate on; None for a part of the same, drawn once and for
+            all, whatever the run's seed.
+        val_fraction: how large a part.
+
+    Raises:
+        ValueError: there are too few, or the two are not alike.
+    """
+    if val_images is None:
+        order = np.random.default_rng(0).permutation(len(images))
+        border = len(images) - max(1, round(val_fraction * len(images)))
+        if border < 1:
+            raise ValueError(f"images: {len(images)} are too few to train and validate on")
+        return images.take(np.sort(order[:border])), images.take(np.sort(order[border:]))
+    if val_images.size != images.size:
+        raise ValueError(
+            f"val_images: they are {val_images.size} (channels, height, width), those to train on "
+            f"{images.size}; give --resolution, --channels, or other images"
+        )
+    if val_images.names != images.names:
+        raise ValueError(
+            f"val_images: their classes are {val_images.names}, those to train on {images.names}"
+        )
+    return images, val_images
+
+
+# ---------------------------------------------------------------------------------------------
+# Where images come from
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Image files in a fixed order."""
+
+    count: int
+    files: Iterator[tuple[str, Callable[[], bytes]]]  # name of each, and what reads it
+    labels: np.ndarray | None
+    names: list[str]
+
+
+def _find(
+    source: str, column: str, label_column: str, split: str
+) -> tuple[str, Callable[[], Encoded]]:
+    """Return what changes when the images do, and what opens them."""
+    path = Path(source).expanduser()
+    if source == DIGITS:
+        return DIGITS, _digits
+    columns = column, label_column
+    if path.suffix in TABLES and path.is_file():
+        with path.open("rb") as file:
+            identity = hashlib.file_digest(file, "sha256").hexdigest()
+        kind = TABLES[path.suffix]
+        open_it = partial(_table, kind, *columns, data_files=str(path), split="train")
+        return f"{identity} {columns}", open_it
+    if is_saved_dataset(path):
+        rows = _saved(path)
+        return f"{rows._fingerprint} {columns}", partial(_rows, rows, *columns)
+    if path.is_dir():
+        return _folder(path)
+    if source.count("/") == 1 and not source.startswith((".", "~", "/")):
+        rows = _dataset(source, split=split)
+        return f"{rows._fingerprint} {columns}", partial(_rows, rows, *columns)
+    raise ValueError(
+        f"images: {source!r} is no folder, table or dataset; give a folder of images, a parquet "
+        f"file, the id of a Hub dataset, or {DIGITS!r}, which every installation has"
+    )
+
+
+def _digits() -> Encoded:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    values = np.round(data.images * (255 / 16)).astype(np.uint8)
+    files = ((f"digit {i}", partial(_png, value)) for i, value in enumerate(values))
+    names = [str(name) for name in data.target_names]
+    return Encoded(len(values), files, data.target.astype(np.int64), names)
+
+
+def _png(value: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(value).save(file, "png")
+    return file.getvalue()
+
+
+def _folder(path: Path) -> tuple[str, Callable[[], Encoded]]:
+    """Open a folder: of images, or of folders of images, which are classes."""
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    names = sorted(p.name for p in inside)
+    if SPLITS >= set(names) != set():
+        raise ValueError(
+            f"images: {path} holds {names}, which look like splits; give one of them, such as "
+            f"--images {path / names[-1]}, and another as --val_images"
+        )
+    loose = [p for p in found if p.parent == path]
+    if not found or (names and loose):
+        what = f"{loose[0].name} beside the folders {names}" if found else "no image"
+        raise ValueError(
+            f"images: {path} holds {what}; put images ({', '.join(sorted(SUFFIXES))}) into it, or "
+            "into a folder for each class"
+        )
+    labels = None
+    if names:
+        places = [names.index(p.relative_to(path).parts[0]) for p in found]
+        empty = sorted(set(range(len(names))) - set(places))
+        if empty:
+            raise ValueError(f"images: the folder {path / names[empty[0]]} holds no image")
+        labels = np.array(places, np.int64)
+    stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+    files = ((str(p), partial(_read, p)) for p in found)
+    return json.dumps(stats), lambda: Encoded(len(found), files, labels, names)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(pixels.MAX_BYTES + 1)
+
+
+def _saved(path: Path) -> Any:
+    from datasets import DatasetDict, load_from_disk
+
+    saved = load_from_disk(str(path))
+    if isinstance(saved, DatasetDict):
+        raise ValueError(
+            f"images: {path} holds the splits {list(saved)}; give the folder of one of them"
+        )
+    return saved
+
+
+def _dataset(name: str, **options: Any) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load_dataset(name, **options)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"images: cannot load {name!r} {options}: {error}") from error
+
+
+def _table(kind: str, column: str, label_column: str, **options: Any) -> Encoded:
+    return _rows(_dataset(kind, **options), column, label_column)
+
+
+def _rows(rows: Any, column: str, label_column: str) -> Encoded:
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    if column not in rows.column_names:
+        raise ValueError(f"images: there is no column {column!r}; there are {rows.column_names}")
+    labels: np.ndarray | None = None
+    names: list[str] = []
+    if label_column in rows.column_names:
+        told, feature = rows[label_column][:], rows.features[label_column]
+        if None in told or -1 in told:
+            missing = next(i for i, label in enumerate(told) if label in (None, -1))
+            raise ValueError(f"images: row {missing} has no label in column {label_column!r}")
+        known = isinstance(feature, ClassLabel)
+        kinds = list(range(feature.num_classes)) if known else sorted(set(told))
+        names = feature.names if known else [str(kind) for kind in kinds]
+        place = {kind: i for i, kind in enumerate(kinds)}
+        labels = np.array([place[label] for label in told], np.int64)
+    undecoded = rows.select_columns(column).cast_column(column, ImageFeature(decode=False))
+    files = ((f"row {i}", partial(_cell, row[column])) for i, row in enumerate(undecoded))
+    return Encoded(len(rows), files, labels, names)
+
+
+def _cell(value: dict[str, Any] | None) -> bytes:
+    if value is None:
+        return b""
+    return value["bytes"] if value["bytes"] is not None else _read(Path(value["path"]))
+
+
+# ---------------------------------------------------------------------------------------------
+# Decoding
+
+
+def _decode(
+    found: Encoded, path: Path, resolution: int | None, channels: int | None, skip_corrupt: bool
+) -> None:
+    """Write all pixels into one file and what is known of them beside it."""
+    kept: list[int] = []
+    skipped: list[str] = []
+    first: tuple[str, tuple[int, ...]] | None = None
+    digest = hashlib.sha256()
+    one = partial(_one, resolution=resolution, channels=channels, skip_corrupt=skip_corrupt)
+    with (
+        written_whole(path) as scratch,
+        scratch.open("wb") as file,
+        ThreadPoolExecutor(os.cpu_count()) as workers,  # Pillow decodes without Python's lock
+        tqdm(total=found.count, desc="decoding", unit=" images", delay=2, leave=False) as bar,
+    ):
+        place = 0
+        while block := list(itertools.islice(found.files, BLOCK)):
+            for (name, _), result in zip(block, workers.map(one, block), strict=True):
+                if isinstance(result, ImageError):
+                    skipped.append(str(result))
+                else:
+                    first = first or (name, result.shape)
+                    _check_alike(name, result.shape, *first)
+                    file.write(result.tobytes())
+                    digest.update(result.tobytes())
+                    kept.append(place)
+                place += 1
+            bar.update(len(block))
+    if first is None:
+        raise ImageError(f"images: not one of {found.count} is an image; the first: {skipped[0]}")
+    labels = None if found.labels is None else found.labels[kept].tolist()
+    digest.update(json.dumps([first[1], labels, found.names]).encode())
+    facts = {
+        "shape": [len(kept), *first[1]],
+        "labels": labels,
+        "names": found.names,
+        "sha256": digest.hexdigest(),
+        "skipped": skipped,
+    }
+    with written_whole(path.with_suffix(".json")) as scratch:
+        scratch.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _one(
+    file: tuple[str, Callable[[], bytes]],
+    resolution: int | None,
+    channels: int | None,
+    skip_corrupt: bool,
+) -> np.ndarray | ImageError:
+    """Decode one image: (channels, height, width); or return the error that is to be skipped."""
+    name, read = file
+    try:
+        image = pixels.decode(read(), name)
+    except ImageError as error:
+        if not skip_corrupt:
+            raise ImageError(f"{error}. Mend it, take it away, or pass --skip_corrupt") from None
+        return error
+    return pixels.array(image, resolution, channels or len(image.getbands()))
+
+
+def _check_alike(
+    name: str, shape: tuple[int, ...], first_name: str, first_shape: tuple[int, ...]
+) -> None:
+    if shape[0] != first_shape[0]:
+        kinds = {1: "grey", 3: "colour"}
+        raise ImageError(
+            f"{name} is {kinds[shape[0]]}, but {first_name} is {kinds[first_shape[0]]}; pass "
+            "--channels 1 or 3"
+        )
+    if shape != first_shape:
+        sizes = [f"{width} x {height}" for _, height, width in (shape, first_shape)]
+        raise ImageError(f"{name} is {sizes[0]}, but {first_name} is {sizes[1]}; pass --resolution")
