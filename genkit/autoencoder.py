@@ -25,6 +25,7 @@ from diffusers.utils.torch_utils import randn_tensor
 LIKELIHOODS = ("bernoulli", "gaussian")
 NETWORKS = ("dense", "conv")
 LOG_2PI = math.log(2 * math.pi)
+AT_ONCE = 1 << 24  # pixels decoded together
 
 # ---------------------------------------------------------------------------------------------
 # Networks
@@ -293,6 +294,40 @@ def importance_weighted_bound(
     # log p(z) - log q(z | x), of which the constants are the same
     ratio = 0.5 * (noise**2 + seen["logvar"] - seen["latents"] ** 2).flatten(2).sum(2)
     return torch.logsumexp(fit + ratio, 0) - math.log(len(noise))
+
+
+@torch.inference_mode()
+def negative_log_likelihood(
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    samples: int,
+    likelihood: str,
+    scale: float,
+    generator: torch.Generator,
+    labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Estimate -log p(x) by importance sampling: an upper bound on average, closer by more samples.
+
+    Args:
+        model: an Autoencoder or a Spatial.
+        images: (n, channels, height, width).
+        samples: draws from the encoder's Gaussian for each image.
+        generator: of the noise, on the CPU.
+
+    Returns:
+        (n,), in nats.
+    """
+    shape = model(images, labels=labels)["latents"].shape[1:]
+    at_once = max(1, AT_ONCE // images.numel())
+    bounds, counts = [], []
+    for start in range(0, samples, at_once):
+        count = min(at_once, samples - start)
+        noise = torch.randn(count, *shape, generator=generator).to(images.device)
+        seen = model(images, noise, labels)
+        bounds.append(importance_weighted_bound(seen, noise, images, likelihood, scale))
+        counts.append(math.log(count))
+    weighted = torch.stack(bounds) + torch.tensor(counts, device=images.device)[:, None]
+    return math.log(samples) - torch.logsumexp(weighted, 0)
 
 
 def reconstruction_loss(

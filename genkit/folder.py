@@ -63,7 +63,8 @@ class RunFolder:
     def _occupied(self) -> str | None:
         """Say what a new run would overwrite; one that never made a step is nothing, and goes."""
         if not (self.path / RUN_FILE).exists():
-            found = [n for n in ("config.json", "README.md") if (self.path / n).exists()]
+            known = ("config.json", "model_index.json", "README.md")
+            found = [n for n in known if (self.path / n).exists()]
             found += [file.name for file in self.path.glob("*.safetensors")]
             what = f"holds {', '.join(found)}, which a run would overwrite; name another folder"
             return what if found else None
@@ -120,7 +121,7 @@ class RunFolder:
         write_text(path, text)
 
     def publish(self, write: Callable[[Path], None]) -> None:
-        """Put files at the folder's top: `write` fills an empty folder, then each file moves.
+        """Put a model's files into the folder: `write` fills an empty one, then each file moves.
 
         Raises:
             OSError: the disk refused; the files that were there are untouched.
@@ -130,11 +131,15 @@ class RunFolder:
         scratch.mkdir()
         try:
             write(scratch)
-            for file in scratch.iterdir():
+            files = [file for file in scratch.rglob("*") if file.is_file()]
+            for file in files:
                 checkpoints.sync(file)
-            for file in list(scratch.iterdir()):
-                file.replace(self.path / file.name)
-            checkpoints.sync(self.path)
+            for file in files:
+                place = self.path / file.relative_to(scratch)
+                place.parent.mkdir(exist_ok=True)
+                file.replace(place)
+            for folder in {self.path, *(file.parent for file in self.path.glob("*/config.json"))}:
+                checkpoints.sync(folder)
         finally:
             shutil.rmtree(scratch)
 

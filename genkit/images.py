@@ -127,6 +127,31 @@ def load(
     )
 
 
+def parts(
+    source: str,
+    val_source: str | None,
+    val_fraction: float,
+    resolution: int | None = None,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+) -> tuple[Images, Images]:
+    """Return the images to train on and those to validate on.
+
+    Args:
+        source, resolution, channels, skip_corrupt: see `load`.
+        val_source: other images to validate on; None for a part of the same.
+        val_fraction: how large a part.
+
+    Raises:
+        ValueError: see `load` and `split`.
+    """
+    whole = load(source, resolution, channels, skip_corrupt)
+    if val_source is None:
+        return split(whole, None, val_fraction)
+    val = load(val_source, resolution, channels, skip_corrupt)
+    return split(whole, val, val_fraction)
+
+
 def split(images: Images, val_images: Images | None, val_fraction: float) -> tuple[Images, Images]:
     """Return the images to train on and those to validate on.
 

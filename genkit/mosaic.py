@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +38,35 @@ def rows(named: Mapping[str, torch.Tensor], path: Path) -> None:
         path: the PNG to write.
     """
     strips = [_sheet(_pixels(images), len(images), GAP) for images in named.values()]
+    _stack(list(named), strips, path)
+
+
+def _stack(names: Sequence[str], strips: Sequence[Image.Image], path: Path) -> None:
     font = ImageFont.load_default(FONT)
-    margin = math.ceil(max(font.getlength(name) for name in named)) + FONT
+    margin = math.ceil(max(font.getlength(name) for name in names)) + FONT
     width, height = strips[0].size
     picture = Image.new("RGB", (margin + width, height * len(strips)), PAPER)
     pen = ImageDraw.Draw(picture)
-    for i, (name, strip) in enumerate(zip(named, strips, strict=True)):
+    for i, (name, strip) in enumerate(zip(names, strips, strict=True)):
         picture.paste(strip, (margin, i * height))
         place = (margin - FONT // 2, i * height + height // 2)
         pen.text(place, name, INK, font, anchor="rm")
     save(picture, path)
+
+
+def progress(grids: Sequence[Path], path: Path, side: int) -> None:
+    """Stack the first rows of pictures that `grid` wrote through training, the earliest on top.
+
+    Args:
+        grids: pictures of `side` x `side` images each.
+        path: the PNG to write.
+    """
+    strips = []
+    for file in grids:
+        with Image.open(file) as picture:
+            strips.append(picture.crop((0, 0, picture.width, (picture.height - 1) // side)))
+    names = [str(int(file.stem.rpartition("-")[2])) for file in grids]
+    _stack([f"step {name}" for name in names], strips, path)
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -49,9 +49,10 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
             textcoords="offset points",
             ha="center",
         )
-    axes.set(xlabel="step", ylabel="loss (nats)", yscale="log")
-    axes.yaxis.set_major_formatter("{x:.2g}")
-    axes.yaxis.set_minor_formatter("{x:.2g}")
+    positive = all(loss > 0 for _, loss in (*trained, *judged))  # log-densities need not be
+    axes.set(xlabel="step", ylabel="loss (nats)", yscale="log" if positive else "linear")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     _save(figure, path)

@@ -169,7 +169,7 @@ class Run:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         mine = torch.tensor([int(digest[:6], 16)], dtype=torch.float32, device=self.device)
         if self.sum(mine.clone()).item() != self.processes * mine.item():
-            raise ValueError(f"text: the processes do not read the same data; here it is {facts}")
+            raise ValueError(f"data: the processes do not read the same; here it is {facts}")
         settings = asdict(self.settings)
         self.on_main(lambda: self.folder.identify(settings, facts, self.settings.accept_changes))
         if self.settings.report_to:
