@@ -24,6 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 NETWORKS = ("dense", "conv")
+NOISES = ("gaussian", "mask", "salt")
 LOG_2PI = math.log(2 * math.pi)
 AT_ONCE = 1 << 24  # pixels decoded together
 
@@ -118,7 +119,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             self.squeeze = Dense(features + labels, moments)
             self.stretch = Dense(latent_dim + labels, features)
             self.grow = Grow(widths, channels, sizes)
-        self.head = torch.nn.Linear(latent_dim, head) if head else None
+        self.tell = torch.nn.Linear(latent_dim, head) if head else None
         # where latents lie: for a variational one the prior, for others see `fit_prior`
         self.register_buffer("prior_mean", torch.zeros(latent_dim))
         self.register_buffer("prior_scale", torch.eye(latent_dim))
@@ -174,7 +175,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         prediction = self.predict(latents.flatten(0, 1), labels).unflatten(0, latents.shape[:2])
         seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
         seen["prediction"] = prediction
-        return seen | ({"logits": self.head(posterior.mean)} if self.head is not None else {})
+        return seen | ({"logits": self.tell(posterior.mean)} if self.tell is not None else {})
 
     @torch.no_grad()
     def fit_prior(self, latents: torch.Tensor) -> None:
@@ -339,17 +340,21 @@ def reconstruction_loss(
     return F.mse_loss(seen["prediction"][0].float(), images)
 
 
-def corrupt(images: torch.Tensor, noise: str, amount: float) -> torch.Tensor:
+def corrupt(
+    images: torch.Tensor, noise: str, amount: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Spoil images for a denoising autoencoder (Vincent et al. 2010).
 
     Args:
         images: in [-1, 1].
         noise: "gaussian", of standard deviation `amount`; "mask", a part `amount` of the pixels
             goes to -1; or "salt", that part goes to -1 or 1 with equal chances.
+        generator: of the draws, where the images are.
     """
     if noise == "gaussian":
-        return (images + amount * torch.randn_like(images)).clamp(-1, 1)
-    chance = torch.rand_like(images[:, :1])
+        drawn = torch.randn(images.shape, generator=generator, device=images.device)
+        return (images + amount * drawn).clamp(-1, 1)
+    chance = torch.rand(images[:, :1].shape, generator=generator, device=images.device)
     spoilt = images.masked_fill(chance < amount, -1.0)
     return spoilt.masked_fill(chance < amount / 2, 1.0) if noise == "salt" else spoilt
 

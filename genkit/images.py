@@ -73,6 +73,15 @@ class Images:
             )
         return torch.from_numpy(self.labels[self.rows[which]]).to(device)
 
+    def count_classes(self) -> int:
+        """Count the classes.
+
+        Raises:
+            ValueError: the images have no labels.
+        """
+        self.classes(np.arange(0))
+        return len(self.names)
+
     def take(self, which: np.ndarray) -> Images:
         """Return some of the images."""
         rows = self.rows[which]

@@ -167,7 +167,7 @@ def make(settings: Settings, train: Images) -> torch.nn.Module:
     """Build a new model."""
     if settings.network == "spatial":
         return autoencoder.Spatial(stock(settings, train))
-    labels = classes(train) if settings.conditional else 0
+    labels = train.count_classes() if settings.conditional else 0
     return autoencoder.Autoencoder(
         image_size=train.size,
         latent_dim=settings.latent_dim,
@@ -199,12 +199,6 @@ def stock(settings: Settings, train: Images) -> AutoencoderKL:
         sample_size=width,
         scaling_factor=1.0,
     )
-
-
-def classes(train: Images) -> int:
-    """Count the classes of the images; refuse images without."""
-    train.classes(np.arange(1))
-    return len(train.names)
 
 
 def pipeline(network: torch.nn.Module) -> autoencoder.AutoencoderPipeline:
