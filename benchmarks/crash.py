@@ -3,6 +3,7 @@
     python benchmarks/crash.py --kills 200                  # SIGKILL at random moments
     python benchmarks/crash.py --kills 200 --processes 2
     python benchmarks/crash.py --stages                     # at every file operation of a save
+    python benchmarks/crash.py --recipe train_vae --kills 20
 
 Each attempt is the real recipe in a fork of this process, which has only imported it: that saves
 seconds of imports an attempt, and nothing else. A run must end with the same bytes in its last
@@ -28,14 +29,20 @@ import transformers.models.llama.modeling_llama  # noqa: F401  imported before t
 
 from genkit import charlm, plots, training  # noqa: F401
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "train_charlm.py"
+RECIPES = Path(__file__).parent.parent / "recipes"
 STEPS = 60
-SHAPE = "--depth 1 --width 32 --heads 2 --context 32 --batch_size 4 --compile no --ema 0.9"
+SHAPES = {
+    "train_charlm": "--depth 1 --width 32 --heads 2 --context 32",
+    "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
+    "train_vae": "--widths 16 --latent_dim 2 --binarize --conditional --nll_images 10",
+}
+EVERY = "--batch_size 4 --compile no --ema 0.9 --mixed_precision no"
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=SHAPES, default="train_charlm")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--stages", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
@@ -43,11 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        text = work / "text.txt"
-        text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=20_000)))
         os.environ["GENKIT_CACHE"] = str(work / "cache")
         start = time.monotonic()
-        crash = Crash(work, text, arguments.processes)
+        crash = Crash(work, arguments.recipe, arguments.processes)
         assert crash.attempt(work / "whole") == 0, "the unharmed run failed"
         whole = time.monotonic() - start
         print(f"unharmed run: {STEPS} steps in {whole:.1f} s at {arguments.processes} process(es)")
@@ -91,9 +96,17 @@ def stages(crash: "Crash") -> None:
 
 
 class Crash:
-    def __init__(self, work: Path, text: Path, processes: int) -> None:
-        self.work, self.text, self.processes = work, text, processes
+    def __init__(self, work: Path, recipe: str, processes: int) -> None:
+        self.work, self.recipe, self.processes = work, RECIPES / f"{recipe}.py", processes
         self.rng = random.Random(0)
+        self.words = [*SHAPES[recipe].split(), *EVERY.split()]
+        if recipe == "train_charlm":
+            text = work / "text.txt"
+            text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=20_000)))
+            self.words += ["--text", str(text)]
+        else:
+            from diffusers import AutoencoderKL, DiffusionPipeline  # noqa: F401  as above
+            from sklearn.datasets import load_digits  # noqa: F401
 
     def attempt(self, folder: Path, after: float | None = None, at_event: int = 0) -> int:
         """Start or resume the run in a folder; return 0, or minus the signal that ended it."""
@@ -121,14 +134,14 @@ class Crash:
             os.environ |= {"LOCAL_WORLD_SIZE": str(self.processes), "ACCELERATE_USE_CPU": "1"}
         if at_event:
             sys.addaudithook(_die_at(at_event, folder / "checkpoints"))
-        sys.argv = [str(RECIPE), "--output_dir", str(folder), "--text", str(self.text)]
+        sys.argv = [str(self.recipe), "--output_dir", str(folder)]
         sys.argv += ["--max_steps", str(STEPS), "--save_steps", "4", "--evaluations", "3"]
-        sys.argv += SHAPE.split()
+        sys.argv += self.words
         if (folder / "run.json").exists():
             sys.argv += ["--resume"]
         status = 1
         try:
-            runpy.run_path(str(RECIPE), run_name="__main__")
+            runpy.run_path(str(self.recipe), run_name="__main__")
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)
@@ -138,7 +151,9 @@ class Crash:
 
     def compare(self, folder: Path) -> None:
         whole = self.work / "whole"
-        for name in (f"checkpoints/step-{STEPS:08d}/tensors.safetensors", "model.safetensors"):
+        model = next(whole.glob("*.safetensors"), None) or next(whole.glob("*/*.safetensors"))
+        last = f"checkpoints/step-{STEPS:08d}/tensors.safetensors"
+        for name in (last, str(model.relative_to(whole))):
             same = (folder / name).read_bytes() == (whole / name).read_bytes()
             assert same, f"{folder.name}: {name} differs from the unharmed run's"
         assert _log(folder) == _log(whole), f"{folder.name}: the log differs"

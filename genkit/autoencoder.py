@@ -44,13 +44,14 @@ class Dense(torch.nn.Sequential):
 
 
 class Shrink(torch.nn.Sequential):
-    """Convolutions that each halve the picture by max pooling."""
+    """Convolutions, each followed by max pooling, which halves the picture, and a SiLU."""
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         layers: list[torch.nn.Module] = []
         for inside, outside in zip([channels, *widths], widths, strict=False):
             layers.append(torch.nn.Conv2d(inside, outside, 3, padding=1))
-            layers += [torch.nn.SiLU(), torch.nn.MaxPool2d(2, ceil_mode=True)]
+            # pooled first: a quarter of the activations
+            layers += [torch.nn.MaxPool2d(2, ceil_mode=True), torch.nn.SiLU()]
         super().__init__(*layers)
 
 

@@ -207,7 +207,7 @@ def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def judge(settings: Settings, network: torch.nn.Module, parts: Parts) -> torch.Tensor:
+def judge(settings: Settings, network: autoencoder.Autoencoder, parts: Parts) -> torch.Tensor:
     """Return sums over images: loss, mean squared error in [0, 1], classes told rightly."""
     noisy, clean, labels = parts
     loss = total_loss(settings, network, *parts).item()

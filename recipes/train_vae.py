@@ -78,8 +78,8 @@ class Settings(RunSettings):
         for name in ("scale", "importance_samples", "nll_samples"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for width in (self.latent_dim or 1, *(self.widths or [1])):
-            if width < 1:
+        for width in (self.latent_dim, *(self.widths or [])):
+            if width is not None and width < 1:
                 raise ValueError(f"latent_dim and widths must be 1 or more, got {width}")
         if self.importance_samples > 1 and (self.beta, self.free_bits, self.kl_warmup) != (1, 0, 0):
             raise ValueError("importance_samples: that bound has no beta, free_bits or kl_warmup")

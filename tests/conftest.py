@@ -101,7 +101,8 @@ def weights_of(folder: Path) -> tuple[str, bytes, str]:
     """Name and bytes of the last checkpoint, and the hash of the published model."""
     last, problems = checkpoints.newest(folder / "checkpoints")
     assert last is not None and problems == []
-    model = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    published = [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]
+    model = hashlib.sha256(published[0].read_bytes()).hexdigest()
     return last.name, (last / checkpoints.TENSORS).read_bytes(), model
 
 
