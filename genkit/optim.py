@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from genkit.settings import RunSettings
 
 
 def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.optim.Optimizer]:
-    """Build AdamW, or Muon for the matrices inside a transformer and AdamW for the rest.
+    """Build AdamW, or Muon for the matrices inside a network and AdamW for the rest.
 
-    Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; embeddings, the output head and
-    vectors are not matrices in that sense. Vectors are not decayed, frozen parameters not changed.
+    Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; embeddings, a language model's
+    output head and vectors are not matrices in that sense, a convolution's kernel is, flattened.
+    Vectors are not decayed, frozen parameters not changed.
     """
     assert settings.learning_rate and settings.muon_learning_rate, "the preset fills in the rates"
     assert settings.weight_decay is not None, "the preset fills in the decay"
@@ -39,12 +40,17 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
     return [muon, rest]
 
 
-class BatchedMuon(torch.optim.Muon):
-    """torch's Muon, with all matrices of one shape orthogonalised at once.
+class BatchedMuon(torch.optim.Optimizer):
+    """torch's Muon, for kernels of convolutions too, with all of one shape orthogonalised at once.
 
     A transformer has dozens of small matrices of few shapes: one batched product keeps every core
     busy where torch's loop over matrices pays for each call.
     """
+
+    def __init__(self, params: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
+        newton_schulz = {"ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": 5}
+        rest = {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95}
+        super().__init__(params, rest | newton_schulz)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -60,12 +66,13 @@ class BatchedMuon(torch.optim.Muon):
         gradients: list[Any] = [weight.grad for weight in weights]
         buffers = [self._momentum(weight) for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+        updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"])).flatten(2)
         updates = orthogonalized(updates, group["ns_coefficients"], group["ns_steps"])
-        rows, columns = weights[0].shape
+        rows, columns = updates.shape[1:]
         rate = group["lr"] * max(1, rows / columns) ** 0.5
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, list(updates.to(weights[0].dtype).unbind()), alpha=-rate)
+        steps = updates.to(weights[0].dtype).view(-1, *weights[0].shape)
+        torch._foreach_add_(weights, list(steps.unbind()), alpha=-rate)
 
     def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
         if "momentum_buffer" not in self.state[weight]:

@@ -99,9 +99,11 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     spatial = settings.network == "spatial"
     shape: dict[str, Any] = {"widths": WIDTHS[settings.network], "latent_dim": 4 if spatial else 32}
     shape |= {"likelihood": "gaussian" if spatial else "bernoulli"}
-    run: dict[str, Any] = {"batch_size": 256, "optimizer": "adamw", "ema": 0.0}
+    run: dict[str, Any] = {"batch_size": 256, "ema": 0.0}
     run |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 2.0}
-    rates = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
+    rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
+    # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
+    rates |= {"optimizer": "adamw" if settings.network == "dense" else "muon"}
     precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
     return shape | run | rates | precision | {"compile": launch.can_compile()}
 

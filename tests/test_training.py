@@ -102,7 +102,8 @@ def test_muon_by_batches_is_torchs_muon():
     shapes = [(8, 24), (24, 8), (8, 24), (16, 16)]
     ours = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     theirs = [weight.detach().clone().requires_grad_() for weight in ours]
-    rules = optim.BatchedMuon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02)
+    rate = {"lr": 0.02, "weight_decay": 0.1}
+    rules = optim.BatchedMuon(ours, **rate), torch.optim.Muon(theirs, **rate)
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn(a.shape, generator=generator)
@@ -113,6 +114,19 @@ def test_muon_by_batches_is_torchs_muon():
         assert torch.allclose(a, b, atol=2e-3)  # a step's bfloat16 rounding of 0.02
         assert not torch.equal(a, torch.zeros_like(a))
     assert rules[0].state_dict()["state"].keys() == rules[1].state_dict()["state"].keys()
+
+
+def test_muon_takes_a_kernel_as_a_matrix():
+    kernel = torch.randn(4, 3, 2, 2).requires_grad_()
+    matrix = kernel.detach().flatten(1).requires_grad_()
+    rate = {"lr": 0.02, "weight_decay": 0.1}
+    rules = optim.BatchedMuon([kernel], **rate), optim.BatchedMuon([matrix], **rate)
+    for _ in range(3):
+        kernel.grad = torch.randn_like(kernel)
+        matrix.grad = kernel.grad.flatten(1)
+        for rule in rules:
+            rule.step()
+    assert torch.equal(kernel.flatten(1), matrix)
 
 
 def test_a_feed_forward_as_wide_as_the_vocabulary_is_no_embedding():
