@@ -26,7 +26,7 @@ def as_features(values: npt.ArrayLike, name: str, least: int = 2) -> torch.Tenso
     Raises:
         ValueError: it has another shape, too few rows, or a number that is not finite.
     """
-    features = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    features = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
     if features.ndim != 2 or len(features) < least or not features.shape[1]:
         raise ValueError(
             f"{name} must be (n, d) with n {least} or more, got the shape {tuple(features.shape)}"

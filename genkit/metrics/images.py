@@ -82,12 +82,12 @@ def reconstruction_error(images: npt.ArrayLike, rebuilt: npt.ArrayLike) -> torch
     Raises:
         ValueError: they do not have the same shape.
     """
-    before, after = torch.as_tensor(images), torch.as_tensor(rebuilt)
+    before, after = (torch.as_tensor(each, dtype=torch.float64) for each in (images, rebuilt))
     if before.shape != after.shape or before.ndim < 2 or not before.numel():
         raise ValueError(
             f"rebuilt must be (n, …) as images, {tuple(before.shape)}, got {tuple(after.shape)}"
         )
-    return (before.double() - after.double()).square().flatten(1).mean(1)
+    return (before - after).square().flatten(1).mean(1)
 
 
 # ---- evaluate
