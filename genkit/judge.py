@@ -76,10 +76,11 @@ class Protocol:
     k: int  # the neighbour that makes the radius in precision, recall, density and coverage
 
     def __str__(self) -> str:
+        calls = "1 evaluation" if self.evaluations == 1 else f"{self.evaluations} evaluations"
         how = [
             self.sampler,
-            None if self.evaluations is None else f"{self.evaluations:,} evaluation(s) an image",
-            f"{self.weights or 'unnamed'} weights",
+            None if self.evaluations is None else f"{calls} an image",
+            f"{self.weights} weights" if self.weights else "weights not told",
             None if self.seed is None else f"seed {self.seed}",
         ]
         return (
