@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from genkit.generation import generate as generate
     from genkit.generation import load as load
     from genkit.generation import stream as stream
+    from genkit.judge import evaluate as evaluate
     from genkit.metrics.perplexity import perplexity as perplexity
     from genkit.qa import answer as answer
     from genkit.rescoring import correct as correct
@@ -30,6 +31,7 @@ _HOMES = {
     "alternatives": "genkit.explain",
     "answer": "genkit.qa",
     "perplexity": "genkit.metrics.perplexity",
+    "evaluate": "genkit.judge",
     "rescore": "genkit.rescoring",
     "correct": "genkit.rescoring",
 }

@@ -1,0 +1,241 @@
+"""What images look like to a network: features, and classes, kept in the cache for real images.
+
+The network is a classifier, or the Inception network of published figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
+
+from genkit.encoding import cache_folder, written_whole
+from genkit.images import Images
+from genkit.lm import check_shards, weights_hash
+
+INCEPTION = "inception"
+VERSION = 1  # of the cache: raised when what an extractor sees changes
+BATCH, VALUES = 256, 1 << 21  # images at once, and the most values of theirs
+UNTOLD = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
+
+# ---------------------------------------------------------------------------------------------
+# Extractors
+
+
+class Classifier:
+    """An image classifier: features are what its last linear layer reads, classes what it says.
+
+    Args:
+        model: of transformers, in evaluation mode.
+        preprocessing: its image processor's settings.
+        name: what to call it.
+
+    Raises:
+        ValueError: it is no classifier whose features can be found.
+    """
+
+    def __init__(self, model: PreTrainedModel, preprocessing: dict[str, Any], name: str) -> None:
+        self.model, self.name, self.device = model, name, model.device
+        self.names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        inputs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+        if not layers or layers[-1].out_features != len(self.names) or not inputs:
+            raise ValueError(
+                f"extractor: {name!r} does not go from a convolution to a linear layer for its "
+                f"{len(self.names)} classes; give a ResNet or a ViT, for example"
+            )
+        self.head, self.channels = layers[-1], inputs[0].in_channels
+        self.size = _side(preprocessing)
+        scale = preprocessing.get("rescale_factor", 1 / 255)
+        self.scale = 127.5 * (scale if preprocessing.get("do_rescale", True) else 1)
+        normal = preprocessing.get("do_normalize", True)
+        self.mean = preprocessing["image_mean"] if normal else 0.0
+        self.std = preprocessing["image_std"] if normal else 1.0
+        told = {k: v for k, v in model.config.to_dict().items() if k not in UNTOLD}
+        facts = [told, self.size, self.scale, self.mean, self.std, weights_hash(model)]
+        self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at images.
+
+        Args:
+            images: in [-1, 1], (n, channels, height, width).
+
+        Returns:
+            Features, (n, d), and classes, (n,), int64; all 0 where `names` is empty.
+        """
+        seen: list[torch.Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            logits = self.model(pixel_values=self._prepared(images)).logits
+        finally:
+            hook.remove()
+        return seen[0].float().cpu(), logits.argmax(-1).cpu()
+
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale, colour and normalise images as the classifier is used to."""
+        if images.shape[1] not in (1, self.channels):
+            raise ValueError(
+                f"extractor: {self.name!r} looks at {self.channels} channels, the images have "
+                f"{images.shape[1]}"
+            )
+        pixels = resized(images.to(self.device), self.size)
+        pixels = (pixels + 1) * self.scale
+        mean, std = (
+            torch.as_tensor(each, device=pixels.device).view(-1, 1, 1)
+            for each in (self.mean, self.std)
+        )
+        return (pixels.expand(-1, self.channels, -1, -1) - mean) / std
+
+
+def _side(preprocessing: dict[str, Any]) -> tuple[int, int] | None:
+    """Find the height and width of what a classifier looks at; None if any will do."""
+    crops = preprocessing.get("do_center_crop", False)
+    if not crops and not preprocessing.get("do_resize", True):
+        return None
+    size = preprocessing["crop_size" if crops else "size"]
+    if isinstance(size, int):
+        return size, size
+    side = size.get("shortest_edge")
+    return (side, side) if side else (size["height"], size["width"])
+
+
+def resized(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """Scale images in [-1, 1] to a height and width, as Pillow's bicubic filter does."""
+    if size is None or images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def levels(images: torch.Tensor) -> torch.Tensor:
+    """Round images in [-1, 1] to the 256 levels that a file has, uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+class Inception:
+    """The Inception network of published figures, as torch-fidelity ported it; tells no classes."""
+
+    name, names, size = INCEPTION, list[str](), (299, 299)
+
+    def __init__(self, device: str) -> None:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError(
+                "extractor: 'inception' needs a package: pip install torch-fidelity. Or give the "
+                "folder of a classifier"
+            )
+        module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        self.network, self.device = network.eval().to(device), device
+        self.sha256 = weights_hash(self.network)
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at images; see `Classifier`."""
+        pixels = levels(images).expand(-1, 3, -1, -1).to(self.device)
+        features = self.network(pixels)[0].float().cpu()
+        return features, torch.zeros(len(features), dtype=torch.int64)
+
+
+Extractor = Classifier | Inception
+
+
+def load_extractor(name: str | Path) -> Extractor:
+    """Load what a judge looks through, onto the GPU if there is one.
+
+    Args:
+        name: folder or Hub id of an image classifier in safetensors, or "inception".
+
+    Raises:
+        ValueError: there is no such classifier, or it lacks something.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == INCEPTION:
+        return Inception(device)
+    folder = str(name)
+    check_shards(Path(folder))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would warn of a new head, which is refused
+    try:
+        preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+        model, told = AutoModelForImageClassification.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"extractor: cannot load {folder!r}: {error} Give the folder or the Hub id of an image "
+            f"classifier in safetensors with its preprocessor_config.json, or {INCEPTION!r}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if told["missing_keys"]:
+        raise ValueError(
+            f"extractor: the weights in {folder!r} lack {sorted(told['missing_keys'])}; give a "
+            "trained classifier"
+        )
+    return Classifier(model.eval().to(device), preprocessing, folder)
+
+
+# ---------------------------------------------------------------------------------------------
+# What an extractor sees
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an extractor sees in images."""
+
+    features: np.ndarray  # (n, d), float32
+    classes: np.ndarray  # (n,), int64; all 0 from an extractor that tells none
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, which: np.ndarray) -> Seen:
+        """Return some of it."""
+        return Seen(self.features[which], self.classes[which])
+
+
+def look(images: Images, extractor: Extractor) -> Seen:
+    """Look at all images, a batch at a time."""
+    height, width = extractor.size or images.size[1:]
+    size = max(1, min(BATCH, VALUES // (3 * height * width)))
+    found = []
+    with tqdm(total=len(images), desc="looking", unit=" images", delay=2, leave=False) as bar:
+        for which in blocks(len(images), size):
+            found.append(extractor(images.batch(which)))
+            bar.update(len(which))
+    features, classes = zip(*found, strict=True)
+    return Seen(torch.cat(features).numpy(), torch.cat(classes).numpy())
+
+
+def look_once(images: Images, extractor: Extractor) -> Seen:
+    """Look at all images, or find in the cache what was seen: by their content and all weights."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    what = json.dumps([VERSION, images.sha256, extractor.sha256, device, torch.__version__])
+    path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.features.safetensors"
+    if not path.exists():
+        seen = look(images, extractor)
+        with written_whole(path) as scratch:
+            save_file({"features": seen.features, "classes": seen.classes}, scratch)
+    saved = load_file(path)
+    return Seen(saved["features"], saved["classes"])
+
+
+def blocks(count: int, size: int) -> Iterator[np.ndarray]:
+    """Yield the numbers below `count`, `size` at a time."""
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))
