@@ -135,10 +135,11 @@ class Autoencoder(ModelMixin, ConfigMixin):
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments.float(), deterministic))
 
     def predict(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Return what the decoder says of each pixel: logits, or means."""
+        """Return what the decoder says of each pixel: logits, or means in [-1, 1]."""
         out = self.stretch(self._told(latents, labels))
         conv = self.config.network == "conv"
-        return self.grow(out) if conv else out.unflatten(1, self.config.image_size)
+        out = self.grow(out) if conv else out.unflatten(1, self.config.image_size)
+        return out if self.config.likelihood == "bernoulli" else out.tanh()
 
     def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> DecoderOutput:
         """Return mean images as `.sample`."""

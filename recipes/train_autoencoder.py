@@ -87,7 +87,7 @@ FITTED = 10_000  # training images, at most, that the Gaussian over the latents 
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    run: dict[str, Any] = {"widths": WIDTHS[settings.network], "batch_size": 256}
+    run: dict[str, Any] = {"widths": WIDTHS[settings.network], "batch_size": 64}
     run |= {"amount": 0.5 if settings.noise else None, "ema": 0.0}
     run |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 2.0}
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
