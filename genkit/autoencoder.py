@@ -145,7 +145,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         """Return mean images as `.sample`."""
         prediction = self.predict(latents, labels)
         bernoulli = self.config.likelihood == "bernoulli"
-        return DecoderOutput(2 * prediction.sigmoid() - 1 if bernoulli else prediction.clamp(-1, 1))
+        return DecoderOutput(2 * prediction.sigmoid() - 1 if bernoulli else prediction)
 
     def _told(self, values: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """Append the classes, one-hot, to vectors; there may be several vectors to a label."""
