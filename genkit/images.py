@@ -428,8 +428,9 @@ def _decode(
             digest.update(values)
             kept.append(place)
         if first is None:
-            what = f"the first: {skipped[0]}" if skipped else "there is none"
-            raise ImageError(f"images: not one of {found.count} is an image; {what}")
+            raise ImageError(
+                f"images: not one of {found.count} is an image; the first: {skipped[0]}"
+            )
     labels = None if found.labels is None else found.labels[kept].tolist()
     digest.update(json.dumps([first[1], labels, found.names]).encode())
     facts = {

@@ -49,10 +49,10 @@ def decode(
         return
     size = min(os.cpu_count() or 1, -(-count // FILES))
     with contextlib.ExitStack() as stack:
+        callers = stack.enter_context(ThreadPoolExecutor(size))  # each waits for one process
         free: Processes = queue.SimpleQueue()
         for _ in range(size):
             free.put(stack.enter_context(_worker(resolution, channels)))
-        callers = stack.enter_context(ThreadPoolExecutor(size))  # each waits for one process
         asked: deque[Future[list[tuple[str, Result]]]] = deque()
         for chunk in _chunks(files):
             asked.append(callers.submit(_ask, free, chunk))
@@ -114,12 +114,13 @@ def _ask(free: Processes, chunk: list[File]) -> list[tuple[str, Result]]:
             ImageError(told) if isinstance(told, str) else _array(back.read(math.prod(told)), told)
             for told in json.loads(back.readline())
         ]
-    except (BrokenPipeError, ValueError):  # of which JSON's errors are, and those of short reads
+    except (OSError, ValueError):  # of pipes; of JSON and arrays that are cut short
         raise ChildProcessError(
             f"images: a process that decoded {chunk[0][0]} or one of the {len(chunk) - 1} after it "
             "was ended; does the machine have memory enough?"
         ) from None
-    free.put(process)
+    finally:
+        free.put(process)
     return list(zip([name for name, _ in chunk], results, strict=True))
 
 
