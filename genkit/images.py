@@ -5,14 +5,12 @@ An epoch then costs memory bandwidth, not the decoding of PNG files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from genkit import pixels
+from genkit import pixels, workers
 from genkit.data import TABLES, is_saved_dataset
 from genkit.encoding import cache_folder, written_whole
 from genkit.pixels import ImageError
@@ -31,8 +29,7 @@ from genkit.pixels import ImageError
 DIGITS = "digits"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SPLITS = {"train", "test", "val", "valid", "validation"}
-VERSION = 1  # of the cache: raised when decoding changes
-BLOCK = 1024  # files decoded at a time
+VERSION = 2  # of the cache: raised when decoding changes
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def load(
     Args:
         source: "digits", scikit-learn's 8 x 8 ones; a folder of images, in which folders are
             classes; a table (parquet, json, jsonl, csv) or a dataset saved by `datasets`, with a
-            column of images; or the id of a Hub dataset.
+            column of images, or of paths from the table's folder; or the id of a Hub dataset.
         resolution: side of the squares to make, by scaling and cropping; None if all have one size.
         channels: 1 for grey, 3 for colour, None for what the first image has.
         skip_corrupt: leave out what is no image; `Images.skipped` names it.
@@ -122,9 +119,7 @@ def load(
     options = [VERSION, Image.__version__, identity, resolution, channels, skip_corrupt]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()
     path = cache_folder() / f"{key}.pixels"
-    if not path.with_suffix(".json").exists():
-        _decode(open_images(), path, resolution, channels, skip_corrupt)
-    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    facts = _known(path) or _decode(open_images(), path, resolution, channels, skip_corrupt)
     labels = None if facts["labels"] is None else np.array(facts["labels"], np.int64)
     return Images(
         np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"])),
@@ -173,6 +168,8 @@ def split(images: Images, val_images: Images | None, val_fraction: float) -> tup
         ValueError: there are too few, or the two are not alike.
     """
     if val_images is None:
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
         order = np.random.default_rng(0).permutation(len(images))
         border = len(images) - max(1, round(val_fraction * len(images)))
         if border < 1:
@@ -199,9 +196,10 @@ class Encoded:
     """Image files in a fixed order."""
 
     count: int
-    files: Iterator[tuple[str, Callable[[], bytes]]]  # name of each, and what reads it
+    files: Iterator[workers.File]
     labels: np.ndarray | None
     names: list[str]
+    paths: list[Path] = dataclasses.field(default_factory=list)  # that a table names
 
 
 def _find(
@@ -215,17 +213,18 @@ def _find(
     if path.suffix in TABLES and path.is_file():
         with path.open("rb") as file:
             identity = hashlib.file_digest(file, "sha256").hexdigest()
-        kind = TABLES[path.suffix]
-        open_it = partial(_table, kind, *columns, data_files=str(path), split="train")
-        return f"{identity} {columns}", open_it
+        folder = path.resolve().parent
+        return f"{folder} {identity} {columns}", partial(_table, path, folder, *columns)
     if is_saved_dataset(path):
         rows = _saved(path)
-        return f"{rows._fingerprint} {columns}", partial(_rows, rows, *columns)
+        return f"{path.resolve()} {rows._fingerprint} {columns}", partial(
+            _rows, rows, path.resolve(), *columns
+        )
     if path.is_dir():
         return _folder(path)
     if source.count("/") == 1 and not source.startswith((".", "~", "/")):
         rows = _dataset(source, split=split)
-        return f"{rows._fingerprint} {columns}", partial(_rows, rows, *columns)
+        return f"{rows._fingerprint} {columns}", partial(_rows, rows, Path(), *columns)
     raise ValueError(
         f"images: {source!r} is no folder, table or dataset; give a folder of images, a parquet "
         f"file, the id of a Hub dataset, or {DIGITS!r}, which every installation has"
@@ -237,7 +236,7 @@ def _digits() -> Encoded:
 
     data = load_digits()
     values = np.round(data.images * (255 / 16)).astype(np.uint8)
-    files = ((f"digit {i}", partial(_png, value)) for i, value in enumerate(values))
+    files = ((f"digit {i}", _png(value)) for i, value in enumerate(values))
     names = [str(name) for name in data.target_names]
     return Encoded(len(values), files, data.target.astype(np.int64), names)
 
@@ -250,42 +249,71 @@ def _png(value: np.ndarray) -> bytes:
 
 def _folder(path: Path) -> tuple[str, Callable[[], Encoded]]:
     """Open a folder: of images, or of folders of images, which are classes."""
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    names = sorted(p.name for p in inside)
+    names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if SPLITS >= set(names) != set():
+        one = "train" if "train" in names else names[0]
         raise ValueError(
             f"images: {path} holds {names}, which look like splits; give one of them, such as "
-            f"--images {path / names[-1]}, and another as --val_images"
+            f"--images {path / one}, and another as --val_images"
         )
-    loose = [p for p in found if p.parent == path]
-    if not found or (names and loose):
-        what = f"{loose[0].name} beside the folders {names}" if found else "no image"
+    loose = [p for p in path.iterdir() if _is_image(p)]
+    if bool(names) == bool(loose):
+        what = f"{loose[0].name} beside the folders {names}" if loose else "no image"
         raise ValueError(
             f"images: {path} holds {what}; put images ({', '.join(sorted(SUFFIXES))}) into it, or "
             "into a folder for each class"
         )
-    labels = None
-    if names:
-        places = [names.index(p.relative_to(path).parts[0]) for p in found]
-        empty = sorted(set(range(len(names))) - set(places))
-        if empty:
-            raise ValueError(f"images: the folder {path / names[empty[0]]} holds no image")
-        labels = np.array(places, np.int64)
-    stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
-    files = ((str(p), partial(_read, p)) for p in found)
-    return json.dumps(stats), lambda: Encoded(len(found), files, labels, names)
+    classes = [_below(path / name) for name in names]
+    if [] in classes:
+        raise ValueError(f"images: the folder {path / names[classes.index([])]} holds no image")
+    found = [file for files in classes for file in files] or sorted(loose)
+    labels = np.repeat(np.arange(len(names)), [len(files) for files in classes]) if names else None
+    identity = json.dumps([str(path.resolve()), _stats(found)])
+    files = ((str(p), _read(p)) for p in found)
+    return identity, lambda: Encoded(len(found), files, labels, names)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Find the images in a folder, which may be a link, and in those below, which may not."""
+    found = (p for p in folder.rglob("*") if _is_image(p))
+    return sorted(
+        p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
+
+
+def _is_image(path: Path) -> bool:
+    """Tell whether a path has an image's name; one that leads nowhere is told of when read."""
+    named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return named and (path.is_file() or not path.exists())
+
+
+def _stats(paths: list[Path]) -> list[list[Any]]:
+    """Return what changes when files do.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    try:
+        return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+    except OSError as error:
+        raise ValueError(f"images: cannot read {error.filename}: {error.strerror}") from None
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(pixels.MAX_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            return file.read(pixels.MAX_BYTES + 1)
+    except OSError as error:  # which is no reason to skip it
+        raise ValueError(f"images: cannot read {path}: {error.strerror}") from None
 
 
 def _saved(path: Path) -> Any:
     from datasets import DatasetDict, load_from_disk
 
-    saved = load_from_disk(str(path))
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"images: cannot load {path}: {error}") from error
     if isinstance(saved, DatasetDict):
         raise ValueError(
             f"images: {path} holds the splits {list(saved)}; give the folder of one of them"
@@ -303,12 +331,13 @@ def _dataset(name: str, **options: Any) -> Any:
         raise ValueError(f"images: cannot load {name!r} {options}: {error}") from error
 
 
-def _table(kind: str, column: str, label_column: str, **options: Any) -> Encoded:
-    return _rows(_dataset(kind, **options), column, label_column)
+def _table(path: Path, folder: Path, column: str, label_column: str) -> Encoded:
+    rows = _dataset(TABLES[path.suffix], data_files=str(path), split="train")
+    return _rows(rows, folder, column, label_column)
 
 
-def _rows(rows: Any, column: str, label_column: str) -> Encoded:
-    from datasets import ClassLabel
+def _rows(rows: Any, folder: Path, column: str, label_column: str) -> Encoded:
+    """Read the images of a dataset; paths in it start at the folder."""
     from datasets import Image as ImageFeature
 
     if column not in rows.column_names:
@@ -316,60 +345,92 @@ def _rows(rows: Any, column: str, label_column: str) -> Encoded:
     labels: np.ndarray | None = None
     names: list[str] = []
     if label_column in rows.column_names:
-        told, feature = rows[label_column][:], rows.features[label_column]
-        if None in told or -1 in told:
-            missing = next(i for i, label in enumerate(told) if label in (None, -1))
-            raise ValueError(f"images: row {missing} has no label in column {label_column!r}")
-        known = isinstance(feature, ClassLabel)
-        kinds = list(range(feature.num_classes)) if known else sorted(set(told))
-        names = feature.names if known else [str(kind) for kind in kinds]
-        place = {kind: i for i, kind in enumerate(kinds)}
-        labels = np.array([place[label] for label in told], np.int64)
-    undecoded = rows.select_columns(column).cast_column(column, ImageFeature(decode=False))
-    files = ((f"row {i}", partial(_cell, row[column])) for i, row in enumerate(undecoded))
-    return Encoded(len(rows), files, labels, names)
+        labels, names = _labels(rows[label_column][:], rows.features[label_column], label_column)
+    try:
+        cells = rows.select_columns(column).cast_column(column, ImageFeature(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        kind = rows.features[column]
+        raise ValueError(f"images: column {column!r} holds no images, but {kind}") from error
+    files = ((f"row {i}", _cell(row[column], folder)) for i, row in enumerate(cells))
+    return Encoded(len(rows), files, labels, names, _paths(cells.data.column(column), folder))
 
 
-def _cell(value: dict[str, Any] | None) -> bytes:
-    if value is None:
+def _labels(told: list[Any], feature: Any, column: str) -> tuple[np.ndarray, list[str]]:
+    """Return the place of each label among the classes, and their names."""
+    from datasets import ClassLabel
+
+    known = isinstance(feature, ClassLabel)
+    absent = (None, -1) if known else (None,)
+    for i, label in enumerate(told):
+        if label in absent:
+            raise ValueError(f"images: row {i} has no label in column {column!r}")
+        if not isinstance(label, str | int | float):
+            raise ValueError(f"images: row {i} of column {column!r} is no label: {label!r}")
+    kinds = list(range(feature.num_classes)) if known else sorted(set(told))
+    place = {kind: i for i, kind in enumerate(kinds)}
+    labels = np.array([place[label] for label in told], np.int64)
+    return labels, feature.names if known else [str(kind) for kind in kinds]
+
+
+def _paths(cells: Any, folder: Path) -> list[Path]:
+    """List the files that cells with no bytes name."""
+    inside, names = cells.flatten()
+    return [folder / name for name in names.filter(inside.is_null()).drop_null().to_pylist()]
+
+
+def _cell(value: dict[str, Any] | None, folder: Path) -> bytes:
+    if value is None or value == {"bytes": None, "path": None}:
         return b""
-    return value["bytes"] if value["bytes"] is not None else _read(Path(value["path"]))
+    return value["bytes"] if value["bytes"] is not None else _read(folder / value["path"])
 
 
 # ---------------------------------------------------------------------------------------------
 # Decoding
 
 
+def _known(path: Path) -> dict[str, Any] | None:
+    """Return what is known of pixels in the cache; None if there are none, or older ones."""
+    file = path.with_suffix(".json")
+    if not file.exists():
+        return None
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return facts if facts["files"] == _stats([Path(name) for name, *_ in facts["files"]]) else None
+
+
 def _decode(
     found: Encoded, path: Path, resolution: int | None, channels: int | None, skip_corrupt: bool
-) -> None:
-    """Write all pixels into one file and what is known of them beside it."""
+) -> dict[str, Any]:
+    """Write all pixels into one file, and what is known of them beside it; return that."""
     kept: list[int] = []
     skipped: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
     digest = hashlib.sha256()
-    one = partial(_one, resolution=resolution, channels=channels, skip_corrupt=skip_corrupt)
+    files = _stats(found.paths)
     with (
         written_whole(path) as scratch,
         scratch.open("wb") as file,
-        ThreadPoolExecutor(os.cpu_count()) as workers,  # Pillow decodes without Python's lock
+        contextlib.closing(
+            workers.decode(found.files, found.count, resolution, channels)
+        ) as decoded,
         tqdm(total=found.count, desc="decoding", unit=" images", delay=2, leave=False) as bar,
     ):
-        place = 0
-        while block := list(itertools.islice(found.files, BLOCK)):
-            for (name, _), result in zip(block, workers.map(one, block), strict=True):
-                if isinstance(result, ImageError):
-                    skipped.append(str(result))
-                else:
-                    first = first or (name, result.shape)
-                    _check_alike(name, result.shape, *first)
-                    file.write(result.tobytes())
-                    digest.update(result.tobytes())
-                    kept.append(place)
-                place += 1
-            bar.update(len(block))
-    if first is None:
-        raise ImageError(f"images: not one of {found.count} is an image; the first: {skipped[0]}")
+        for place, (name, result) in enumerate(decoded):
+            bar.update()
+            if isinstance(result, ImageError):
+                if not skip_corrupt:
+                    raise ImageError(f"{result}. Mend it, take it away, or pass --skip_corrupt")
+                skipped.append(str(result))
+                continue
+            first = first or (name, result.shape)
+            _check_alike(name, result.shape, *first)
+            values = result.tobytes()
+            file.write(values)
+            digest.update(values)
+            kept.append(place)
+        if first is None:
+            raise ImageError(
+                f"images: not one of {found.count} is an image; the first: {skipped[0]}"
+            )
     labels = None if found.labels is None else found.labels[kept].tolist()
     digest.update(json.dumps([first[1], labels, found.names]).encode())
     facts = {
@@ -378,26 +439,11 @@ def _decode(
         "names": found.names,
         "sha256": digest.hexdigest(),
         "skipped": skipped,
+        "files": files,
     }
     with written_whole(path.with_suffix(".json")) as scratch:
         scratch.write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _one(
-    file: tuple[str, Callable[[], bytes]],
-    resolution: int | None,
-    channels: int | None,
-    skip_corrupt: bool,
-) -> np.ndarray | ImageError:
-    """Decode one image: (channels, height, width); or return the error that is to be skipped."""
-    name, read = file
-    try:
-        image = pixels.decode(read(), name)
-    except ImageError as error:
-        if not skip_corrupt:
-            raise ImageError(f"{error}. Mend it, take it away, or pass --skip_corrupt") from None
-        return error
-    return pixels.array(image, resolution, channels or len(image.getbands()))
+    return facts
 
 
 def _check_alike(

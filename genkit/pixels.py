@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_BYTES = 1 << 26  # of a file
 MAX_PIXELS = 1 << 26  # of a picture, read from its header before anything is decoded
 MIN_SIDE = 8  # pixels: less shows nothing
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads EPS by running a program
 GREY, COLOUR = ("1", "L", "LA", "La"), ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA")
 HOW = {
     "CMYK": "it is for print: convert it to RGB",
@@ -42,15 +43,15 @@ def decode(data: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are checked here
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_header(image, name)
                 image.load()
                 return _plain(ImageOps.exif_transpose(image), name)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is no image that Pillow knows") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name} is no image ({', '.join(FORMATS)})") from None
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name} cannot be decoded: {error}") from None
 
 
@@ -61,10 +62,11 @@ def _check_header(image: Image.Image, name: str) -> None:
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name} is {width} x {height}; a side must be {MIN_SIDE} pixels or more")
     frames = getattr(image, "n_frames", 1)  # of formats that may have several
-    if frames > 1:
+    if frames > 1 and image.format != "MPO":  # a photograph, followed by other views of it
         raise ImageError(f"{name} has {frames} frames; save one of them as an image")
     # a 16-bit colour PNG says RGB, but not what it is read from
-    deep = any("16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    read_as = " ".join(str(tile.args) for tile in getattr(image, "tile", ()))
+    deep = any(order in read_as for order in (";16B", ";16L", ";16N"))
     if deep or image.mode not in (*GREY, *COLOUR):
         how = HOW.get("I;16" if deep else image.mode, "convert it to RGB or to grey")
         raise ImageError(f"{name} is {image.mode}: {how}")
