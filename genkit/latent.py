@@ -154,7 +154,7 @@ def _principal(values: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]
     if (values == values[0]).all():
         raise ValueError("latents: they are all the same")
     found = PCA(2, svd_solver="arpack", random_state=0)  # exact, and fast for many latents
-    points = torch.tensor(found.fit_transform(values.numpy()))
+    points = torch.from_numpy(found.fit_transform(values.numpy()).copy())  # no negative strides
     first, second = found.explained_variance_ratio_.tolist()
     return points, (first, second)
 
@@ -452,17 +452,17 @@ def project(
     """Find the latents that decode to what is nearest to each image, by gradient descent.
 
     Adam, its rate falling to 0 by a cosine, goes down the mean squared error from several draws of
-    the prior and, where there is an encoder, from its answer. The best place on any of the ways is
-    taken, so the result is never worse than the best start. An image's result depends on its own
-    seed, not on the others (but for rounding, that depends on how many there are); with more
-    restarts it starts from the same places, and from others.
+    the prior and, where there is an encoder, from its answer; it walks where latents are standard
+    normal, before `place`. The place of least error on any of the ways is taken, so the result is
+    never worse than the best start. An image's result depends on its own seed and not, but for
+    rounding, on the others; with more restarts it starts from the same places, and from others.
 
     Args:
         images: the targets.
         restarts: draws of the prior for each image.
         steps: of each descent.
-        pull: of the prior: what is added to the error for each squared standard deviation, mean
-            over the latents.
+        pull: of the prior on the way: what is added to the error for each squared standard
+            deviation from the middle, mean over the latents.
         seed: a number, then image i has seed + i; or one number an image.
         labels: the class of each image, for a model that is told.
 

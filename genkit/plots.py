@@ -242,8 +242,9 @@ def latent_scatter(
     else:
         colours = _distinct_colours(len(names))
         axes.scatter(x, y, color=colours[labels[order]], alpha=0.75, **dots)
-        _name_classes(axes, points, labels, names, colours)
-    axes.set(xlabel=axes_names[0], ylabel=axes_names[1], aspect="equal")
+        _name_classes(figure, points, labels, names, colours)
+    axes.set(xlabel=axes_names[0], ylabel=axes_names[1])
+    axes.set_aspect("equal", adjustable="datalim")
     axes.grid(alpha=0.2)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -286,25 +287,27 @@ def _planar(steps: Sequence[Sequence[Candidate]]) -> list[np.ndarray]:
 
 
 def _name_classes(
-    axes: matplotlib.axes.Axes,
+    figure: matplotlib.figure.Figure,
     points: np.ndarray,
     labels: np.ndarray,
     names: Sequence[str],
     colours: np.ndarray,
 ) -> None:
     """Write each class over its points and, as names may meet there, beside them."""
-    few = len(names) <= 20
+    kinds, (axes,) = np.unique(labels), figure.axes
+    written = [_drawable(_shortened(names[kind], 16)) for kind in kinds]
+    large = len(kinds) <= 20 and max(map(len, written)) <= 3
     outline = [matplotlib.patheffects.withStroke(linewidth=3.5, foreground="white")]
-    style: dict[str, Any] = {"weight": "bold", "fontsize": 15 if few else 9, "ha": "center"}
-    style |= {"va": "center", "path_effects": outline, "parse_math": False}
-    key = []
-    for kind in np.unique(labels):
+    style: dict[str, Any] = {"weight": "bold", "fontsize": 15 if large else 9}
+    style |= {"ha": "center", "va": "center", "path_effects": outline, "parse_math": False}
+    for kind, name in zip(kinds, written, strict=True):
         x, y = np.median(points[labels == kind], 0)
-        name = _drawable(_shortened(names[kind], 16)).replace("$", r"\$")
         axes.text(x, y, name, color=0.75 * colours[kind], **style)
-        key.append(axes.plot([], [], "o", color=colours[kind], label=name)[0])
-    if few:
-        axes.legend(handles=key, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    if len(kinds) <= 20:
+        key = [axes.plot([], [], "o", color=colours[kind])[0] for kind in kinds]
+        place = {"loc": "outside right center", "frameon": False, "handletextpad": 0.2}
+        for text in figure.legend(key, written, **place).get_texts():
+            text.set_parse_math(False)
 
 
 def _distinct_colours(count: int) -> np.ndarray:
