@@ -14,6 +14,7 @@ import matplotlib.colors
 import matplotlib.figure
 import matplotlib.font_manager
 import matplotlib.patches
+import matplotlib.patheffects
 import numpy as np
 from matplotlib.path import Path as Curve
 
@@ -214,6 +215,44 @@ def beam_tree(
     _save(figure, path)
 
 
+def latent_scatter(
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    names: Sequence[str],
+    path: Path,
+    axes_names: Sequence[str] = ("latent 0", "latent 1"),
+    caption: str = "",
+) -> None:
+    """Draw latents of images as points, a colour a class, its name at the middle of its points.
+
+    Args:
+        points: (n, 2).
+        labels: the class of each; None for one colour.
+        names: of the classes.
+        path: the PNG to write.
+        axes_names: of the two dimensions.
+        caption: what is seen.
+    """
+    figure = matplotlib.figure.Figure(figsize=(8, 7), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    order = np.random.default_rng(0).permutation(len(points))  # no class lies over the others
+    x, y = points[order].T
+    dots: dict[str, Any] = {"s": np.clip(20_000 / len(points), 3, 25), "linewidths": 0}
+    if labels is None:
+        axes.scatter(x, y, color="tab:blue", alpha=0.6, **dots)
+    else:
+        colours = _distinct_colours(len(names))
+        axes.scatter(x, y, color=colours[labels[order]], alpha=0.75, **dots)
+        _name_classes(figure, points, labels, names, colours)
+    axes.set(xlabel=axes_names[0], ylabel=axes_names[1])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(alpha=0.2)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(caption, fontsize=11, pad=12)
+    _save(figure, path)
+
+
 def _node(
     axes: matplotlib.axes.Axes, x: float, y: float, label: str, ink: str = "black", **style: Any
 ) -> None:
@@ -246,6 +285,37 @@ def _planar(steps: Sequence[Sequence[Candidate]]) -> list[np.ndarray]:
         places.append(heights)
         parents = heights[[c.fate == "kept" for c in step]]
     return places
+
+
+def _name_classes(
+    figure: matplotlib.figure.Figure,
+    points: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    colours: np.ndarray,
+) -> None:
+    """Write each class over its points and, as names may meet there, beside them."""
+    kinds, (axes,) = np.unique(labels), figure.axes
+    written = [_drawable(_shortened(names[kind], 16)) for kind in kinds]
+    large = len(kinds) <= 20 and max(map(len, written)) <= 3
+    outline = [matplotlib.patheffects.withStroke(linewidth=3.5, foreground="white")]
+    style: dict[str, Any] = {"weight": "bold", "fontsize": 15 if large else 9}
+    style |= {"ha": "center", "va": "center", "path_effects": outline, "parse_math": False}
+    for kind, name in zip(kinds, written, strict=True):
+        x, y = np.median(points[labels == kind], 0)
+        axes.text(x, y, name, color=0.75 * colours[kind], **style)
+    if len(kinds) <= 20:
+        key = [axes.plot([], [], "o", color=colours[kind])[0] for kind in kinds]
+        place = {"loc": "outside right center", "frameon": False, "handletextpad": 0.2}
+        for text in figure.legend(key, written, **place).get_texts():
+            text.set_parse_math(False)
+
+
+def _distinct_colours(count: int) -> np.ndarray:
+    """Return colours as unlike as can be, (count, 3)."""
+    if count <= 10:
+        return matplotlib.colormaps["tab10"](np.arange(count))[:, :3]
+    return matplotlib.colormaps["hsv"](np.arange(count) / count)[:, :3] * 0.9
 
 
 def _from_cold_to_hot(count: int) -> np.ndarray:
