@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit import autoencoder, data, hub, images, launch, mosaic
+from genkit import autoencoder, data, hub, images, latent, launch, mosaic
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -82,6 +82,7 @@ class Settings(RunSettings):
 WIDTHS = {"dense": [400], "conv": [16, 32, 64]}
 COLUMNS = 12  # images in a picture
 BLOCK = 500  # images judged together, by draws of their own
+MAPPED = 2000  # images, at most, on the map of the latents
 FITTED = 10_000  # training images, at most, that the Gaussian over the latents is fitted to
 
 
@@ -234,6 +235,22 @@ def draw(
     folder.mkdir(exist_ok=True)
     mosaic.grid(made, folder / f"step-{run.progress.step:08d}.png", COLUMNS)
     mosaic.progress(sorted(folder.glob("step-*.png")), run.folder.path / "progress.png", 1)
+    if settings.latent_dim > 1 and len(val) > 2:
+        draw_map(run, settings, pipeline, val)
+
+
+def draw_map(
+    run: Run, settings: Settings, pipeline: autoencoder.AutoencoderPipeline, val: Images
+) -> None:
+    """Draw where images lie among the latents, coloured by class, and what lies in between."""
+    some = np.arange(min(MAPPED, len(val)))
+    generator = torch.Generator().manual_seed(0)
+    _, clean, _ = batch(settings, val, run.device, some, generator)
+    classes = val.classes(some) if val.labels is not None else None
+    latents = latent.encode(pipeline, clean)
+    latent.scatter(latents, classes, val.names).save(run.folder.path / "latents.png")
+    pipeline.vae.fit_prior(latents)
+    latent.plane(pipeline).save(run.folder.path / "plane.png")
 
 
 # ---- save

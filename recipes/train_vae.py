@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from genkit import autoencoder, data, hub, images, launch, mosaic
+from genkit import autoencoder, data, hub, images, latent, launch, mosaic
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -92,6 +92,7 @@ class Settings(RunSettings):
 WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64], "spatial": [32, 64]}
 SIDE = 8  # of the grid of samples
 BLOCK = 100  # images judged together, by draws of their own
+MAPPED = 2000  # images, at most, on the map of the latents
 
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
@@ -323,6 +324,22 @@ def draw(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
     parts = batch(settings, val, pipe.latent_shape, run.device, some, 1, generators[0])
     named = {"original": parts[0], "reconstruction": pipe.reconstruct(parts[0], parts[2])}
     mosaic.rows(named, run.folder.path / "reconstructions.png")
+    draw_map(run, settings, pipe, val)
+
+
+def draw_map(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
+    """Draw where images lie among the latents, coloured by class, and what lies in between."""
+    if math.prod(pipe.latent_shape) < 2 or len(val) < 3:
+        return
+    some = np.arange(min(MAPPED, len(val)))
+    generator = torch.Generator().manual_seed(0)
+    seen, _, told = batch(settings, val, pipe.latent_shape, run.device, some, 1, generator)
+    classes = val.classes(some) if val.labels is not None else None
+    found = latent.scatter(latent.encode(pipe, seen, told), classes, val.names)
+    found.save(run.folder.path / "latents.png")
+    if settings.network != "spatial":
+        label = 0 if settings.conditional else None
+        latent.plane(pipe, label=label).save(run.folder.path / "plane.png")
 
 
 # ---- save
