@@ -525,6 +525,9 @@ def test_projection_is_told_classes(conditional, digits):
         target = conditional.decode(draws(3, DIM), [1, 5, 9])
     right = latent.project(conditional, target, pull=0, labels=[1, 5, 9])
     assert right.error.max() < 1e-4
+    kept = conditional.reconstruct(target, [1, 5, 9])
+    expected = (kept - target).square().flatten(1).mean(1)
+    torch.testing.assert_close(right.started[:, -1], expected, atol=1e-5, rtol=1e-4)
     wrong = latent.project(conditional, target, pull=0, labels=[4, 0, 2])
     assert (wrong.error > 10 * right.error).all()
 
