@@ -89,7 +89,7 @@ class Settings(RunSettings):
             raise ValueError("binarize: pixels that are on or off are no Gaussians; be bernoulli")
 
 
-WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64], "spatial": [32, 64]}
+WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64], "spatial": [16, 32]}
 SIDE = 8  # of the grid of samples
 BLOCK = 100  # images judged together, by draws of their own
 MAPPED = 2000  # images, at most, on the map of the latents
@@ -100,13 +100,14 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     spatial = settings.network == "spatial"
     shape: dict[str, Any] = {"widths": WIDTHS[settings.network], "latent_dim": 4 if spatial else 32}
     shape |= {"likelihood": "gaussian" if spatial else "bernoulli"}
-    run: dict[str, Any] = {"batch_size": 256, "ema": 0.0}
+    run: dict[str, Any] = {"batch_size": 64 if spatial else 256, "ema": 0.0}
     run |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 2.0}
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
     rates |= {"optimizer": "adamw" if settings.network == "dense" else "muon"}
     precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
-    return shape | run | rates | precision | {"compile": launch.can_compile()}
+    # AutoencoderKL compiles for longer than it is faster
+    return shape | run | rates | precision | {"compile": launch.can_compile() and not spatial}
 
 
 def main() -> None:
