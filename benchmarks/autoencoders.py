@@ -37,6 +37,8 @@ from genkit import autoencoder, images
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 BLOCK = 100  # images judged together
+WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64]}  # for the count of speed, with BATCH
+BATCH = 256
 JUDGED = 1000  # test images that short runs are judged on
 # genkit's layers, so that pythae can be given the very same
 LAYERS = "\n".join(
@@ -104,21 +106,19 @@ class TimeUp(Exception):
 class Clock(TrainingCallback):
     # seconds of training without evaluation; images seen; the best loss at an evaluation
     def on_train_begin(self, training_config, **_):
-        self.seconds, self.images, self.best = 0.0, 0, math.inf
+        self.before, self.images, self.best = 0.0, 0, math.inf
         self.since = time.monotonic()
 
     def on_train_step_end(self, training_config, **_):
         count = len(train)
         self.images += min(training_config.per_device_train_batch_size, count - self.images % count)
-        if self.seconds + time.monotonic() - self.since >= asked["seconds"]:
+        self.seconds = self.before + time.monotonic() - self.since
+        if self.seconds >= asked["seconds"]:
             raise TimeUp
-
-    def on_eval_step_begin(self, training_config, **_):
-        self.seconds += time.monotonic() - self.since
 
     def on_log(self, training_config, logs, **_):
         self.best = min(self.best, logs["eval_epoch_loss"])
-        self.since = time.monotonic()
+        self.before, self.since = self.seconds, time.monotonic()
 
 
 def nats(x):
@@ -171,14 +171,16 @@ try:
     trainer.train()
 except TimeUp:
     pass
-if trainer.eval_step(0) > clock.best:
+if clock.best < math.inf and trainer.eval_step(0) > clock.best:
     model = trainer._best_model
 model.eval()
 draws = torch.Generator().manual_seed(0)
 judge = nats if variational else errors
 with torch.inference_mode():
     figures = torch.cat([judge(x) for x in test[: asked["judged"]].split(100)])
-    own = -model.get_nll(test[:20], asked["samples"]) if variational and len(figures) else 0.0
+    own = 0.0
+    if variational and len(figures):
+        own = -model.get_nll(test[:20], asked["samples"], batch_size=asked["samples"])
 told = {"seconds": clock.seconds, "images": clock.images, "figure": figures.mean().item()}
 print(json.dumps(told | {"own": own, "ours": figures[:20].mean().item()}))
 """
@@ -271,18 +273,17 @@ def throughput(arguments: argparse.Namespace) -> None:
     """Compare images a second at the same network, batch and likelihood."""
     length = ["--max_minutes", str(arguments.trial_seconds / 60)]
     flags = ["--binarize", "--evaluations", "1", "--nll_images", "0", *length]
+    flags += ["--batch_size", str(BATCH)]
     plain = ["--mixed_precision", "no", "--compile", "false"]
     for network in ("dense", "conv"):
         counts: list[list[Trained]] = []
         for _ in range(arguments.repeat):
-            words = ["--network", network, *flags]
+            words = ["--network", network, "--widths", *map(str, WIDTHS[network]), *flags]
             mine, _ = genkit(arguments, "train_vae.py", words)
             slow, _ = genkit(arguments, "train_vae.py", words + plain)
-            settings = json.loads((arguments.work / "run" / "run.json").read_text())["settings"]
             asked: dict[str, Any] = {"kind": "VAE", "test": "binary", "judged": 0}
-            asked |= {"config": {"reconstruction_loss": "bce"}}
-            asked |= {"network": network, "widths": settings["widths"]}
-            asked |= {"batch_size": settings["batch_size"], "learning_rate": 1e-3}
+            asked |= {"config": {"reconstruction_loss": "bce"}, "learning_rate": 1e-3}
+            asked |= {"network": network, "widths": WIDTHS[network], "batch_size": BATCH}
             counts.append([mine, slow, pythae(arguments, asked, arguments.trial_seconds)])
         fastest = [max(each, key=lambda t: t.rate) for each in zip(*counts, strict=True)]
         table(f"throughput, {network}: images/s, higher is better", fastest, fastest[-1])
@@ -302,7 +303,7 @@ def genkit(
     arguments: argparse.Namespace, recipe: str, flags: list[str], judge: Judge | None = None
 ) -> tuple[Trained, float]:
     """Train with a recipe and judge the model; also return the seconds of compilation."""
-    folder = arguments.work / "run"
+    folder = Path(tempfile.mkdtemp(dir=arguments.work)) / "run"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     words = [*launch, str(RECIPES / recipe), "--output_dir", str(folder)]
     words += ["--images", arguments.train, "--val_images", arguments.test]
@@ -311,9 +312,8 @@ def genkit(
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     settings = json.loads((folder / "run.json").read_text())["settings"]
     compiled = re.search(r"compiled in (\d+) s", done.stdout)
-    setting = "{network} {widths}, {optimizer} {learning_rate:g}, batch {batch_size}, ".format(
-        **settings
-    )
+    setting = "{network} {widths}, {optimizer} {learning_rate:g}, batch {batch_size}, "
+    setting = setting.format(**settings)
     setting += "float32" if settings["mixed_precision"] == "no" else settings["mixed_precision"]
     setting += f", compiled in {compiled[1]} s" if compiled else ", not compiled"
     figure = judge(arguments, autoencoder.load(folder)) if judge else float("nan")
@@ -352,7 +352,10 @@ def best(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float) -
         for learning_rate in arguments.rates:
             setting = asked | {"batch_size": batch_size, "learning_rate": learning_rate}
             short = pythae(arguments, setting | {"judged": JUDGED}, arguments.trial_seconds)
-            print(f"short: pythae {short.setting}: {short.figure:.5g} after {short.seconds:.0f} s")
+            print(
+                f"short: pythae {short.setting}: {short.figure:.5g} after {short.seconds:.0f} s",
+                flush=True,
+            )
             trials.append((short.figure, batch_size, learning_rate))
     _, batch_size, learning_rate = min(trials)
     setting = {"batch_size": batch_size, "learning_rate": learning_rate, "judged": None}
@@ -376,9 +379,8 @@ def pythae(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float)
     told = json.loads(done.stdout.splitlines()[-1])
     if asked["kind"] != "AE" and asked["judged"] is None:
         print(f"judge: 20 images have {told['ours']:.2f} nats, by pythae {told['own']:.2f}")
-    setting = "{kind} of the {network} network, Adam {learning_rate:g}, batch {batch_size}".format(
-        **asked
-    )
+    setting = "{kind}, {network} network, Adam {learning_rate:g}, batch {batch_size}, float32"
+    setting = setting.format(**asked)
     return Trained("pythae", setting, told["seconds"], told["images"], told["figure"])
 
 
