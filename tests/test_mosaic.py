@@ -80,6 +80,21 @@ def test_rows_are_named_and_stand_below_each_other(tmp_path):
     assert inked[1].min() < inked[0].min()  # the longer begins further left
 
 
+@pytest.mark.parametrize("side", [2, 3, 8])
+def test_progress_shows_first_rows(tmp_path, side):
+    grids = [tmp_path / f"samples-{step:08d}.png" for step in (10, 200)]
+    for i, path in enumerate(grids):
+        mosaic.grid(some(side * side + i, 3)[: side * side], path)
+    mosaic.progress(grids, tmp_path / "a.png", side)
+    found = read(tmp_path / "a.png")
+    height = 56 + mosaic.GAP
+    assert len(found) == 2 * height
+    for i, path in enumerate(grids):
+        whole = read(path)
+        strip = found[i * height : (i + 1) * height, -whole.shape[1] :]
+        assert np.array_equal(strip, whole[:height])
+
+
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     mosaic.grid(some(1), path)
