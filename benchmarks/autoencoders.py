@@ -311,15 +311,15 @@ def genkit(
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     settings = json.loads((folder / "run.json").read_text())["settings"]
-    compiled = re.search(r"compiled in (\d+) s", done.stdout)
+    compiled = sum(map(int, re.findall(r"compiled in (\d+) s", done.stdout)))
     setting = "{network} {widths}, {optimizer} {learning_rate:g}, batch {batch_size}, "
     setting = setting.format(**settings)
     setting += "float32" if settings["mixed_precision"] == "no" else settings["mixed_precision"]
-    setting += f", compiled in {compiled[1]} s" if compiled else ", not compiled"
+    setting += f", compiled in {compiled} s" if compiled else ", not compiled"
     figure = judge(arguments, autoencoder.load(folder)) if judge else float("nan")
     count = last["step"] * settings["batch_size"]
     trained = Trained("genkit", setting, last["seconds"], count, figure)
-    return trained, float(compiled[1]) if compiled else 0.0
+    return trained, float(compiled)
 
 
 def nats(arguments: argparse.Namespace, pipeline: autoencoder.AutoencoderPipeline) -> float:

@@ -33,6 +33,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 STEPS = 60
 SHAPES = {
     "train_charlm": "--depth 1 --width 32 --heads 2 --context 32",
+    "train_classifier": "--depth 1 --width 4 --shift 1",
     "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
     "train_vae": "--widths 16 --latent_dim 2 --binarize --conditional --nll_images 10",
 }
@@ -122,7 +123,8 @@ class Crash:
             for child in self.rng.sample(children, len(children)):  # one dies before the others
                 os.kill(child, signal.SIGKILL)
                 time.sleep(self.rng.choice((0, 0.1)) if len(children) > 1 else 0)
-        return min(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        return min(codes) if min(codes) < 0 else max(codes)
 
     def _train(self, folder: Path, rank: int, port: int, at_event: int) -> None:
         quiet = os.open(self.work / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -26,7 +26,7 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 NETWORKS = ("dense", "conv")
 NOISES = ("gaussian", "mask", "salt")
 LOG_2PI = math.log(2 * math.pi)
-AT_ONCE = 1 << 24  # pixels decoded together
+AT_ONCE = 1 << 22  # pixels decoded together
 
 # ---------------------------------------------------------------------------------------------
 # Networks
@@ -87,6 +87,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         likelihood: what the decoder names: a Bernoulli's logits or a Gaussian's mean per pixel.
         labels: classes that it is told; 0 for none.
         head: classes that a linear layer on the latents tells; 0 for none.
+        inverted: it sees and makes negatives; the pipeline turns them.
     """
 
     @register_to_config
@@ -100,6 +101,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         likelihood: str = "bernoulli",
         labels: int = 0,
         head: int = 0,
+        inverted: bool = False,
     ) -> None:
         super().__init__()
         if network not in NETWORKS:
@@ -204,7 +206,9 @@ class Spatial(torch.nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Do as `Autoencoder.forward` does."""
         assert labels is None, "AutoencoderKL knows no classes"
-        posterior = self.vae.encode(images).latent_dist
+        # in bfloat16 a divergence near 0 would have no gradient
+        moments = self.vae.encode(images).latent_dist.parameters.float()
+        posterior = DiagonalGaussianDistribution(moments)
         latents = draw(posterior, noise)
         prediction = self.vae.decode(latents.flatten(0, 1)).sample
         seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
@@ -413,6 +417,7 @@ class AutoencoderPipeline(DiffusionPipeline):
 
     def place(self, noise: torch.Tensor) -> torch.Tensor:
         """Turn standard normal numbers, (n, …), into latents as the model's own are spread."""
+        noise = noise.to(self.device)
         if isinstance(self.vae, AutoencoderKL):
             return noise
         return self.vae.prior_mean + noise @ self.vae.prior_scale.T
@@ -422,16 +427,16 @@ class AutoencoderPipeline(DiffusionPipeline):
         self, images: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the mean latents of images in [-1, 1]."""
-        return self.vae.encode(
-            images.to(self.device), *self._classes(labels, len(images))
-        ).latent_dist.mode()
+        known = self._classes(labels, len(images))
+        return self.vae.encode(self._sign * images.to(self.device), *known).latent_dist.mode()
 
     def decode(
         self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return images in [-1, 1]; gradients pass."""
         known = self._classes(labels, len(latents))
-        return self.vae.decode(latents.to(self.device), *known).sample.clamp(-1, 1)
+        made = self.vae.decode(latents.to(self.device), *known).sample
+        return self._sign * made.clamp(-1, 1)
 
     @torch.no_grad()
     def reconstruct(
@@ -439,6 +444,10 @@ class AutoencoderPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Return what is left of images in [-1, 1] after the way through the latents."""
         return self.decode(self.encode(images, labels), labels)
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self.vae.config.get("inverted") else 1
 
     def _classes(self, labels: Any, count: int) -> tuple[torch.Tensor, ...]:
         """Return the labels as the model takes them: not at all, or as a tensor."""
@@ -450,7 +459,11 @@ class AutoencoderPipeline(DiffusionPipeline):
         if labels is None:
             raise ValueError(f"labels: this model is told one of {classes} classes an image")
         known = torch.as_tensor(labels, device=self.device)
-        if known.shape != (count,) or not ((known >= 0) & (known < classes)).all():
+        if (
+            known.is_floating_point()
+            or known.shape != (count,)
+            or not ((known >= 0) & (known < classes)).all()
+        ):
             raise ValueError(f"labels must be {count} of 0 to {classes - 1}, got {labels}")
         return (known.long(),)
 
@@ -464,11 +477,19 @@ def load(folder: str | Path) -> AutoencoderPipeline:
     index = Path(folder) / "model_index.json"
     try:
         saved = json.loads(index.read_text(encoding="utf-8"))
+        if saved["_class_name"][-1] != AutoencoderPipeline.__name__:
+            raise ValueError(f"it is of the class {saved['_class_name']}")
+        if list(index.parent.glob("vae/*.index.json")):  # its names could lead anywhere
+            raise ValueError("its weights are in several files")
         cls = {"Autoencoder": Autoencoder, "AutoencoderKL": AutoencoderKL}[saved["vae"][1]]
-        vae = cls.from_pretrained(str(folder), subfolder="vae", use_safetensors=True)
-        return AutoencoderPipeline(vae.eval())
+        vae, told = cls.from_pretrained(
+            str(folder), subfolder="vae", use_safetensors=True, output_loading_info=True
+        )
+        if told["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"model: {str(folder)!r} holds no autoencoder ({error}); give the folder of one that "
             "recipes/train_autoencoder.py or recipes/train_vae.py trained"
         ) from error
+    return AutoencoderPipeline(vae.eval())

@@ -128,7 +128,10 @@ def levels(images: torch.Tensor) -> torch.Tensor:
 
 
 class Inception:
-    """The Inception network of published figures, as torch-fidelity ported it; tells no classes."""
+    """The Inception network of published figures, as torch-fidelity ported it; tells no classes.
+
+    That package downloads and unpickles the weights by itself.
+    """
 
     name, names, size = INCEPTION, list[str](), (299, 299)
 
@@ -173,7 +176,11 @@ def load_extractor(name: str | Path) -> Extractor:
     try:
         preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(folder)
         model, told = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,  # the default asks on the terminal
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -110,9 +110,12 @@ class RunFolder:
         return lines
 
     def forget_after(self, step: int) -> None:
-        """Drop the log lines of steps that will be done again."""
+        """Drop the log lines and the samples of steps that will be done again."""
         kept = [line for line in self.log() if line["step"] <= step]
         write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in kept))
+        for sample in self.path.glob("samples/step-*"):
+            if int(sample.stem.removeprefix("step-")) > step:
+                sample.unlink()
 
     def write(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""

@@ -391,7 +391,7 @@ def _cell(value: dict[str, Any] | None, folder: Path) -> bytes:
 def _known(path: Path) -> dict[str, Any] | None:
     """Return what is known of pixels in the cache; None if there are none, or older ones."""
     file = path.with_suffix(".json")
-    if not file.exists():
+    if not file.exists() or not path.exists():
         return None
     facts = json.loads(file.read_text(encoding="utf-8"))
     return facts if facts["files"] == _stats([Path(name) for name, *_ in facts["files"]]) else None

@@ -199,8 +199,8 @@ class Judge:
         Args:
             images: generated ones; a tensor is in [-1, 1], (n, channels, height, width), and is
                 rounded to the 256 levels that a file has.
-            labels: what each should show, as the data numbers its classes; those that the images
-                have unless given.
+            labels: what each should show, as the images number their classes, or as the data
+                does if they have none; those that the images have unless given.
             name, seed, weights, sampler, evaluations: for the protocol.
 
         Raises:
@@ -370,8 +370,9 @@ def margins(real: Seen, fake: Seen, names: list[str], k: int, seed: int) -> dict
 
 
 def _part(value: float, count: int, floor: float) -> Figure:
-    """Make a figure of a part of images that are counted one by one."""
-    return Figure(value, SURE * math.sqrt(value * (1 - value) / count), floor)
+    """Make a figure of a part of images that are counted one by one; the margin is Wilson's."""
+    spread = value * (1 - value) / count + (SURE / (2 * count)) ** 2
+    return Figure(value, SURE * math.sqrt(spread) / (1 + SURE**2 / count), floor)
 
 
 def _known(images: Images, extractor: Extractor) -> np.ndarray | None:
@@ -411,8 +412,8 @@ def evaluate(
             `features.load_extractor` returned.
         count: images to draw, or the first of those given; unless given as many as half of the
             data, but 10,000 at most, or all that are given.
-        labels: what each image should show, as the data numbers its classes. Unless given those of
-            the images, or, of a model that is told classes, in the data's proportions.
+        labels: what each image should show; see `Judge.judge`. Of a model that is told classes, in
+            the data's proportions unless given.
         train, real_count, k: see `Judge`.
         seed: image i is drawn with seed + i; also that of `Judge`.
         weights, sampler, evaluations: for the protocol of images that are given.
@@ -453,8 +454,9 @@ def _evaluate_model(
     pipeline = autoencoder.load(folder).to(judge.extractor.device)
     count = count or min(MOST, len(judge.stand_ins))
     tells = bool(pipeline.vae.config.get("labels", 0))
-    if tells and labels is None:
-        labels = proportional(judge.real_images, count)
+    if tells:  # real images are rebuilt by their class, too
+        share = proportional(judge.real_images, count)
+        labels = share if labels is None else labels
     drawn = sample(pipeline, count, labels, seed)
     record = judge.judge(
         drawn,
@@ -528,6 +530,8 @@ def _as_images(images: Images | torch.Tensor, labels: Labels | None, names: list
     if labels is None:
         return images
     names, given = images.names or names, torch.as_tensor(labels).cpu().numpy()
+    if not names:
+        raise ValueError("labels: neither the images nor the data nor the extractor names classes")
     if given.shape != (len(images),) or not np.issubdtype(given.dtype, np.integer):
         raise ValueError(
             f"labels must be {len(images):,} integers, one for each image, got {given.dtype} of "

@@ -58,7 +58,7 @@ def progress(grids: Sequence[Path], path: Path, side: int) -> None:
     """Stack the first rows of pictures that `grid` wrote through training, the earliest on top.
 
     Args:
-        grids: pictures of `side` x `side` images each.
+        grids: pictures of `side` rows each.
         path: the PNG to write.
     """
     strips = []

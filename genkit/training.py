@@ -221,9 +221,10 @@ class Run:
         loss(np.arange(rows)).backward()
         for network in self.networks.values():
             network.module.zero_grad(set_to_none=True)
-        self.compile_seconds = time.monotonic() - start
+        seconds = time.monotonic() - start
+        self.compile_seconds += seconds
         if self.settings.compile:
-            self.say(f"compiled in {self.compile_seconds:.0f} s")
+            self.say(f"compiled in {seconds:.0f} s")
 
     # ---- the loop -----------------------------------------------------------------------------
 

@@ -115,6 +115,8 @@ def main() -> None:
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")
+        if len(train) < 2:
+            raise ValueError("images: there is 1 to train on; give two or more")
         order = data.Order(len(train), settings.seed)
 
         # ---- model
@@ -125,6 +127,7 @@ def main() -> None:
             widths=settings.widths,
             likelihood=settings.likelihood,
             head=train.count_classes() if settings.head_weight else 0,
+            inverted=settings.invert,
         )
         model = run.network("model", network, optimizers(network, settings))
         loss = run.lower(partial(total_loss, settings))
@@ -164,8 +167,7 @@ def batch(
     generator: torch.Generator | None = None,
 ) -> Parts:
     """Look up images: as they are seen, as they should come out, and their classes for the head."""
-    clean = -part.batch(which) if settings.invert else part.batch(which)
-    noisy = clean
+    clean = noisy = part.batch(which)
     if settings.noise:
         noisy = autoencoder.corrupt(clean, settings.noise, settings.amount, generator)
     labels = part.classes(which, device) if settings.head_weight else None
@@ -180,8 +182,9 @@ def total_loss(
     labels: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the reconstruction's loss and, weighted, that of telling the class."""
-    seen = model(noisy)
-    loss = autoencoder.reconstruction_loss(seen, clean, settings.likelihood)
+    sign = -1 if settings.invert else 1
+    seen = model(sign * noisy)
+    loss = autoencoder.reconstruction_loss(seen, sign * clean, settings.likelihood)
     if labels is None:
         return loss
     return loss + settings.head_weight * F.cross_entropy(seen["logits"], labels)
@@ -214,8 +217,9 @@ def judge(settings: Settings, network: autoencoder.Autoencoder, parts: Parts) ->
     """Return sums over images: loss, mean squared error in [0, 1], classes told rightly."""
     noisy, clean, labels = parts
     loss = total_loss(settings, network, *parts).item()
-    seen = network(noisy)
-    error = F.mse_loss(network.decode(seen["latents"][0]).sample, clean).item() / 4
+    sign = -1 if settings.invert else 1
+    seen = network(sign * noisy)
+    error = F.mse_loss(network.decode(seen["latents"][0]).sample, sign * clean).item() / 4
     right = 0.0 if labels is None else (seen["logits"].argmax(1) == labels).float().mean().item()
     return len(clean) * torch.tensor([loss, error, right], dtype=torch.float64)
 
@@ -248,7 +252,9 @@ def draw_map(
     _, clean, _ = batch(settings, val, run.device, some, generator)
     classes = val.classes(some) if val.labels is not None else None
     latents = latent.encode(pipeline, clean)
-    latent.scatter(latents, classes, val.names).save(run.folder.path / "latents.png")
+    if not (latents == latents[0]).all():
+        found = latent.scatter(latents, classes, val.names)
+        found.save(run.folder.path / "latents.png")
     pipeline.vae.fit_prior(latents)
     latent.plane(pipeline).save(run.folder.path / "plane.png")
 
@@ -265,7 +271,7 @@ pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
 from genkit import autoencoder, images
 
 pipeline = autoencoder.load("{folder}")  # the same, without running that code
-some = images.load("{images}").batch([0, 1, 2])  # in [-1, 1]
+some = images.load("{images}"{options}).batch([0, 1, 2])  # in [-1, 1]
 latents = pipeline.encode(some)
 again = pipeline.decode(latents)
 """
@@ -287,6 +293,10 @@ def save(
     network.fit_prior(torch.cat([pipeline.encode(each) for each in seen]))
     hub.save_pipeline(pipeline, folder)
     network.train()
+    names = ("resolution", "channels", "skip_corrupt")
+    options = [f", {n}={v}" for n in names if (v := getattr(settings, n))]
+    unit = "nats" if settings.likelihood == "bernoulli" else "squared error in [-1, 1]"
+    told = f" plus {settings.head_weight:g} times the nats of a class" * bool(settings.head_weight)
     noise = f"{settings.noise} noise of {settings.amount:g}" if settings.noise else "no noise"
     card = hub.card(
         title="An autoencoder of images",
@@ -294,12 +304,15 @@ def save(
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} for {run.progress.step:,} steps{', inverted' * settings.invert}.",
-        usage=USAGE.format(folder=run.folder.path, images=settings.images),
+        usage=USAGE.format(
+            folder=run.folder.path, images=settings.images, options="".join(options)
+        ),
         figures=judged,
-        protocol=f"Mean of a pixel over all {len(val):,} validation images (mse in [0, 1]), with "
-        f"{noise}; {weights} weights, float32; images {train.sha256}, validation {val.sha256}; "
-        f"seed {settings.seed}. Samples come from a Gaussian that was fitted to the latents of "
-        f"{len(some):,} training images.",
+        protocol=f"Over all {len(val):,} validation images: mse is a pixel's squared error in "
+        f"[0, 1], val_loss a pixel's {unit}{told}, accuracy the share of classes told rightly; "
+        f"with {noise}; {weights} weights, float32; images {train.sha256}, validation "
+        f"{val.sha256}; seed {settings.seed}. Samples come from a Gaussian that was fitted to the "
+        f"latents of {len(some):,} training images.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -46,14 +46,14 @@ class Settings(RunSettings):
     widths: list[int] | None = setting(None, "of the encoder's layers; the decoder mirrors them")
     latent_dim: int | None = setting(None, "length of the latent vector; channels if spatial")
     likelihood: str | None = setting(None, "of a pixel: bernoulli or gaussian")
-    scale: float = setting(0.2, "standard deviation of the Gaussian; images span -1 to 1")
+    scale: float | None = setting(None, "standard deviation of the Gaussian; images span -1 to 1")
     binarize: bool = setting(False, "toss a coin for each pixel, anew whenever it is seen")
     conditional: bool = setting(False, "tell encoder and decoder the class")
     beta: float = setting(1.0, "weight of the divergence from the prior")
     kl_warmup: float = setting(0.0, "part of the run over which that weight rises from 0")
     free_bits: float = setting(0.0, "nats of each latent that cost nothing")
     importance_samples: int = setting(1, "more than 1 train the importance-weighted bound")
-    sample_warmup: float = setting(0.5, "part of the run before there is more than 1 of them")
+    sample_warmup: float | None = setting(None, "part of the run before there is more than 1")
     nll_samples: int = setting(200, "draws an image to estimate the likelihood by")
     nll_images: int = setting(1000, "validation images to estimate it on; 0 for none")
 
@@ -70,14 +70,17 @@ class Settings(RunSettings):
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
         for name in ("kl_warmup", "sample_warmup"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name} must be a part of the run, got {getattr(self, name)}")
         for name in ("beta", "free_bits", "nll_images"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("scale", "importance_samples", "nll_samples"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if self.sample_warmup is not None and self.importance_samples == 1:
+            raise ValueError("sample_warmup: there is 1 importance sample all the time")
         for width in (self.latent_dim, *(self.widths or [])):
             if width is not None and width < 1:
                 raise ValueError(f"latent_dim and widths must be 1 or more, got {width}")
@@ -102,6 +105,10 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     shape |= {"likelihood": "gaussian" if spatial else "bernoulli"}
     run: dict[str, Any] = {"batch_size": 64 if spatial else 256, "ema": 0.0}
     run |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 2.0}
+    likelihood = settings.likelihood or shape["likelihood"]
+    if settings.scale and likelihood == "bernoulli":
+        raise ValueError("scale: Bernoulli pixels have none; add --likelihood gaussian")
+    shape |= {"scale": 0.2 if likelihood == "gaussian" else 1.0, "sample_warmup": 0.5}
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
     rates |= {"optimizer": "adamw" if settings.network == "dense" else "muon"}
@@ -155,9 +162,8 @@ def main() -> None:
                     parts = look_up(order(rows)[1], settings.importance_samples)
                     run.backward(bound(model, *parts))
                 else:
-                    beta = settings.beta * min(1.0, run.fraction / (settings.kl_warmup or 1e-9))
                     parts = look_up(order(rows)[1], 1)
-                    run.backward(elbo(model, *parts, torch.tensor(beta)))
+                    run.backward(elbo(model, *parts, weight(settings, run.fraction)))
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
@@ -212,6 +218,12 @@ def pipeline(network: torch.nn.Module) -> autoencoder.AutoencoderPipeline:
 
 
 # ---- loss
+
+
+def weight(settings: Settings, fraction: float) -> torch.Tensor:
+    """Return the divergence's weight where the run is; a tensor, so that it compiles once."""
+    risen = min(1.0, fraction / settings.kl_warmup) if settings.kl_warmup else 1.0
+    return torch.tensor(settings.beta * risen)
 
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -336,8 +348,10 @@ def draw_map(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
     generator = torch.Generator().manual_seed(0)
     seen, _, told = batch(settings, val, pipe.latent_shape, run.device, some, 1, generator)
     classes = val.classes(some) if val.labels is not None else None
-    found = latent.scatter(latent.encode(pipe, seen, told), classes, val.names)
-    found.save(run.folder.path / "latents.png")
+    latents = latent.encode(pipe, seen, told)
+    if not (latents == latents[0]).all():
+        found = latent.scatter(latents, classes, val.names)
+        found.save(run.folder.path / "latents.png")
     if settings.network != "spatial":
         label = 0 if settings.conditional else None
         latent.plane(pipe, label=label).save(run.folder.path / "plane.png")
@@ -373,7 +387,12 @@ def save(
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
     hub.save_pipeline(pipeline(network), folder)
     bound = f"{settings.importance_samples} importance samples"
-    how = bound if settings.importance_samples > 1 else f"beta {settings.beta:g}"
+    plain = f"beta {settings.beta:g} and {settings.free_bits:g} nats free in each latent"
+    how = bound if settings.importance_samples > 1 else plain
+    pixels = "binarised by fixed draws" if settings.binarize else "greys scored as probabilities"
+    if settings.likelihood == "gaussian":
+        pixels = f"of standard deviation {settings.scale:g}, so nats are of a density"
+    told = f", labels={[i % len(val.names) for i in range(4)]}" if settings.conditional else ""
     count = min(settings.nll_images, len(val))
     card = hub.card(
         title="A variational autoencoder of images",
@@ -381,14 +400,11 @@ def save(
         library="diffusers",
         about=f"{sum(p.numel() for p in network.parameters()):,} parameters, trained on "
         f"{len(train):,} images of {settings.images} for {run.progress.step:,} steps.",
-        usage=USAGE.format(
-            folder=run.folder.path, labels=", labels=[0, 1, 2, 3]" if settings.conditional else ""
-        ),
+        usage=USAGE.format(folder=run.folder.path, labels=told),
         figures=judged,
         protocol=f"Nats an image over all {len(val):,} validation images, the loss with {how}; nll "
         f"by {settings.nll_samples} importance samples on the first {count:,}. "
-        f"{settings.likelihood.capitalize()} pixels"
-        f"{', binarised by fixed draws' if settings.binarize else ''}; {weights} weights, float32; "
+        f"{settings.likelihood.capitalize()} pixels, {pixels}; {weights} weights, float32; "
         f"images {train.sha256}, validation {val.sha256}; seed {settings.seed}.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -139,6 +139,10 @@ def test_the_folders_draw_the_same_without_genkit(runs, tmp_path):
 def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     shutil.copytree(runs(kind), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")
+    for leftover in (*(tmp_path / "run").glob("*.png"), *(tmp_path / "run").glob("vae/*")):
+        leftover.unlink()
+    samples = tmp_path / "run" / "samples"
+    shutil.copy(samples / "step-00000008.png", samples / "step-00000007.png")
     run_here(KINDS[kind][0], "--output_dir", tmp_path / "run", "--resume")
     assert weights_of(tmp_path / "run") == weights_of(runs(kind))
     assert log_of(tmp_path / "run") == log_of(runs(kind))
@@ -187,6 +191,8 @@ def test_killed_runs_lose_nothing(recipe, processes):
         ("train_vae", "--network spatial --conditional", "network: spatial is AutoencoderKL"),
         ("train_vae", "--network spatial --widths 4 8 8 8 8", "resolution: AutoencoderKL of 5"),
         ("train_vae", "--binarize --likelihood gaussian", "binarize: .* be bernoulli"),
+        ("train_vae", "--scale 0.1", "scale: Bernoulli pixels have none"),
+        ("train_vae", "--sample_warmup 0.1", "sample_warmup: there is 1 importance sample"),
         ("train_vae", "--kl_warmup 2", "kl_warmup must be a part of the run, got 2.0"),
         ("train_vae", "--val_images {tmp}/plain", "val_images: they are .1, 16, 16."),
         ("train_autoencoder", "--amount 0.5", "amount: 0.5 of which noise"),
