@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genkit.evaluation import evaluate as evaluate
     from genkit.explain import alternatives as alternatives
     from genkit.explain import beam_tree as beam_tree
     from genkit.explain import next_tokens as next_tokens
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from genkit.generation import generate as generate
     from genkit.generation import load as load
     from genkit.generation import stream as stream
-    from genkit.judge import evaluate as evaluate
     from genkit.metrics.perplexity import perplexity as perplexity
     from genkit.qa import answer as answer
     from genkit.rescoring import correct as correct
@@ -31,7 +31,7 @@ _HOMES = {
     "alternatives": "genkit.explain",
     "answer": "genkit.qa",
     "perplexity": "genkit.metrics.perplexity",
-    "evaluate": "genkit.judge",
+    "evaluate": "genkit.evaluation",
     "rescore": "genkit.rescoring",
     "correct": "genkit.rescoring",
 }

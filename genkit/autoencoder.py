@@ -407,6 +407,11 @@ class AutoencoderPipeline(DiffusionPipeline):
             output_type: "pil", "np" for (n, height, width, channels) in [0, 1], or "pt" for
                 (n, channels, height, width) in [0, 1].
         """
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"generator must be one, or a list of {batch_size} for as many images, got "
+                f"{len(generator)}"
+            )
         noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
         images: Any = (self.decode(self.place(noise), labels) + 1) / 2
         if output_type != "pt":

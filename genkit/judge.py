@@ -8,13 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from genkit import autoencoder
 from genkit import images as image_data
 from genkit.features import Extractor, Seen, blocks, levels, load_extractor, look, look_once
 from genkit.images import Images
@@ -23,7 +21,6 @@ from genkit.metrics.images import (
     class_shares,
     histogram_distance,
     label_accuracy,
-    reconstruction_error,
 )
 from genkit.metrics.neighbours import K, copied, manifold, nearest
 
@@ -32,8 +29,7 @@ HALVES = 40  # half samples that tell how sure a figure is
 SURE = 1.96  # standard errors on either side of a figure: 95 %
 SMALL = 1 << 12  # values of an image whose pixels are compared, too
 FEW, FEW_A_FEATURE = 2000, 10  # images; with fewer a Frechet distance is mostly bias
-MOST = 10_000  # images that are drawn from a model unless told
-BATCH, BLOCK = 256, 4096  # images drawn, and looked up, at a time
+BLOCK = 4096  # images looked up at a time
 SHOWN = 3  # classes to tell, of those whose parts differ most
 
 Labels = Sequence[int] | np.ndarray | torch.Tensor
@@ -157,7 +153,7 @@ class Judge:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         self.k, self.seed = k, seed
-        self.name, self.data = _named(data)
+        self.name, self.data = named(data)
         order = np.random.default_rng(seed).permutation(len(self.data))
         if real_count is not None and not 1 <= real_count <= len(order):
             raise ValueError(f"real_count must be 1 to {len(order):,}, got {real_count}")
@@ -175,7 +171,7 @@ class Judge:
         )
         self.train_name, self.train, seen = "those compared with", self.real_images, self.real
         if train is not None:
-            self.train_name, self.train = _named(train)
+            self.train_name, self.train = named(train)
             _check_size(self.train, self.data, "train")
             seen = look_once(self.train, self.extractor)
         self._train_features = seen.features
@@ -206,7 +202,7 @@ class Judge:
         Raises:
             ValueError: an argument cannot work; it is named.
         """
-        fakes = _as_images(images, labels, self.data.names or self.extractor.names)
+        fakes = as_images(images, labels, self.data.names or self.extractor.names)
         _check_size(fakes, self.data, "images")
         _check_enough(len(fakes), "images", self.k)
         seen, floors = look(fakes, self.extractor), self._floor(len(fakes))
@@ -384,139 +380,17 @@ def _known(images: Images, extractor: Extractor) -> np.ndarray | None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The verb
-
-
-def evaluate(
-    images: str | Path | Images | torch.Tensor,
-    data: str | Path | Images = image_data.DIGITS,
-    *,
-    extractor: str | Path | Extractor,
-    count: int | None = None,
-    labels: Labels | None = None,
-    train: str | Path | Images | None = None,
-    real_count: int | None = None,
-    k: int = K,
-    seed: int = 0,
-    weights: str | None = None,
-    sampler: str | None = None,
-    evaluations: int | None = None,
-) -> Evaluation:
-    """Measure how well generated images match real ones.
-
-    Args:
-        images: the folder of a saved image model, which is drawn from; or generated images: what
-            `images.load` takes or returns, or a tensor in [-1, 1], (n, channels, height, width).
-        data: real images; see `Judge`.
-        extractor: folder or Hub id of an image classifier, "inception", or what
-            `features.load_extractor` returned.
-        count: images to draw, or the first of those given; unless given as many as half of the
-            data, but 10,000 at most, or all that are given.
-        labels: what each image should show; see `Judge.judge`. Of a model that is told classes, in
-            the data's proportions unless given.
-        train, real_count, k: see `Judge`.
-        seed: image i is drawn with seed + i; also that of `Judge`.
-        weights, sampler, evaluations: for the protocol of images that are given.
-
-    Returns:
-        The figures with margins, floors and protocol.
-
-    Raises:
-        ValueError: an argument cannot work; it is named.
-    """
-    if count is not None and count < 1:
-        raise ValueError(f"count must be 1 or more, got {count}")
-    judge = Judge(data, extractor=extractor, train=train, real_count=real_count, k=k, seed=seed)
-    if isinstance(images, str | Path) and (Path(images) / "model_index.json").exists():
-        return _evaluate_model(judge, images, count, labels, seed, weights)
-    if isinstance(images, torch.Tensor):
-        name, given = GIVEN, _as_images(images, None, [])
-    else:
-        name, given = _named(images)
-    if count is not None:
-        if count > len(given):
-            raise ValueError(f"count must be at most {len(given):,}, got {count:,}")
-        given = given.take(np.arange(count))
-    return judge.judge(
-        given, labels, name=name, weights=weights, sampler=sampler, evaluations=evaluations
-    )
-
-
-def _evaluate_model(
-    judge: Judge,
-    folder: str | Path,
-    count: int | None,
-    labels: Labels | None,
-    seed: int,
-    weights: str | None,
-) -> Evaluation:
-    """Draw from a saved model, and judge that and how well it rebuilds real images."""
-    pipeline = autoencoder.load(folder).to(judge.extractor.device)
-    count = count or min(MOST, len(judge.stand_ins))
-    tells = bool(pipeline.vae.config.get("labels", 0))
-    if tells:  # real images are rebuilt by their class, too
-        share = proportional(judge.real_images, count)
-        labels = share if labels is None else labels
-    drawn = sample(pipeline, count, labels, seed)
-    record = judge.judge(
-        drawn,
-        labels,
-        name=str(folder),
-        seed=seed,
-        weights=weights,
-        sampler="one draw from the prior",
-        evaluations=1,
-    )
-    errors = []
-    some = judge.stand_in_images.take(np.arange(min(count, len(judge.stand_ins))))
-    for which in blocks(len(some), BATCH):
-        batch = some.batch(which)
-        rebuilt = pipeline.reconstruct(batch, some.classes(which) if tells else None)
-        errors.append(reconstruction_error(batch, rebuilt.cpu()))
-    every = torch.cat(errors)
-    margin = SURE * every.std().item() / math.sqrt(len(every))
-    rebuilding = {"reconstruction error": Figure(every.mean().item(), margin, 0.0)}
-    return dataclasses.replace(record, figures=record.figures | rebuilding)
-
-
-def sample(pipeline: Any, count: int, labels: Labels | None = None, seed: int = 0) -> torch.Tensor:
-    """Draw images from a pipeline, image i with seed + i, whatever the batch.
-
-    Args:
-        pipeline: called as `AutoencoderPipeline` is.
-        labels: the class of each, (count,), for a model that is told.
-
-    Returns:
-        In [-1, 1], (count, channels, height, width).
-    """
-    told, drawn = None if labels is None else torch.as_tensor(labels), []
-    with tqdm(total=count, desc="drawing", unit=" images", delay=2, leave=False) as bar:
-        for which in blocks(count, BATCH):
-            own = [torch.Generator().manual_seed(seed + int(i)) for i in which]
-            some = None if told is None else told[which]
-            batch = pipeline(len(which), own, some, output_type="pt").images
-            drawn.append(batch.cpu() * 2 - 1)
-            bar.update(len(which))
-    return torch.cat(drawn)
-
-
-def proportional(images: Images, count: int) -> np.ndarray:
-    """Return `count` labels, (count,), in the proportions that those of images have."""
-    labels = np.sort(images.classes(np.arange(len(images))).numpy())
-    return labels[((np.arange(count) + 0.5) * len(labels) / count).astype(int)]
-
-
-# ---------------------------------------------------------------------------------------------
 # What may be given
 
 
-def _named(images: str | Path | Images) -> tuple[str, Images]:
+def named(images: str | Path | Images) -> tuple[str, Images]:
+    """Load images unless they are loaded, and say what to call them."""
     if isinstance(images, Images):
         return GIVEN, images
     return str(images), image_data.load(images)
 
 
-def _as_images(images: Images | torch.Tensor, labels: Labels | None, names: list[str]) -> Images:
+def as_images(images: Images | torch.Tensor, labels: Labels | None, names: list[str]) -> Images:
     """Make images of a tensor, and give them labels.
 
     Args:

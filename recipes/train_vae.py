@@ -108,7 +108,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     likelihood = settings.likelihood or shape["likelihood"]
     if settings.scale and likelihood == "bernoulli":
         raise ValueError("scale: Bernoulli pixels have none; add --likelihood gaussian")
-    shape |= {"scale": 0.2 if likelihood == "gaussian" else 1.0, "sample_warmup": 0.5}
+    shape |= {"scale": 0.2} if likelihood == "gaussian" else {}
+    shape |= {"sample_warmup": 0.5} if settings.importance_samples > 1 else {}
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
     rates |= {"optimizer": "adamw" if settings.network == "dense" else "muon"}
@@ -256,7 +257,7 @@ def elbo_loss(
     beta: torch.Tensor | float,
 ) -> torch.Tensor:
     """Negative evidence lower bound, by one sample."""
-    pixels = settings.likelihood, settings.scale
+    pixels = settings.likelihood, settings.scale or 1.0
     out = model(seen, noise, labels)
     return autoencoder.variational_loss(out, seen, *pixels, beta, settings.free_bits)
 
@@ -269,7 +270,7 @@ def bound_loss(
     labels: torch.Tensor | None,
 ) -> torch.Tensor:
     """Negative importance-weighted bound, by as many samples as there is noise for."""
-    pixels = settings.likelihood, settings.scale
+    pixels = settings.likelihood, settings.scale or 1.0
     out = model(seen, noise, labels)
     return -autoencoder.importance_weighted_bound(out, noise, seen, *pixels).mean()
 
@@ -305,7 +306,7 @@ def judge(
     """
     generator = torch.Generator().manual_seed(i)
     shape = pipeline(network).latent_shape
-    samples, pixels = settings.importance_samples, (settings.likelihood, settings.scale)
+    samples, pixels = settings.importance_samples, (settings.likelihood, settings.scale or 1.0)
     parts = batch(settings, val, shape, run.device, which, samples, generator)
     seen, noise, labels = parts
     out = network(*parts)

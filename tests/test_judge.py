@@ -23,11 +23,12 @@ from transformers import (
 )
 
 import genkit
-from genkit import features, hub, images
+from genkit import evaluation, features, hub, images
 from genkit.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.evaluation import proportional, sample
 from genkit.features import Seen, load_extractor, look_once, resized
 from genkit.images import Images
-from genkit.judge import Judge, compare, margins, proportional, sample
+from genkit.judge import Judge, compare, margins
 from genkit.metrics.fidelity import frechet_distance
 
 DIGITS = images.load("digits")
@@ -399,7 +400,7 @@ def test_an_image_depends_on_its_seed_alone(tmp_path, monkeypatch):
     assert many.shape == (9, 1, 8, 8)
     assert many.unique(dim=0).shape == many.shape
     assert torch.allclose(sample(pipeline, 3, seed=8), many[3:6], atol=1e-6)
-    monkeypatch.setattr(genkit.judge, "BATCH", 2)
+    monkeypatch.setattr(evaluation, "BATCH", 2)
     assert torch.allclose(sample(pipeline, 9, seed=5), many, atol=1e-6)
 
 
@@ -503,4 +504,4 @@ def test_the_verb_is_not_the_package():
 
     assert callable(genkit.evaluate)
     assert genkit.evaluate is not evaluate
-    assert genkit.evaluate.__module__ == "genkit.judge"
+    assert genkit.evaluate.__module__ == "genkit.evaluation"
