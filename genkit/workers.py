@@ -18,7 +18,6 @@ import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from subprocess import PIPE
 
 import numpy as np
@@ -27,7 +26,12 @@ from genkit import pixels
 from genkit.pixels import ImageError
 
 FILES, BYTES = 256, 1 << 22  # of files handed over at a time, at most (and one file at least)
-START = "import sys; sys.path.append(sys.argv[1]); from genkit import workers; workers.serve()"
+START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])  # so that genkit is the same there
+from genkit import workers
+workers.serve()
+"""
 
 File = tuple[str, bytes]  # its name in errors, and what is in it
 Result = np.ndarray | ImageError  # (channels, height, width), uint8
@@ -90,7 +94,7 @@ def _chunks(files: Iterable[File]) -> Iterator[list[File]]:
 @contextlib.contextmanager
 def _worker(resolution: int | None, channels: int | None) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-P", "-W", "ignore", "-c", START]
-    command += [str(Path(__file__).parent.parent), json.dumps([resolution, channels])]
+    command += [json.dumps(sys.path), json.dumps([resolution, channels])]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # one for each core would be idle
     process = subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE)
     try:

@@ -155,10 +155,15 @@ def test_large_files_are_handed_over_one_by_one(flat, monkeypatch):
 
 
 def test_a_script_needs_no_guard(flat, tmp_path):
-    """The processes that decode do not import the script that asked for them."""
+    """The processes that decode do not import the script that asked, and find what it found."""
+    (tmp_path / "genkit").mkdir()
+    (tmp_path / "genkit" / "__init__.py").write_text("raise ImportError('of another genkit')")
     script = tmp_path / "script.py"
     script.write_text(
         "print('once')\n"
+        "import os, sys\n"
+        f"os.environ['PYTHONPATH'] = {str(tmp_path)!r}\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from genkit import images, workers\n"
         "workers.FILES = 2\n"
         f"print(len(images.load({str(flat)!r})))\n"
