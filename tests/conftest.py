@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from genkit import checkpoints
@@ -21,7 +22,10 @@ ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No network, but with -m hub: before anything reads this variable."""
+    """No network, but with -m hub: before anything reads this variable; and no time limits."""
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("patient")
     if config.getoption("markexpr") != "hub":
         os.environ["HF_HUB_OFFLINE"] = "1"
 
