@@ -165,10 +165,8 @@ def test_rare_mistakes_and_strange_names_are_drawn(tmp_path):
     for mistakes in (0, 1):
         matrix[0, 1] = mistakes
         plots.confusion(matrix, names, tmp_path / "small.png")
-        drawn.append(np.asarray(Image.open(tmp_path / "small.png").convert("RGB"), int))
-    if drawn[0].shape == drawn[1].shape:
-        drawn[0] = drawn[0][60:]  # below the title
-        drawn[1] = drawn[1][60:]
+        with Image.open(tmp_path / "small.png") as picture:
+            drawn.append(np.asarray(picture.convert("RGB"), int)[60:])  # below the title
     assert np.abs(drawn[0] - drawn[1]).max() > 100  # the number in its cell
     plots.confusion(np.eye(120, dtype=int), [f"class {i}" for i in range(120)], tmp_path / "l.png")
     plots.captioned(np.zeros((7, 8, 20, 3)), ["$x$\ntaken for 日本, 9%"] * 7, tmp_path / "m.png")
