@@ -241,7 +241,11 @@ def test_bad_input_ends_with_one_clear_line(trained, tmp_path, words, message):
 
 @pytest.mark.parametrize(
     "words",
-    ["--stages", pytest.param("--kills 5", marks=pytest.mark.slow), "--kills 4 --processes 2"],
+    [
+        pytest.param("--stages", marks=pytest.mark.slow),
+        pytest.param("--kills 5", marks=pytest.mark.slow),
+        "--kills 4 --processes 2",
+    ],
 )
 def test_killed_runs_lose_nothing(words):
     command = [sys.executable, "benchmarks/crash.py", *words.split()]
@@ -272,6 +276,7 @@ def test_two_hundred_kills_lose_nothing(processes):
     assert "bit-identical to the unharmed run" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_with_dropout_goes_on_exactly(train, text_file, tmp_path):
     base, length = tmp_path / "base", ("--max_steps", "12", "--evaluations", "2")
     words = (*TINY, "--dropout", "0.2", *length, "--text", text_file)
