@@ -83,6 +83,7 @@ def compiled(kind, precision, folder, monkeypatch):
     return reader, encoder
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_computes_the_same_at_every_shape(tmp_path, monkeypatch):
     """One artefact for any batch and length; kept in the cache, made once, for all siblings."""
     reader, encoder = compiled("uncased", "int8", tmp_path, monkeypatch)

@@ -150,7 +150,8 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
         assert (tmp_path / "run" / name).read_bytes() == (runs(kind) / name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["conv", pytest.param("spatial", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["conv", "spatial"])
 def test_two_processes_learn_what_one_does(train, runs, tmp_path, kind):
     """Nothing is drawn in a step of these, but for the noise of a VAE, which differs."""
     recipe, words = KINDS[kind]
