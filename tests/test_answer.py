@@ -181,7 +181,7 @@ def test_places_survive_what_a_tokenizer_drops(pointing, ending):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_batch(kind, monkeypatch):
-    contexts = some_contexts(24, 60)
+    contexts = some_contexts(48, 60)
     contexts += contexts[:4]  # some twice
     questions = [f"Where {'is the fox' * (i % 3)}?" for i in range(len(contexts))]
     options = {"model": reader(kind), "top_k": 2}

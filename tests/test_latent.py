@@ -115,10 +115,17 @@ class Generator:
         return (latents @ self.weight).tanh().unflatten(1, SIZE)
 
 
+class Linear(Autoencoder):
+    """Its means are not squashed."""
+
+    def predict(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return self.stretch(latents).unflatten(1, SIZE)
+
+
 def linear(length: int = 3, placed: bool = False) -> AutoencoderPipeline:
     """An autoencoder that decodes latents z to W z + b, never near -1 and 1; W has unlike rows."""
     rng = np.random.default_rng(1)
-    model = Autoencoder(SIZE, length, widths=(), likelihood="gaussian")
+    model = Linear(SIZE, length, widths=(), likelihood="gaussian")
     with torch.no_grad():
         model.stretch[0].weight.copy_(torch.from_numpy(rng.uniform(-0.05, 0.05, (64, length))))
         model.stretch[0].bias.copy_(torch.from_numpy(rng.uniform(-0.2, 0.2, 64)))
