@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from genkit import autoencoder
 from genkit import images as image_data
-from genkit.features import Extractor, blocks
-from genkit.images import Images
+from genkit.features import Extractor
+from genkit.images import Images, blocks
 from genkit.judge import GIVEN, SURE, Evaluation, Figure, Judge, Labels, as_images, named
 from genkit.metrics.images import reconstruction_error
 from genkit.metrics.neighbours import K

@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from genkit.encoding import cache_folder, written_whole
-from genkit.images import Images
+from genkit.images import Images, blocks
 from genkit.lm import check_shards, weights_hash
 
 INCEPTION = "inception"
@@ -240,9 +239,3 @@ def look_once(images: Images, extractor: Extractor) -> Seen:
             save_file({"features": seen.features, "classes": seen.classes}, scratch)
     saved = load_file(path)
     return Seen(saved["features"], saved["classes"])
-
-
-def blocks(count: int, size: int) -> Iterator[np.ndarray]:
-    """Yield the numbers below `count`, `size` at a time."""
-    for start in range(0, count, size):
-        yield np.arange(start, min(start + size, count))

@@ -187,6 +187,12 @@ def split(images: Images, val_images: Images | None, val_fraction: float) -> tup
     return images, val_images
 
 
+def blocks(count: int, size: int) -> Iterator[np.ndarray]:
+    """Yield the numbers below `count`, `size` at a time."""
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))
+
+
 # ---------------------------------------------------------------------------------------------
 # Where images come from
 
@@ -364,7 +370,7 @@ def _labels(told: list[Any], feature: Any, column: str) -> tuple[np.ndarray, lis
     for i, label in enumerate(told):
         if label in absent:
             raise ValueError(f"images: row {i} has no label in column {column!r}")
-        if not isinstance(label, str | int | float):
+        if not isinstance(label, str | int) or (known and label not in range(feature.num_classes)):
             raise ValueError(f"images: row {i} of column {column!r} is no label: {label!r}")
     kinds = list(range(feature.num_classes)) if known else sorted(set(told))
     place = {kind: i for i, kind in enumerate(kinds)}

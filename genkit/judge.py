@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from genkit import images as image_data
-from genkit.features import Extractor, Seen, blocks, levels, load_extractor, look, look_once
-from genkit.images import Images
+from genkit.features import Extractor, Seen, levels, load_extractor, look, look_once
+from genkit.images import Images, blocks
 from genkit.metrics.fidelity import frechet_distance, kernel_distance
 from genkit.metrics.images import (
     class_shares,

@@ -9,7 +9,7 @@ returned lies on the CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from genkit import mosaic, plots
-from genkit.images import Images
+from genkit.images import Images, blocks
 
 ROWS = 64  # images that a model sees at a time
 RATE = 0.1  # of projection: a step's length at first, in standard deviations of the prior
@@ -73,7 +73,7 @@ def encode(
     told = _check_images(pipeline, images, labels)
     found = []
     with tqdm(total=len(images), desc="encoding", unit=" images", delay=2, leave=False) as bar:
-        for which in _blocks(len(images), ROWS):
+        for which in blocks(len(images), ROWS):
             classes = None if told is None else told[which]
             found.append(pipeline.encode(_look_up(images, which), classes).cpu())
             bar.update(len(which))
@@ -486,11 +486,11 @@ def project(
         answer = _unplaced(pipeline, encode(pipeline, images, told))
         noise = torch.cat([noise, answer[:, None]], 1)
     starts = noise.shape[1]
-    blocks = list(_blocks(len(images), max(1, ROWS // starts)))
+    turns = list(blocks(len(images), max(1, ROWS // starts)))
     parts = []
     shown = {"desc": "projecting", "unit": " steps", "delay": 2, "leave": False}
-    with tqdm(total=len(blocks) * steps, **shown) as bar:
-        for which in blocks:
+    with tqdm(total=len(turns) * steps, **shown) as bar:
+        for which in turns:
             target = _look_up(images, which)
             classes = None if told is None else told[which].repeat_interleave(starts)
             parts.append(
@@ -574,14 +574,9 @@ def _decoded(pipeline: Decoder, latents: torch.Tensor, labels: torch.Tensor | No
     """Decode some at a time."""
     parts = [
         pipeline.decode(latents[which], None if labels is None else labels[which]).cpu()
-        for which in _blocks(len(latents), ROWS)
+        for which in blocks(len(latents), ROWS)
     ]
     return torch.cat(parts)
-
-
-def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, count, size):
-        yield np.arange(start, min(start + size, count))
 
 
 def _look_up(images: Images | torch.Tensor, which: np.ndarray) -> torch.Tensor:

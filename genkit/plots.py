@@ -253,6 +253,66 @@ def latent_scatter(
     _save(figure, path)
 
 
+def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw how often each class is taken for which, shaded so that rare mistakes are seen.
+
+    Args:
+        matrix: counts, (true classes, predicted classes); a row may be empty.
+        names: of the classes.
+        path: the PNG to write.
+    """
+    count, total, right = len(names), matrix.sum(), np.trace(matrix)
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = min(14.0, max(5.0, 3 + 0.42 * count))
+    figure = matplotlib.figure.Figure(figsize=(side + 1, side), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    shade = axes.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.35, 0, 100))
+    bar = figure.colorbar(shade, ax=axes, pad=0.02, label="share of the true class (%)")
+    bar.set_ticks([0, 0.1, 1, 10, 50, 100], labels=["0", "0.1", "1", "10", "50", "100"])
+    places = range(0, count, -(-count // 50))  # more names than 50 cannot be read
+    labels = [_drawable(_shortened(names[i], 14)) for i in places]
+    style: dict[str, Any] = {"fontsize": 10 if count <= 30 else 7, "parse_math": False}
+    long = max(map(len, labels)) > 2
+    axes.set_xticks(places, labels, rotation=90 if long else 0, **style)
+    axes.set_yticks(places, labels, **style)
+    for i, j in np.argwhere(matrix) if count <= 20 else ():
+        ink = "white" if shares[i, j] > 20 else "black"
+        axes.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", color=ink, fontsize=9)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(f"{100 * right / total:.2f} % right · {total - right:,} of {total:,} wrong")
+    _save(figure, path)
+
+
+def captioned(images: np.ndarray, captions: Sequence[str], path: Path, columns: int = 6) -> None:
+    """Draw images in rows, with up to two lines of text over each.
+
+    Args:
+        images: (n, height, width, 3), in [0, 1].
+        captions: one an image.
+        path: the PNG to write.
+        columns: images in a row, at most.
+    """
+    _, height, width, _ = images.shape
+    columns = min(columns, len(images))
+    rows, tall, head = -(-len(images) // columns), height / width, 0.28  # in widths of an image
+    size = 1.5 * columns, 1.5 * rows * (tall + head)
+    figure = matplotlib.figure.Figure(figsize=size, dpi=120)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, left = divmod(i, columns)
+        bottom = (rows - 1 - row) * (tall + head) + 0.04
+        top = bottom + tall - 0.08
+        axes.imshow(image, extent=(left + 0.04, left + 0.96, bottom, top))
+        lines = "\n".join(_drawable(_shortened(line, 24)) for line in caption.splitlines())
+        place: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5}
+        axes.text(left + 0.5, top + 0.02, lines, parse_math=False, linespacing=1.0, **place)
+    axes.set(xlim=(0, columns), ylim=(0, rows * (tall + head)), aspect="auto")
+    axes.axis("off")
+    _save(figure, path)
+
+
 def _node(
     axes: matplotlib.axes.Axes, x: float, y: float, label: str, ink: str = "black", **style: Any
 ) -> None:
@@ -352,63 +412,3 @@ def _save(figure: matplotlib.figure.Figure, path: Path) -> None:
     scratch = path.with_name(f".{path.name}.writing")
     figure.savefig(scratch, format="png")
     scratch.replace(path)
-
-
-def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draw how often each class is taken for which, shaded so that rare mistakes are seen.
-
-    Args:
-        matrix: counts, (true classes, predicted classes); a row may be empty.
-        names: of the classes.
-        path: the PNG to write.
-    """
-    count, total, right = len(names), matrix.sum(), np.trace(matrix)
-    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = min(14.0, max(5.0, 3 + 0.42 * count))
-    figure = matplotlib.figure.Figure(figsize=(side + 1, side), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    shade = axes.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.35, 0, 100))
-    bar = figure.colorbar(shade, ax=axes, pad=0.02, label="share of the true class (%)")
-    bar.set_ticks([0, 0.1, 1, 10, 50, 100], labels=["0", "0.1", "1", "10", "50", "100"])
-    places = range(0, count, -(-count // 50))  # more names than 50 cannot be read
-    labels = [_drawable(_shortened(names[i], 14)) for i in places]
-    style: dict[str, Any] = {"fontsize": 10 if count <= 30 else 7, "parse_math": False}
-    long = max(map(len, labels)) > 2
-    axes.set_xticks(places, labels, rotation=90 if long else 0, **style)
-    axes.set_yticks(places, labels, **style)
-    for i, j in np.argwhere(matrix) if count <= 20 else ():
-        ink = "white" if shares[i, j] > 20 else "black"
-        axes.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", color=ink, fontsize=9)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.suptitle(f"{100 * right / total:.2f} % right · {total - right:,} of {total:,} wrong")
-    _save(figure, path)
-
-
-def captioned(images: np.ndarray, captions: Sequence[str], path: Path, columns: int = 6) -> None:
-    """Draw images in rows, with up to two lines of text over each.
-
-    Args:
-        images: (n, height, width, 3), in [0, 1].
-        captions: one an image.
-        path: the PNG to write.
-        columns: images in a row, at most.
-    """
-    _, height, width, _ = images.shape
-    columns = min(columns, len(images))
-    rows, tall, head = -(-len(images) // columns), height / width, 0.28  # in widths of an image
-    size = 1.5 * columns, 1.5 * rows * (tall + head)
-    figure = matplotlib.figure.Figure(figsize=size, dpi=120)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        row, left = divmod(i, columns)
-        bottom = (rows - 1 - row) * (tall + head) + 0.04
-        top = bottom + tall - 0.08
-        axes.imshow(image, extent=(left + 0.04, left + 0.96, bottom, top))
-        lines = "\n".join(_drawable(_shortened(line, 24)) for line in caption.splitlines())
-        place: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5}
-        axes.text(left + 0.5, top + 0.02, lines, parse_math=False, linespacing=1.0, **place)
-    axes.set(xlim=(0, columns), ylim=(0, rows * (tall + head)), aspect="auto")
-    axes.axis("off")
-    _save(figure, path)

@@ -196,7 +196,7 @@ def total_loss(
 def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
     """Judge the model on all validation images, and draw what it makes of some."""
     network = run.weights().eval()
-    blocks = np.split(np.arange(len(val)), range(BLOCK, len(val), BLOCK))
+    blocks = list(images.blocks(len(val), BLOCK))
     sums = torch.zeros(3, dtype=torch.float64)
     for i in range(run.accelerator.process_index, len(blocks), run.processes):
         # what is drawn depends on the block alone, so that evaluations compare

@@ -281,42 +281,43 @@ def bound_loss(
 def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
     """Judge the model on the validation images, and draw what it makes of some."""
     network = run.weights().eval()
-    blocks = np.split(np.arange(len(val)), range(BLOCK, len(val), BLOCK))
+    pipe, samples = pipeline(network), settings.importance_samples
+    blocks = list(images.blocks(len(val), BLOCK))
     sums = torch.zeros(5, dtype=torch.float64)
     for i in range(run.accelerator.process_index, len(blocks), run.processes):
-        sums += judge(run, settings, network, val, blocks[i], i)
+        # what is drawn depends on the block alone, so that evaluations compare
+        generator = torch.Generator().manual_seed(i)
+        parts = batch(settings, val, pipe.latent_shape, run.device, blocks[i], samples, generator)
+        sums += judge(settings, network, parts, settings.nll_images - BLOCK * i, generator)
     loss, count, kl, nats, estimated = run.sum(sums).tolist()
     judged = {"val_loss": loss / count, "kl": kl / count}
     if settings.nll_images:
         judged["nll"] = nats / estimated
     if run.is_main:
-        draw(run, settings, pipeline(network), val)
+        draw(run, settings, pipe, val)
     network.train()
     return judged
 
 
 @torch.inference_mode()
 def judge(
-    run: Run, settings: Settings, network: torch.nn.Module, val: Images, which: np.ndarray, i: int
+    settings: Settings,
+    network: torch.nn.Module,
+    parts: Parts,
+    some: int,
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    """Return sums over a block: loss, images, divergence; nats of some of them, their count.
-
-    All that is drawn depends on the block alone, so that evaluations compare, and any number of
-    processes tells the same.
-    """
-    generator = torch.Generator().manual_seed(i)
-    shape = pipeline(network).latent_shape
-    samples, pixels = settings.importance_samples, (settings.likelihood, settings.scale or 1.0)
-    parts = batch(settings, val, shape, run.device, which, samples, generator)
+    """Return sums over images: loss, count, divergence; nats of the first `some`, their count."""
     seen, noise, labels = parts
+    pixels = settings.likelihood, settings.scale or 1.0
     out = network(*parts)
     kl = autoencoder.gaussian_kl(out["mean"], out["logvar"]).sum()
-    if samples > 1:
+    if settings.importance_samples > 1:
         loss = -autoencoder.importance_weighted_bound(out, noise, seen, *pixels).mean()
     else:
         loss = autoencoder.variational_loss(out, seen, *pixels, settings.beta, settings.free_bits)
-    sums = [len(which) * loss.item(), len(which), kl.item(), 0.0, 0.0]
-    if (count := min(len(which), settings.nll_images - int(which[0]))) > 0:
+    sums = [len(seen) * loss.item(), len(seen), kl.item(), 0.0, 0.0]
+    if (count := min(len(seen), some)) > 0:
         known = labels[:count] if labels is not None else None
         nats = autoencoder.negative_log_likelihood(
             network, seen[:count], settings.nll_samples, *pixels, generator, known
