@@ -377,6 +377,15 @@ def test_a_label_that_is_none_is_refused(tmp_path, label):
         images.load(table(tmp_path, image=cells(3), label=["a", "b", None]))
 
 
+def test_a_label_that_is_none_of_the_classes_is_named(tmp_path):
+    numbers = table(tmp_path, image=cells(3), label=[0.0, float("nan"), 1.0])
+    with pytest.raises(ValueError, match=r"row 0 of column 'label' is no label: 0\.0"):
+        images.load(numbers)
+    beyond = ClassLabel(names=["x", "y"])
+    with pytest.raises(ValueError, match="row 1 of column 'label' is no label: 2"):
+        images._labels([0, 2, 1], beyond, "label")
+
+
 def test_class_labels_keep_their_names_also_those_not_seen(tmp_path):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["x", "y", "z"])})
     rows = Dataset.from_dict({"image": cells(3), "label": [2, 0, 2]}, features)
