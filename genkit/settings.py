@@ -8,7 +8,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from transformers import HfArgumentParser
 
@@ -59,6 +59,8 @@ class RunSettings:
     keep_checkpoints: int = setting(2, "checkpoints to keep")
     report_to: str | None = setting(None, "a tracker: tensorboard, trackio or wandb")
 
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "muon")
+
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         positive = "max_steps max_minutes batch_size gradient_accumulation evaluations"
@@ -71,14 +73,14 @@ class RunSettings:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("warmup", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(
                     f"{name} must be a part of the run, 0 to 1, got {getattr(self, name)}"
                 )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         for name, allowed in {
-            "optimizer": (None, "adamw", "muon"),
+            "optimizer": (None, *self.OPTIMIZERS),
             "mixed_precision": (None, "no", "bf16"),
             "report_to": (None, "tensorboard", "trackio", "wandb"),
         }.items():

@@ -38,6 +38,7 @@ import accelerate
 import numpy as np
 import psutil
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -102,6 +103,8 @@ class Run:
         self.settings = settings
         self.accelerator = accelerate.Accelerator(
             mixed_precision="no",  # `lower` does it, so that judged and saved weights stay float32
+            # a network with batch normalisation may be called twice before its gradient is taken
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=settings.report_to,
             project_dir=settings.output_dir,
         )
@@ -185,11 +188,19 @@ class Run:
     # ---- networks -----------------------------------------------------------------------------
 
     def network(
-        self, name: str, module: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
+        self,
+        name: str,
+        module: torch.nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        averaged: bool = True,
     ) -> torch.nn.Module:
-        """Put a network under the run's care and return it as the loss should call it."""
+        """Put a network under the run's care and return it as the loss should call it.
+
+        Args:
+            averaged: keep an average of its weights, if the settings name a decay.
+        """
         module.to(self.device).train()
-        decay = self.settings.ema
+        decay = self.settings.ema if averaged else None
         average = AveragedModel(module, multi_avg_fn=averaging(decay)) if decay else None
         prepared = self.accelerator.prepare_model(module)
         for optimizer in optimizers:
@@ -273,13 +284,16 @@ class Run:
         """How much of the run is done, 0 to 1: the schedule and the evaluations follow it."""
         return self.progress.fraction(self.settings.max_steps, self.settings.max_minutes)
 
-    def rows(self) -> Iterator[np.ndarray]:
+    def rows(self, turn: int = 0, turns: int = 1) -> Iterator[np.ndarray]:
         """Yield this process's part of the step's global batch, as positions in the endless order.
 
         Row r of step s is position (s - 1) * batch_size + r at any number of processes. With
         gradient accumulation there are several parts, and gradients are exchanged at the last.
+
+        Args:
+            turn, turns: which batch this is of those that every step takes.
         """
-        first = (self.progress.step - 1) * self.batch_size
+        first = ((self.progress.step - 1) * turns + turn) * self.batch_size
         positions = first + np.array(self.share(self.batch_size))
         *parts, last = np.split(positions, self.settings.gradient_accumulation)
         for part in parts:
@@ -379,6 +393,10 @@ class Run:
             self._signal, self._signal_time = number, time.monotonic()
             self.say("stopping after this step; once more to stop at once, without saving")
 
+    def stop(self) -> None:
+        """End the run after this step, as a signal does; to be said on every process."""
+        self._stopping = True
+
     def _seed(self, step: int) -> None:
         """Make every global draw of this step a function of (seed, step, process)."""
         process = self.accelerator.process_index
@@ -421,6 +439,18 @@ class Run:
         failed = torch.tensor([float(bool(problem))], device=self.device)
         if self.sum(failed).item():
             raise ValueError(problem or "the main process stopped; its message says why")
+
+    def tell(self, figures: dict[str, float]) -> dict[str, float]:
+        """Return on every process what the main one has found."""
+        if self.processes == 1:
+            return figures
+        words = json.dumps(figures).encode() if self.is_main else b""
+        length = torch.tensor([len(words)], device=self.device)
+        torch.distributed.broadcast(length, src=0)
+        written = torch.frombuffer(bytearray(words.ljust(int(length))), dtype=torch.uint8)
+        told = written.to(self.device)
+        torch.distributed.broadcast(told, src=0)
+        return json.loads(told.cpu().numpy().tobytes())
 
     # ---- evaluation and log -------------------------------------------------------------------
 

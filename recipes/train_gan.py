@@ -1,0 +1,390 @@
+"""Train a generative adversarial network on images: two players, one who makes and one who judges.
+
+    accelerate launch recipes/train_gan.py
+    accelerate launch recipes/train_gan.py --images train.parquet --extractor runs/classifier
+    accelerate launch recipes/train_gan.py --preset wgan_gp --conditional --output_dir runs/wgan
+    accelerate launch recipes/train_gan.py --output_dir runs/gan --resume
+
+Presets: modern (the default), dcgan, wgan_gp and ac_wgan; --help names what each can be changed in.
+The model in the output folder is at any time the best so far, in diffusers' layout; loss.png shows
+how the game goes, and the log names a collapse when there is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from genkit import adversarial, data, gan, hub, images, launch, mosaic
+from genkit.adversarial import Batch, Game
+from genkit.cli import clean_errors
+from genkit.evaluation import proportional, sample
+from genkit.images import Images
+from genkit.monitor import Monitor
+from genkit.optim import optimizers
+from genkit.settings import RunSettings, parse, setting
+from genkit.training import Run
+
+# ---- settings
+
+
+@dataclass
+class Settings(RunSettings):
+    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+
+    output_dir: str = setting("runs/gan", "folder of the run and of the model")
+    images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
+    val_images: str | None = setting(None, "other images to compare with")
+    val_fraction: float = setting(0.1, "part of the images to compare with, if there are no others")
+    resolution: int | None = setting(None, "scale and crop images to squares of this side")
+    channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
+    skip_corrupt: bool = setting(False, "leave out files that are no images")
+    preset: str = setting("modern", "modern, dcgan, wgan_gp or ac_wgan: what is left open below")
+    network: str | None = setting(None, "whose networks: those of another preset")
+    widths: list[int] | None = setting(None, "of the generator's features, the smallest map first")
+    discriminator_widths: list[int] | None = setting(None, "of the discriminator's")
+    latent_dim: int | None = setting(None, "numbers of noise an image")
+    normalize: bool = setting(False, "batch normalisation, in networks other than modern's")
+    spectral: bool = setting(False, "spectral normalisation of the discriminator")
+    conditional: bool | None = setting(None, "make a class on demand")
+    generator_told: str | None = setting(None, "the class: product or concatenation")
+    discriminator_told: str | None = setting(None, "concatenation, auxiliary or projection")
+    loss: str | None = setting(None, ", ".join(adversarial.LOSSES))
+    critic_steps: int | None = setting(None, "of the discriminator for one of the generator")
+    r1: float | None = setting(None, "weight of the squared gradient at real images")
+    r2: float | None = setting(None, "weight of the squared gradient at generated images")
+    gradient_penalty: float | None = setting(None, "weight of (gradient norm - 1)² in between")
+    penalty_every: int | None = setting(None, "steps between penalties, which then weigh as much")
+    weight_clip: float | None = setting(None, "largest size of the discriminator's weights")
+    smoothing: float = setting(0.0, "how far below 1 the target of real images is")
+    label_noise: float | None = setting(None, "how far targets are moved at most")
+    instance_noise: float = setting(0.0, "standard deviation of noise on images, falling to 0")
+    augmentations: list[str] = setting((), "of what is scored: colour, translation, cutout")
+    packing: int = setting(1, "images that are scored together")
+    discriminator_learning_rate: float | None = setting(
+        None, "peak rate; learning_rate unless told"
+    )
+    betas: list[float] | None = setting(None, "of AdamW's averages")
+    warmup: float | None = setting(None, "part of the run over which the rate rises from 0")
+    decay: float | None = setting(
+        None, "part of the run over which the rate falls to 0, at its end"
+    )
+    clip: float = setting(0.0, "largest norm of the gradient; 0 for no limit")
+    extractor: str | None = setting(None, "classifier to compare images by; their pixels if none")
+    judged: int = setting(2000, "images drawn for an evaluation")
+    stop_on_collapse: bool = setting(False, "end the run when it has collapsed")
+
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "muon", "rmsprop")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        for name, allowed in {
+            "preset": tuple(PRESETS),
+            "network": (None, *LAYOUTS),
+            "generator_told": (None, *gan.GENERATOR_TOLD),
+            "discriminator_told": (None, *gan.DISCRIMINATOR_TOLD),
+        }.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(str(choice) for choice in allowed if choice)
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("critic_steps", "penalty_every", "latent_dim", "packing", "judged"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        for width in (*(self.widths or []), *(self.discriminator_widths or [])):
+            if width < 1:
+                raise ValueError(f"widths must be 1 or more, got {width}")
+
+
+# How the networks of each preset are built; what the papers and the course do not say is ours
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "modern": ({"network": "residual"}, {"network": "residual"}),
+    "dcgan": (
+        {"network": "dcgan", "widths": [128, 128, 128], "kernels": [4, 7]},
+        {"network": "dcgan", "widths": [64, 128], "strides": [2, 2], "kernel": 3, "pool": "max"},
+    ),
+    "wgan_gp": (
+        {"network": "dcgan", "widths": [256, 128, 64], "kernels": [5, 5], "slope": 0.0},
+        {"network": "dcgan", "widths": [64, 128, 256], "strides": [2, 2, 2], "kernel": 5},
+    ),
+    "ac_wgan": (
+        {"network": "dcgan", "widths": [256, 128, 64], "tail": [32], "kernels": [5, 5]}
+        | {"growth": "nearest", "slope": 0.3},
+        {"network": "dcgan", "widths": [64, 128, 256, 512], "strides": [2, 2, 2, 1], "kernel": 5}
+        | {"dropout": 0.4, "slope": 0.3},
+    ),
+}
+PLAIN = {"r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0, "weight_clip": 0.0, "label_noise": 0.0}
+PLAIN |= {"critic_steps": 1, "penalty_every": 1, "warmup": 0.0, "decay": 0.0, "ema": 0.0}
+TOLD = {"generator_told": "concatenation", "discriminator_told": "projection"}
+PRESETS: dict[str, dict[str, Any]] = {
+    # Huang et al. 2024, https://arxiv.org/abs/2501.05441; Muon, sizes and rates are ours
+    "modern": {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "penalty_every": 4, "latent_dim": 64}
+    | {"optimizer": "muon", "learning_rate": 1e-3, "betas": [0.0, 0.99], "batch_size": 128}
+    | {"ema": 0.999, "decay": 0.5},
+    # the network and the numbers of Keras' introduction to adversarial training
+    "dcgan": {"loss": "non_saturating", "label_noise": 0.05, "latent_dim": 128, "batch_size": 64}
+    | {"optimizer": "adamw", "learning_rate": 4e-4, "discriminator_learning_rate": 3e-4}
+    | {"betas": [0.9, 0.999]},
+    # Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1
+    "wgan_gp": {"loss": "wasserstein", "gradient_penalty": 10.0, "critic_steps": 5}
+    | {"optimizer": "adamw", "learning_rate": 1e-4, "betas": [0.0, 0.9], "batch_size": 64}
+    | {"latent_dim": 128},
+    # Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875, with the classifier of Odena et al. 2017
+    "ac_wgan": {"loss": "wasserstein", "weight_clip": 0.01, "critic_steps": 100}
+    | {"optimizer": "rmsprop", "learning_rate": 5e-5, "betas": [0.0, 0.9], "batch_size": 64}
+    | {"latent_dim": 100, "conditional": True, "max_steps": 25_000}
+    | {"generator_told": "product", "discriminator_told": "auxiliary"},
+}
+STD = {"ac_wgan": 0.02}  # of initial weights; those of the others are Glorot's
+SIDE = 8  # of the grid of samples
+LIMIT = 8  # the largest side of a map of features that modern networks start from
+
+
+def preset(settings: Settings, device: str) -> dict[str, Any]:
+    """Choose what was left open: for a GPU, or for a CPU."""
+    values = PLAIN | TOLD | {"conditional": False, "network": settings.preset}
+    values |= {"muon_learning_rate": 0.02, "weight_decay": 0.0}
+    values |= {"max_steps": 50_000} if device == "cuda" else {"max_minutes": 5.0}
+    values |= PRESETS[settings.preset]
+    rate = settings.learning_rate or values["learning_rate"]
+    if settings.learning_rate or "discriminator_learning_rate" not in values:
+        values["discriminator_learning_rate"] = rate
+    modern = settings.preset == "modern"
+    return values | {"mixed_precision": "bf16" if modern and launch.fast_bf16() else "no"}
+
+
+def main() -> None:
+    """Train."""
+    settings = parse(Settings, preset)
+    game = rules(settings)
+
+    with Run(settings) as run:
+        # ---- data
+        with run.accelerator.local_main_process_first():
+            train, val = images.parts(
+                settings.images,
+                settings.val_images,
+                settings.val_fraction,
+                settings.resolution,
+                settings.channels,
+                settings.skip_corrupt,
+            )
+            monitor = Monitor(val, settings.extractor, settings.judged) if run.is_main else None
+        for problem in train.skipped:
+            run.say(f"skipped: {problem}")
+        order = data.Order(len(train), settings.seed)
+
+        # ---- model
+        generator, discriminator = players(settings, train)
+        slower = dataclasses.replace(
+            settings, learning_rate=settings.discriminator_learning_rate, preset=settings.preset
+        )
+        making = run.network("generator", generator, rates(generator, settings))
+        scoring = run.network("discriminator", discriminator, rates(discriminator, slower), False)
+        # each player sees the other as it is: only its own gradients are exchanged
+        losing = run.lower(partial(game.discriminator_loss, scoring, generator))
+        winning = run.lower(partial(game.generator_loss, discriminator, making))
+        look_up = partial(batch, run, settings, train, order)
+        run.say(
+            f"{generator.num_parameters():,} + {discriminator.num_parameters():,} parameters · "
+            f"{len(train):,} images of {' x '.join(map(str, train.size))} to train on, "
+            f"{len(val):,} to compare with"
+        )
+
+        # ---- loop
+        run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
+        run.restore()
+        for step in run.steps():
+            penalty = settings.penalty_every if step % settings.penalty_every == 0 else 0
+            for turn in range(settings.critic_steps):
+                for rows in run.rows(turn, settings.critic_steps):
+                    run.backward(losing(look_up(rows, 0), penalty), "discriminator")
+                run.update("discriminator")
+                if settings.weight_clip:
+                    adversarial.clip_weights(discriminator, settings.weight_clip)
+            discriminator.requires_grad_(False)
+            for rows in run.rows(settings.critic_steps - 1, settings.critic_steps):
+                run.backward(winning(look_up(rows, 1)), "generator")
+            run.update("generator")
+            discriminator.requires_grad_(True)
+            if run.evaluation_due():
+                with run.clock.paused():
+                    judged = evaluate(run, settings, monitor, train)
+                    if run.report("distance", judged):
+                        run.publish(partial(save, run, settings, train, val, judged))
+        run.say(f"the best model is in {run.folder.path}")
+
+
+def rules(settings: Settings) -> Game:
+    """Say what is played for; refuse what does not go together."""
+    if settings.packing > 1 and settings.conditional:
+        raise ValueError("packing: images of several classes cannot be scored as one; conditional")
+    if settings.normalize and (settings.r1 or settings.r2 or settings.gradient_penalty):
+        raise ValueError(
+            "normalize: batch normalisation mixes images, and the penalties r1, r2 and "
+            "gradient_penalty are of each alone; leave one out"
+        )
+    limited = settings.gradient_penalty or settings.weight_clip or settings.spectral or settings.r1
+    if settings.loss == "wasserstein" and not limited:
+        raise ValueError(
+            "loss: the wasserstein loss has no bound of its own; add gradient_penalty, "
+            "weight_clip, r1 or spectral"
+        )
+    names = [field.name for field in dataclasses.fields(Game)]
+    given = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    return Game(**given | {"augmentations": tuple(settings.augmentations)})
+
+
+def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discriminator]:
+    """Build both networks."""
+    making, scoring = (dict(layout) for layout in LAYOUTS[settings.network])
+    channels, height, width = train.size
+    if settings.network == "modern":
+        patch = 4 if min(height, width) > 16 else 2
+        halvings = max(0, math.ceil(math.log2(max(height, width) / patch / LIMIT)))
+        making |= {"widths": [64] * (halvings + 1), "patch": patch}
+        scoring |= {"widths": [64] * (halvings + 1), "patch": patch}
+    else:
+        making |= {"normalize": settings.normalize}
+        scoring |= {"normalize": settings.normalize}
+    making |= {"widths": settings.widths} if settings.widths else {}
+    scoring |= {"widths": settings.discriminator_widths} if settings.discriminator_widths else {}
+    labels = train.count_classes() if settings.conditional else 0
+    generator = gan.Generator(
+        image_size=train.size,
+        latent_dim=settings.latent_dim,
+        labels=labels,
+        told=settings.generator_told,
+        **making,
+    )
+    discriminator = gan.Discriminator(
+        image_size=(channels * settings.packing, height, width),
+        labels=labels,
+        told=settings.discriminator_told,
+        spectral=settings.spectral,
+        **scoring,
+    )
+    if settings.network != "modern":
+        gan.initialize(generator, STD.get(settings.network))
+        gan.initialize(discriminator, STD.get(settings.network))
+    return generator, discriminator
+
+
+def rates(player: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Build a player's optimizers."""
+    player.to(memory_format=torch.channels_last)
+    if settings.optimizer == "rmsprop":
+        return [torch.optim.RMSprop(player.parameters(), settings.learning_rate)]
+    return optimizers(player, settings, tuple(settings.betas))
+
+
+def batch(
+    run: Run, settings: Settings, train: Images, order: data.Order, rows: np.ndarray, role: int
+) -> Batch:
+    """Look up images and draw all else; a row's draws are the same at any number of processes."""
+    _, which = order(rows)
+    turn, places = rows[0] // run.batch_size, torch.from_numpy(rows % run.batch_size)
+    words = np.random.SeedSequence((settings.seed, int(turn), role)).generate_state(2, np.uint32)
+    generator = torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+    count = run.batch_size
+    noise = torch.randn(count, settings.latent_dim, generator=generator)[places]
+    chances = torch.rand(count, adversarial.CHANCES, generator=generator)[places]
+    grain = None
+    strength = settings.instance_noise * max(0.0, 1 - run.fraction)
+    if strength:
+        drawn = torch.randn(2, count, *train.size, generator=generator)
+        grain = (strength * drawn[:, places]).to(run.device)
+    labels = train.classes(which, run.device) if settings.conditional else None
+    real = train.batch(which, run.device)
+    return Batch(real, noise.to(run.device), chances.to(run.device), labels, grain)
+
+
+# ---- evaluate
+
+
+def evaluate(
+    run: Run, settings: Settings, monitor: Monitor | None, train: Images
+) -> dict[str, float]:
+    """Judge images of fixed seeds on the main process, tell all, and draw some."""
+    network = run.weights("generator").eval()
+    figures: dict[str, float] = {}
+    if monitor is not None:
+        pipeline = gan.GANPipeline(network)
+        labels = proportional(train, settings.judged) if settings.conditional else None
+        figures = monitor.look(sample(pipeline, settings.judged, labels), labels)
+        draw(run, settings, pipeline, train)
+    network.train()
+    return run.tell(figures)
+
+
+def draw(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images) -> None:
+    """Draw samples of the same seeds at every evaluation, and their progress."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(SIDE * SIDE)]
+    told = np.arange(SIDE * SIDE) % len(train.names) if settings.conditional else None
+    made = pipeline(SIDE * SIDE, generators, told, output_type="pt").images
+    folder = run.folder.path / "samples"
+    folder.mkdir(exist_ok=True)
+    mosaic.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
+    mosaic.progress(sorted(folder.glob("step-*.png")), run.folder.path / "progress.png", SIDE)
+
+
+# ---- save
+
+
+USAGE = """
+import torch
+from diffusers import DiffusionPipeline
+
+# the class is in this folder, and its code runs
+pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
+seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+pipeline(4, seeds{labels}).images[0].save("sample.png")
+
+from genkit import gan
+
+pipeline = gan.load("{folder}")  # the same, without running that code
+"""
+
+
+def save(
+    run: Run,
+    settings: Settings,
+    train: Images,
+    val: Images,
+    judged: dict[str, float],
+    folder: Path,
+) -> None:
+    """Write the model as diffusers does, with its card; weights that are not averaged beside it."""
+    network, raw = run.weights("generator"), run.networks["generator"].module
+    hub.save_pipeline(gan.GANPipeline(network), folder)
+    raw.save_pretrained(folder / "generator", variant=gan.RAW)
+    shown = run.progress.step * settings.critic_steps * run.batch_size
+    told = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
+    weights = "averaged" if settings.ema else "raw"
+    card = hub.card(
+        title="A generative adversarial network of images",
+        task="unconditional-image-generation",
+        library="diffusers",
+        about=f"{network.num_parameters():,} parameters, preset {settings.preset}, trained on "
+        f"{len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
+        usage=USAGE.format(folder=run.folder.path, labels=told),
+        figures=judged,
+        protocol=f"{settings.judged:,} images of the seeds 0 and up, {weights} weights, float32, "
+        f"seen by {settings.extractor or 'their pixels'}; images {train.sha256}, compared with "
+        f"{val.sha256}; seed {settings.seed}.",
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        main()
