@@ -39,8 +39,8 @@ def discriminator_loss(
         real, fake: scores, (n,).
         real_targets, fake_targets: what the scores are compared with, for a loss of TARGETED.
 
-    Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661 (cross-entropy); Mao et al. 2017,
-    https://arxiv.org/abs/1611.04076 (least squares); Lim and Ye 2017,
+    Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661 (cross-entropy); Mao et al.
+    2017, https://arxiv.org/abs/1611.04076 (least squares); Lim and Ye 2017,
     https://arxiv.org/abs/1705.02894 (hinge); Arjovsky et al. 2017,
     https://arxiv.org/abs/1701.07875 (Wasserstein); Jolicoeur-Martineau 2018,
     https://arxiv.org/abs/1807.00734, section 4.2 (relativistic, in pairs)
@@ -115,7 +115,7 @@ def squared_gradient(scores: torch.Tensor, images: torch.Tensor) -> torch.Tensor
     Source: Mescheder et al. 2018, https://arxiv.org/abs/1801.04406
     """
     (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return gradient.float().square().flatten(1).sum(1)
+    return gradient.square().flatten(1).sum(1)
 
 
 def gradient_penalty(squares: torch.Tensor) -> torch.Tensor:
@@ -325,7 +325,7 @@ class Game:
         aims = targets(batch.chances[: len(real), :2], self.smoothing, self.label_noise)
         loss = discriminator_loss(self.loss, real_scores.float(), fake_scores.float(), *aims)
         for classes in (real_classes, fake_classes):
-            if classes is not None:
+            if classes is not None and labels is not None:
                 loss = loss + self.class_weight * F.cross_entropy(classes.float(), labels)
         if penalty and self.r1:
             loss = loss + penalty * self.r1 / 2 * squared_gradient(real_scores, real).mean()
@@ -348,7 +348,7 @@ class Game:
             with torch.no_grad():
                 real_scores = discriminator(self._shown(batch.real, batch, 0), batch.labels)[0]
         loss = generator_loss(self.loss, real_scores.float(), scores.float())
-        if classes is not None:
+        if classes is not None and batch.labels is not None:
             loss = loss + self.class_weight * F.cross_entropy(classes.float(), batch.labels)
         return loss
 

@@ -19,6 +19,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 NETWORKS = ("dcgan", "residual")
@@ -40,8 +41,8 @@ class Residual(torch.nn.Module):
         self.first = torch.nn.Conv2d(width, width, 3, padding=1)
         self.second = torch.nn.Conv2d(width, width, 3, padding=1)
         self.slope = slope
-        torch.nn.init.zeros_(self.second.weight)
-        torch.nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            torch.nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return features of the same shape."""
@@ -253,9 +254,9 @@ class Discriminator(ModelMixin, ConfigMixin):
         widths: "residual": of the features, the picture is halved between any two; "dcgan": of the
             convolutions.
         labels: classes that it is told or tells; 0 for none.
-        told: how: "concatenation" of a map for each class to the image; "auxiliary": it is not told,
-            but tells the class (Odena et al. 2017); "projection" of features on the class's vector
-            (Miyato and Koyama 2018).
+        told: how: "concatenation" of a map for each class to the image; "auxiliary": it is not
+            told, but tells the class (Odena et al. 2017); "projection" of features on the class's
+            vector (Miyato and Koyama 2018).
         blocks, patch, slope, normalize, spectral: see `Generator`.
         strides, kernel: of the convolutions of "dcgan".
         pool: what the score is read from: all features, "flatten", or their maxima, "max".
@@ -351,16 +352,20 @@ def initialize(module: torch.nn.Module, std: float | None) -> None:
     kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear
     for layer in module.modules():
         if isinstance(layer, kinds):
+            whole = parametrize.is_parametrized(layer)  # by its spectrum
+            weight = layer.parametrizations.weight.original if whole else layer.weight
             if std is None:
-                torch.nn.init.xavier_uniform_(layer.weight)
+                torch.nn.init.xavier_uniform_(weight)
             else:
-                torch.nn.init.normal_(layer.weight, std=std)
-            torch.nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                torch.nn.init.normal_(weight, std=std)
+            assert layer.bias is not None
+            torch.nn.init.zeros_(layer.bias)
 
 
 def _normalize_spectrum(module: torch.nn.Module) -> None:
     kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear | torch.nn.Embedding
     for layer in [m for m in module.modules() if isinstance(m, kinds)]:
+        layer.reset_parameters()  # zeros have no largest singular value to divide by
         spectral_norm(layer)
 
 
@@ -442,7 +447,6 @@ class GANPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Return images in [-1, 1]; gradients pass."""
         known = self._classes(labels, len(latents))
-        # to the bit the same image alone and among others
         return self.generator(latents.to(self.device), known).float()
 
     def _classes(self, labels: Any, count: int) -> torch.Tensor | None:

@@ -28,6 +28,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +39,6 @@ import accelerate
 import numpy as np
 import psutil
 import torch
-from accelerate.utils import DistributedDataParallelKwargs
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -103,8 +103,6 @@ class Run:
         self.settings = settings
         self.accelerator = accelerate.Accelerator(
             mixed_precision="no",  # `lower` does it, so that judged and saved weights stay float32
-            # a network with batch normalisation may be called twice before its gradient is taken
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=settings.report_to,
             project_dir=settings.output_dir,
         )
@@ -203,6 +201,11 @@ class Run:
         decay = self.settings.ema if averaged else None
         average = AveragedModel(module, multi_avg_fn=averaging(decay)) if decay else None
         prepared = self.accelerator.prepare_model(module)
+        if isinstance(prepared, torch.nn.parallel.DistributedDataParallel):
+            # a network with batch normalisation may be called twice before its gradient is taken
+            prepared.forward_sync_buffers = False
+            # what it warns of in a matrix of one row is a stride that is never used
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]

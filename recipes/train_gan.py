@@ -53,7 +53,7 @@ class Settings(RunSettings):
     latent_dim: int | None = setting(None, "numbers of noise an image")
     normalize: bool = setting(False, "batch normalisation, in networks other than modern's")
     spectral: bool = setting(False, "spectral normalisation of the discriminator")
-    conditional: bool | None = setting(None, "make a class on demand")
+    conditional: bool = setting(False, "make a class on demand; ac_wgan always does")
     generator_told: str | None = setting(None, "the class: product or concatenation")
     discriminator_told: str | None = setting(None, "concatenation, auxiliary or projection")
     loss: str | None = setting(None, ", ".join(adversarial.LOSSES))
@@ -85,6 +85,7 @@ class Settings(RunSettings):
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
+        self.conditional = self.conditional or self.preset == "ac_wgan"
         super().__post_init__()
         for name, allowed in {
             "preset": tuple(PRESETS),
@@ -138,10 +139,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "wgan_gp": {"loss": "wasserstein", "gradient_penalty": 10.0, "critic_steps": 5}
     | {"optimizer": "adamw", "learning_rate": 1e-4, "betas": [0.0, 0.9], "batch_size": 64}
     | {"latent_dim": 128},
-    # Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875, with the classifier of Odena et al. 2017
+    # Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875, with Odena's classifier
     "ac_wgan": {"loss": "wasserstein", "weight_clip": 0.01, "critic_steps": 100}
     | {"optimizer": "rmsprop", "learning_rate": 5e-5, "betas": [0.0, 0.9], "batch_size": 64}
-    | {"latent_dim": 100, "conditional": True, "max_steps": 25_000}
+    | {"latent_dim": 100, "max_steps": 25_000}
     | {"generator_told": "product", "discriminator_told": "auxiliary"},
 }
 STD = {"ac_wgan": 0.02}  # of initial weights; those of the others are Glorot's
@@ -151,7 +152,7 @@ LIMIT = 8  # the largest side of a map of features that modern networks start fr
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    values = PLAIN | TOLD | {"conditional": False, "network": settings.preset}
+    values = PLAIN | TOLD | {"network": settings.preset}
     values |= {"muon_learning_rate": 0.02, "weight_decay": 0.0}
     values |= {"max_steps": 50_000} if device == "cuda" else {"max_minutes": 5.0}
     values |= PRESETS[settings.preset]
@@ -183,11 +184,16 @@ def main() -> None:
             run.say(f"skipped: {problem}")
         order = data.Order(len(train), settings.seed)
 
+        parts = run.processes * settings.gradient_accumulation
+        if run.batch_size // parts % settings.packing:
+            raise ValueError(
+                f"packing: {run.batch_size // parts} rows of a process do not divide by "
+                f"{settings.packing}; {parts * settings.packing} rows in batch_size would"
+            )
+
         # ---- model
         generator, discriminator = players(settings, train)
-        slower = dataclasses.replace(
-            settings, learning_rate=settings.discriminator_learning_rate, preset=settings.preset
-        )
+        slower = dataclasses.replace(settings, learning_rate=settings.discriminator_learning_rate)
         making = run.network("generator", generator, rates(generator, settings))
         scoring = run.network("discriminator", discriminator, rates(discriminator, slower), False)
         # each player sees the other as it is: only its own gradients are exchanged
@@ -281,10 +287,10 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
 
 def rates(player: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
     """Build a player's optimizers."""
-    player.to(memory_format=torch.channels_last)
     if settings.optimizer == "rmsprop":
         return [torch.optim.RMSprop(player.parameters(), settings.learning_rate)]
-    return optimizers(player, settings, tuple(settings.betas))
+    first, second = settings.betas
+    return optimizers(player, settings, (first, second))
 
 
 def batch(
@@ -329,7 +335,7 @@ def evaluate(
 def draw(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images) -> None:
     """Draw samples of the same seeds at every evaluation, and their progress."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(SIDE * SIDE)]
-    told = np.arange(SIDE * SIDE) % len(train.names) if settings.conditional else None
+    told = torch.arange(SIDE * SIDE) % len(train.names) if settings.conditional else None
     made = pipeline(SIDE * SIDE, generators, told, output_type="pt").images
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
@@ -366,7 +372,7 @@ def save(
     """Write the model as diffusers does, with its card; weights that are not averaged beside it."""
     network, raw = run.weights("generator"), run.networks["generator"].module
     hub.save_pipeline(gan.GANPipeline(network), folder)
-    raw.save_pretrained(folder / "generator", variant=gan.RAW)
+    gan.Generator.save_pretrained(raw, folder / "generator", variant=gan.RAW)
     shown = run.progress.step * settings.critic_steps * run.batch_size
     told = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
     weights = "averaged" if settings.ema else "raw"

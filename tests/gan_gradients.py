@@ -1,0 +1,85 @@
+"""Launched by test_train_gan.py: the gradients that a step of each game takes, into a file.
+
+accelerate launch tests/gan_gradients.py FILE [parts of gradient accumulation]
+"""
+
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from genkit import data, images
+from genkit.adversarial import LOSSES
+from genkit.settings import parse
+from genkit.training import Run
+
+SHAPE = "--widths 4 --discriminator_widths 4 --latent_dim 3 --batch_size 8 --dry_run"
+CLASSIC = "--preset dcgan --normalize --widths 4 4 4 --discriminator_widths 4 4"
+OWN = {
+    "wasserstein": "--gradient_penalty 10 --r1 0",
+    "maximum_likelihood": "--r1 0.3",
+}
+GAMES = {loss: f"--loss {loss} {OWN.get(loss, '--r1 0.5 --r2 0.2')}" for loss in LOSSES}
+GAMES |= {
+    "clipped": "--loss wasserstein --weight_clip 0.1 --r1 0 --r2 0 --critic_steps 2",
+    "plain": "--loss non_saturating --r1 0 --r2 0 --smoothing 0.1 --label_noise 0.05",
+    "noisy": "--instance_noise 0.3 --augmentations colour translation cutout",
+    "packed": "--packing 2",
+    "spectral": "--spectral --loss hinge",
+    "projection": "--conditional --discriminator_told projection",
+    "concatenation": "--conditional --discriminator_told concatenation --generator_told product",
+    "auxiliary": "--conditional --discriminator_told auxiliary --loss wasserstein "
+    "--gradient_penalty 10 --r1 0 --r2 0",
+}
+
+
+def main(path: str, accumulation: str = "1") -> None:
+    spec = importlib.util.spec_from_file_location("train_gan", "recipes/train_gan.py")
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules["train_gan"] = recipe
+    spec.loader.exec_module(recipe)
+    every = ["--mixed_precision", "no", "--gradient_accumulation", accumulation, *SHAPE.split()]
+    found = {}
+    for name, words in GAMES.items():
+        argv = [*every, "--penalty_every", "1", *words.split()]
+        found |= gradients(recipe, parse(recipe.Settings, recipe.preset, argv), name)
+    # batch normalisation sees the rows of one process only: gradients differ, but there are some
+    argv = [*every, *CLASSIC.split()]
+    normalised = gradients(recipe, parse(recipe.Settings, recipe.preset, argv), "normalised")
+    assert all(value.isfinite().all() for value in normalised.values())
+    if found:
+        save_file(found, path)
+
+
+def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
+    """Return both players' gradients of the first step, on the main process."""
+    game = recipe.rules(settings)
+    train = images.load("digits")
+    order = data.Order(len(train), settings.seed)
+    run = Run(settings)  # not entered: on leaving, the processes would part
+    torch.manual_seed(settings.seed)
+    generator, discriminator = recipe.players(settings, train)
+    making = run.network("generator", generator, [])
+    scoring = run.network("discriminator", discriminator, [], False)
+    look_up = partial(recipe.batch, run, settings, train, order)
+    run.progress.step = 1
+    for turn in range(settings.critic_steps):  # of which the last is kept
+        discriminator.zero_grad()
+        for rows in run.rows(turn, settings.critic_steps):
+            loss = game.discriminator_loss(scoring, generator, look_up(rows, 0))
+            run.backward(loss, "discriminator")
+    discriminator.requires_grad_(False)
+    for rows in run.rows():
+        loss = game.generator_loss(discriminator, making, look_up(rows, 1))
+        run.backward(loss, "generator")
+    players = {"generator": generator, "discriminator": discriminator}
+    named = ((f"{name}/{p}/{n}", w) for p, m in players.items() for n, w in m.named_parameters())
+    return {n: weight.grad.contiguous() for n, weight in named} if run.is_main else {}
+
+
+if __name__ == "__main__":
+    assert Path("recipes").is_dir(), "launch from the repository's root"
+    main(*sys.argv[1:])
