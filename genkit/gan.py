@@ -19,8 +19,8 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 NETWORKS = ("dcgan", "residual")
 GROWTHS = ("transposed", "nearest")
@@ -352,8 +352,9 @@ def initialize(module: torch.nn.Module, std: float | None) -> None:
     kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear
     for layer in module.modules():
         if isinstance(layer, kinds):
-            whole = parametrize.is_parametrized(layer)  # by its spectrum
-            weight = layer.parametrizations.weight.original if whole else layer.weight
+            # below a spectral norm there is another tensor
+            name = "parametrizations.weight.original"
+            weight = layer.get_parameter(name if is_parametrized(layer) else "weight")
             if std is None:
                 torch.nn.init.xavier_uniform_(weight)
             else:
@@ -379,7 +380,7 @@ def _check_size(player: str, image_size: Sequence[int], wanted: int) -> None:
     if height % wanted or width % wanted:
         below, above = height // wanted * wanted, -(-height // wanted) * wanted
         raise ValueError(
-            f"resolution: a {player} of these widths makes multiples of {wanted} pixels, these "
+            f"resolution: a {player} of these widths takes multiples of {wanted} pixels, these "
             f"images are {width} x {height}; give --resolution {below or above} or other widths"
         )
 

@@ -103,6 +103,14 @@ class Settings(RunSettings):
         for width in (*(self.widths or []), *(self.discriminator_widths or [])):
             if width < 1:
                 raise ValueError(f"widths must be 1 or more, got {width}")
+        if self.betas is not None and not (
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        ):
+            raise ValueError(f"betas must be two numbers, 0 or more and below 1, got {self.betas}")
+        if self.normalize and (self.network or self.preset) == "modern":
+            raise ValueError(
+                "normalize: the networks of modern have no batch normalisation; add --network dcgan"
+            )
 
 
 # How the networks of each preset are built; what the papers and the course do not say is ours
@@ -238,6 +246,11 @@ def rules(settings: Settings) -> Game:
         raise ValueError(
             "normalize: batch normalisation mixes images, and the penalties r1, r2 and "
             "gradient_penalty are of each alone; leave one out"
+        )
+    if settings.compile and (settings.r1 or settings.r2 or settings.gradient_penalty):
+        raise ValueError(
+            "compile: the penalties r1, r2 and gradient_penalty need the gradient of a gradient, "
+            "which compiled code does not have; leave one out"
         )
     limited = settings.gradient_penalty or settings.weight_clip or settings.spectral or settings.r1
     if settings.loss == "wasserstein" and not limited:
