@@ -312,8 +312,8 @@ def batch(
     """Look up images and draw all else; a row's draws are the same at any number of processes."""
     _, which = order(rows)
     turn, places = rows[0] // run.batch_size, torch.from_numpy(rows % run.batch_size)
-    words = np.random.SeedSequence((settings.seed, int(turn), role)).generate_state(2, np.uint32)
-    generator = torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+    words = np.random.SeedSequence((settings.seed, int(turn), role)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(words[0]))
     count = run.batch_size
     noise = torch.randn(count, settings.latent_dim, generator=generator)[places]
     chances = torch.rand(count, adversarial.CHANCES, generator=generator)[places]

@@ -214,6 +214,44 @@ def test_two_networks_share_a_run(tmp_path):
     assert {"generator_loss", "discriminator_loss"} <= last.keys()
 
 
+def test_several_batches_a_step_go_through_the_order_once(tmp_path):
+    with Run(settings(tmp_path, max_steps=5, gradient_accumulation=2)) as run:
+        network = torch.nn.Linear(1, 1)
+        run.network("model", network, optim.optimizers(network, run.settings))
+        run.restore()
+        taken = []
+        for _ in run.steps():
+            for turn in range(3):
+                for rows in run.rows(turn, 3):
+                    run.backward(network(torch.ones(len(rows), 1)).square().mean())
+                    taken += rows.tolist()
+                run.update()
+        assert taken == list(range(5 * 3 * 4))
+
+
+def test_only_what_is_averaged_has_an_average(tmp_path):
+    with Run(settings(tmp_path, ema=0.9)) as run:
+        one, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+        run.network("one", one, optim.optimizers(one, run.settings))
+        run.network("other", other, optim.optimizers(other, run.settings), averaged=False)
+        assert run.weights("one") is not one and run.weights("other") is other
+
+
+def test_a_run_that_is_stopped_has_saved(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop, Run(settings(tmp_path)) as run:
+        network = torch.nn.Linear(1, 1)
+        run.network("model", network, optim.optimizers(network, run.settings))
+        run.restore()
+        for step in run.steps():
+            for rows in run.rows():
+                run.backward(network(torch.ones(len(rows), 1)).square().mean())
+            run.update()
+            if step == 3:
+                run.stop()
+    assert stop.value.code == 0 and "stopped after step 3" in capsys.readouterr().out
+    assert checkpoints.newest(tmp_path / "checkpoints")[0].name == "step-00000003"
+
+
 def test_patience_ends_a_run(tmp_path):
     with Run(settings(tmp_path, max_steps=100, evaluations=50, patience=3)) as run:
         network = torch.nn.Linear(1, 1)
