@@ -1,6 +1,7 @@
 """What images look like to a network: features, and classes, kept in the cache for real images.
 
-The network is a classifier, or the Inception network of published figures.
+The network is a classifier, or the Inception network of published figures. Where there is none,
+the pixels themselves are the features.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from genkit.lm import check_shards, weights_hash
 
 INCEPTION = "inception"
 VERSION = 1  # of the cache: raised when what an extractor sees changes
+PIXELS = 16  # the longest side of what `Pixels` sees
 BATCH, VALUES = 256, 1 << 21  # images at once, and the most values of theirs
 UNTOLD = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
 
@@ -153,7 +156,20 @@ class Inception:
         return features, torch.zeros(len(features), dtype=torch.int64)
 
 
-Extractor = Classifier | Inception
+class Pixels:
+    """No network: features are the pixels, averaged over squares; tells no classes."""
+
+    name, names, size, device = "pixels", list[str](), None, "cpu"
+    sha256 = hashlib.sha256(f"pixels {PIXELS}".encode()).hexdigest()
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at images; see `Classifier`. Features are those of a map of 16 x 16 at most."""
+        square = [math.ceil(side / PIXELS) for side in images.shape[2:]]
+        features = F.avg_pool2d(images.float().cpu(), square, ceil_mode=True).flatten(1)
+        return features, torch.zeros(len(features), dtype=torch.int64)
+
+
+Extractor = Classifier | Inception | Pixels
 
 
 def load_extractor(name: str | Path) -> Extractor:

@@ -1,39 +1,284 @@
-"""What a run of an adversarial network is watched by."""
+"""What a run of an adversarial network is watched by: figures of its images, and its troubles.
+
+A `Monitor` compares images drawn in training with real ones; `troubles` reads a run's log.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from genkit.features import Extractor, load_extractor, look, look_once
+from genkit.adversarial import CROSS_ENTROPY
+from genkit.features import Extractor, Pixels, Seen, load_extractor, look, look_once
 from genkit.images import Images
 from genkit.judge import Labels, as_images
-from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.fidelity import as_features, frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
 from genkit.metrics.neighbours import K, manifold
 
+MOST = 2000  # images that are searched for duplicates, and whose pixels are compared
+NEAR = 0.01  # the part of real images that have so near a neighbour that it looks like a duplicate
+SAME = 1e-5  # of its norm: how far features of an image may differ from batch to batch
+
+HEALTHY = {"entropy": 0.75, "duplicates": 0.75, "spread": 0.5, "coverage": 0.1}
+LOST = {"entropy": 0.5, "duplicates": 0.5, "spread": 0.1, "coverage": 0.01}  # of the floor's
+WARM_UP, STUCK = 200, 3  # steps in which nothing need be learnt; evaluations that show no progress
+WINDOW, FEW = 100, 10  # steps that a trouble of the losses lasts, and that a spike does not
+VANISHED = 1e-3  # of the largest gradient norm
+SATURATED = 0.01  # loss of a discriminator that tells all apart
+PINNED, UNLIKE = 0.01, 0.5  # how far off the loss may be; coverage, of the floor's
+
+# What a discriminator loses that gives all images the same score: told nothing, it can do no better
+TOLD_NOTHING = {loss: 2 * math.log(2) for loss in CROSS_ENTROPY}
+TOLD_NOTHING |= {"relativistic": math.log(2), "least_squares": 0.25, "hinge": 2.0}
+
+# ---------------------------------------------------------------------------------------------
+# Figures
+
 
 class Monitor:
-    """Compares images drawn in training with real ones."""
+    """Compares images drawn in training with real ones; looks at the real ones once.
+
+    Some of the real images, as many as are drawn but half at most, are stand-ins: put in the place
+    of the drawn ones they say what a perfect generator gets, the `floor`. Where more are drawn than
+    there are stand-ins, they are compared in blocks of that many, and the mean is told, so that
+    figures are as biased as their floor.
+
+    Args:
+        real: images that the networks do not learn from.
+        extractor: see `load_extractor`, or what it returned; None for the pixels themselves.
+        count: how many images are drawn for an evaluation.
+
+    Raises:
+        ValueError: an argument cannot work; it is named.
+    """
 
     def __init__(self, real: Images, extractor: str | Extractor | None, count: int) -> None:
-        assert extractor is not None
+        for name, images in (("count", count), ("real: half of the images", len(real) // 2)):
+            if images < K + 1:
+                raise ValueError(f"{name}: {images} are too few for k = {K}; {K + 1} are the fewest")
+        if extractor is None:
+            extractor = Pixels()
         self.extractor = load_extractor(extractor) if isinstance(extractor, str) else extractor
+        self.count, self.block = count, min(count, len(real) // 2)
         order = np.random.default_rng(0).permutation(len(real))
-        self.real = look_once(real.take(order), self.extractor)
+        stand_ins, compared = real.take(order[: self.block]), real.take(order[self.block :])
+        self.real = look_once(compared, self.extractor)
+        self._spread = spread(pixels(compared))
+        if not self._spread:
+            raise ValueError(f"real: all {len(real):,} images are the same; give others")
+        self._limit = duplicate_limit(self.real.features[: self.block])
+        # labels are numbered as the images do, classes as the classifier does
+        names, self._names = self.extractor.names, real.names
+        known = bool(real.names) and set(real.names) <= set(names)
+        self._places = np.array([names.index(n) for n in real.names]) if known else None
+        told = None if real.labels is None else real.labels[stand_ins.rows]
+        self.floor = self._compare(look_once(stand_ins, self.extractor), pixels(stand_ins), told)
 
     def look(self, images: torch.Tensor, labels: Labels | None = None) -> dict[str, float]:
-        """Return figures."""
-        fakes = look(as_images(images, None, []), self.extractor)
-        some = self.real.features[: len(fakes)]
-        figures = {
-            "distance": frechet_distance(self.real.features, fakes.features),
-            "coverage": manifold(some, fakes.features, K).coverage,
-        }
-        if self.extractor.names:
-            shares = class_shares(fakes.classes, len(self.extractor.names))
-            used = shares[shares > 0]
-            figures["entropy"] = float(-(used * np.log(used)).sum() / np.log(len(shares)))
-            if labels is not None:
-                figures["label_accuracy"] = label_accuracy(fakes.classes, np.asarray(labels))
-        return figures
+        """Compare images with the real ones.
+
+        Args:
+            images: in [-1, 1], (count, channels, height, width).
+            labels: what each should show, as the real images number their classes.
+
+        Returns:
+            distance: Frechet distance.
+            coverage: part of the real images that a generated one is among the 5 nearest of.
+            entropy: of the classes' shares, as a part of the most it can be; from a classifier.
+            label_accuracy: part of the images that show what they should; from a classifier that
+                knows the classes.
+            duplicates: see `duplicates`; a hundredth of real images.
+            spread: standard deviation of a pixel over images, the mean over pixels; 1 for real ones.
+
+        Raises:
+            ValueError: an argument cannot work; it is named.
+        """
+        if len(images) != self.count:
+            raise ValueError(f"images must be {self.count:,}, got {len(images):,}")
+        given = as_images(images, labels, self._names or self.extractor.names)
+        told = None if labels is None else torch.as_tensor(labels).cpu().numpy()
+        return self._compare(look(given, self.extractor), pixels(given), told)
+
+    def _compare(
+        self, seen: Seen, shown: torch.Tensor, labels: np.ndarray | None
+    ) -> dict[str, float]:
+        real, figures = self.real.features, []
+        parts = len(seen) // self.block
+        for part in range(parts):  # labels may be sorted: each part has some of everything
+            some = seen.features[part : parts * self.block : parts]
+            figures.append(
+                {
+                    "distance": frechet_distance(real, some),
+                    "coverage": manifold(real[: self.block], some, K).coverage,
+                    "duplicates": duplicates(some, self._limit),
+                }
+            )
+        found = {name: float(np.mean([each[name] for each in figures])) for name in figures[0]}
+        names = self.extractor.names
+        if names:
+            found["entropy"] = evenness(class_shares(seen.classes, len(names)))
+        if labels is not None and self._places is not None:
+            found["label_accuracy"] = label_accuracy(seen.classes, self._places[labels])
+        return found | {"spread": spread(shown) / self._spread}
+
+
+def pixels(images: Images) -> torch.Tensor:
+    """Return the pixels of some images, (n, values)."""
+    return images.batch(spaced(len(images))).flatten(1)
+
+
+def spaced(count: int) -> np.ndarray:
+    """Return numbers below `count`, MOST at most, at even distances."""
+    return np.arange(min(count, MOST)) * count // min(count, MOST)
+
+
+def spread(values: torch.Tensor) -> float:
+    """Return the mean over pixels of their standard deviation over images, (n, values)."""
+    return values.std(0).mean().item()
+
+
+def evenness(shares: np.ndarray) -> float:
+    """Return the entropy of classes' shares over that of equal ones: 0 for one class alone."""
+    used = shares[shares > 0]
+    return float((used * np.log(1 / used)).sum() / np.log(max(2, len(shares))))
+
+
+def nearest_others(features: np.ndarray) -> torch.Tensor:
+    """Return the distance of each row to the nearest of the others, (n,), exactly 0 for a copy."""
+    points = as_features(features, "features")
+    distances = torch.cdist(points, points).fill_diagonal_(torch.inf)
+    return (points - points[distances.argmin(1)]).norm(dim=1)  # products would round that of a copy
+
+
+def duplicate_limit(real: np.ndarray) -> float:
+    """Return how near the nearest hundredth of real images are to another, by features, (n, d)."""
+    near = nearest_others(real[spaced(len(real))]).quantile(NEAR, interpolation="higher")
+    return max(near.item(), SAME * float(np.linalg.norm(real, axis=1).mean()))
+
+
+def duplicates(features: np.ndarray, limit: float) -> float:
+    """Return the part of images that have another within `limit`, by features, (n, d).
+
+    A generator that has few images to offer repeats itself in few draws, as birthdays do.
+
+    Source: after Arora and Zhang 2018, https://arxiv.org/abs/1706.08224, who look at the nearest
+    pairs; here the distances among as many real images judge them.
+    """
+    return (nearest_others(features[spaced(len(features))]) <= limit).double().mean().item()
+
+
+# ---------------------------------------------------------------------------------------------
+# Troubles
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with a run, and what may help."""
+
+    step: int
+    kind: str  # collapse, vanished, saturated or pinned
+    text: str
+    fatal: bool  # more steps will not help
+
+    def __str__(self) -> str:
+        return f"step {self.step:,}: {self.kind}: {self.text}"
+
+
+def troubles(log: list[dict[str, Any]], loss: str, floor: dict[str, float]) -> list[Trouble]:
+    """Name what goes wrong in a game, at the evaluation that shows it first.
+
+    collapse: variety is lost. Variety is entropy, the part of images that are no duplicates,
+        spread and coverage, each as a part of its floor. An evaluation is healthy if all are at
+        least HEALTHY. After one, the game has collapsed as soon as any is below LOST. Where none
+        was healthy, nothing may be learnt yet: then it has if entropy, duplicates or spread were
+        that bad in STUCK evaluations in a row, after WARM_UP steps, and the distance fell in none.
+    vanished: the generator's gradient norm, the median of WINDOW steps, is below VANISHED of what
+        it was, the largest median of any FEW steps.
+    saturated: the median of the discriminator's loss is below SATURATED: it tells all apart. Not of
+        the wasserstein loss, which has no end. A penalty keeps a loss from that, as it should;
+        label noise can bring it below 0.
+    pinned: the loss hardly moves from that of a discriminator that gives all the same score, while
+        coverage is below UNLIKE of its floor: with good images this is where a game should end.
+        Penalties are 0 then; with an auxiliary classifier, whose loss is added, it goes unnoticed.
+
+    What is said of a step depends on no later one.
+
+    Args:
+        log: an entry a step, as a run writes them; some have figures of a `Monitor`.
+        loss: one of adversarial.LOSSES.
+        floor: that of the `Monitor`.
+    """
+    found: list[Trouble] = []
+    judged: list[dict[str, Any]] = []
+    last: set[str] = set()
+    for i, entry in enumerate(log):
+        if "coverage" in entry:
+            judged.append(entry)
+            now = [*_collapse(judged, floor), *_unbalanced(log[: i + 1], loss, floor)]
+            found += [trouble for trouble in now if trouble.kind not in last]
+            last = {trouble.kind for trouble in now}
+    return found
+
+
+def _variety(figures: dict[str, float]) -> dict[str, float]:
+    """Return the figures that are low when variety is lost."""
+    return {k: 1 - figures[k] if k == "duplicates" else figures[k] for k in LOST if k in figures}
+
+
+def _collapse(judged: list[dict[str, Any]], floor: dict[str, float]) -> list[Trouble]:
+    """Say whether the last evaluation shows a collapse."""
+    real = _variety(floor)
+    lost = [
+        [name for name, value in _variety(each).items() if value < LOST[name] * real[name]]
+        for each in judged
+    ]
+    learnt = any(
+        all(value >= HEALTHY[name] * real[name] for name, value in _variety(each).items())
+        for each in judged
+    )
+    named, step = lost[-1], judged[-1]["step"]
+    if not learnt:
+        distances = [each["distance"] for each in judged]
+        before, recent = distances[:-STUCK], distances[-STUCK:]
+        stuck = bool(before) and min(recent) >= min(before) and step >= WARM_UP
+        poor = all(set(names) - {"coverage"} for names in lost[-STUCK:])
+        named = named if stuck and poor else []
+    if not named:
+        return []
+    told = [f"{name} {judged[-1][name]:.2f} (real {floor[name]:.2f})" for name in named]
+    advice = "try r1 and r2, the relativistic loss, packing, or lower rates"
+    return [Trouble(step, "collapse", f"{', '.join(told)}; {advice}", fatal=True)]
+
+
+def _unbalanced(log: list[dict[str, Any]], loss: str, floor: dict[str, float]) -> list[Trouble]:
+    """Say whether the last window of steps shows that one player has nothing to go by."""
+    losses, norms = (
+        np.array([entry[name] for entry in log if entry.get(name) is not None])
+        for name in ("discriminator_loss", "generator_grad_norm")
+    )
+    if min(len(losses), len(norms)) < WINDOW:
+        return []
+    step, found, window = log[-1]["step"], [], losses[-WINDOW:]
+    medians = np.median(norms[: len(norms) // FEW * FEW].reshape(-1, FEW), 1)
+    norm, largest, level = np.median(norms[-WINDOW:]), medians.max(), np.median(window)
+    if norm <= VANISHED * largest:
+        text = f"the generator's gradient norm is {norm:.1e}, was {largest:.1e}"
+        advice = "try r1 and r2, the relativistic loss, or a lower discriminator_learning_rate"
+        found.append(Trouble(step, "vanished", f"{text}; {advice}", fatal=True))
+    if loss == "wasserstein":
+        return found
+    if level < SATURATED:
+        text = f"the discriminator tells all apart, loss {level:.4f}"
+        advice = "try r1 and r2, instance_noise, or a lower discriminator_learning_rate"
+        found.append(Trouble(step, "saturated", f"{text}; {advice}", fatal=False))
+    still = np.abs(window - TOLD_NOTHING[loss]).max() < PINNED
+    if still and log[-1]["coverage"] < UNLIKE * floor["coverage"]:
+        text = f"the discriminator learns nothing, loss {level:.4f}"
+        advice = "try a higher discriminator_learning_rate, or weaker penalties"
+        found.append(Trouble(step, "pinned", f"{text}; {advice}", fatal=False))
+    return found
