@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genkit import autoencoder
 from genkit import images as image_data
+from genkit import pipelines
 from genkit.features import Extractor
 from genkit.images import Images, blocks
 from genkit.judge import GIVEN, SURE, Evaluation, Figure, Judge, Labels, as_images, named
 from genkit.metrics.images import reconstruction_error
 from genkit.metrics.neighbours import K
+from genkit.pipelines import Encoder
 
 MOST = 10_000  # images that are drawn from a model unless told
 BATCH = 256  # images drawn at a time
@@ -52,7 +53,8 @@ def evaluate(
             the data's proportions unless given.
         train, real_count, k: see `Judge`.
         seed: image i is drawn with seed + i; also that of `Judge`.
-        weights, sampler, evaluations: for the protocol of images that are given.
+        weights: for the protocol; also which to load, see `pipelines.load`.
+        sampler, evaluations: for the protocol of images that are given.
 
     Returns:
         The figures with margins, floors and protocol.
@@ -62,9 +64,11 @@ def evaluate(
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
+    saved = isinstance(images, str | Path) and (Path(images) / "model_index.json").exists()
+    pipeline = pipelines.load(str(images), weights) if saved else None
     judge = Judge(data, extractor=extractor, train=train, real_count=real_count, k=k, seed=seed)
-    if isinstance(images, str | Path) and (Path(images) / "model_index.json").exists():
-        return _evaluate_model(judge, images, count, labels, seed, weights)
+    if pipeline is not None:
+        return _evaluate_model(judge, pipeline, str(images), count, labels, seed, weights)
     if isinstance(images, torch.Tensor):
         name, given = GIVEN, as_images(images, None, [])
     else:
@@ -80,47 +84,57 @@ def evaluate(
 
 def _evaluate_model(
     judge: Judge,
-    folder: str | Path,
+    pipeline: Any,
+    name: str,
     count: int | None,
     labels: Labels | None,
     seed: int,
     weights: str | None,
 ) -> Evaluation:
-    """Draw from a saved model, and judge that and how well it rebuilds real images."""
-    pipeline = autoencoder.load(folder).to(judge.extractor.device)
+    """Draw from a saved model, and judge that and, if it encodes, how well it rebuilds images."""
+    pipeline.to(judge.extractor.device)
+    encodes, told = isinstance(pipeline, Encoder), pipelines.count_classes(pipeline) > 0
     count = count or min(MOST, len(judge.stand_ins))
-    tells = bool(pipeline.vae.config.get("labels", 0))
-    if tells:  # real images are rebuilt by their class, too
+    if told and (encodes or labels is None):  # real images are rebuilt by their class, too
         share = proportional(judge.real_images, count)
         labels = share if labels is None else labels
-    drawn = sample(pipeline, count, labels, seed)
     record = judge.judge(
-        drawn,
+        sample(pipeline, count, labels, seed),
         labels,
-        name=str(folder),
+        name=name,
         seed=seed,
         weights=weights,
-        sampler="one draw from the prior",
+        sampler="one draw from the prior" if encodes else "one draw of noise",
         evaluations=1,
     )
-    errors = []
+    if not encodes:
+        return record
     some = judge.stand_in_images.take(np.arange(min(count, len(judge.stand_ins))))
-    for which in blocks(len(some), BATCH):
-        batch = some.batch(which)
-        rebuilt = pipeline.reconstruct(batch, some.classes(which) if tells else None)
-        errors.append(reconstruction_error(batch, rebuilt.cpu()))
-    every = torch.cat(errors)
-    margin = SURE * every.std().item() / math.sqrt(len(every))
-    rebuilding = {"reconstruction error": Figure(every.mean().item(), margin, 0.0)}
+    rebuilding = {"reconstruction error": rebuilt(pipeline, some, told)}
     return dataclasses.replace(record, figures=record.figures | rebuilding)
 
 
-def sample(pipeline: Any, count: int, labels: Labels | None = None, seed: int = 0) -> torch.Tensor:
+def rebuilt(pipeline: Any, images: Images, told: bool) -> Figure:
+    """Measure how far reconstructions are from images, rebuilt by their class if it is `told`."""
+    errors = []
+    for which in blocks(len(images), BATCH):
+        batch = images.batch(which)
+        made = pipeline.reconstruct(batch, images.classes(which) if told else None)
+        errors.append(reconstruction_error(batch, made.cpu()))
+    every = torch.cat(errors)
+    margin = SURE * every.std().item() / math.sqrt(len(every))
+    return Figure(every.mean().item(), margin, 0.0)
+
+
+def sample(
+    pipeline: Any, count: int, labels: Labels | None = None, seed: int = 0, **options: Any
+) -> torch.Tensor:
     """Draw images from a pipeline, image i with seed + i, whatever the batch.
 
     Args:
         pipeline: called as `AutoencoderPipeline` is.
         labels: the class of each, (count,), for a model that is told.
+        options: of the call, such as a GAN's truncation.
 
     Returns:
         In [-1, 1], (count, channels, height, width).
@@ -130,7 +144,7 @@ def sample(pipeline: Any, count: int, labels: Labels | None = None, seed: int = 
         for which in blocks(count, BATCH):
             own = [torch.Generator().manual_seed(seed + int(i)) for i in which]
             some = None if told is None else told[which]
-            batch = pipeline(len(which), own, some, output_type="pt").images
+            batch = pipeline(len(which), own, some, output_type="pt", **options).images
             drawn.append(batch.cpu() * 2 - 1)
             bar.update(len(which))
     return torch.cat(drawn)

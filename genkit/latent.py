@@ -1,9 +1,7 @@
-"""Walks in the latent space of any image model: scatter, plane, paths, concepts, projection.
+"""Walks in the latent space of any image model: scatter, plane, truncation, paths, concepts.
 
-A pipeline is any object that decodes (`Decoder`); some encode, too (`Encoder`). Latents of images
-come from `encode`, or from `project`, which every pipeline allows; all else takes latents. Images
-are in [-1, 1], (n, channels, height, width); latents are (n, *pipeline.latent_shape). What is
-returned lies on the CPU.
+Latents of images come from `encode`, or from `project`, which every pipeline allows, others from
+`draw`; all else takes latents. For what a pipeline is, and for shapes, see genkit/pipelines.py.
 """
 
 from __future__ import annotations
@@ -12,73 +10,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from genkit import mosaic, plots
-from genkit.images import Images, blocks
-
-ROWS = 64  # images that a model sees at a time
-RATE = 0.1  # of projection: a step's length at first, in standard deviations of the prior
-Whole = Sequence[int] | np.ndarray | torch.Tensor
-
-
-class Decoder(Protocol):
-    """A pipeline as every image family has it."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where its models are."""
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's latents."""
-
-    def place(self, noise: torch.Tensor) -> torch.Tensor:
-        """Turn standard normal numbers into latents, by an affine map or not at all."""
-
-    def decode(self, latents: torch.Tensor, labels: Any = None) -> torch.Tensor:
-        """Return images; gradients pass."""
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """A pipeline that finds the latents of images by itself."""
-
-    def encode(self, images: torch.Tensor, labels: Any = None) -> torch.Tensor:
-        """Return latents."""
-
-
-def encode(
-    pipeline: Decoder, images: Images | torch.Tensor, labels: Whole | None = None
-) -> torch.Tensor:
-    """Encode any number of images, some at a time.
-
-    Args:
-        labels: the class of each image, for a model that is told.
-
-    Returns:
-        Latents, (n, *latent_shape).
-
-    Raises:
-        ValueError: the pipeline has no encoder, or the images are not such as it makes.
-    """
-    if not isinstance(pipeline, Encoder):
-        raise ValueError(
-            f"pipeline: {type(pipeline).__name__} has no encoder; `project` finds latents without"
-        )
-    told = _check_images(pipeline, images, labels)
-    found = []
-    with tqdm(total=len(images), desc="encoding", unit=" images", delay=2, leave=False) as bar:
-        for which in blocks(len(images), ROWS):
-            classes = None if told is None else told[which]
-            found.append(pipeline.encode(_look_up(images, which), classes).cpu())
-            bar.update(len(which))
-    return torch.cat(found)
-
+from genkit.pipelines import (
+    Decoder,
+    Whole,
+    check_finite,
+    check_latents,
+    placed,
+    unplaced,
+    whole,
+)
+from genkit.pipelines import decode as decode
+from genkit.pipelines import draw as draw
+from genkit.pipelines import encode as encode
+from genkit.projection import Projection as Projection
+from genkit.projection import project as project
 
 # ---------------------------------------------------------------------------------------------
 # Where latents lie
@@ -135,8 +84,8 @@ def scatter(
         raise ValueError(
             f"latents must be three or more of two or more numbers, got {tuple(latents.shape)}"
         )
-    _check_finite("latents", latents)
-    kinds = None if classes is None else _whole("classes", classes, len(latents))
+    check_finite("latents", latents)
+    kinds = None if classes is None else whole("classes", classes, len(latents))
     if kinds is not None and (kinds.min() < 0 or (names and kinds.max() >= len(names))):
         most = len(names) - 1 if names else "any number"
         raise ValueError(f"classes must be 0 to {most}, got {kinds.min()} to {kinds.max()}")
@@ -210,9 +159,59 @@ def plane(
     noise = torch.zeros(side, side, length)
     noise[..., dims[0]] = places.float()
     noise[..., dims[1]] = places.float().flip(0)[:, None]
-    latents = _placed(pipeline, noise.flatten(0, 1))
-    images = _decoded(pipeline, latents, _one_label(label, side**2))
+    latents = placed(pipeline, noise.flatten(0, 1))
+    images = decode(pipeline, latents, _one_label(label, side**2))
     return Plane(images, latents, places.tolist(), (dims[0], dims[1]))
+
+
+# ---------------------------------------------------------------------------------------------
+# Truncation
+
+
+@dataclass(frozen=True, eq=False)
+class Truncation:
+    """The same draws, from less and less cut-off normal distributions."""
+
+    images: torch.Tensor = field(repr=False)  # (limits, count, channels, height, width)
+    limits: list[float | None]  # of the size of the numbers drawn; None for none
+
+    def __str__(self) -> str:
+        return f"{self.images.shape[1]} images at truncations {', '.join(_limits(self.limits))}"
+
+    def save(self, path: str | Path) -> None:
+        """Write a row a limit into a PNG."""
+        mosaic.rows(dict(zip(_limits(self.limits), self.images, strict=True)), Path(path))
+
+
+def truncate(
+    pipeline: Decoder,
+    limits: Sequence[float | None] = (0.25, 0.5, 1.0, 2.0, None),
+    count: int = 8,
+    seed: int = 0,
+    labels: Whole | None = None,
+) -> Truncation:
+    """Draw images of the same seeds at several truncations: alike and good to varied and odd.
+
+    Args:
+        limits: the largest size that a number behind the latents can have, all different; None for
+            no limit; see `gan.truncate`.
+        count: images.
+        seed: image i is drawn with seed + i.
+        labels: the class of each, for a model that is told.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with what it got.
+
+    Source: Brock et al. 2019, https://arxiv.org/abs/1809.11096
+    """
+    if not limits or len(set(_limits(limits))) < len(limits):
+        raise ValueError(f"limits must be different numbers or None, got {list(limits)}")
+    images = [decode(pipeline, draw(pipeline, count, seed, limit), labels) for limit in limits]
+    return Truncation(torch.stack(images), list(limits))
+
+
+def _limits(limits: Sequence[float | None]) -> list[str]:
+    return ["none" if limit is None else f"{limit:g}" for limit in limits]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -259,8 +258,8 @@ def interpolate(
     Raises:
         ValueError: an argument cannot work; it is named, with what it got.
     """
-    _check_latents(pipeline, "start", start)
-    _check_latents(pipeline, "end", end)
+    check_latents(pipeline, "start", start)
+    check_latents(pipeline, "end", end)
     if steps < 2:
         raise ValueError(f"steps must be 2 or more, got {steps}")
     if start.numel() < 2:
@@ -268,11 +267,11 @@ def interpolate(
     t = torch.linspace(0, 1, steps, dtype=torch.float64)
     ends = torch.stack([start, end]).detach().cpu().float()
     straight = torch.lerp(ends[0].double(), ends[1].double(), _column(t, start.ndim)).float()
-    noise = _unplaced(pipeline, ends)
-    around = _placed(pipeline, slerp(noise[0], noise[1], t))
+    noise = unplaced(pipeline, ends)
+    around = placed(pipeline, slerp(noise[0], noise[1], t))
     around[0], around[-1] = ends  # to the bit
     told = _one_label(label, steps)
-    images, others = (_decoded(pipeline, latents, told) for latents in (straight, around))
+    images, others = (decode(pipeline, latents, told) for latents in (straight, around))
     return Interpolation(images, others, straight, around, _angle(*_directions(*noise)))
 
 
@@ -342,7 +341,7 @@ def concept(latents: torch.Tensor, has_it: Sequence[bool] | torch.Tensor) -> tor
 
     Source: Larsen et al. 2016, https://arxiv.org/abs/1512.09300
     """
-    _check_finite("latents", latents)
+    check_finite("latents", latents)
     mask = torch.as_tensor(has_it, device=latents.device)
     if mask.dtype != torch.bool or mask.shape != latents.shape[:1]:
         raise ValueError(
@@ -389,15 +388,15 @@ def shift(
     Raises:
         ValueError: an argument cannot work; it is named, with what it got.
     """
-    _check_latents(pipeline, "latents", latents, many=True)
-    _check_latents(pipeline, "direction", direction)
-    _check_finite("strengths", torch.tensor(strengths))
+    check_latents(pipeline, "latents", latents, many=True)
+    check_latents(pipeline, "direction", direction)
+    check_finite("strengths", torch.tensor(strengths))
     if not strengths or len(set(_names(strengths))) < len(strengths):
         raise ValueError(f"strengths must be different numbers, got {list(strengths)}")
-    told = None if labels is None else _whole("labels", labels, len(latents))
+    told = None if labels is None else whole("labels", labels, len(latents))
     scale = _column(torch.tensor(strengths), latents.ndim)
     moved = (latents.detach().cpu() + scale * direction.detach().cpu()).flatten(0, 1)
-    images = _decoded(pipeline, moved, None if told is None else told.repeat(len(strengths)))
+    images = decode(pipeline, moved, None if told is None else told.repeat(len(strengths)))
     return Shift(images.unflatten(0, (len(strengths), -1)), list(strengths))
 
 
@@ -406,181 +405,7 @@ def _names(strengths: Sequence[float]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Projection
-
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """Images as near to given ones as a model comes."""
-
-    target: torch.Tensor = field(repr=False)  # (n, channels, height, width)
-    images: torch.Tensor = field(repr=False)  # what the latents decode to
-    latents: torch.Tensor = field(repr=False)  # (n, *latent_shape)
-    errors: torch.Tensor = field(repr=False)  # (n, starts): mean squared, the least on each way
-    started: torch.Tensor = field(repr=False)  # (n, starts): before the first step
-    encoded: bool  # the last start is the encoder's answer
-    steps: int
-
-    @property
-    def error(self) -> torch.Tensor:
-        """Mean squared difference of each image from its target, (n,); values are in [-1, 1]."""
-        return self.errors.min(1).values
-
-    def __str__(self) -> str:
-        count, starts = self.errors.shape
-        head = f"{count} {'image' if count == 1 else 'images'}, {starts} starts, {self.steps} steps"
-        lines = [f"{head}{', the last start from the encoder' if self.encoded else ''}"]
-        for i, (each, best) in enumerate(zip(self.errors, self.error, strict=True)):
-            all_of_them = " ".join(f"{error:.5f}" for error in each.tolist())
-            lines.append(f"{i}: mean squared error {best:.5f} (starts led to {all_of_them})")
-        return "\n".join(lines[:11] + (["…"] if count > 10 else []))
-
-    def save(self, path: str | Path) -> None:
-        """Write the targets over what was found into a PNG."""
-        mosaic.rows({"target": self.target, "found": self.images}, Path(path))
-
-
-def project(
-    pipeline: Decoder,
-    images: Images | torch.Tensor,
-    restarts: int = 4,
-    steps: int = 200,
-    pull: float = 1e-4,
-    seed: int | Sequence[int] = 0,
-    labels: Whole | None = None,
-) -> Projection:
-    """Find the latents that decode to what is nearest to each image, by gradient descent.
-
-    Adam, its rate falling to 0 by a cosine, goes down the mean squared error from several draws of
-    the prior and, where there is an encoder, from its answer; it walks where latents are standard
-    normal, before `place`. The place of least error on any of the ways is taken, so the result is
-    never worse than the best start. An image's result depends on its own seed and not, but for
-    rounding, on the others; with more restarts it starts from the same places, and from others.
-
-    Args:
-        images: the targets.
-        restarts: draws of the prior for each image.
-        steps: of each descent.
-        pull: of the prior on the way: what is added to the error for each squared standard
-            deviation from the middle, mean over the latents.
-        seed: a number, then image i has seed + i; or one number an image.
-        labels: the class of each image, for a model that is told.
-
-    Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
-
-    Source: Creswell and Bharath 2018, https://arxiv.org/abs/1802.05701, with restarts
-    """
-    for name, value, least in (("restarts", restarts, 1), ("steps", steps, 1), ("pull", pull, 0)):
-        if not value >= least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
-    told = _check_images(pipeline, images, labels)
-    if isinstance(seed, int | np.integer):
-        seed = range(seed, seed + len(images))
-    seeds = _whole("seed", seed, len(images))
-    if seeds.min() < 0:
-        raise ValueError(f"seed must be 0 or more, got {seeds.min()}")
-    encoded = isinstance(pipeline, Encoder)
-    noise = torch.stack([_draws(s, restarts, pipeline.latent_shape) for s in seeds.tolist()])
-    if encoded:
-        answer = _unplaced(pipeline, encode(pipeline, images, told))
-        noise = torch.cat([noise, answer[:, None]], 1)
-    starts = noise.shape[1]
-    turns = list(blocks(len(images), max(1, ROWS // starts)))
-    parts = []
-    shown = {"desc": "projecting", "unit": " steps", "delay": 2, "leave": False}
-    with tqdm(total=len(turns) * steps, **shown) as bar:
-        for which in turns:
-            target = _look_up(images, which)
-            classes = None if told is None else told[which].repeat_interleave(starts)
-            parts.append(
-                (target, *_descend(pipeline, noise[which], target, classes, steps, pull, bar))
-            )
-    whole = [torch.cat(part).cpu() for part in zip(*parts, strict=True)]
-    target, images, latents, errors, started = whole
-    return Projection(target, images, latents, errors, started, encoded, steps)
-
-
-def _draws(seed: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Draw one after the other, so that the first are the same however many follow."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randn(shape, generator=generator) for _ in range(count)])
-
-
-@torch.enable_grad()
-def _descend(
-    pipeline: Decoder,
-    starts: torch.Tensor,
-    target: torch.Tensor,
-    labels: torch.Tensor | None,
-    steps: int,
-    pull: float,
-    bar: Any,
-) -> tuple[torch.Tensor, ...]:
-    """Go down from (n, starts, …) standard normal numbers towards (n, …) images.
-
-    Returns:
-        The best images and latents, (n, …); errors at the end and at the start, (n, starts).
-    """
-    shape = starts.shape[:2]
-    noise = starts.flatten(0, 1).to(pipeline.device).requires_grad_()
-    wanted = target.to(pipeline.device).repeat_interleave(shape[1], 0)
-    optimizer = torch.optim.Adam([noise], RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    errors, best, images = [], noise.detach().clone(), torch.zeros_like(wanted)
-    least = torch.full((len(noise),), torch.inf, device=noise.device)
-    for step in range(steps + 1):
-        decoded = pipeline.decode(pipeline.place(noise), labels)
-        error = (decoded - wanted).square().flatten(1).mean(1)
-        errors.append(error.detach())
-        better = error.detach() < least
-        least[better], best[better] = error.detach()[better], noise.detach()[better]
-        images[better] = decoded.detach()[better]
-        if step < steps:
-            cost = error + pull * noise.square().flatten(1).mean(1)
-            (noise.grad,) = torch.autograd.grad(cost.sum(), noise)  # none for the weights
-            optimizer.step()
-            schedule.step()
-            bar.update()
-    ends = least.unflatten(0, shape)
-    winners = torch.arange(shape[0], device=ends.device) * shape[1] + ends.argmin(1)
-    latents = pipeline.place(best[winners]).detach()
-    return images[winners], latents, ends, errors[0].unflatten(0, shape)
-
-
-# ---------------------------------------------------------------------------------------------
-# Models and arguments
-
-
-@torch.no_grad()
-def _placed(pipeline: Decoder, noise: torch.Tensor) -> torch.Tensor:
-    return pipeline.place(noise.to(pipeline.device)).cpu()
-
-
-@torch.no_grad()
-def _unplaced(pipeline: Decoder, latents: torch.Tensor) -> torch.Tensor:
-    """Undo `place`: return the standard normal numbers that it would turn into these latents."""
-    if torch.equal(_placed(pipeline, latents), latents):
-        return latents  # it does nothing, as for most models
-    axes = torch.eye(latents[0].numel()).unflatten(1, latents.shape[1:])
-    origin = _placed(pipeline, torch.zeros_like(latents[:1]))
-    matrix = (_placed(pipeline, axes) - origin).flatten(1).double()
-    offsets = (latents - origin).flatten(1).double()
-    return torch.linalg.solve(matrix, offsets, left=False).float().view_as(latents)
-
-
-@torch.no_grad()
-def _decoded(pipeline: Decoder, latents: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-    """Decode some at a time."""
-    parts = [
-        pipeline.decode(latents[which], None if labels is None else labels[which]).cpu()
-        for which in blocks(len(latents), ROWS)
-    ]
-    return torch.cat(parts)
-
-
-def _look_up(images: Images | torch.Tensor, which: np.ndarray) -> torch.Tensor:
-    return images.batch(which) if isinstance(images, Images) else images.detach()[which].float()
+# Small things
 
 
 def _column(values: torch.Tensor, dims: int) -> torch.Tensor:
@@ -588,54 +413,5 @@ def _column(values: torch.Tensor, dims: int) -> torch.Tensor:
     return values.view(-1, *[1] * dims)
 
 
-def _check_images(
-    pipeline: Decoder, images: Images | torch.Tensor, labels: Whole | None
-) -> torch.Tensor | None:
-    """Check images, and return their labels as a tensor."""
-    if not len(images):
-        raise ValueError("images: there are none")
-    told = None if labels is None else _whole("labels", labels, len(images))
-    kinds = None if told is None else told.unique()
-    origins = torch.zeros(1 if kinds is None else len(kinds), *pipeline.latent_shape)
-    made = _decoded(pipeline, _placed(pipeline, origins), kinds)  # it refuses labels that are wrong
-    size = images.size if isinstance(images, Images) else tuple(images.shape[1:])
-    if size != tuple(made.shape[1:]):
-        raise ValueError(
-            f"images must be of {tuple(made.shape[1:])} (channels, height, width), as the model "
-            f"makes them, got {tuple(size)}"
-        )
-    if isinstance(images, torch.Tensor):
-        if not images.is_floating_point():
-            raise ValueError(f"images must be floats in [-1, 1], got {images.dtype}")
-        _check_finite("images", images)
-        if images.abs().max() > 1:
-            raise ValueError(f"images must be in [-1, 1], got {images.min():g} to {images.max():g}")
-    return told
-
-
-def _check_latents(pipeline: Decoder, name: str, latents: torch.Tensor, many: bool = False) -> None:
-    shape = tuple(latents.shape[1:] if many else latents.shape)
-    if shape != tuple(pipeline.latent_shape) or not len(latents):
-        wanted = f"(n, *{pipeline.latent_shape})" if many else str(pipeline.latent_shape)
-        raise ValueError(f"{name} must be of {wanted}, got {tuple(latents.shape)}")
-    _check_finite(name, latents)
-
-
-def _check_finite(name: str, values: torch.Tensor) -> None:
-    bad = int((~values.isfinite()).sum())
-    if bad:
-        raise ValueError(f"{name}: {bad:,} of {values.numel():,} values are not finite")
-
-
 def _one_label(label: int | None, count: int) -> torch.Tensor | None:
-    return None if label is None else _whole("label", [label] * count, count)
-
-
-def _whole(name: str, values: Whole, count: int) -> torch.Tensor:
-    """Return whole numbers, one an image, as int64."""
-    found = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if found.dtype.kind not in "iu" or found.shape != (count,):
-        raise ValueError(
-            f"{name} must be {count} whole numbers, got {found.shape} of {found.dtype}"
-        )
-    return torch.from_numpy(found.astype(np.int64))
+    return None if label is None else whole("label", [label] * count, count)

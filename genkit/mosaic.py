@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from genkit.images import blocks
+
 GAP = 2  # pixels of the images, between them
 SIDE = 56  # pixels that an image should have at least: smaller ones are enlarged
-FONT = 18
+FONT, SMALL = 18, 14
+COLOURS = 64  # of a film
+FRAME, LAST = 400, 2000  # milliseconds
 Colour = tuple[int, int, int]
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (40, 40, 40)
@@ -30,49 +35,89 @@ def grid(images: torch.Tensor, path: Path, columns: int | None = None, gap: int 
     save(_sheet(_pixels(images), columns or math.ceil(math.sqrt(len(images))), gap), path)
 
 
-def rows(named: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Lay out a row of images for each name, which is written before it.
+def rows(
+    named: Mapping[str, torch.Tensor | Sequence[str]], path: Path, columns: int | None = None
+) -> None:
+    """Lay out a row of images, or of words, for each name, which is written before it.
 
     Args:
-        named: images in [-1, 1], (n, channels, height, width) each, to be compared by columns.
+        named: images in [-1, 1], (n, channels, height, width) each, to be compared by columns; or
+            n words, which stand under the images before them.
         path: the PNG to write.
+        columns: images in a row, after which all rows begin again below; all unless given.
     """
-    strips = [_sheet(_pixels(images), len(images), GAP) for images in named.values()]
-    _stack(list(named), strips, path)
+    count = len(next(iter(named.values())))
+    names, strips = [], list[Image.Image]()
+    for which in blocks(count, columns or count):
+        for name, row in named.items():
+            names.append(name)
+            if isinstance(row, torch.Tensor):
+                strips.append(_sheet(_pixels(row[which]), len(which), GAP))
+            else:
+                strips.append(_words([row[i] for i in which], strips[-1].width))
+    _stack(names, strips, path)
 
 
 def _stack(names: Sequence[str], strips: Sequence[Image.Image], path: Path) -> None:
     font = ImageFont.load_default(FONT)
     margin = math.ceil(max(font.getlength(name) for name in names)) + FONT
-    width, height = strips[0].size
-    picture = Image.new("RGB", (margin + width, height * len(strips)), PAPER)
+    width, height = max(s.width for s in strips), sum(s.height for s in strips)
+    picture, top = Image.new("RGB", (margin + width, height), PAPER), 0
     pen = ImageDraw.Draw(picture)
-    for i, (name, strip) in enumerate(zip(names, strips, strict=True)):
-        picture.paste(strip, (margin, i * height))
-        place = (margin - FONT // 2, i * height + height // 2)
+    for name, strip in zip(names, strips, strict=True):
+        picture.paste(strip, (margin, top))
+        place = (margin - FONT // 2, top + strip.height // 2)
         pen.text(place, name, INK, font, anchor="rm")
+        top += strip.height
     save(picture, path)
 
 
-def progress(grids: Sequence[Path], path: Path, side: int) -> None:
+def progress(grids: Sequence[Path], names: Sequence[str], path: Path, side: int) -> None:
     """Stack the first rows of pictures that `grid` wrote through training, the earliest on top.
 
     Args:
         grids: pictures of `side` rows each.
+        names: what to write before each.
         path: the PNG to write.
     """
     strips = []
     for file in grids:
         with Image.open(file) as picture:
             strips.append(picture.crop((0, 0, picture.width, (picture.height - 1) // side)))
-    names = [str(int(file.stem.rpartition("-")[2])) for file in grids]
-    _stack([f"step {name}" for name in names], strips, path)
+    _stack(names, strips, path)
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def film(grids: Sequence[Path], names: Sequence[str], path: Path) -> None:
+    """Show pictures that `grid` wrote through training one after the other, again and again.
+
+    Args:
+        grids: pictures of one size, the earliest first.
+        names: what to write above each.
+        path: the GIF to write.
+    """
+    font, sheets = ImageFont.load_default(FONT), []
+    for file in grids:
+        with Image.open(file) as picture:
+            sheets.append(picture.convert("RGB"))
+    width, height = sheets[0].width, sheets[0].height + 2 * FONT
+    reel = Image.new("RGB", (width, height * len(sheets)), PAPER)
+    pen = ImageDraw.Draw(reel)
+    for i, (name, sheet) in enumerate(zip(names, sheets, strict=True)):
+        pen.text((width // 2, i * height + FONT), name, INK, font, anchor="mm")
+        reel.paste(sheet, (0, i * height + 2 * FONT))
+    # frames that share their colours are smaller; so are those without dither
+    reel = reel.quantize(COLOURS, dither=Image.Dither.NONE)
+    first, *rest = (
+        reel.crop((0, top, width, top + height)) for top in range(0, reel.height, height)
+    )
+    times = [FRAME] * len(rest) + [LAST]
+    save(first, path, "gif", save_all=True, append_images=rest, duration=times, loop=0)
+
+
+def save(picture: Image.Image, path: Path, kind: str = "png", **options: Any) -> None:
     """Write the picture whole or not at all."""
     scratch = path.with_name(f".{path.name}.writing")
-    picture.save(scratch, "png")
+    picture.save(scratch, kind, **options)
     scratch.replace(path)
 
 
@@ -93,3 +138,12 @@ def _sheet(values: np.ndarray, columns: int, gap: int) -> Image.Image:
         left = gap + i % columns * (width + gap)
         sheet[top : top + height, left : left + width] = value
     return Image.fromarray(sheet)
+
+
+def _words(words: Sequence[str], width: int) -> Image.Image:
+    """Write a word under each image of a sheet of this width."""
+    strip, side = Image.new("RGB", (width, 2 * SMALL), PAPER), (width - GAP) // len(words)
+    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(SMALL)
+    for i, word in enumerate(words):
+        pen.text(((GAP + side) // 2 + i * side, SMALL), word, INK, font, anchor="mm")
+    return strip

@@ -238,7 +238,9 @@ def draw(
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(made, folder / f"step-{run.progress.step:08d}.png", COLUMNS)
-    mosaic.progress(sorted(folder.glob("step-*.png")), run.folder.path / "progress.png", 1)
+    grids = sorted(folder.glob("step-*.png"))
+    names = [f"step {int(grid.stem[5:])}" for grid in grids]
+    mosaic.progress(grids, names, run.folder.path / "progress.png", 1)
     if settings.latent_dim > 1 and len(val) > 2:
         draw_map(run, settings, pipeline, val)
 

@@ -334,7 +334,9 @@ def draw(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    mosaic.progress(sorted(folder.glob("step-*.png")), run.folder.path / "progress.png", SIDE)
+    grids = sorted(folder.glob("step-*.png"))
+    names = [f"step {int(grid.stem[5:])}" for grid in grids]
+    mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
     some = np.unique(np.linspace(0, len(val) - 1, 12, dtype=int))
     parts = batch(settings, val, pipe.latent_shape, run.device, some, 1, generators[0])
     named = {"original": parts[0], "reconstruction": pipe.reconstruct(parts[0], parts[2])}

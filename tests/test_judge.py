@@ -23,10 +23,11 @@ from transformers import (
 )
 
 import genkit
-from genkit import evaluation, features, hub, images
+from genkit import evaluation, features, gan, hub, images
 from genkit.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.evaluation import proportional, sample
 from genkit.features import Seen, load_extractor, look_once, resized
+from genkit.gan import GANPipeline
 from genkit.images import Images
 from genkit.judge import Judge, compare, margins
 from genkit.metrics.fidelity import frechet_distance
@@ -382,6 +383,66 @@ def test_a_model_that_is_told_classes_is_asked_for_those_of_the_data(classifier,
     assert threes.figures["label accuracy"].value == pytest.approx(seen)
     whole = genkit.evaluate(folder, DIGITS.take(np.arange(40)), extractor=classifier)
     assert whole.protocol.count == 20
+
+
+def save_gan(folder: Path, labels: int = 0) -> Path:
+    """A GAN whose raw weights differ from the others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator, raw = (
+            gan.Generator((1, 8, 8), 4, widths=(8,), patch=4, labels=labels) for _ in range(2)
+        )
+    hub.save_pipeline(GANPipeline(generator.eval()), folder)
+    raw.save_pretrained(folder / "generator", variant=gan.RAW)
+    return folder
+
+
+@pytest.mark.parametrize("weights", [None, "averaged", "raw"])
+def test_a_gan_is_drawn_from_and_judged(judge, classifier, tmp_path, weights):
+    folder = save_gan(tmp_path)
+    given = {"extractor": classifier, "count": 40, "weights": weights}
+    record = genkit.evaluate(folder, "digits", **given)
+    drawn = {kind: sample(gan.load(folder, kind), 40) for kind in ("averaged", "raw")}
+    assert (drawn["averaged"] - drawn["raw"]).abs().max() > 0.01
+    assert record.figures == judge.judge(drawn[weights or "averaged"]).figures
+    assert "reconstruction error" not in record.figures
+    protocol = record.protocol
+    assert (protocol.count, protocol.seed, protocol.evaluations) == (40, 0, 1)
+    assert "one draw of noise" in str(record)
+    assert (f"{weights} weights" if weights else "weights not told") in str(record)
+
+
+def test_a_gan_that_is_told_classes_is_asked_for_those_of_the_data(judge, classifier, tmp_path):
+    folder = save_gan(tmp_path, labels=10)
+    record = genkit.evaluate(folder, "digits", extractor=classifier, count=40)
+    labels = proportional(judge.real_images, 40)
+    expected = judge.judge(sample(gan.load(folder), 40, labels), labels)
+    assert "label accuracy" in record.figures and record.figures == expected.figures
+
+
+def test_unlabelled_images_judge_what_is_told_labels(judge, classifier, tmp_path):
+    plain = dataclasses.replace(DIGITS, labels=None, names=[])
+    wanted = {"extractor": classifier, "count": 40, "labels": [3] * 40}
+    record = genkit.evaluate(save_gan(tmp_path / "gan", labels=10), plain, **wanted)
+    assert record.protocol.count == 40 and "no label accuracy" in str(record)
+    # an autoencoder would have to rebuild them by class
+    folder = save_autoencoder(tmp_path / "vae", labels=10)
+    with pytest.raises(ValueError, match="labels: these images have none"):
+        genkit.evaluate(folder, plain, **wanted)
+
+
+def test_weights_that_a_gan_does_not_have_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "Judge", None)  # looks at all real images
+    with pytest.raises(ValueError, match="weights must be one of averaged, raw, got 'EMA'"):
+        genkit.evaluate(save_gan(tmp_path), extractor="nobody/nothing", weights="EMA")
+
+
+def test_options_of_a_family_are_passed_on(tmp_path):
+    pipeline = gan.load(save_gan(tmp_path))
+    whole, cut, middle = (sample(pipeline, 5, seed=2, truncation=t) for t in (None, 0.5, 0))
+    assert torch.equal(whole, sample(pipeline, 5, seed=2))
+    assert (middle == middle[:1]).all()
+    assert 0 < cut.std(0).mean() < whole.std(0).mean()
 
 
 def test_labels_are_in_the_proportions_of_the_data():

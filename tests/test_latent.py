@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from genkit import images as image_data
-from genkit import latent
+from genkit import latent, mosaic, pipelines, projection
 from genkit.autoencoder import (
     Autoencoder,
     AutoencoderPipeline,
@@ -154,7 +154,7 @@ def assert_picture(path) -> np.ndarray:
 def test_blocks_encode_what_the_model_encodes_at_once(digits, plain, maps):
     for pipeline in (plain, maps):
         expected = pipeline.encode(everything(digits))
-        assert len(digits) % latent.ROWS
+        assert len(digits) % pipelines.ROWS
         for given_images in (digits, everything(digits)):
             found = latent.encode(pipeline, given_images)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -479,7 +479,7 @@ def test_the_record_says_what_was_found(request, kind, digits, tmp_path):
     assert record.encoded == encoded
     assert f"0: mean squared error {record.error[0]:.5f} (starts led to" in str(record)
     record.save(tmp_path / "found.png")
-    assert assert_picture(tmp_path / "found.png").shape[0] == 2 * (56 + 4)
+    assert assert_picture(tmp_path / "found.png").shape[0] == 3 * (56 + 4) + 2 * mosaic.SMALL
 
 
 def test_the_best_place_on_the_way_is_kept():
@@ -517,9 +517,9 @@ def test_draws_are_of_the_prior_and_of_their_own_seeds(vae, digits):
 def test_an_image_is_projected_alike_in_every_company(vae, digits, monkeypatch):
     some = digits.batch(np.arange(20))
     together = latent.project(vae, some, steps=100, seed=50)
-    assert len(some) * together.errors.shape[1] > latent.ROWS
+    assert len(some) * together.errors.shape[1] > projection.ROWS
     alone = latent.project(vae, some[7:8], steps=100, seed=57)
-    monkeypatch.setattr(latent, "ROWS", 3)
+    monkeypatch.setattr(projection, "ROWS", 3)
     apart = latent.project(vae, some, steps=100, seed=50)
     for other, rows in ((alone, slice(7, 8)), (apart, slice(None))):
         torch.testing.assert_close(other.started, together.started[rows], atol=1e-5, rtol=0)

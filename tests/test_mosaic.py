@@ -80,12 +80,40 @@ def test_rows_are_named_and_stand_below_each_other(tmp_path):
     assert inked[1].min() < inked[0].min()  # the longer begins further left
 
 
+def test_words_stand_under_their_images_and_rows_begin_again(tmp_path):
+    images, words = some(7), ["0.12", "0.3", "", "1.5", "0.7", "8", "9.25"]
+    mosaic.rows({"made": images, "error": words}, tmp_path / "a.png", columns=3)
+    found = read(tmp_path / "a.png")
+    height, pitch = 56 + 2 * mosaic.GAP, 56 + mosaic.GAP
+    under = 2 * mosaic.SMALL
+    assert found.shape[0] == 3 * (height + under)
+    left = found.shape[1] - 3 * pitch - mosaic.GAP
+    for i in range(7):
+        top, start = i // 3 * (height + under), left + i % 3 * pitch
+        tile = found[top + mosaic.GAP : top + mosaic.GAP + 56, start + mosaic.GAP :][:, :56]
+        assert np.array_equal(tile, levels(images)[i])
+        word = found[top + height : top + height + under, start : start + pitch + mosaic.GAP]
+        inked = np.flatnonzero((word < 128).any((0, 2)))
+        assert bool(len(inked)) == bool(words[i])
+        if words[i]:
+            assert abs(inked.min() + inked.max() - (pitch + mosaic.GAP - 1)) <= 3  # in the middle
+    for block in range(3):  # the names are written again
+        margin = found[block * (height + under) :][: height + under, :left]
+        assert (margin[:height] < 128).any() and (margin[height:] < 128).any()
+    assert (found[2 * (height + under) :, left + pitch + mosaic.GAP :] == 255).all()
+
+
+def grids_of(folder: Path, count: int, side: int, channels: int = 3) -> list[Path]:
+    grids = [folder / f"samples-{step:08d}.png" for step in range(count)]
+    for i, path in enumerate(grids):
+        mosaic.grid(some(side * side + i, channels)[: side * side], path)
+    return grids
+
+
 @pytest.mark.parametrize("side", [2, 3, 8])
 def test_progress_shows_first_rows(tmp_path, side):
-    grids = [tmp_path / f"samples-{step:08d}.png" for step in (10, 200)]
-    for i, path in enumerate(grids):
-        mosaic.grid(some(side * side + i, 3)[: side * side], path)
-    mosaic.progress(grids, tmp_path / "a.png", side)
+    grids = grids_of(tmp_path, 2, side)
+    mosaic.progress(grids, ["12k", "1,024k images"], tmp_path / "a.png", side)
     found = read(tmp_path / "a.png")
     height = 56 + mosaic.GAP
     assert len(found) == 2 * height
@@ -93,6 +121,50 @@ def test_progress_shows_first_rows(tmp_path, side):
         whole = read(path)
         strip = found[i * height : (i + 1) * height, -whole.shape[1] :]
         assert np.array_equal(strip, whole[:height])
+    margin = found.shape[1] - read(grids[0]).shape[1]
+    inked = [np.flatnonzero((m[:, :margin] < 128).any((0, 2))) for m in np.split(found, 2)]
+    assert 0 < inked[1].min() < inked[0].min() and inked[0].max() < margin
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_film_shows_every_grid_under_its_name(tmp_path, count, channels):
+    levels = torch.arange(16).float().reshape(1, 1, 4, 4) / 7.5 - 1  # few, so that all are kept
+    hues = torch.linspace(-1, 1, 3).view(3, 1, 1) if channels == 3 else torch.ones(1, 1, 1)
+    grids = [tmp_path / f"{i}.png" for i in range(count)]
+    for i, path in enumerate(grids):
+        mosaic.grid((levels * hues).roll(i, 3).repeat(4, 1, 1, 1), path)
+    mosaic.film(grids, [f"{i}28k images" for i in range(count)], tmp_path / "a.gif")
+    titles = []
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.format == "GIF" and film.n_frames == count
+        times = []
+        for i, path in enumerate(grids):
+            film.seek(i)
+            times.append(film.info["duration"])
+            frame, sheet = np.asarray(film.convert("RGB")), read(path)
+            assert frame.shape[1] == sheet.shape[1]
+            shown = frame[-len(sheet) :].astype(int)
+            assert np.abs(shown - sheet).max() <= 8
+            titles.append(frame[: -len(sheet)])
+            assert (titles[-1] < 128).any() and (titles[-1][[0, -1]] > 240).all()
+        assert times == [mosaic.FRAME] * (count - 1) + [mosaic.LAST]
+        assert film.info["loop"] == 0  # for ever
+    assert all((titles[0] != title).any() for title in titles[1:])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_film_is_small(tmp_path):
+    """Not half of what the pictures are, of many colours as they are."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(64, 3, 4, 4, generator=generator) * 2 - 1, size=(28, 28), mode="bicubic"
+    ).clamp(-1, 1)
+    grids = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(grids):
+        mosaic.grid(smooth * (i + 1) / 5, path, 8)
+    mosaic.film(grids, ["name"] * 5, tmp_path / "a.gif")
+    assert 2 * (tmp_path / "a.gif").stat().st_size < sum(path.stat().st_size for path in grids)
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -100,11 +172,13 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     mosaic.grid(some(1), path)
     before = path.read_bytes()
 
-    def fail(self, file, kind):
+    def fail(self, file, kind, **options):
         Path(file).write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="no space"):
         mosaic.grid(some(2), path)
+    with pytest.raises(OSError, match="no space"):
+        mosaic.film([path], ["1k"], path)
     assert path.read_bytes() == before

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from genkit import autoencoder, hub
+from genkit import autoencoder, gan, hub, pipelines
 from genkit.autoencoder import Autoencoder, AutoencoderPipeline
 
 SIZE = (3, 9, 13)
@@ -335,3 +335,50 @@ def test_a_pipeline_of_diffusers_has_our_stock_model_inside(tmp_path):
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
     assert torch.equal(drawn(AutoencoderPipeline(vae.eval())), drawn(KINDS["stock"]()))
     assert issubclass(AutoencoderPipeline, DiffusionPipeline)
+
+
+# ---- any family
+
+
+def test_a_saved_model_of_any_family_is_loaded(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator, raw = (gan.Generator((1, 8, 8), 3, widths=(4,), labels=7) for _ in range(2))
+    kinds = {
+        "own": (own(), 0),
+        "told": (KINDS["told"](), 4),
+        "stock": (stock(), 0),
+        "gan": (gan.GANPipeline(generator.eval()), 7),
+    }
+    for name, (pipeline, classes) in kinds.items():
+        hub.save_pipeline(pipeline, tmp_path / name)
+        again = pipelines.load(tmp_path / name)
+        assert type(again) is type(pipeline)
+        assert pipelines.count_classes(again) == classes
+        noise = torch.randn(2, *pipeline.latent_shape)
+        labels = [1, 0] if classes else None
+        assert torch.equal(again.decode(noise, labels), pipeline.decode(noise, labels))
+    raw.save_pretrained(tmp_path / "gan" / "generator", variant=gan.RAW)
+    other = pipelines.load(tmp_path / "gan", "raw").generator
+    assert torch.equal(other.first.weight, raw.first.weight)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (None, "holds no image model"),
+        ("no JSON 🙈", "holds no image model"),
+        ("[]", "holds no image model"),
+        ("{}", "holds no image model .'_class_name'"),
+        ('{"_class_name": "DDPMPipeline"}', "holds a DDPMPipeline; those of recipes/train_auto"),
+        ('{"_class_name": ["gan", "Other"]}', "holds a .'gan', 'Other'."),
+        ('{"_class_name": ["gan", "GANPipeline"]}', "holds no GAN of averaged weights"),
+    ],
+)
+def test_a_folder_of_no_known_family_is_named(tmp_path, index, message):
+    folder = tmp_path / "model 🖼"
+    folder.mkdir()
+    if index is not None:
+        (folder / "model_index.json").write_text(index)
+    with pytest.raises(ValueError, match=f"model: .*model 🖼' {message}"):
+        pipelines.load(folder)
