@@ -60,7 +60,9 @@ class Monitor:
     def __init__(self, real: Images, extractor: str | Extractor | None, count: int) -> None:
         for name, images in (("count", count), ("real: half of the images", len(real) // 2)):
             if images < K + 1:
-                raise ValueError(f"{name}: {images} are too few for k = {K}; {K + 1} are the fewest")
+                raise ValueError(
+                    f"{name}: {images} are too few for k = {K}; {K + 1} are the fewest"
+                )
         if extractor is None:
             extractor = Pixels()
         self.extractor = load_extractor(extractor) if isinstance(extractor, str) else extractor

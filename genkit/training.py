@@ -464,8 +464,18 @@ class Run:
         """Whether the step just done completes one of the run's `evaluations` equal parts."""
         return not self.settings.dry_run and self._evaluations_by_now() > self.progress.evaluations
 
-    def report(self, metric: str, values: dict[str, float], lower_is_better: bool = True) -> bool:
-        """Log an evaluation and redraw the curve; return whether `values[metric]` is the best."""
+    def report(
+        self,
+        metric: str,
+        values: dict[str, float],
+        lower_is_better: bool = True,
+        curve: Callable[[list[dict[str, Any]], Path], None] = plots.loss_curve,
+    ) -> bool:
+        """Log an evaluation and redraw its picture; return whether `values[metric]` is the best.
+
+        Args:
+            curve: draws the log into loss.png.
+        """
         progress, value, sign = self.progress, values[metric], 1 if lower_is_better else -1
         progress.evaluations = self._evaluations_by_now()
         better = progress.best is None or sign * value < sign * progress.best
@@ -479,7 +489,7 @@ class Run:
         mark = "  best" if better else ""
         self.say(f"step {progress.step:6,}  {progress.seconds:5.0f} s  {told}{mark}")
         if self.is_main:
-            plots.loss_curve(self.folder.log(), self.folder.path / "loss.png")
+            curve(self.folder.log(), self.folder.path / "loss.png")
         return better
 
     def log(self, **values: float) -> None:

@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from genkit import adversarial, data, gan, hub, images, launch, mosaic
+from genkit import adversarial, data, gan, hub, images, launch, mosaic, plots
 from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional, sample
 from genkit.images import Images
-from genkit.monitor import Monitor
+from genkit.monitor import Monitor, troubles
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
 from genkit.training import Run
@@ -137,7 +137,7 @@ TOLD = {"generator_told": "concatenation", "discriminator_told": "projection"}
 PRESETS: dict[str, dict[str, Any]] = {
     # Huang et al. 2024, https://arxiv.org/abs/2501.05441; Muon, sizes and rates are ours
     "modern": {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "penalty_every": 4, "latent_dim": 64}
-    | {"optimizer": "muon", "learning_rate": 1e-3, "betas": [0.0, 0.99], "batch_size": 128}
+    | {"optimizer": "muon", "learning_rate": 1e-3, "betas": [0.0, 0.99], "batch_size": 32}
     | {"ema": 0.999, "decay": 0.5},
     # the network and the numbers of Keras' introduction to adversarial training
     "dcgan": {"loss": "non_saturating", "label_noise": 0.05, "latent_dim": 128, "batch_size": 64}
@@ -233,8 +233,10 @@ def main() -> None:
             if run.evaluation_due():
                 with run.clock.paused():
                     judged = evaluate(run, settings, monitor, train)
-                    if run.report("distance", judged):
+                    if run.report("distance", judged, curve=partial(show, settings, monitor)):
                         run.publish(partial(save, run, settings, train, val, judged))
+                    if warn(run, settings, monitor) and settings.stop_on_collapse:
+                        run.stop()
         run.say(f"the best model is in {run.folder.path}")
 
 
@@ -345,15 +347,43 @@ def evaluate(
     return run.tell(figures)
 
 
+def show(
+    settings: Settings, monitor: Monitor | None, log: list[dict[str, Any]], path: Path
+) -> None:
+    """Draw how the game goes, on the main process."""
+    assert monitor is not None, "only the main process draws"
+    plots.game(log, monitor.floor, troubles(log, settings.loss, monitor.floor), path)
+
+
+def warn(run: Run, settings: Settings, monitor: Monitor | None) -> bool:
+    """Say what the last evaluation shows to be wrong; return on all whether the run is lost."""
+    fatal = 0.0
+    if monitor is not None:
+        for trouble in troubles(run.folder.log(), settings.loss, monitor.floor):
+            if trouble.step == run.progress.step:
+                run.say(f"! {trouble}")
+                fatal += trouble.fatal
+    return run.tell({"fatal": fatal})["fatal"] > 0
+
+
 def draw(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images) -> None:
-    """Draw samples of the same seeds at every evaluation, and their progress."""
+    """Draw samples of the same seeds at every evaluation, and how they came to be."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(SIDE * SIDE)]
     told = torch.arange(SIDE * SIDE) % len(train.names) if settings.conditional else None
     made = pipeline(SIDE * SIDE, generators, told, output_type="pt").images
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    mosaic.progress(sorted(folder.glob("step-*.png")), run.folder.path / "progress.png", SIDE)
+    grids = sorted(folder.glob("step-*.png"))
+    shown = (int(grid.stem.removeprefix("step-")) * seen(settings) for grid in grids)
+    names = [f"{images / 1000:,.0f}k" if images >= 10_000 else f"{images:,}" for images in shown]
+    mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
+    mosaic.film(grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif")
+
+
+def seen(settings: Settings) -> int:
+    """Return how many real images the discriminator is shown in a step."""
+    return settings.critic_steps * settings.batch_size
 
 
 # ---- save
@@ -386,7 +416,7 @@ def save(
     network, raw = run.weights("generator"), run.networks["generator"].module
     hub.save_pipeline(gan.GANPipeline(network), folder)
     gan.Generator.save_pretrained(raw, folder / "generator", variant=gan.RAW)
-    shown = run.progress.step * settings.critic_steps * run.batch_size
+    shown = run.progress.step * seen(settings)
     told = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
     weights = "averaged" if settings.ema else "raw"
     card = hub.card(
