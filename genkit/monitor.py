@@ -14,7 +14,7 @@ import torch
 
 from genkit.adversarial import CROSS_ENTROPY
 from genkit.features import Extractor, Pixels, Seen, load_extractor, look, look_once
-from genkit.images import Images
+from genkit.images import Images, blocks
 from genkit.judge import Labels, as_images
 from genkit.metrics.fidelity import as_features, frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
@@ -78,8 +78,7 @@ class Monitor:
         names, self._names = self.extractor.names, real.names
         known = bool(real.names) and set(real.names) <= set(names)
         self._places = np.array([names.index(n) for n in real.names]) if known else None
-        told = None if real.labels is None else real.labels[stand_ins.rows]
-        self.floor = self._compare(look_once(stand_ins, self.extractor), pixels(stand_ins), told)
+        self.floor = self._compare(look_once(stand_ins, self.extractor), stand_ins)
 
     def look(self, images: torch.Tensor, labels: Labels | None = None) -> dict[str, float]:
         """Compare images with the real ones.
@@ -103,16 +102,13 @@ class Monitor:
         if len(images) != self.count:
             raise ValueError(f"images must be {self.count:,}, got {len(images):,}")
         given = as_images(images, labels, self._names or self.extractor.names)
-        told = None if labels is None else torch.as_tensor(labels).cpu().numpy()
-        return self._compare(look(given, self.extractor), pixels(given), told)
+        shuffled = given.take(np.random.default_rng(0).permutation(len(given)))  # not by class
+        return self._compare(look(shuffled, self.extractor), shuffled)
 
-    def _compare(
-        self, seen: Seen, shown: torch.Tensor, labels: np.ndarray | None
-    ) -> dict[str, float]:
+    def _compare(self, seen: Seen, images: Images) -> dict[str, float]:
         real, figures = self.real.features, []
-        parts = len(seen) // self.block
-        for part in range(parts):  # labels may be sorted: each part has some of everything
-            some = seen.features[part : parts * self.block : parts]
+        for which in blocks(len(seen) // self.block * self.block, self.block):
+            some = seen.features[which]
             figures.append(
                 {
                     "distance": frechet_distance(real, some),
@@ -124,19 +120,16 @@ class Monitor:
         names = self.extractor.names
         if names:
             found["entropy"] = evenness(class_shares(seen.classes, len(names)))
-        if labels is not None and self._places is not None:
-            found["label_accuracy"] = label_accuracy(seen.classes, self._places[labels])
-        return found | {"spread": spread(shown) / self._spread}
+        if images.labels is not None and self._places is not None:
+            wanted = self._places[images.labels[images.rows]]
+            found["label_accuracy"] = label_accuracy(seen.classes, wanted)
+        return found | {"spread": spread(pixels(images)) / self._spread}
 
 
 def pixels(images: Images) -> torch.Tensor:
-    """Return the pixels of some images, (n, values)."""
-    return images.batch(spaced(len(images))).flatten(1)
+    """Return the pixels of the first images, (n, values)."""
+    return images.batch(np.arange(min(len(images), MOST))).flatten(1)
 
-
-def spaced(count: int) -> np.ndarray:
-    """Return numbers below `count`, MOST at most, at even distances."""
-    return np.arange(min(count, MOST)) * count // min(count, MOST)
 
 
 def spread(values: torch.Tensor) -> float:
@@ -159,7 +152,7 @@ def nearest_others(features: np.ndarray) -> torch.Tensor:
 
 def duplicate_limit(real: np.ndarray) -> float:
     """Return how near the nearest hundredth of real images are to another, by features, (n, d)."""
-    near = nearest_others(real[spaced(len(real))]).quantile(NEAR, interpolation="higher")
+    near = nearest_others(real[:MOST]).quantile(NEAR, interpolation="higher")
     return max(near.item(), SAME * float(np.linalg.norm(real, axis=1).mean()))
 
 
@@ -171,7 +164,7 @@ def duplicates(features: np.ndarray, limit: float) -> float:
     Source: after Arora and Zhang 2018, https://arxiv.org/abs/1706.08224, who look at the nearest
     pairs; here the distances among as many real images judge them.
     """
-    return (nearest_others(features[spaced(len(features))]) <= limit).double().mean().item()
+    return (nearest_others(features[:MOST]) <= limit).double().mean().item()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -206,7 +199,8 @@ def troubles(log: list[dict[str, Any]], loss: str, floor: dict[str, float]) -> l
         label noise can bring it below 0.
     pinned: the loss hardly moves from that of a discriminator that gives all the same score, while
         coverage is below UNLIKE of its floor: with good images this is where a game should end.
-        Penalties are 0 then; with an auxiliary classifier, whose loss is added, it goes unnoticed.
+        Penalties are 0 then; smoothed targets move that loss, and an auxiliary classifier adds its
+        own: with these it goes unnoticed.
 
     What is said of a step depends on no later one.
 
