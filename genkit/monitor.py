@@ -94,7 +94,7 @@ class Monitor:
             label_accuracy: part of the images that show what they should; from a classifier that
                 knows the classes.
             duplicates: see `duplicates`; a hundredth of real images.
-            spread: standard deviation of a pixel over images, the mean over pixels; 1 for real ones.
+            spread: mean over pixels of the standard deviation over images; 1 for real ones.
 
         Raises:
             ValueError: an argument cannot work; it is named.
@@ -129,7 +129,6 @@ class Monitor:
 def pixels(images: Images) -> torch.Tensor:
     """Return the pixels of the first images, (n, values)."""
     return images.batch(np.arange(min(len(images), MOST))).flatten(1)
-
 
 
 def spread(values: torch.Tensor) -> float:

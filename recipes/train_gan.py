@@ -27,6 +27,7 @@ from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional, sample
 from genkit.images import Images
+from genkit.metrics.neighbours import K
 from genkit.monitor import Monitor, troubles
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -96,10 +97,12 @@ class Settings(RunSettings):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice)
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name in ("critic_steps", "penalty_every", "latent_dim", "packing", "judged"):
+        for name in ("critic_steps", "penalty_every", "latent_dim", "packing"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.judged <= K:
+            raise ValueError(f"judged must be {K + 1} or more, got {self.judged}")
         for width in (*(self.widths or []), *(self.discriminator_widths or [])):
             if width < 1:
                 raise ValueError(f"widths must be 1 or more, got {width}")
@@ -187,7 +190,6 @@ def main() -> None:
                 settings.channels,
                 settings.skip_corrupt,
             )
-            monitor = Monitor(val, settings.extractor, settings.judged) if run.is_main else None
         for problem in train.skipped:
             run.say(f"skipped: {problem}")
         order = data.Order(len(train), settings.seed)
@@ -213,6 +215,8 @@ def main() -> None:
             f"{len(train):,} images of {' x '.join(map(str, train.size))} to train on, "
             f"{len(val):,} to compare with"
         )
+
+        monitor = Monitor(val, settings.extractor, settings.judged) if run.is_main else None
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)

@@ -1,4 +1,4 @@
-"""Launched by test_train_gan.py: the gradients that a step of each game takes, into a file.
+"""Launched by test_train_gan.py: the gradients that a step of each game takes, into files.
 
 accelerate launch tests/gan_gradients.py FILE [parts of gradient accumulation]
 """
@@ -16,6 +16,8 @@ from genkit.adversarial import LOSSES
 from genkit.settings import parse
 from genkit.training import Run
 
+ROOT = Path(__file__).parent.parent
+PARTS = ("1", "2")  # of gradient accumulation
 SHAPE = "--widths 4 --discriminator_widths 4 --latent_dim 3 --batch_size 8 --dry_run"
 CLASSIC = "--preset dcgan --normalize --widths 4 4 4 --discriminator_widths 4 4"
 OWN = {
@@ -36,22 +38,23 @@ GAMES |= {
 }
 
 
-def main(path: str, accumulation: str = "1") -> None:
-    spec = importlib.util.spec_from_file_location("train_gan", "recipes/train_gan.py")
+def main(folder: str) -> None:
+    spec = importlib.util.spec_from_file_location("train_gan", ROOT / "recipes" / "train_gan.py")
     recipe = importlib.util.module_from_spec(spec)
     sys.modules["train_gan"] = recipe
     spec.loader.exec_module(recipe)
-    every = ["--mixed_precision", "no", "--gradient_accumulation", accumulation, *SHAPE.split()]
-    found = {}
-    for name, words in GAMES.items():
-        argv = [*every, "--penalty_every", "1", *words.split()]
-        found |= gradients(recipe, parse(recipe.Settings, recipe.preset, argv), name)
-    # batch normalisation sees the rows of one process only: gradients differ, but there are some
-    argv = [*every, *CLASSIC.split()]
-    normalised = gradients(recipe, parse(recipe.Settings, recipe.preset, argv), "normalised")
-    assert all(value.isfinite().all() for value in normalised.values())
-    if found:
-        save_file(found, path)
+    for parts in PARTS:
+        every = ["--mixed_precision", "no", "--gradient_accumulation", parts, *SHAPE.split()]
+        found = {}
+        for name, words in GAMES.items():
+            argv = [*every, "--penalty_every", "1", *words.split()]
+            found |= gradients(recipe, parse(recipe.Settings, recipe.preset, argv), name)
+        # batch normalisation sees the rows of one part only: gradients differ, but there are some
+        argv = [*every, *CLASSIC.split()]
+        normalised = gradients(recipe, parse(recipe.Settings, recipe.preset, argv), "normalised")
+        assert all(value.isfinite().all() for value in normalised.values())
+        if found:
+            save_file(found, Path(folder) / f"{parts}.safetensors")
 
 
 def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
@@ -81,5 +84,4 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    assert Path("recipes").is_dir(), "launch from the repository's root"
     main(*sys.argv[1:])
