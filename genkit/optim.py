@@ -11,9 +11,7 @@ from transformers import PreTrainedModel
 from genkit.settings import RunSettings
 
 
-def optimizers(
-    model: torch.nn.Module, settings: RunSettings, betas: tuple[float, float] = (0.9, 0.99)
-) -> list[torch.optim.Optimizer]:
+def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.optim.Optimizer]:
     """Build AdamW, or Muon for the matrices inside a network and AdamW for the rest.
 
     Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; embeddings, a language model's
@@ -34,7 +32,7 @@ def optimizers(
     if settings.optimizer == "adamw":
         adamw.append({"params": groups["hidden"]})
     rest = torch.optim.AdamW(
-        adamw, lr=settings.learning_rate, betas=betas, weight_decay=decay, fused=True
+        adamw, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
     )
     if settings.optimizer == "adamw":
         return [rest]

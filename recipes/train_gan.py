@@ -29,7 +29,7 @@ from genkit.evaluation import proportional, sample
 from genkit.images import Images
 from genkit.metrics.neighbours import K
 from genkit.monitor import Monitor, troubles
-from genkit.optim import optimizers
+from genkit.optim import BatchedMuon
 from genkit.settings import RunSettings, parse, setting
 from genkit.training import Run
 
@@ -305,11 +305,17 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
 
 
 def rates(player: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Build a player's optimizers."""
+    """Build a player's optimizers; Muon, if asked for, is of the kernels of convolutions."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    parameters = list(player.parameters())
     if settings.optimizer == "rmsprop":
-        return [torch.optim.RMSprop(player.parameters(), settings.learning_rate)]
+        return [torch.optim.RMSprop(parameters, rate, weight_decay=decay)]
+    kernels = [p for p in parameters if p.ndim == 4 and settings.optimizer == "muon"]
+    others = [p for p in parameters if not any(p is kernel for kernel in kernels)]
     first, second = settings.betas
-    return optimizers(player, settings, (first, second))
+    adam = torch.optim.AdamW(others, rate, (first, second), weight_decay=decay, fused=True)
+    muon = [BatchedMuon(kernels, settings.muon_learning_rate, decay)] if kernels else []
+    return [*muon, adam]
 
 
 def batch(
