@@ -275,7 +275,7 @@ def test_a_collapse_that_comes_again_is_named_again():
 
 
 def test_nothing_learnt_yet_is_no_collapse():
-    falling = [BAD | {"distance": 90.0 - i} for i in range(9)]
+    falling = [BAD | {"distance": 90.0 - i} for i in range(9)]  # by a hundredth in three
     assert kinds(game_of(*falling)) == []  # the distance falls
     assert kinds(game_of(*[BAD] * 9, every=20)) == []  # it is the beginning
     far = [GOOD | {"coverage": 0.0}] * 9  # varied, but like no real image
@@ -285,6 +285,9 @@ def test_nothing_learnt_yet_is_no_collapse():
 def test_a_game_that_never_gets_anywhere_has_collapsed():
     assert kinds(game_of(*[BAD] * 6)) == [(400, "collapse")]
     assert kinds(game_of(*[BAD] * 9, every=30)) == [(210, "collapse")]
+    for name in ("entropy", "duplicates"):  # which need longer
+        log = game_of(*[GOOD | {"coverage": 0.0, name: BAD[name]}] * 12)
+        assert kinds(log) == [(1000, "collapse")]
 
 
 def test_without_a_classifier():
@@ -299,21 +302,23 @@ def test_real_images_that_are_alike_themselves():
 
 
 def test_a_vanished_gradient():
-    log = game_of(GOOD, GOOD, GOOD, generator_grad_norm=5e-4)
+    log = game_of(*[GOOD] * 6, generator_grad_norm=5e-4)
     (trouble,) = troubles(log, "minimax", FLOOR)
-    assert (trouble.step, trouble.kind, trouble.fatal) == (300, "vanished", True)
-    assert kinds(game_of(GOOD, GOOD, GOOD, generator_grad_norm=2e-3)) == []
-    log = game_of(GOOD, GOOD, GOOD, generator_grad_norm=0.01)
+    assert (trouble.step, trouble.kind, trouble.fatal) == (400, "vanished", True)
+    assert kinds(game_of(*[GOOD] * 6, generator_grad_norm=2e-3)) == []
+    falling = [GOOD | {"distance": 50.0 - i} for i in range(6)]
+    assert kinds(game_of(*falling, generator_grad_norm=5e-4)) == []  # it learns all the same
+    log = game_of(*[GOOD] * 6, generator_grad_norm=0.01)
     for entry in log[50:53]:  # a spike
         entry["generator_grad_norm"] = 1e6
     assert kinds(log) == []
 
 
 def test_a_gradient_that_never_was():
-    log = game_of(GOOD, GOOD)
+    log = game_of(*[GOOD] * 4)
     for entry in log:
         entry["generator_grad_norm"] = 0.0
-    assert kinds(log) == [(100, "vanished")]
+    assert kinds(log) == [(400, "vanished")]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -331,12 +336,14 @@ def test_a_discriminator_that_is_told_nothing(loss):
     scores = torch.linspace(-2, 2, 4001)
     values = torch.stack([discriminator_loss(loss, score, score) for score in scores])
     told_nothing = values.min().item()
-    poor = GOOD | {"coverage": 0.3}
-    log = game_of(poor, poor, poor, discriminator_loss=told_nothing)
-    assert kinds(log, loss) == [(300, "pinned")]
-    good = GOOD | {"coverage": 0.9}
-    assert kinds(game_of(good, good, good, discriminator_loss=told_nothing), loss) == []
-    log[-5]["discriminator_loss"] += 0.05
+    poor, good = GOOD | {"coverage": 0.3}, GOOD | {"coverage": 0.9}
+    log = game_of(*[poor] * 6, discriminator_loss=told_nothing)
+    assert kinds(log, loss) == [(400, "pinned")]
+    assert kinds(game_of(*[good] * 6, discriminator_loss=told_nothing), loss) == []
+    falling = [poor | {"distance": 50.0 - i} for i in range(6)]
+    assert kinds(game_of(*falling, discriminator_loss=told_nothing), loss) == []
+    for entry in log[::50]:
+        entry["discriminator_loss"] += 0.05
     assert kinds(log, loss) == []
 
 
@@ -350,7 +357,7 @@ def test_steps_that_were_not_finite_are_left_out():
 @given(st.data())
 def test_what_is_said_of_a_step_depends_on_no_later_one(data):
     choices = st.sampled_from([GOOD, BAD, BAD | {"distance": 80.0}])
-    log = game_of(*data.draw(st.lists(choices, min_size=1, max_size=8)))
+    log = game_of(*data.draw(st.lists(choices, min_size=1, max_size=6)), every=60)
     for name in ("discriminator_loss", "generator_grad_norm"):
         border = data.draw(st.integers(0, len(log)))
         for entry in log[border:]:
@@ -370,9 +377,10 @@ class Scorer(torch.nn.Module):
             torch.nn.Flatten(), torch.nn.Linear(64, 128), torch.nn.LeakyReLU(0.2)
         )
         self.score = torch.nn.Linear(128, 1)
+        self.gain = 1.0
 
     def forward(self, images, labels=None):
-        return self.score(self.body(images)).squeeze(1), None
+        return self.gain * self.score(self.body(images)).squeeze(1), None
 
 
 class Maker(torch.nn.Module):
@@ -388,12 +396,18 @@ class Maker(torch.nn.Module):
 
 
 def play(
-    game: Game, steps: int, rates=(1e-3, 1e-3), one_image=lambda step: False, every: int = 100
+    game: Game,
+    steps: int,
+    rates=(1e-3, 1e-3),
+    one_image=lambda step: False,
+    gain: float = 1.0,
+    every: int = 100,
 ) -> list[dict]:
     """Play on digits, small networks against each other, and write a run's log."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         maker, scorer = Maker(), Scorer()
+    scorer.gain = gain
     players = {"discriminator": scorer, "generator": maker}
     chances = torch.Generator().manual_seed(0)
     optimizers = {
@@ -444,3 +458,84 @@ def test_games_that_go_well(game):
     log = play(game, 500, every=25)
     assert troubles(log, game.loss, PIXEL_FLOOR) == []
     assert log[-1]["distance"] < log[24]["distance"] / 2
+
+
+def first(log: list[dict], loss: str, kind: str) -> Trouble:
+    return next(t for t in troubles(log, loss, PIXEL_FLOOR) if t.kind == kind)
+
+
+def test_a_generator_that_forgets_its_noise():
+    log = play(REGULAR, 400, one_image=lambda step: step > 320, every=25)
+    (trouble,) = troubles(log, REGULAR.loss, PIXEL_FLOOR)
+    assert (trouble.step, trouble.kind) == (325, "collapse")
+
+
+def test_a_generator_that_has_one_image_from_the_start():
+    log = play(REGULAR, 300, one_image=lambda step: True, every=25)
+    (trouble,) = troubles(log, REGULAR.loss, PIXEL_FLOOR)
+    assert trouble.kind == "collapse"
+    assert 200 <= trouble.step <= 250
+
+
+def test_a_discriminator_that_is_too_good():
+    log = play(Game("minimax"), 500, rates=(1e-2, 1e-5), every=50)
+    assert first(log, "minimax", "saturated").step <= 200
+    assert first(log, "minimax", "vanished").step <= 500
+    assert log[-1]["discriminator_loss"] < 1e-3
+
+
+def test_a_discriminator_that_hardly_scores():
+    log = play(Game("non_saturating"), 300, rates=(1e-5, 1e-3), gain=1e-3, every=25)
+    assert first(log, "non_saturating", "pinned").step <= 300
+
+
+# ---- on the recipe's log
+
+
+def test_a_run_of_the_recipe(tmp_path):
+    small = ("--widths", "8", "--discriminator_widths", "8", "--compile", "no", "--judged", "60")
+    length = ("--max_steps", "20", "--batch_size", "8", "--evaluations", "2")
+    run_here("train_gan", "--output_dir", tmp_path / "run", *small, *length)
+    log, floor = log_of(tmp_path / "run"), Monitor(VAL, None, 60).floor
+    assert [entry["step"] for entry in log if "coverage" in entry] == [10, 20]
+    assert all(STEP.keys() <= entry.keys() for entry in log)
+    assert troubles(log, "relativistic", floor) == []
+    plots.game(log, floor, [], tmp_path / "game.png")
+    assert Image.open(tmp_path / "game.png").size == (1430, 770)
+
+
+# ---- the picture
+
+
+def picture(log: list[dict], floor: dict[str, float], found: list[Trouble], path: Path):
+    plots.game(log, floor, found, path)
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_troubles_are_drawn_in_red(tmp_path):
+    log = game_of(GOOD, BAD, BAD)
+    found = [Trouble(200, kind, "", True) for kind in plots.SHOWN_BY]
+    plain, marked = (picture(log, FLOOR, each, tmp_path / "a.png") for each in ([], found))
+    red = (marked[..., 0] > 150) & (marked[..., 1:] < 90).all(2)
+    assert red.sum() > 500
+    assert not ((plain[..., 0] > 150) & (plain[..., 1:] < 90).all(2)).any()
+    assert {each.name for each in tmp_path.iterdir()} == {"a.png"}
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        game_of(GOOD, every=1),
+        game_of(GOOD | {"label_accuracy": 0.5}, GOOD),
+        game_of(GOOD, BAD | {"distance": 0.0}, generator_grad_norm=0.0),
+        [STEP | {"step": 1, "generator_loss": None, "discriminator_loss": None} | BAD],
+        game_of(*[GOOD] * 20, every=1000),
+    ],
+    ids=["one step", "labels", "zeros", "nothing finite", "long"],
+)
+@pytest.mark.parametrize("classes", [True, False])
+def test_any_log_can_be_drawn(log, classes, tmp_path):
+    known = FLOOR | {"label_accuracy": 0.98}
+    floor = {k: v for k, v in known.items() if classes or k not in ("entropy", "label_accuracy")}
+    log = [{k: v for k, v in entry.items() if k not in known or k in floor} for entry in log]
+    assert picture(log, floor, [], tmp_path / "a.png").shape == (770, 1430, 3)
