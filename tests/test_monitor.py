@@ -1,19 +1,22 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import log_of, run_here
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from genkit import images, monitor
+from genkit import images, monitor, plots
 from genkit.adversarial import CHANCES, LOSSES, Batch, Game, discriminator_loss
 from genkit.features import Pixels, look, look_once
-from genkit.monitor import Monitor, troubles
+from genkit.monitor import Monitor, Trouble, troubles
 
 DIGITS = images.load("digits")
 TRAIN, VAL = images.split(DIGITS, None, 0.1)
