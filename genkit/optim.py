@@ -47,9 +47,15 @@ class BatchedMuon(torch.optim.Optimizer):
     busy where torch's loop over matrices pays for each call.
     """
 
-    def __init__(self, params: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+    ) -> None:
         newton_schulz = {"ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": 5}
-        rest = {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95}
+        rest = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(params, rest | newton_schulz)
 
     @torch.no_grad()

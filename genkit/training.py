@@ -317,8 +317,14 @@ class Run:
         Raises:
             TrainingDivergedError: skipping and rolling back did not help.
         """
-        network, limit = self.networks[name], self.settings.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(network.module.parameters(), limit).item()
+        network = self.networks[name]
+        gradients = [p.grad for p in network.module.parameters() if p.grad is not None]
+        norms = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(
+                network.module.parameters(), self.settings.clip, norms
+            )
+        norm = norms.item()
         loss = self._agree(torch.stack(network.losses).mean().item())
         network.losses.clear()
         prefix = "" if name == "model" else f"{name}_"
@@ -406,7 +412,9 @@ class Run:
         words = np.random.SeedSequence((self.settings.seed, step, process)).generate_state(3)
         random.seed(int(words[0]))
         np.random.seed(words[1])
-        torch.manual_seed(int(words[2]))
+        torch.default_generator.manual_seed(int(words[2]))
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(int(words[2]))
 
     def _estimate(self) -> None:
         """Say what a dry run found out."""

@@ -73,6 +73,7 @@ class Settings(RunSettings):
         None, "peak rate; learning_rate unless told"
     )
     betas: list[float] | None = setting(None, "of AdamW's averages")
+    momentum: float = setting(0.5, "of Muon; with more of it the players chase each other")
     warmup: float | None = setting(None, "part of the run over which the rate rises from 0")
     decay: float | None = setting(
         None, "part of the run over which the rate falls to 0, at its end"
@@ -101,6 +102,8 @@ class Settings(RunSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be 0 or more and below 1, got {self.momentum}")
         if self.judged <= K:
             raise ValueError(f"judged must be {K + 1} or more, got {self.judged}")
         for width in (*(self.widths or []), *(self.discriminator_widths or [])):
@@ -314,8 +317,9 @@ def rates(player: torch.nn.Module, settings: Settings) -> list[torch.optim.Optim
     others = [p for p in parameters if not any(p is kernel for kernel in kernels)]
     first, second = settings.betas
     adam = torch.optim.AdamW(others, rate, (first, second), weight_decay=decay, fused=True)
-    muon = [BatchedMuon(kernels, settings.muon_learning_rate, decay)] if kernels else []
-    return [*muon, adam]
+    if not kernels:
+        return [adam]
+    return [BatchedMuon(kernels, settings.muon_learning_rate, decay, settings.momentum), adam]
 
 
 def batch(

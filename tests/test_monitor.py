@@ -504,7 +504,8 @@ def test_a_run_of_the_recipe(tmp_path):
     assert all(STEP.keys() <= entry.keys() for entry in log)
     assert troubles(log, "relativistic", floor) == []
     plots.game(log, floor, [], tmp_path / "game.png")
-    assert Image.open(tmp_path / "game.png").size == (1430, 770)
+    with Image.open(tmp_path / "game.png") as picture:
+        assert picture.size == (1430, 770)
 
 
 # ---- the picture
