@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import matplotlib.image
 import numpy as np
@@ -6,19 +7,22 @@ import pytest
 import scipy.spatial
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 
+from genkit import gan, latent, mosaic, pipelines, projection
 from genkit import images as image_data
-from genkit import latent, mosaic, pipelines, projection
 from genkit.autoencoder import (
     Autoencoder,
     AutoencoderPipeline,
     reconstruction_loss,
     variational_loss,
 )
+from genkit.gan import GANPipeline
 
 SIZE = (1, 8, 8)
 DIM = 4
@@ -99,20 +103,41 @@ def maps() -> AutoencoderPipeline:
     return AutoencoderPipeline(vae.eval())
 
 
-class Generator:
-    """What a GAN's pipeline can do: no encoder."""
+def flat(labels: int = 0) -> GANPipeline:
+    """A GAN that decodes latents z of class c to tanh(A z + B c + b): without rectifiers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = gan.Generator(SIZE, 6, widths=(32,), slope=1.0, labels=labels).eval()
+    with torch.no_grad():
+        generator.first.weight.mul_(4)  # that images differ
+    return GANPipeline(generator)
 
-    device = torch.device("cpu")
-    latent_shape = (6,)
 
-    def __init__(self):
-        self.weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) / 3
+def taught(teacher: AutoencoderPipeline, labels: int = 0) -> GANPipeline:
+    """A GAN that draws what an autoencoder does: as if trained, in a second."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = gan.Generator(SIZE, DIM, widths=(64,), labels=labels)
+        optimizer = torch.optim.AdamW(generator.parameters(), 5e-3)
+        for _ in range(250):
+            noise = torch.randn(64, DIM)
+            told = torch.randint(labels, (64,)) if labels else None
+            with torch.no_grad():
+                wanted = teacher.decode(noise, told)
+            F.mse_loss(generator(noise, told), wanted).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return GANPipeline(generator.eval())
 
-    def place(self, noise):
-        return noise
 
-    def decode(self, latents, labels=None):
-        return (latents @ self.weight).tanh().unflatten(1, SIZE)
+@pytest.fixture(scope="module")
+def drawer(vae) -> GANPipeline:
+    return taught(vae)
+
+
+@pytest.fixture(scope="module")
+def conditional_drawer(conditional) -> GANPipeline:
+    return taught(conditional, labels=10)
 
 
 class Linear(Autoencoder):
@@ -221,7 +246,8 @@ def test_the_scatter_has_a_colour_for_each_class(tmp_path, kinds):
 
 @pytest.mark.parametrize(("side", "dims"), [(2, (0, 1)), (5, (2, 0)), (15, (0, 1))])
 def test_the_plane_follows_the_normal_quantiles(side, dims):
-    record = latent.plane(Generator(), side, dims)
+    pipeline = flat()
+    record = latent.plane(pipeline, side, dims)
     expected = scipy.stats.norm.ppf((np.arange(side) + 0.5) / side)
     assert record.quantiles == pytest.approx(expected, abs=1e-12)
     latents = record.latents.unflatten(0, (side, side)).numpy()
@@ -230,7 +256,7 @@ def test_the_plane_follows_the_normal_quantiles(side, dims):
             z = np.zeros(6, np.float32)
             z[dims[0]], z[dims[1]] = expected[column], expected[side - 1 - row]
             np.testing.assert_array_equal(latents[row, column], z)
-    torch.testing.assert_close(record.images, Generator().decode(record.latents))
+    torch.testing.assert_close(record.images, pipeline.decode(record.latents).detach())
 
 
 def test_the_plane_is_placed_where_the_latents_lie():
@@ -244,7 +270,9 @@ def test_the_plane_is_placed_where_the_latents_lie():
     torch.testing.assert_close(record.images, pipeline.decode(pipeline.place(noise)).detach())
 
 
-def test_the_plane_of_a_class(conditional):
+@pytest.mark.parametrize("kind", ["conditional", "conditional_drawer"])
+def test_the_plane_of_a_class(request, kind):
+    conditional = request.getfixturevalue(kind)
     for label in (3, np.int64(3)):
         record = latent.plane(conditional, 9, label=label)  # more than one block
         with torch.no_grad():
@@ -325,11 +353,11 @@ def test_slerp_between_parallel_vectors_is_straight():
     assert not latent.slerp(0 * start, 0 * start, t).any()
 
 
-@pytest.mark.parametrize("placed", [False, True])
-def test_ends_are_exact_and_the_middle_is_on_the_great_circle(placed):
+@pytest.mark.parametrize("make", [linear, partial(linear, placed=True), flat])
+def test_ends_are_exact_and_the_middle_is_on_the_great_circle(make):
     """The circle is one before `place`, whatever that does."""
-    pipeline = linear(placed=placed)
-    noise = draws(2, 3)
+    pipeline = make()
+    noise = draws(2, *pipeline.latent_shape)
     start, end = pipeline.place(noise)
     record = latent.interpolate(pipeline, start, end, 9)
     for latents, images in (
@@ -366,7 +394,9 @@ def test_feature_maps_are_walked_among(maps):
     torch.testing.assert_close(norm, (start.norm() + end.norm()) / 2)
 
 
-def test_a_class_is_kept_along_the_way(conditional):
+@pytest.mark.parametrize("kind", ["conditional", "conditional_drawer"])
+def test_a_class_is_kept_along_the_way(request, kind):
+    conditional = request.getfixturevalue(kind)
     record = latent.interpolate(conditional, *draws(2, DIM), steps=4, label=7)
     with torch.no_grad():
         expected = conditional.decode(record.spherical_latents, [7] * 4)
@@ -387,7 +417,9 @@ def test_a_concept_is_the_difference_of_means(digits, vae):
     assert latent.concept(draws(4, 2, 3, 3), [True, False, True, False]).shape == (2, 3, 3)
 
 
-def test_shifts_are_decoded_sums(conditional, tmp_path):
+@pytest.mark.parametrize("kind", ["conditional", "conditional_drawer"])
+def test_shifts_are_decoded_sums(request, kind, tmp_path):
+    conditional = request.getfixturevalue(kind)
     latents, direction = draws(40, DIM), draws(DIM, seed=1)
     labels = [i % 10 for i in range(40)]
     record = latent.shift(conditional, latents, direction, (-1, 0, 2.5), labels)
@@ -411,6 +443,69 @@ def test_a_shift_along_the_concept_reaches_it(digits, vae):
     zero, three = (everything(digits)[classes == kind].mean((0, 1)) for kind in (0, 3))
     for mean, near, far in ((moved[0], zero, three), (moved[1], three, zero)):
         assert (mean - near).square().mean() < 0.5 * (mean - far).square().mean()
+
+
+@pytest.mark.parametrize("kind", ["drawer", "conditional_drawer"])
+def test_a_gans_own_images_teach_a_concept(request, kind, digits):
+    """Drawn, told apart by a classifier, moved: more and more of them are threes."""
+    pipeline = request.getfixturevalue(kind)
+    seen = everything(digits).flatten(1).numpy()
+    classifier = LogisticRegression(max_iter=200).fit(seen, digits.labels)
+
+    def classes(images: torch.Tensor) -> np.ndarray:
+        return classifier.predict(images.flatten(1).numpy())
+
+    told = np.arange(600) % 10 if kind == "conditional_drawer" else None
+    latents = latent.draw(pipeline, 600)
+    shown = classes(latent.decode(pipeline, latents, told))
+    if told is not None:  # it draws what it is told, so the class is no concept of its latents
+        assert (shown == told).mean() > 0.9
+        return
+    three = latent.concept(latents, shown == 3)
+    moved = latent.shift(pipeline, latents, three, (-1, 0, 1, 2))
+    shares = [(classes(images) == 3).mean() for images in moved.images]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.02 < shares[1] < 0.3 and shares[3] > 0.8
+
+
+# ---- draws
+
+
+@pytest.mark.parametrize("kind", ["vae", "plain", "maps", "drawer"])
+@pytest.mark.parametrize("truncation", [None, 0.5])
+def test_draws_are_those_of_the_pipeline(request, kind, truncation):
+    pipeline = request.getfixturevalue(kind)
+    latents = latent.draw(pipeline, 70, 3, truncation)  # more than one block
+    assert latents.shape == (70, *pipeline.latent_shape)
+    torch.testing.assert_close(latent.draw(pipeline, 2, 40, truncation), latents[37:39])
+    if truncation and kind != "drawer":
+        noise = pipelines.unplaced(pipeline, latents)
+        whole = pipelines.unplaced(pipeline, latent.draw(pipeline, 70, 3))
+        assert noise.abs().max() <= 0.5001
+        torch.testing.assert_close(noise, gan.truncate(whole, 0.5), atol=1e-4, rtol=0)
+        return
+    seeds = [torch.Generator().manual_seed(3 + i) for i in range(70)]
+    options = {"truncation": truncation} if truncation else {}
+    drawn = 2 * pipeline(70, seeds, output_type="pt", **options).images - 1
+    torch.testing.assert_close(latent.decode(pipeline, latents), drawn, atol=1e-5, rtol=0)
+
+
+def test_truncated_images_come_together(drawer, plain, conditional_drawer, tmp_path):
+    for pipeline in (drawer, plain):
+        record = latent.truncate(pipeline, (0, 0.2, 1, None), 40, seed=7)
+        assert record.images.shape == (4, 40, *SIZE)
+        for limit, images in zip(record.limits, record.images, strict=True):
+            expected = latent.decode(pipeline, latent.draw(pipeline, 40, 7, limit))
+            assert torch.equal(images, expected)
+        spread = record.images.std(1).mean((1, 2, 3))
+        assert spread[0] == 0 and (spread.diff() > 0.02).all()
+    labels = np.arange(40) % 10
+    told = latent.truncate(conditional_drawer, (0.0,), 40, labels=labels).images[0]
+    torch.testing.assert_close(told[:10], told[30:], atol=1e-5, rtol=0)
+    assert (told[0] - told[1]).abs().mean() > 0.1
+    assert str(record) == "40 images at truncations 0, 0.2, 1, none"
+    record.save(tmp_path / "truncation.png")
+    assert assert_picture(tmp_path / "truncation.png").shape[0] == 4 * (56 + 4)
 
 
 # ---- projection
@@ -439,19 +534,21 @@ def test_projection_by_a_linear_decoder_is_least_squares(placed, pull):
 
 
 def test_the_pull_leads_towards_the_middle_of_the_prior():
-    pipeline = Generator()
-    pipeline.weight[1] = 0  # of a latent that no image shows
-    target = pipeline.decode(draws(8, 6, seed=4))
+    pipeline = flat()
+    with torch.no_grad():
+        pipeline.generator.first.weight[:, 1] = 0  # of a latent that no image shows
+        target = pipeline.decode(draws(8, 6, seed=4))
     free, pulled = (latent.project(pipeline, target, pull=p).latents for p in (0, 0.01))
     assert pulled[:, 1].abs().mean() < 0.25
     assert free[:, 1].abs().mean() > 0.5
 
 
-@pytest.mark.parametrize("kind", ["generator", "vae", "plain", "maps"])
+@pytest.mark.parametrize("kind", ["flat", "drawer", "vae", "plain", "maps"])
 def test_what_was_decoded_is_found_again(request, kind):
-    pipeline = Generator() if kind == "generator" else request.getfixturevalue(kind)
+    pipeline = flat() if kind == "flat" else request.getfixturevalue(kind)
+    noise = draws(4, *pipeline.latent_shape, seed=9)
     with torch.no_grad():
-        target = pipeline.decode(pipeline.place(draws(4, *pipeline.latent_shape, seed=9)))
+        target = pipeline.decode(pipeline.place(noise))
     record = latent.project(pipeline, target, pull=0)
     least = record.started.min(1).values
     assert (least > 5e-4).all()
@@ -459,14 +556,37 @@ def test_what_was_decoded_is_found_again(request, kind):
         assert (record.error < least / 20).all()
     else:
         assert record.error.max() < 1e-5
+    if kind == "flat":  # different latents make different images
+        torch.testing.assert_close(record.latents, noise, atol=0.02, rtol=0)
     assert record.images.shape == target.shape
 
 
-@pytest.mark.parametrize("kind", ["generator", "vae", "plain"])
+def test_the_picture_shows_what_is_not_found(digits, drawer, tmp_path):
+    """Targets, what was found, their absolute difference, and errors; twelve side by side."""
+    record = latent.project(drawer, digits.take(np.arange(15)), restarts=1, steps=5)
+    record.save(tmp_path / "found.png")
+    pixels = assert_picture(tmp_path / "found.png")
+    height, words, pitch = 56 + 2 * mosaic.GAP, 2 * mosaic.SMALL, 56 + mosaic.GAP
+    left = pixels.shape[1] - 12 * pitch
+    for i in (0, 11, 12, 14):
+        top = i // 12 * (3 * height + words) + mosaic.GAP
+        start = left + i % 12 * pitch
+        shown = [pixels[top + row * height :][:56, start : start + 56, 0] for row in range(3)]
+        target, found, difference = (tile[::7, ::7] for tile in shown)
+        both = (record.target[i, 0], record.images[i, 0])
+        np.testing.assert_allclose(2 * target - 1, both[0], atol=0.005)
+        np.testing.assert_allclose(2 * found - 1, both[1], atol=0.005)
+        np.testing.assert_allclose(2 * difference, (both[0] - both[1]).abs(), atol=0.005)
+        word = pixels[top + 3 * height - mosaic.GAP :][:words, start : start + 56]
+        assert (word < 0.5).any()
+    assert len(pixels) == 2 * (3 * height + words)
+
+
+@pytest.mark.parametrize("kind", ["drawer", "vae", "plain"])
 def test_the_record_says_what_was_found(request, kind, digits, tmp_path):
-    pipeline = Generator() if kind == "generator" else request.getfixturevalue(kind)
+    pipeline = request.getfixturevalue(kind)
     record = latent.project(pipeline, digits.take(np.arange(6)), steps=30)
-    encoded = kind != "generator"
+    encoded = kind != "drawer"
     assert torch.equal(record.target, digits.batch(np.arange(6)))
     assert record.errors.shape == record.started.shape == (6, 4 + encoded)
     assert (record.errors <= record.started).all()
@@ -484,9 +604,11 @@ def test_the_record_says_what_was_found(request, kind, digits, tmp_path):
 
 def test_the_best_place_on_the_way_is_kept():
     """A start is right, and a strong pull leads away from it."""
-    pipeline = Generator()
+    pipeline = flat()
     noise = torch.randn(6, generator=torch.Generator().manual_seed(11))
-    record = latent.project(pipeline, pipeline.decode(noise[None]), steps=3, pull=10, seed=11)
+    record = latent.project(
+        pipeline, pipeline.decode(noise[None]).detach(), steps=3, pull=10, seed=11
+    )
     assert record.error.item() < 1e-10
     assert torch.equal(record.latents[0], noise)
 
@@ -527,16 +649,24 @@ def test_an_image_is_projected_alike_in_every_company(vae, digits, monkeypatch):
         torch.testing.assert_close(other.images, together.images[rows], atol=1e-3, rtol=0)
 
 
-def test_projection_is_told_classes(conditional, digits):
+@pytest.mark.parametrize("kind", ["conditional", "conditional_drawer", "flat"])
+def test_projection_is_told_classes(request, kind):
+    pipeline = flat(labels=10) if kind == "flat" else request.getfixturevalue(kind)
+    with torch.no_grad():
+        target = pipeline.decode(draws(3, *pipeline.latent_shape), [1, 5, 9])
+    right = latent.project(pipeline, target, pull=0, labels=[1, 5, 9])
+    assert right.error.max() < 1e-4
+    wrong = latent.project(pipeline, target, pull=0, labels=[4, 0, 2])
+    assert (wrong.error > 10 * right.error).all()
+
+
+def test_the_encoder_is_told_classes(conditional):
     with torch.no_grad():
         target = conditional.decode(draws(3, DIM), [1, 5, 9])
-    right = latent.project(conditional, target, pull=0, labels=[1, 5, 9])
-    assert right.error.max() < 1e-4
+    right = latent.project(conditional, target, steps=1, labels=[1, 5, 9])
     kept = conditional.reconstruct(target, [1, 5, 9])
     expected = (kept - target).square().flatten(1).mean(1)
     torch.testing.assert_close(right.started[:, -1], expected, atol=1e-5, rtol=1e-4)
-    wrong = latent.project(conditional, target, pull=0, labels=[4, 0, 2])
-    assert (wrong.error > 10 * right.error).all()
 
 
 def test_nothing_else_is_touched(vae, digits):
@@ -575,6 +705,40 @@ def test_records_print_short(vae, digits):
 
 
 # ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limits": ()}, r"limits must be different numbers or None, got \[\]"),
+        ({"limits": (1, 1.0)}, "limits must be different numbers or None"),
+        ({"limits": (None, None)}, "limits must be different numbers or None"),
+        ({"limits": (-1,)}, "truncation must be 0 or more, got -1"),
+        ({"limits": (math.nan,)}, "truncation must be 0 or more, got nan"),
+        ({"count": 0}, "count must be 1 or more, got 0"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"labels": [0] * 8}, "labels: this model is not told classes"),
+        ({"labels": [0]}, "labels must be 8 whole numbers"),
+    ],
+)
+def test_bad_truncations_are_named(drawer, options, message):
+    with pytest.raises(ValueError, match=message):
+        latent.truncate(drawer, **options)
+
+
+@pytest.mark.parametrize(
+    ("latents", "labels", "message"),
+    [
+        (draws(2, 3), None, r"latents must be of \(n, \*\(4,\)\), got \(2, 3\)"),
+        (draws(2, DIM) / 0, None, "latents: 8 of 8 values are not finite"),
+        (draws(2, DIM), None, "labels: this model is told one of 10 classes"),
+        (draws(2, DIM), ["🙂", "1"], "labels must be 2 whole numbers"),
+        (draws(2, DIM), [1, 10], "labels must be 2 of 0 to 9"),
+    ],
+)
+def test_latents_that_cannot_be_decoded_are_named(conditional_drawer, latents, labels, message):
+    with pytest.raises(ValueError, match=message):
+        latent.decode(conditional_drawer, latents, labels)
 
 
 IMAGES = torch.zeros(2, *SIZE)
@@ -620,8 +784,8 @@ def test_bad_labels_are_named(conditional, verb, labels, message):
 
 
 def test_without_an_encoder_projection_is_named():
-    with pytest.raises(ValueError, match="Generator has no encoder; `project` finds latents"):
-        latent.encode(Generator(), IMAGES)
+    with pytest.raises(ValueError, match="GANPipeline has no encoder; `project` finds"):
+        latent.encode(flat(), IMAGES)
 
 
 @pytest.mark.parametrize(
