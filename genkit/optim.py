@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,37 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
         return [rest]
     muon = BatchedMuon(groups["hidden"], lr=settings.muon_learning_rate, weight_decay=decay)
     return [muon, rest]
+
+
+def player_optimizers(
+    player: torch.nn.Module,
+    settings: RunSettings,
+    betas: Sequence[float],
+    momentum: float = 0.5,
+) -> list[torch.optim.Optimizer]:
+    """Build the optimizers of a player of an adversarial game.
+
+    Muon, if asked for, is of the kernels of convolutions alone. Gradients of a game turn with the
+    other player: averages that reach far back make the two chase each other.
+
+    Args:
+        player: a network.
+        settings: for the kind of optimizer and its rates.
+        betas: of AdamW's averages.
+        momentum: of Muon.
+    """
+    assert settings.learning_rate and settings.muon_learning_rate, "the preset fills in the rates"
+    assert settings.weight_decay is not None, "the preset fills in the decay"
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "rmsprop":
+        return [torch.optim.RMSprop(player.parameters(), rate, weight_decay=decay)]
+    by_muon = settings.optimizer == "muon"
+    kernels = [p for p in player.parameters() if by_muon and p.ndim == 4]
+    others = [p for p in player.parameters() if not (by_muon and p.ndim == 4)]
+    first, second = betas
+    adam = torch.optim.AdamW(others, rate, (first, second), weight_decay=decay, fused=True)
+    muon = [BatchedMuon(kernels, settings.muon_learning_rate, decay, momentum)] if kernels else []
+    return [*muon, adam]
 
 
 class BatchedMuon(torch.optim.Optimizer):

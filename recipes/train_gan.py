@@ -29,7 +29,7 @@ from genkit.evaluation import proportional, sample
 from genkit.images import Images
 from genkit.metrics.neighbours import K
 from genkit.monitor import Monitor, troubles
-from genkit.optim import BatchedMuon
+from genkit.optim import player_optimizers
 from genkit.settings import RunSettings, parse, setting
 from genkit.training import Run
 
@@ -207,6 +207,7 @@ def main() -> None:
         # ---- model
         generator, discriminator = players(settings, train)
         slower = dataclasses.replace(settings, learning_rate=settings.discriminator_learning_rate)
+        rates = partial(player_optimizers, betas=settings.betas, momentum=settings.momentum)
         making = run.network("generator", generator, rates(generator, settings))
         scoring = run.network("discriminator", discriminator, rates(discriminator, slower), False)
         # each player sees the other as it is: only its own gradients are exchanged
@@ -305,21 +306,6 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
         gan.initialize(generator, STD.get(settings.network))
         gan.initialize(discriminator, STD.get(settings.network))
     return generator, discriminator
-
-
-def rates(player: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Build a player's optimizers; Muon, if asked for, is of the kernels of convolutions."""
-    rate, decay = settings.learning_rate, settings.weight_decay
-    parameters = list(player.parameters())
-    if settings.optimizer == "rmsprop":
-        return [torch.optim.RMSprop(parameters, rate, weight_decay=decay)]
-    kernels = [p for p in parameters if p.ndim == 4 and settings.optimizer == "muon"]
-    others = [p for p in parameters if not any(p is kernel for kernel in kernels)]
-    first, second = settings.betas
-    adam = torch.optim.AdamW(others, rate, (first, second), weight_decay=decay, fused=True)
-    if not kernels:
-        return [adam]
-    return [BatchedMuon(kernels, settings.muon_learning_rate, decay, settings.momentum), adam]
 
 
 def batch(

@@ -25,7 +25,7 @@ from genkit import adversarial, autoencoder, data, gan, hub, images, launch, mos
 from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.images import Images
-from genkit.optim import optimizers
+from genkit.optim import player_optimizers
 from genkit.settings import RunSettings, parse, setting
 from genkit.training import Run
 
@@ -105,8 +105,8 @@ def main() -> None:
 
         # ---- model
         network, discriminator = make(settings, train)
-        model = run.network("model", network, optimizers(network, settings, BETAS))
-        rates = optimizers(discriminator, settings, BETAS)
+        model = run.network("model", network, player_optimizers(network, settings, BETAS))
+        rates = player_optimizers(discriminator, settings, BETAS)
         scoring = run.network("discriminator", discriminator, rates, averaged=False)
         # each sees the other as it is: only its own gradients are exchanged
         losing = run.lower(partial(discriminator_loss, game, scoring, network))
@@ -154,8 +154,6 @@ def make(settings: Settings, train: Images) -> tuple[autoencoder.Autoencoder, ga
     halvings = max(0, math.ceil(math.log2(max(height, width) / patch / LIMIT)))
     widths = settings.discriminator_widths or [64] * (halvings + 1)
     discriminator = gan.Discriminator(image_size=train.size, widths=widths, patch=patch)
-    for player in (network, discriminator):
-        player.to(memory_format=torch.channels_last)
     return network, discriminator
 
 
