@@ -154,9 +154,8 @@ def make(settings: Settings, train: Images) -> tuple[autoencoder.Autoencoder, ga
     halvings = max(0, math.ceil(math.log2(max(height, width) / patch / LIMIT)))
     widths = settings.discriminator_widths or [64] * (halvings + 1)
     discriminator = gan.Discriminator(image_size=train.size, widths=widths, patch=patch)
-    for player in (network, discriminator):
-        player.to(memory_format=torch.channels_last)
-    return network, discriminator
+    layout = torch.channels_last
+    return network.to(memory_format=layout), discriminator.to(memory_format=layout)
 
 
 # ---- loss
@@ -258,13 +257,11 @@ def draw(run: Run, pipeline: autoencoder.AutoencoderPipeline, val: Images) -> No
 
 
 USAGE = """
-import torch
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
 pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
-seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-pipeline(4, seeds).images[0].save("sample.png")
+pipeline(4).images[0].save("sample.png")
 
 from genkit import autoencoder
 
