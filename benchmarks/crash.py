@@ -37,6 +37,7 @@ SHAPES = {
     "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
     "train_gan": "--preset wgan_gp --widths 4 4 4 --discriminator_widths 4 4 4 --latent_dim 4 "
     "--critic_steps 3 --judged 20",
+    "train_vaegan": "--widths 4 --latent_dim 2 --discriminator_widths 4",
     "train_vae": "--widths 16 --latent_dim 2 --binarize --conditional --nll_images 10",
 }
 EVERY = "--batch_size 4 --compile no --ema 0.9 --mixed_precision no"

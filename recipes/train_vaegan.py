@@ -256,13 +256,11 @@ def draw(run: Run, pipeline: autoencoder.AutoencoderPipeline, val: Images) -> No
 
 
 USAGE = """
-import torch
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
 pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
-seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-pipeline(4, seeds).images[0].save("sample.png")
+pipeline(4).images[0].save("sample.png")
 
 from genkit import autoencoder
 

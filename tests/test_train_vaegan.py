@@ -158,7 +158,7 @@ def test_two_processes_learn_what_one_does(train, short, tmp_path):
         ("--val_fraction 1", "val_fraction must be between 0 and 1, got 1.0"),
         ("--loss 🙂", "loss must be one of .*, got '🙂'"),
         ("--r1 -1", "r1 must be 0 or more, got -1.0"),
-        ("--resolution 9", "resolution: a discriminator .* makes multiples of 2 pixels"),
+        ("--resolution 9", "resolution: a discriminator .* takes multiples of 2 pixels"),
     ],
 )
 def test_bad_input_is_told_at_once(tmp_path, words, message):
