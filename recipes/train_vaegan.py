@@ -25,7 +25,7 @@ from genkit import adversarial, autoencoder, data, gan, hub, images, launch, mos
 from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.images import Images
-from genkit.optim import player_optimizers
+from genkit.optim import optimizers, player_optimizers
 from genkit.settings import RunSettings, parse, setting
 from genkit.training import Run
 
@@ -105,7 +105,7 @@ def main() -> None:
 
         # ---- model
         network, discriminator = make(settings, train)
-        model = run.network("model", network, player_optimizers(network, settings, BETAS))
+        model = run.network("model", network, optimizers(network, settings))
         rates = player_optimizers(discriminator, settings, BETAS)
         scoring = run.network("discriminator", discriminator, rates, averaged=False)
         # each sees the other as it is: only its own gradients are exchanged
