@@ -95,7 +95,8 @@ class Monitor:
             label_accuracy: part of the images that show what they should; from a classifier that
                 knows the classes.
             duplicates: see `duplicates`; a hundredth of real images.
-            spread: standard deviation of a pixel over images, the mean over pixels; 1 for real ones.
+            spread: the mean over pixels of their standard deviation over images, over that of real
+                ones.
 
         Raises:
             ValueError: an argument cannot work; it is named.
