@@ -186,6 +186,7 @@ class Generator(ModelMixin, ConfigMixin):
         growth: of "dcgan": "transposed" convolutions or "nearest" upsampling.
         normalize: batch normalisation in "dcgan".
         slope: of leaky rectifiers below 0.
+        unit: make values in [0, 1] by a sigmoid, then bring them to [-1, 1]; else by a tanh.
         spectral: keep every layer's largest singular value at 1 (Miyato et al. 2018).
     """
 
@@ -205,6 +206,7 @@ class Generator(ModelMixin, ConfigMixin):
         growth: str = "transposed",
         normalize: bool = False,
         slope: float = 0.2,
+        unit: bool = False,
         spectral: bool = False,
     ) -> None:
         super().__init__()
@@ -242,7 +244,8 @@ class Generator(ModelMixin, ConfigMixin):
             product = self.config.told == "product"
             latents = latents * known if product else torch.cat([latents, known], 1)
         x = self.first(latents).unflatten(1, self.start)
-        return self.body(x.contiguous(memory_format=torch.channels_last)).tanh()
+        x = self.body(x.contiguous(memory_format=torch.channels_last))
+        return 2 * x.sigmoid() - 1 if self.config.unit else x.tanh()
 
 
 class Discriminator(ModelMixin, ConfigMixin):
@@ -260,6 +263,7 @@ class Discriminator(ModelMixin, ConfigMixin):
         blocks, patch, slope, normalize, spectral: see `Generator`.
         strides, kernel: of the convolutions of "dcgan".
         pool: what the score is read from: all features, "flatten", or their maxima, "max".
+        unit: bring images to [0, 1] first.
         dropout: after each convolution of "dcgan".
     """
 
@@ -279,6 +283,7 @@ class Discriminator(ModelMixin, ConfigMixin):
         normalize: bool = False,
         dropout: float = 0.0,
         slope: float = 0.2,
+        unit: bool = False,
         spectral: bool = False,
     ) -> None:
         super().__init__()
@@ -329,6 +334,8 @@ class Discriminator(ModelMixin, ConfigMixin):
 
     def look(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Return the features that scores are read from, (n, d)."""
+        if self.config.unit:
+            images = (images + 1) / 2
         if self.config.labels and self.config.told == "concatenation":
             assert labels is not None, "a discriminator by concatenation needs labels"
             maps = F.one_hot(labels, self.config.labels).to(images.dtype)[:, :, None, None]

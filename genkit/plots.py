@@ -94,7 +94,7 @@ def game(
             if name in floor:
                 axes.plot(steps, values, "o-", color=colour, markersize=4, label=label)
                 style = {"color": colour, "linestyle": "--", "linewidth": 1}
-                axes.axhline(floor[name], label=f"{label}, real images", **style)
+                axes.axhline(floor[name], label="real images", **style)
             else:
                 axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
                 axes.plot(steps, _smooth(values), color=colour, label=label)

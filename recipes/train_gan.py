@@ -123,8 +123,9 @@ class Settings(RunSettings):
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "modern": ({"network": "residual"}, {"network": "residual"}),
     "dcgan": (
-        {"network": "dcgan", "widths": [128, 128, 128], "kernels": [4, 7]},
-        {"network": "dcgan", "widths": [64, 128], "strides": [2, 2], "kernel": 3, "pool": "max"},
+        {"network": "dcgan", "widths": [128, 128, 128], "kernels": [4, 7], "unit": True},
+        {"network": "dcgan", "widths": [64, 128], "strides": [2, 2], "kernel": 3, "pool": "max"}
+        | {"unit": True},
     ),
     "wgan_gp": (
         {"network": "dcgan", "widths": [256, 128, 64], "kernels": [5, 5], "slope": 0.0},
