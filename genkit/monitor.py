@@ -84,26 +84,22 @@ class Monitor:
     def look(self, images: torch.Tensor, labels: Labels | None = None) -> dict[str, float]:
         """Compare images with the real ones.
 
-                Args:
-                    images: in [-1, 1], (count, channels, height, width).
-                    labels: what each should show, as the real images number their classes.
+        Args:
+            images: in [-1, 1], (count, channels, height, width).
+            labels: what each should show, as the real images number their classes.
 
-                Returns:
-                    distance: Frechet distance.
-                    coverage: part of the real images that a generated one is among the 5 nearest of.
-                    entropy: of the classes' shares, as a part of the most it can be; from a classifier.
-                    label_accuracy: part of the images that show what they should; from a classifier that
-                        knows the classes.
-                    duplicates: see `duplicates`; a hundredth of real images.
-        <<<<<<< HEAD
-                    spread: mean over pixels of the standard deviation over images; 1 for real ones.
-        =======
-                    spread: the mean over pixels of their standard deviation over images, over that of real
-                        ones.
-        >>>>>>> monitor
+        Returns:
+            distance: Frechet distance.
+            coverage: part of the real images that a generated one is among the 5 nearest of.
+            entropy: of the classes' shares, as a part of the most it can be; from a classifier.
+            label_accuracy: part of the images that show what they should; from a classifier that
+                knows the classes.
+            duplicates: see `duplicates`; a hundredth of real images.
+            spread: the mean over pixels of their standard deviation over images, over that of real
+                ones.
 
-                Raises:
-                    ValueError: an argument cannot work; it is named.
+        Raises:
+            ValueError: an argument cannot work; it is named.
         """
         if len(images) != self.count:
             raise ValueError(f"images must be {self.count:,}, got {len(images):,}")
