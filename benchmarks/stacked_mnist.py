@@ -111,7 +111,7 @@ def trained(arguments: argparse.Namespace, table: Path, folder: Path) -> gan.GAN
     """Train with the recipe, say how long, and load what it published."""
     words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     words += [str(RECIPE), "--images", str(table), "--output_dir", str(folder)]
-    words += ["--extractor", arguments.classifier, "--seed", str(arguments.seed)]
+    words += ["--seed", str(arguments.seed)]
     words += ["--max_minutes", str(arguments.minutes), *arguments.recipe_arguments]
     subprocess.run(words, check=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

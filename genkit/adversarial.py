@@ -7,6 +7,7 @@ alike on whichever process it is. Images are in [-1, 1], (n, channels, height, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -251,8 +252,7 @@ class Game:
         smoothing, label_noise: see `targets`.
         instance_noise: standard deviation of noise on all that is scored (Sønderby et al. 2017).
         augmentations: see `augment`.
-        packing: images that are scored together; see `pack`.
-        class_weight: of the cross-entropy of an auxiliary classifier.
+        packing: images that are scored together, by the chances of the first; see `pack`.
 
     Raises:
         ValueError: two of them do not go together.
@@ -268,7 +268,6 @@ class Game:
     instance_noise: float = 0.0
     augmentations: tuple[str, ...] = ()
     packing: int = 1
-    class_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -278,12 +277,12 @@ class Game:
         if unknown:
             choices = ", ".join(POLICIES)
             raise ValueError(f"augmentations must be some of {choices}, got {unknown[0]!r}")
-        for name in ("r1", "r2", "gradient_penalty", "weight_clip", "smoothing", "label_noise"):
-            if not getattr(self, name) >= 0:
+        for name in ("r1", "r2", "gradient_penalty", "weight_clip", "instance_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("instance_noise", "class_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("smoothing", "label_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 0 or more, below 1, got {getattr(self, name)}")
         if self.packing < 1:
             raise ValueError(f"packing must be 1 or more, got {self.packing}")
         self._check_pairs()
@@ -317,22 +316,22 @@ class Game:
         with torch.no_grad():
             fake = generator(batch.noise, batch.labels)
         real, fake = self._shown(batch.real, batch, 0), self._shown(fake, batch, 1)
-        labels = batch.labels
+        labels, chances = batch.labels, batch.chances[:: self.packing]
         real.requires_grad_(bool(penalty and self.r1))
         fake.requires_grad_(bool(penalty and self.r2))
         real_scores, real_classes = discriminator(real, labels)
         fake_scores, fake_classes = discriminator(fake, labels)
-        aims = targets(batch.chances[: len(real), :2], self.smoothing, self.label_noise)
+        aims = targets(chances[:, :2], self.smoothing, self.label_noise)
         loss = discriminator_loss(self.loss, real_scores.float(), fake_scores.float(), *aims)
         for classes in (real_classes, fake_classes):
             if classes is not None and labels is not None:
-                loss = loss + self.class_weight * F.cross_entropy(classes.float(), labels)
+                loss = loss + F.cross_entropy(classes.float(), labels)
         if penalty and self.r1:
             loss = loss + penalty * self.r1 / 2 * squared_gradient(real_scores, real).mean()
         if penalty and self.r2:
             loss = loss + penalty * self.r2 / 2 * squared_gradient(fake_scores, fake).mean()
         if penalty and self.gradient_penalty:
-            between = mixed(real, fake, batch.chances[: len(real), 2]).requires_grad_()
+            between = mixed(real, fake, chances[:, 2]).requires_grad_()
             squares = squared_gradient(discriminator(between, labels)[0], between)
             loss = loss + penalty * self.gradient_penalty * gradient_penalty(squares)
         return loss
@@ -349,7 +348,7 @@ class Game:
                 real_scores = discriminator(self._shown(batch.real, batch, 0), batch.labels)[0]
         loss = generator_loss(self.loss, real_scores.float(), scores.float())
         if classes is not None and batch.labels is not None:
-            loss = loss + self.class_weight * F.cross_entropy(classes.float(), batch.labels)
+            loss = loss + F.cross_entropy(classes.float(), batch.labels)
         return loss
 
     def _shown(self, images: torch.Tensor, batch: Batch, side: int) -> torch.Tensor:

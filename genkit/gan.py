@@ -20,7 +20,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized
 
 NETWORKS = ("dcgan", "residual")
 GROWTHS = ("transposed", "nearest")
@@ -173,7 +172,8 @@ class Generator(ModelMixin, ConfigMixin):
     """Makes images of noise.
 
     Args:
-        image_size: channels, height, width, equal and divisible by what `multiple` says.
+        image_size: channels, height, width; the sides are multiples of 2 to the number of
+            doublings, times the patch of "residual".
         latent_dim: numbers of noise an image.
         network: "residual" or "dcgan".
         widths: of the features from the smallest map on; the picture doubles between any two.
@@ -299,6 +299,11 @@ class Discriminator(ModelMixin, ConfigMixin):
             self.body = Shrink(channels, widths, blocks, patch, slope)
             sides = height // shrunk, width // shrunk
         else:
+            if len(widths) != len(strides):
+                raise ValueError(
+                    f"discriminator_widths must be {len(strides)} numbers for this network, got "
+                    f"{list(widths)}"
+                )
             self.body = _shrinking(channels, widths, strides, kernel, normalize, dropout, slope)
             shrunk = math.prod(strides)
             sides = -(-height // shrunk), -(-width // shrunk)
@@ -306,7 +311,7 @@ class Discriminator(ModelMixin, ConfigMixin):
         self.score = torch.nn.Linear(features, 1)
         project = labels and told == "projection"
         self.table = torch.nn.Embedding(labels, features) if project else None
-        if self.table is not None:  # the score starts as that of an unconditional one
+        if self.table is not None:  # the score starts as one that heeds no class
             torch.nn.init.zeros_(self.table.weight)
         tells = labels and told == "auxiliary"
         self.tell = torch.nn.Linear(features, labels) if tells else None
@@ -353,19 +358,16 @@ def initialize(module: torch.nn.Module, std: float | None) -> None:
     """Draw the weights of layers anew, and set their biases to 0.
 
     Args:
-        module: a player of the network "dcgan".
+        module: a player of the network "dcgan", its spectrum not normalised.
         std: of a normal distribution (Radford et al. 2016); None for Glorot's uniform one.
     """
     kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear
     for layer in module.modules():
         if isinstance(layer, kinds):
-            # below a spectral norm there is another tensor
-            name = "parametrizations.weight.original"
-            weight = layer.get_parameter(name if is_parametrized(layer) else "weight")
             if std is None:
-                torch.nn.init.xavier_uniform_(weight)
+                torch.nn.init.xavier_uniform_(layer.weight)
             else:
-                torch.nn.init.normal_(weight, std=std)
+                torch.nn.init.normal_(layer.weight, std=std)
             assert layer.bias is not None
             torch.nn.init.zeros_(layer.bias)
 
@@ -373,7 +375,7 @@ def initialize(module: torch.nn.Module, std: float | None) -> None:
 def _normalize_spectrum(module: torch.nn.Module) -> None:
     kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear | torch.nn.Embedding
     for layer in [m for m in module.modules() if isinstance(m, kinds)]:
-        layer.reset_parameters()  # zeros have no largest singular value to divide by
+        layer.reset_parameters()  # those that start as zeros have nothing to divide by
         spectral_norm(layer)
 
 

@@ -62,9 +62,13 @@ def player_optimizers(
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "rmsprop":
         return [torch.optim.RMSprop(player.parameters(), rate, weight_decay=decay)]
-    by_muon = settings.optimizer == "muon"
-    kernels = [p for p in player.parameters() if by_muon and p.ndim == 4]
-    others = [p for p in player.parameters() if not (by_muon and p.ndim == 4)]
+    transposed = [m for m in player.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    turned = {id(p) for module in transposed for p in module.parameters()}
+    kernels: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for parameter in player.parameters():  # a transposed kernel is no matrix when it is flattened
+        kernel = parameter.ndim == 4 and id(parameter) not in turned
+        (kernels if kernel and settings.optimizer == "muon" else others).append(parameter)
     first, second = betas
     adam = torch.optim.AdamW(others, rate, (first, second), weight_decay=decay, fused=True)
     muon = [BatchedMuon(kernels, settings.muon_learning_rate, decay, momentum)] if kernels else []

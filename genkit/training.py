@@ -318,6 +318,10 @@ class Run:
             TrainingDivergedError: skipping and rolling back did not help.
         """
         network = self.networks[name]
+        if not self._finite:  # nothing more of a bad step, nor after a roll-back
+            network.losses.clear()
+            network.module.zero_grad(set_to_none=True)
+            return
         gradients = [p.grad for p in network.module.parameters() if p.grad is not None]
         norms = torch.nn.utils.get_total_norm(gradients)
         if self.settings.clip:

@@ -51,6 +51,7 @@ class Settings(RunSettings):
     network: str | None = setting(None, "whose networks: those of another preset")
     widths: list[int] | None = setting(None, "of the generator's features, the smallest map first")
     discriminator_widths: list[int] | None = setting(None, "of the discriminator's")
+    blocks: int = setting(1, "residual blocks at a size, in the networks of modern")
     latent_dim: int | None = setting(None, "numbers of noise an image")
     normalize: bool = setting(False, "batch normalisation, in networks other than modern's")
     spectral: bool = setting(False, "spectral normalisation of the discriminator")
@@ -98,10 +99,18 @@ class Settings(RunSettings):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice)
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name in ("critic_steps", "penalty_every", "latent_dim", "packing"):
+        for name in ("critic_steps", "penalty_every", "latent_dim", "packing", "blocks"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.compile:
+            raise ValueError(
+                "compile: penalties need the gradient of a gradient, which compiled code does not "
+                "have, and the networks are too small to gain; leave it out"
+            )
+        for name in ("generator_told", "discriminator_told"):
+            if getattr(self, name) and not self.conditional:
+                raise ValueError(f"{name}: no class is told; add --conditional")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be 0 or more and below 1, got {self.momentum}")
         if self.judged <= K:
@@ -160,7 +169,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"latent_dim": 100, "max_steps": 25_000}
     | {"generator_told": "product", "discriminator_told": "auxiliary"},
 }
-STD = {"ac_wgan": 0.02}  # of initial weights; those of the others are Glorot's
+STD = {"ac_wgan": 0.02}  # of initial weights of layers; those of the others are Glorot's
 SIDE = 8  # of the grid of samples
 LIMIT = 8  # the largest side of a map of features that modern networks start from
 
@@ -169,8 +178,14 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
     values = PLAIN | TOLD | {"network": settings.preset}
     values |= {"muon_learning_rate": 0.02, "weight_decay": 0.0}
+    chosen = PRESETS[settings.preset]
     values |= {"max_steps": 50_000} if device == "cuda" else {"max_minutes": 5.0}
-    values |= PRESETS[settings.preset]
+    values |= chosen | ({"max_minutes": None} if "max_steps" in chosen else {})
+    # a preset's own regularizers make way for a loss or a limit that was asked for
+    loss = settings.loss or values["loss"]
+    values |= {} if loss in adversarial.TARGETED else {"label_noise": 0.0}
+    values |= {} if loss == "wasserstein" else {"gradient_penalty": 0.0, "weight_clip": 0.0}
+    values |= {"r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0} if settings.weight_clip else {}
     rate = settings.learning_rate or values["learning_rate"]
     if settings.learning_rate or "discriminator_learning_rate" not in values:
         values["discriminator_learning_rate"] = rate
@@ -221,7 +236,9 @@ def main() -> None:
             f"{len(val):,} to compare with"
         )
 
-        monitor = Monitor(val, settings.extractor, settings.judged) if run.is_main else None
+        made: list[Monitor] = []  # on the main process
+        run.on_main(lambda: made.append(Monitor(val, settings.extractor, settings.judged)))
+        monitor = made[0] if made else None
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
@@ -245,6 +262,7 @@ def main() -> None:
                     if run.report("distance", judged, curve=partial(show, settings, monitor)):
                         run.publish(partial(save, run, settings, train, val, judged))
                     if warn(run, settings, monitor) and settings.stop_on_collapse:
+                        run.say(f"the best model until now is in {run.folder.path}")
                         run.stop()
         run.say(f"the best model is in {run.folder.path}")
 
@@ -258,19 +276,13 @@ def rules(settings: Settings) -> Game:
             "normalize: batch normalisation mixes images, and the penalties r1, r2 and "
             "gradient_penalty are of each alone; leave one out"
         )
-    if settings.compile and (settings.r1 or settings.r2 or settings.gradient_penalty):
-        raise ValueError(
-            "compile: the penalties r1, r2 and gradient_penalty need the gradient of a gradient, "
-            "which compiled code does not have; leave one out"
-        )
     limited = settings.gradient_penalty or settings.weight_clip or settings.spectral or settings.r1
     if settings.loss == "wasserstein" and not limited:
         raise ValueError(
             "loss: the wasserstein loss has no bound of its own; add gradient_penalty, "
             "weight_clip, r1 or spectral"
         )
-    names = [field.name for field in dataclasses.fields(Game)]
-    given = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Game)}
     return Game(**given | {"augmentations": tuple(settings.augmentations)})
 
 
@@ -281,8 +293,8 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
     if settings.network == "modern":
         patch = 4 if min(height, width) > 16 else 2
         halvings = max(0, math.ceil(math.log2(max(height, width) / patch / LIMIT)))
-        making |= {"widths": [64] * (halvings + 1), "patch": patch}
-        scoring |= {"widths": [64] * (halvings + 1), "patch": patch}
+        sizes = {"widths": [64] * (halvings + 1), "patch": patch, "blocks": settings.blocks}
+        making, scoring = making | sizes, scoring | sizes
     else:
         making |= {"normalize": settings.normalize}
         scoring |= {"normalize": settings.normalize}
@@ -305,7 +317,8 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
     )
     if settings.network != "modern":
         gan.initialize(generator, STD.get(settings.network))
-        gan.initialize(discriminator, STD.get(settings.network))
+        if not settings.spectral:  # which makes the size of weights its own
+            gan.initialize(discriminator, STD.get(settings.network))
     return generator, discriminator
 
 

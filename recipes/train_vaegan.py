@@ -62,6 +62,13 @@ class Settings(RunSettings):
         for name in ("latent_dim", "gamma", "penalty_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.compile:
+            raise ValueError(
+                "compile: penalties need the gradient of a gradient, which compiled code does not "
+                "have; leave it out"
+            )
+        if self.loss == "wasserstein" and not self.r1:
+            raise ValueError("loss: the wasserstein loss has no bound of its own; add r1")
         if not self.beta >= 0:
             raise ValueError(f"beta must be 0 or more, got {self.beta}")
         for width in (*self.widths, *(self.discriminator_widths or [])):
