@@ -16,7 +16,9 @@ directions of Wasserstein's between their shadows. `gradients` are medians over 
 the training, of the discriminator and of the generator. The first row is another draw of real ones.
 
 What is equal is the time: a loss whose critic takes several steps, or that has penalties, takes
-fewer. The weight of each penalty is fixed for points and for images; `modern` averages its weights.
+fewer. The rate falls to 0 over it. Penalties weigh the same in every loss; `modern` averages its
+generator's weights. A minute of a core shows which losses fail; those that do not come nearer to
+the real points with each further minute.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ DEVIATIONS = 3  # from a mode at most, for a good point
 DIRECTIONS = 64  # along which distances of points are measured
 STRIP = 5  # rows and columns of images in the picture
 EMA = 0.999
-WIDTHS, SLOPE = (128, 128), 0.2  # of the networks for points
+WIDTHS, SLOPE = [64] * 6, 0.2  # of the networks for points
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ CONTENDERS = {
     "maximum_likelihood": Contender("maximum_likelihood"),
     "least_squares": Contender("least_squares"),
     "hinge": Contender("hinge"),
-    "wgan_clip": Contender("wasserstein", ("weight_clip",), critic_steps=5),
-    "wgan_gp": Contender("wasserstein", ("gradient_penalty",), critic_steps=5),
+    "wgan_clip": Contender("wasserstein", ("weight_clip",), critic_steps=2),
+    "wgan_gp": Contender("wasserstein", ("gradient_penalty",), critic_steps=2),
     "relativistic": Contender("relativistic"),
     "non_saturating_r1": Contender("non_saturating", ("r1",)),
     "modern": Contender("relativistic", ("r1", "r2"), averaged=True),
@@ -92,12 +94,12 @@ class Training:
 
 
 POINTS = Training(
-    latent_dim=16,
-    batch_size=256,
-    learning_rate=1e-3,
-    betas=(0.5, 0.99),
+    latent_dim=2,
+    batch_size=128,
+    learning_rate=3e-3,
+    betas=(0.0, 0.99),
     decay=1.0,
-    bounds={"r1": 0.01, "r2": 0.01, "gradient_penalty": 0.1, "weight_clip": 0.1},
+    bounds={"r1": 0.1, "r2": 0.1, "gradient_penalty": 1.0, "weight_clip": 0.1},
 )
 IMAGES = Training(
     latent_dim=64,
@@ -154,7 +156,7 @@ def main() -> None:
             shown.setdefault((part, row.name), sample)
             table = markdown(rows)
             (arguments.output / "losses.md").write_text(table, encoding="utf-8")
-            draw(shown, arguments.output / "losses.png")
+        draw(shown, arguments.output / "losses.png")
     print(f"\n{table}\nalso in {arguments.output}")
 
 
@@ -185,7 +187,8 @@ def play(
     Args:
         real: draws a batch of what is real.
     """
-    game = Game(contender.loss, **{name: training.bounds[name] for name in contender.bounds})
+    bounds: dict[str, Any] = {name: training.bounds[name] for name in contender.bounds}
+    game = Game(contender.loss, **bounds)
     optimizers = [
         torch.optim.AdamW(
             player.parameters(), training.learning_rate, training.betas, weight_decay=0, fused=True
@@ -503,8 +506,8 @@ def draw(shown: Shown, path: Path) -> None:
 
 def points(axes: matplotlib.axes.Axes, real: np.ndarray, made: np.ndarray) -> None:
     side = 1.25 * np.abs(real).max()
-    axes.scatter(*real.T, s=14, color="0.8", linewidths=0)
-    axes.scatter(*made.T, s=1.5, color="tab:red", alpha=0.4, linewidths=0)
+    axes.scatter(real[:, 0], real[:, 1], 14, "0.8", linewidths=0)
+    axes.scatter(made[:, 0], made[:, 1], 1.5, "tab:red", alpha=0.4, linewidths=0)
     axes.set(xlim=(-side, side), ylim=(-side, side))
 
 
