@@ -5,7 +5,8 @@
 Both have the same networks, losses, penalties, optimizers, precision, memory format, batch and
 images, and average the generator's weights alike. The loop writes no log, no checkpoint and no
 evaluation, heeds no signal, and draws from the global random state; the recipe's seconds are those
-of its log, which has neither evaluations nor checkpoints. The first steps of both are left out.
+of its log: of its steps, without evaluations, checkpoints, and the 0.2 ms in which it writes a line
+of the log. The first steps of both are left out.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def modern(train: Images, settings: dict[str, Any], device: str) -> Step:
     generator = gan.Generator(train.size, latent_dim, widths=[64], patch=4)
     discriminator = gan.Discriminator(train.size, widths=[64], patch=4)
     for player in (generator, discriminator):
-        player.to(device, memory_format=torch.channels_last).train()
+        player.to(device).train()
     average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"]))
     making, scoring = muon(generator, settings), muon(discriminator, settings)
     count = 0
@@ -164,12 +165,13 @@ def modern(train: Images, settings: dict[str, Any], device: str) -> Step:
 
 
 def muon(player: torch.nn.Module, settings: dict[str, Any]) -> list[torch.optim.Optimizer]:
-    kernels = [p for p in player.parameters() if p.ndim > 1]
-    vectors = [p for p in player.parameters() if p.ndim == 1]
+    kernels = [p for p in player.parameters() if p.ndim == 4]
+    others = [p for p in player.parameters() if p.ndim != 4]
     rate, betas = settings["learning_rate"], tuple(settings["betas"])
+    muon_rate, momentum = settings["muon_learning_rate"], settings["momentum"]
     return [
-        BatchedMuon(kernels, settings["muon_learning_rate"], settings["weight_decay"]),
-        torch.optim.AdamW(vectors, rate, betas, weight_decay=0.0, fused=True),
+        BatchedMuon(kernels, muon_rate, settings["weight_decay"], momentum),
+        torch.optim.AdamW(others, rate, betas, weight_decay=0.0, fused=True),
     ]
 
 
@@ -177,13 +179,15 @@ def dcgan(train: Images, settings: dict[str, Any], device: str) -> Step:
     """Cross-entropy against noisy labels, AdamW."""
     batch_size, latent_dim = settings["batch_size"], settings["latent_dim"]
     noise, betas = settings["label_noise"], tuple(settings["betas"])
-    generator = gan.Generator(train.size, latent_dim, "dcgan", [128, 128, 128], kernels=[4, 7])
+    generator = gan.Generator(
+        train.size, latent_dim, "dcgan", [128, 128, 128], kernels=[4, 7], unit=True
+    )
     discriminator = gan.Discriminator(
-        train.size, "dcgan", [64, 128], strides=[2, 2], kernel=3, pool="max"
+        train.size, "dcgan", [64, 128], strides=[2, 2], kernel=3, pool="max", unit=True
     )
     for player in (generator, discriminator):
         gan.initialize(player, None)
-        player.to(device, memory_format=torch.channels_last).train()
+        player.to(device).train()
     making = torch.optim.AdamW(
         generator.parameters(), settings["learning_rate"], betas, weight_decay=0.0, fused=True
     )

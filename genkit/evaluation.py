@@ -103,7 +103,7 @@ def _evaluate_model(
         labels,
         name=name,
         seed=seed,
-        weights=weights or "published",
+        weights=weights,
         sampler="one draw from the prior" if encodes else "one draw of noise",
         evaluations=1,
     )
