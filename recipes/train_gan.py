@@ -176,7 +176,7 @@ LIMIT = 8  # the largest side of a map of features that modern networks start fr
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    values = PLAIN | TOLD | {"network": settings.preset}
+    values = PLAIN | (TOLD if settings.conditional else {}) | {"network": settings.preset}
     values |= {"muon_learning_rate": 0.02, "weight_decay": 0.0}
     chosen = PRESETS[settings.preset]
     values |= {"max_steps": 50_000} if device == "cuda" else {"max_minutes": 5.0}
@@ -300,18 +300,13 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
         scoring |= {"normalize": settings.normalize}
     making |= {"widths": settings.widths} if settings.widths else {}
     scoring |= {"widths": settings.discriminator_widths} if settings.discriminator_widths else {}
-    labels = train.count_classes() if settings.conditional else 0
-    generator = gan.Generator(
-        image_size=train.size,
-        latent_dim=settings.latent_dim,
-        labels=labels,
-        told=settings.generator_told,
-        **making,
-    )
+    if settings.conditional:
+        labels = train.count_classes()
+        making |= {"labels": labels, "told": settings.generator_told}
+        scoring |= {"labels": labels, "told": settings.discriminator_told}
+    generator = gan.Generator(image_size=train.size, latent_dim=settings.latent_dim, **making)
     discriminator = gan.Discriminator(
         image_size=(channels * settings.packing, height, width),
-        labels=labels,
-        told=settings.discriminator_told,
         spectral=settings.spectral,
         **scoring,
     )
