@@ -15,10 +15,10 @@ generated one is; `distance` is Frechet's between features, and between points t
 directions of Wasserstein's between their shadows. `gradients` are medians over the second half of
 the training, of the discriminator and of the generator. The first row is another draw of real ones.
 
-What is equal is the time: a loss whose critic takes several steps, or that has penalties, takes
-fewer. The rate falls to 0 over it. Penalties weigh the same in every loss; `modern` averages its
-generator's weights. A minute of a core shows which losses fail; those that do not come nearer to
-the real points with each further minute.
+What is equal is the time, in seconds of a core, whatever else runs on it: a loss whose critic takes
+several steps, or that has penalties, takes fewer. The rate falls to 0 over it. Penalties weigh the
+same in every loss; `modern` averages its generator's weights. A minute shows which losses fail;
+those that do not come nearer to the real points with each further minute.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["ring", "grid"])
     parser.add_argument("--losses", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of training on points")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training on MNIST")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a core, to train on points")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of a core, to train on MNIST")
     parser.add_argument("--train", help="MNIST's training images, a parquet file")
     parser.add_argument("--test", help="its test images, to compare with")
     parser.add_argument("--extractor", help="folder of a classifier, to see images through")
@@ -183,7 +183,7 @@ def play(
     seconds: float,
     seed: int,
 ) -> Played:
-    """Train both players for some seconds.
+    """Train both players for some seconds of a core.
 
     Args:
         real: draws a batch of what is real.
@@ -199,9 +199,9 @@ def play(
     average = AveragedModel(generator, multi_avg_fn=averaging(EMA)) if contender.averaged else None
     chance = torch.Generator().manual_seed(seed)
     norms: list[tuple[float, float]] = []
-    start = time.perf_counter()
+    start = time.process_time()
     with tqdm(total=seconds, bar_format="{l_bar}{bar:30}| {n:.0f} s{postfix}", leave=False) as bar:
-        while (spent := time.perf_counter() - start) < seconds:
+        while (spent := time.process_time() - start) < seconds:
             rate = training.learning_rate * rate_factor(spent / seconds, 0.0, training.decay)
             for _ in range(contender.critic_steps):
                 loss = game.discriminator_loss(
