@@ -4,7 +4,8 @@
     python benchmarks/gans.py --mnist mnist --extractor runs/classifier --runs "wgan_gp --ema 0.999"
 
 The folder of MNIST has the parquet files of the Hub's ylecun/mnist; the extractor is a classifier
-by recipes/train_classifier.py, which no GAN is trained with. Figures are of 10,000 images against
+by recipes/train_classifier.py, which no GAN is trained with, though it chooses, on test images, the
+evaluation whose model is published. Figures are of 10,000 images against
 all training images, coverage of 2,000 against 2,000 at k = 5; the last row is of the test images.
 """
 

@@ -214,6 +214,27 @@ def test_two_networks_share_a_run(tmp_path):
     assert {"generator_loss", "discriminator_loss"} <= last.keys()
 
 
+def test_nothing_of_a_bad_step_follows_its_bad_update(tmp_path):
+    """Five updates a step; a bad one is one bad step, and what follows a roll-back waits."""
+    with Run(settings(tmp_path, save_steps=2, max_steps=12)) as run:
+        network = torch.nn.Linear(1, 1)
+        run.network("model", network, optim.optimizers(network, run.settings))
+        run.restore()
+        skips = []
+        for call, _ in enumerate(run.steps(), start=1):
+            for turn in range(5):
+                bad = call in (5, 6, 7, 8)
+                poison = math.nan if bad and turn == 1 else 1.0
+                run.backward(network(torch.ones(2, 1)).square().mean() * poison)
+                before = network.weight.detach().clone()
+                run.update()
+                if bad and turn > 1:
+                    assert torch.equal(network.weight, before)
+            skips.append(run.progress.skips)
+            assert run.progress.step == (call if call < 8 else call - 4)
+        assert skips == [0, 0, 0, 0, 1, 2, 3, *[0] * 9] and run.progress.rollbacks == 1
+
+
 def test_several_batches_a_step_go_through_the_order_once(tmp_path):
     with Run(settings(tmp_path, max_steps=5, gradient_accumulation=2)) as run:
         network = torch.nn.Linear(1, 1)
