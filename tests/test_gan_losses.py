@@ -63,6 +63,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
     lab.main()
 
 
+@pytest.mark.slow
 def test_the_laboratory_writes_a_row_and_a_panel_for_each_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

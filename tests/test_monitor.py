@@ -452,9 +452,9 @@ REGULAR = Game("relativistic", r1=1.0, r2=1.0)
     "game",
     [
         REGULAR,
-        Game("non_saturating", r1=1.0),
-        Game("hinge", r1=1.0),
-        Game("wasserstein", gradient_penalty=10.0),
+        pytest.param(Game("non_saturating", r1=1.0), marks=pytest.mark.slow),
+        pytest.param(Game("hinge", r1=1.0), marks=pytest.mark.slow),
+        pytest.param(Game("wasserstein", gradient_penalty=10.0), marks=pytest.mark.slow),
     ],
     ids=lambda game: game.loss,
 )

@@ -102,6 +102,7 @@ def alike(one, other):
     return (one - other).abs().max() < 1e-5 * max(1.0, one.abs().max().item())
 
 
+@pytest.mark.slow
 def test_two_processes_play_the_game_of_one(train, runs, tmp_path):
     launch = {"recipe": "train_gan", "launcher": TWO, "env": ON_CPU}
     words = KINDS["wgan_gp"].split()

@@ -38,6 +38,7 @@ def recipe():
     return module
 
 
+@pytest.mark.slow
 def test_it_learns_to_rebuild_and_to_draw(tmp_path):
     words = [
         "--gamma",
