@@ -117,7 +117,7 @@ def test_seeds_may_come_from_numpy(language):
 
 def test_without_a_seed_the_record_still_tells_it(language):
     first, second = (genkit.generate("abc", model=language) for _ in range(2))
-    assert first.completion != second.completion
+    assert first.seed != second.seed  # the texts may be equal: this model likes to repeat itself
     assert genkit.generate("abc", model=language, seed=first.seed) == first
 
 
