@@ -153,12 +153,13 @@ def _descend(
     wanted = target.to(pipeline.device).repeat_interleave(shape[1], 0)
     optimizer = torch.optim.Adam([noise], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    errors, best, images = [], noise.detach().clone(), torch.zeros_like(wanted)
+    best, images = noise.detach().clone(), torch.zeros_like(wanted)
     least = torch.full((len(noise),), torch.inf, device=noise.device)
     for step in range(steps + 1):
         decoded = pipeline.decode(pipeline.place(noise), labels)
         error = (decoded - wanted).square().flatten(1).mean(1)
-        errors.append(error.detach())
+        if not step:
+            started = error.detach()
         better = error.detach() < least
         least[better], best[better] = error.detach()[better], noise.detach()[better]
         images[better] = decoded.detach()[better]
@@ -171,4 +172,4 @@ def _descend(
     ends = least.unflatten(0, shape)
     winners = torch.arange(shape[0], device=ends.device) * shape[1] + ends.argmin(1)
     latents = pipeline.place(best[winners]).detach()
-    return images[winners], latents, ends, errors[0].unflatten(0, shape)
+    return images[winners], latents, ends, started.unflatten(0, shape)
