@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from genkit.generation import generate as generate
     from genkit.generation import load as load
     from genkit.generation import stream as stream
+    from genkit.imagining import imagine as imagine
     from genkit.metrics.perplexity import perplexity as perplexity
     from genkit.qa import answer as answer
     from genkit.rescoring import correct as correct
@@ -30,6 +31,7 @@ _HOMES = {
     "beam_tree": "genkit.explain",
     "alternatives": "genkit.explain",
     "answer": "genkit.qa",
+    "imagine": "genkit.imagining",
     "perplexity": "genkit.metrics.perplexity",
     "evaluate": "genkit.evaluation",
     "rescore": "genkit.rescoring",
