@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from genkit.monitor import Trouble
 
 
+BANDS = 20  # of time, over which losses are averaged
+
+
 def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
     """Draw training and validation loss by step.
 
@@ -221,6 +224,27 @@ def reliability(confidences: Sequence[float], right: Sequence[bool], path: Path)
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"expected calibration error {error:.3f} · {len(confidences):,} predictions")
+    _save(figure, path)
+
+
+def loss_by_time(times: np.ndarray, losses: np.ndarray, objective: str, path: Path) -> None:
+    """Draw how much a diffusion model errs at which time.
+
+    Args:
+        times: in ascending order, (n,).
+        losses: of an image at that time each, (n,).
+        objective: what the network tells.
+        path: the PNG to write.
+    """
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(times, losses, ".", color="tab:blue", alpha=0.2, markersize=4)
+    parts = [part for part in np.array_split(np.arange(len(times)), BANDS) if len(part)]
+    middles, means = ([values[part].mean() for part in parts] for values in (times, losses))
+    axes.plot(middles, means, "o-", color="tab:blue")
+    axes.set(xlabel="time (noise grows)", ylabel=f"mean squared error of {objective}", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -225,7 +225,11 @@ class Run:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 return loss(*arguments)
 
-        return torch.compile(lowered) if self.settings.compile else lowered
+        if not self.settings.compile:
+            return lowered
+        # diffusers' layers ask for torch's version, whose answer is kept
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache")
+        return torch.compile(lowered)
 
     def warm_up(self, loss: Callable[[np.ndarray], torch.Tensor]) -> None:
         """Compute a loss and its gradient once, so that compilation is over before time counts."""

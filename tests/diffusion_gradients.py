@@ -1,0 +1,66 @@
+"""Launched by test_train_diffusion.py: the gradients of a step for each objective, into files.
+
+accelerate launch tests/diffusion_gradients.py FOLDER
+"""
+
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from genkit import data, diffusion, images
+from genkit.settings import parse
+from genkit.training import Run
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("1", "2")  # of gradient accumulation
+SHAPE = "--widths 16 16 --batch_size 8 --compile no --mixed_precision no --dry_run"
+KINDS = {
+    "plain": "--objective epsilon",
+    "clean": "--objective x0",
+    "weighted": "--objective v --min_snr 5 --attention",
+    "told": "--objective flow --conditional --label_drop 0.4",
+}
+
+
+def main(folder: str) -> None:
+    path = ROOT / "recipes" / "train_diffusion.py"
+    spec = importlib.util.spec_from_file_location("train_diffusion", path)
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules["train_diffusion"] = recipe
+    spec.loader.exec_module(recipe)
+    for parts in PARTS:
+        found = {}
+        for name, words in KINDS.items():
+            argv = ["--gradient_accumulation", parts, *SHAPE.split(), *words.split()]
+            found |= gradients(recipe, parse(recipe.Settings, recipe.preset, argv), name)
+        if found:
+            save_file(found, Path(folder) / f"{parts}.safetensors")
+
+
+def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
+    """Return the loss and the gradients of a step, on the main process."""
+    train = images.load("digits")
+    order = data.Order(len(train), settings.seed)
+    run = Run(settings)  # not entered: on leaving, the processes would part
+    torch.manual_seed(settings.seed)
+    scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
+    network = recipe.make(settings, train, "cpu")
+    model = run.network("model", network, [])
+    loss = run.lower(
+        partial(diffusion.loss, objective=settings.objective, min_snr=settings.min_snr)
+    )
+    run.progress.step = 3
+    for rows in run.rows():
+        run.backward(loss(model, *recipe.batch(run, settings, scheduler, train, order, rows)))
+    parts = run.networks["model"].losses
+    whole = run.sum(torch.stack(parts).mean()) / run.processes
+    named = {f"{name}/{n}": p.grad.contiguous() for n, p in network.named_parameters()}
+    return named | {f"{name}/loss": whole} if run.is_main else {}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
