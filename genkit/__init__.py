@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from genkit.qa import answer as answer
     from genkit.rescoring import correct as correct
     from genkit.rescoring import rescore as rescore
+    from genkit.sampling import sample as sample
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _HOMES = {
     "evaluate": "genkit.evaluation",
     "rescore": "genkit.rescoring",
     "correct": "genkit.rescoring",
+    "sample": "genkit.sampling",
 }
 __all__ = list(_HOMES)
 

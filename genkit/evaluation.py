@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from genkit import images as image_data
-from genkit import pipelines
+from genkit import pipelines, sampling
 from genkit.features import Extractor
 from genkit.images import Images, blocks
 from genkit.judge import GIVEN, SURE, Evaluation, Figure, Judge, Labels, as_images, named
@@ -64,7 +64,7 @@ def evaluate(
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
-    saved = isinstance(images, str | Path) and (Path(images) / "model_index.json").exists()
+    saved = isinstance(images, str | Path) and pipelines.is_model(Path(images))
     pipeline = pipelines.load(str(images), weights) if saved else None
     judge = Judge(data, extractor=extractor, train=train, real_count=real_count, k=k, seed=seed)
     if pipeline is not None:
@@ -98,14 +98,15 @@ def _evaluate_model(
     if told and (encodes or labels is None):  # real images are rebuilt by their class, too
         share = proportional(judge.real_images, count)
         labels = share if labels is None else labels
+    how = sampling.find(pipeline)
     record = judge.judge(
-        sample(pipeline, count, labels, seed),
+        sample(pipeline, count, labels, seed, **how.arguments),
         labels,
         name=name,
         seed=seed,
         weights=weights,
-        sampler="one draw from the prior" if encodes else "one draw of noise",
-        evaluations=1,
+        sampler=how.words,
+        evaluations=how.evaluations,
     )
     if not encodes:
         return record

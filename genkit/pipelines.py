@@ -14,9 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
-from genkit import autoencoder, gan
+from genkit import autoencoder, diffusion, gan, pixel_lm
 from genkit.images import Images, blocks
 
 ROWS = 64  # images that a model sees at a time
@@ -49,7 +50,45 @@ class Encoder(Protocol):
         """Return latents."""
 
 
-Pipeline = autoencoder.AutoencoderPipeline | gan.GANPipeline
+Pipeline = (
+    autoencoder.AutoencoderPipeline
+    | gan.GANPipeline
+    | diffusion.DenoisingPipeline
+    | pixel_lm.PixelPipeline
+)
+FILES = ["*.json", "*.safetensors"]  # that a model is made of
+RECIPES = (
+    "train_autoencoder.py, train_vae.py, train_vaegan.py, train_gan.py, train_diffusion.py and "
+    "train_pixels.py"
+)
+
+
+def fetch(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model, fetched from the Hub if there is no such folder here.
+
+    Args:
+        model: folder or Hub id.
+        revision: a branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision: {revision!r} is of a model on the Hub, not of a folder")
+        return folder
+    try:
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=FILES))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model: {str(model)!r} is no folder, and the Hub gives none of that name ({error})"
+        ) from error
+
+
+def is_model(folder: Path) -> bool:
+    """Tell the folder of a saved model from one of images."""
+    return any((folder / name).exists() for name in ("model_index.json", "config.json"))
 
 
 def load(folder: str | Path, weights: str | None = None) -> Pipeline:
@@ -62,28 +101,34 @@ def load(folder: str | Path, weights: str | None = None) -> Pipeline:
     Raises:
         ValueError: there is none.
     """
+    index, config = Path(folder) / "model_index.json", Path(folder) / "config.json"
     try:
-        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-        name = index["_class_name"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        if not index.exists() and "pixels" in json.loads(config.read_text(encoding="utf-8")):
+            return pixel_lm.load(folder)
+        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"model: {str(folder)!r} holds no image model ({error}); give the folder of one that a "
-            "recipe trained"
+            f"model: {str(folder)!r} holds no image model ({error}); give the folder of one that "
+            "a recipe trained"
         ) from error
     if name == ["autoencoder", "AutoencoderPipeline"]:
         return autoencoder.load(folder)
     if name == ["gan", "GANPipeline"]:
         return gan.load(folder, weights or "averaged")
+    if name in ("DDPMPipeline", ["diffusion", "DenoisingPipeline"]):
+        return diffusion.load(folder)
     raise ValueError(
-        f"model: {str(folder)!r} holds a {name}; those of recipes/train_autoencoder.py, "
-        "train_vae.py, train_vaegan.py and train_gan.py are known"
+        f"model: {str(folder)!r} holds a {name}; those of the recipes {RECIPES} are known"
     )
 
 
 def count_classes(pipeline: Pipeline) -> int:
     """Return how many classes a model is told; 0 for none."""
-    network = pipeline.generator if isinstance(pipeline, gan.GANPipeline) else pipeline.vae
-    return network.config.get("labels", 0)
+    if isinstance(pipeline, gan.GANPipeline):
+        return pipeline.generator.config.labels
+    if isinstance(pipeline, autoencoder.AutoencoderPipeline):
+        return pipeline.vae.config.get("labels", 0)  # AutoencoderKL is told none
+    return pipeline.labels
 
 
 # ---------------------------------------------------------------------------------------------

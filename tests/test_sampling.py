@@ -1,0 +1,501 @@
+"""genkit.sample: a saved model of any family draws images, each by its own seed."""
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import genkit
+from genkit import diffusion, features, gan, hub, pixel_lm, sampling
+from genkit.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.diffusion import DenoisingPipeline
+from genkit.pixel_lm import Pixels
+
+SIZE = (1, 8, 8)
+TOLD = ("autoencoder", "told", "told_flow")  # of 4 classes
+DIFFUSION = ("diffusion", "flow", "told", "told_flow")
+
+
+def autoencoder(folder: Path) -> None:
+    model = Autoencoder(SIZE, 3, widths=(16,), labels=4, variational=True).eval()
+    model.fit_prior(torch.randn(50, 3) * 2 + 1)
+    hub.save_pipeline(AutoencoderPipeline(model), folder)
+
+
+def adversarial(folder: Path) -> None:
+    generator = gan.Generator(SIZE, 3, widths=(8,), patch=4).eval()
+    hub.save_pipeline(gan.GANPipeline(generator), folder)
+
+
+def denoiser(objective: str, labels: int = 0, schedule: str = "linear"):
+    def save(folder: Path) -> None:
+        unet = diffusion.make_unet(SIZE, (8, 16), labels=labels).eval()
+        with torch.no_grad():
+            unet.conv_out.weight.mul_(3)  # that classes are seen
+        scheduler = diffusion.make_scheduler(objective, schedule)
+        if labels:
+            hub.save_pipeline(DenoisingPipeline(unet, scheduler), folder)
+        else:
+            DDPMPipeline(unet, scheduler).save_pretrained(folder)
+
+    return save
+
+
+def pixels(folder: Path) -> None:
+    model = pixel_lm.make_model(Pixels((1, 3, 4), 16), depth=1, width=32, heads=2).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(4)
+    model.save_pretrained(folder)
+
+
+FAMILIES = {
+    "autoencoder": autoencoder,
+    "gan": adversarial,
+    "diffusion": denoiser("epsilon"),
+    "flow": denoiser("flow"),
+    "told": denoiser("v", 4, "cosine"),
+    "told_flow": denoiser("flow", 4),
+    "pixels": pixels,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of each family, of random weights."""
+    folder = tmp_path_factory.mktemp("saved")
+    with torch.random.fork_rng():
+        for name, save in FAMILIES.items():
+            torch.manual_seed(0)
+            save(folder / name)
+    return folder
+
+
+def told(name: str, count: int) -> dict:
+    return {"label": [i % 4 for i in range(count)]} if name in TOLD else {}
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
+    """The same pictures, but for what rounds: x_t is 157 times the image in it at first."""
+    torch.testing.assert_close(one, other, rtol=0, atol=5e-5)
+    levels = [((images + 1) * 127.5).round() for images in (one, other)]
+    assert (levels[0] != levels[1]).float().mean() < 2e-3
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_image_depends_on_its_own_seed_alone(saved, name):
+    labels = told(name, 64)
+    whole = genkit.sample(saved / name, 64, seed=100, **labels)
+    assert whole.seeds == list(range(100, 164)) and whole.labels == labels.get("label")
+    assert whole.images.min() >= -1 and whole.images.max() <= 1
+    assert whole.images.shape[0] == 64 and whole.images.dtype == torch.float32
+    assert whole.images.flatten(1).unique(dim=0).shape[0] == 64
+    some = [60, 3, 8, 21, 34, 5, 13]
+    for rows in (some, [33]):
+        own = {"label": [i % 4 for i in rows]} if labels else {}
+        given = [100 + i for i in rows]
+        again = genkit.sample(str(saved / name), len(rows), seed=given, **own)
+        assert again.seeds == given
+        if name == "pixels":
+            assert torch.equal(again.images, whole.images[rows])
+        assert_same(again.images, whole.images[rows])
+
+
+def test_more_rows_than_are_drawn_at_a_time(saved):
+    count = sampling.ROWS["cpu"] + 3
+    whole = genkit.sample(saved / "told", count, seed=7, steps=2, label=3)
+    assert len(whole.images) == count and whole.seeds[-1] == 7 + count - 1
+    last = genkit.sample(saved / "told", 1, seed=whole.seeds[-1], steps=2, label=3)
+    assert_same(last.images, whole.images[-1:])
+
+
+@pytest.mark.parametrize("name", ["gan", "flow", "pixels"])
+def test_without_a_seed_one_is_drawn_and_told(saved, name):
+    first, second = (genkit.sample(saved / name, 3) for _ in range(2))
+    assert first.seeds != second.seeds and not torch.equal(first.images, second.images)
+    assert first.seeds == list(range(first.seeds[0], first.seeds[0] + 3))
+    again = genkit.sample(saved / name, 3, seed=first.seeds[0])
+    assert_same(again.images, first.images)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_global_random_state_is_neither_read_nor_changed(saved, name):
+    drawn = []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        np.random.seed(start)
+        random.seed(start)
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        options = {"scheduler": "ddpm", "steps": 4} if name in ("diffusion", "told") else {}
+        drawn.append(genkit.sample(saved / name, 2, seed=5, **told(name, 2), **options).images)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
+    assert torch.equal(*drawn)
+
+
+# ---- classes
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_class_is_told_once_or_for_each(saved, name):
+    options = {"seed": 0, "steps": 3 if name in DIFFUSION else None}
+    one = genkit.sample(saved / name, 3, label=2, **options)
+    assert one.labels == [2, 2, 2]
+    for label in ([2, 2, 2], np.array([2, 2, 2]), torch.tensor([2, 2, 2]), (2, 2, np.int64(2))):
+        each = genkit.sample(saved / name, 3, label=label, **options)
+        assert each.labels == [2, 2, 2] and torch.equal(each.images, one.images)
+    other = genkit.sample(saved / name, 3, label=[2, 1, 2], **options).images
+    assert (other[1] - one.images[1]).abs().max() > 1e-3
+    assert_same(other[[0, 2]], one.images[[0, 2]])
+
+
+def test_guidance_changes_images_and_1_is_none(saved):
+    plain = genkit.sample(saved / "told", 4, label=1, seed=0, steps=5)
+    assert plain.guidance == 1.0
+    same = genkit.sample(saved / "told", 4, label=1, seed=0, steps=5, guidance=1)
+    assert torch.equal(same.images, plain.images)
+    more = genkit.sample(saved / "told", 4, label=1, seed=0, steps=5, guidance=3)
+    assert more.guidance == 3.0 and (more.images - plain.images).abs().max() > 1e-3
+    free = [genkit.sample(saved / "told", 4, label=i, seed=0, guidance=0) for i in (0, 3)]
+    assert_same(free[0].images, free[1].images)  # towards no class at all
+
+
+# ---- the record
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("diffusion", {}, ("dpm++", 20, 20)),
+        ("diffusion", {"scheduler": "ddpm", "steps": 7}, ("ddpm", 7, 7)),
+        ("diffusion", {"scheduler": "ddim"}, ("ddim", 50, 50)),
+        ("diffusion", {"scheduler": "unipc", "steps": 6}, ("unipc", 6, 6)),
+        ("diffusion", {"scheduler": "euler", "steps": 6}, ("euler", 6, 6)),
+        ("diffusion", {"scheduler": "heun"}, ("heun", 15, 29)),
+        ("flow", {}, ("heun", 15, 29)),
+        ("flow", {"scheduler": "euler", "steps": 3}, ("euler", 3, 3)),
+        ("told", {"guidance": 2.0, "steps": 4}, ("dpm++", 4, 8)),
+        ("told_flow", {"guidance": 0, "steps": 4}, ("heun", 4, 14)),
+        ("told", {"guidance": 1}, ("dpm++", 20, 20)),
+    ],
+)
+def test_evaluations_are_those_that_were_made(saved, name, options, wanted):
+    unet, rows = sampling.load(str(saved / name)).unet, []
+    hook = unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    made = genkit.sample(saved / name, 3, seed=0, **told(name, 3), **options)
+    hook.remove()
+    assert (made.scheduler, made.steps, made.evaluations) == wanted
+    assert sum(rows) == 3 * made.evaluations
+    assert made.model == str(saved / name) and made.seconds > 0
+    text = str(made)
+    for part in ("3 of 1 x 8 x 8", "seeds 0 to 2", f"{wanted[1]} steps of {wanted[0]}"):
+        assert part in text
+    assert f"{wanted[2]} evaluations" in text
+    assert ("guidance" in text) == (options.get("guidance", 1) != 1)
+
+
+def test_other_families_are_asked_once_or_once_a_pixel(saved, monkeypatch):
+    rows = []
+    generator = sampling.load(str(saved / "gan")).generator
+    hook = generator.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    made = genkit.sample(saved / "gan", 3, seed=0)
+    hook.remove()
+    assert rows == [3] and made.evaluations == 1
+    model, rows = sampling.load(str(saved / "pixels")).model, []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    made = genkit.sample(saved / "pixels", 3, seed=0)
+    hook.remove()
+    assert rows.count(3) == made.evaluations == 12  # where rounding decides, a row is read alone
+    assert genkit.sample(saved / "autoencoder", 1, label=0).evaluations == 1
+    assert (made.scheduler, made.steps, made.guidance, made.labels) == (None,) * 4
+    assert "seeds 0 to 2, 12 evaluations" in str(made)
+    assert "seeds 9, " in str(genkit.sample(saved / "gan", 1, seed=9))
+
+
+def test_a_grid_is_written_whole(saved, tmp_path, monkeypatch):
+    made = genkit.sample(saved / "gan", 5, seed=0)
+    made.save_grid(tmp_path / "square.png")
+    made.save_grid(str(tmp_path / "row.png"), columns=5)
+    sizes = {}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            sizes[path.name] = picture.size
+    assert sizes == {"square.png": (3 * 58 + 2, 2 * 58 + 2), "row.png": (5 * 58 + 2, 58 + 2)}
+    with Image.open(tmp_path / "row.png") as picture:
+        shown = np.asarray(picture)[5, 5::58][:5, 0]  # the first pixel of each, enlarged
+    first = ((made.images[:, 0, 0, 0] + 1) * 127.5).round()
+    assert shown.tolist() == first.tolist()
+    before = (tmp_path / "row.png").read_bytes()
+
+    def fail(picture, path, *_, **__):
+        Path(path).write_bytes(before[:50])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        made.save_grid(tmp_path / "row.png")
+    assert (tmp_path / "row.png").read_bytes() == before
+
+
+# ---- with and without genkit
+
+
+STRANGER = """
+import os, sys
+sys.modules["genkit"] = None  # importing it fails
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+folder, out = sys.argv[1:]
+seeds = lambda: [torch.Generator().manual_seed(i) for i in (3, 4, 5)]
+found = {}
+for name in ("diffusion", "flow"):
+    pipeline = DDPMPipeline.from_pretrained(f"{folder}/{name}")
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(3, seeds(), num_inference_steps=12, output_type="np").images
+    found[name] = torch.from_numpy(images).permute(0, 3, 1, 2)
+for name in ("told", "told_flow"):
+    try:
+        DiffusionPipeline.from_pretrained(f"{folder}/{name}")
+    except ValueError as error:
+        assert "trust_remote_code=True" in str(error), error
+    else:
+        raise AssertionError("it was loaded without trust")
+    pipeline = DiffusionPipeline.from_pretrained(f"{folder}/{name}", trust_remote_code=True)
+    found[name] = pipeline(3, seeds(), labels=[2, 0, 1], output_type="pt").images
+    how = {"num_inference_steps": 6, "guidance": 2.5, "output_type": "pt"}
+    found[f"{name}_guided"] = pipeline(3, seeds(), labels=[2, 0, 1], **how).images
+assert not any(name.startswith("genkit.") for name in sys.modules)
+save_file({k: v.contiguous() for k, v in found.items()}, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def stranger(saved, tmp_path_factory):
+    """What a program without genkit draws."""
+    folder = tmp_path_factory.mktemp("stranger")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", STRANGER, str(saved), str(folder / "images.safetensors")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return load_file(folder / "images.safetensors")
+
+
+@pytest.mark.parametrize(("name", "scheduler"), [("diffusion", "ddpm"), ("flow", "euler")])
+def test_the_stock_pipeline_draws_the_same(saved, stranger, name, scheduler):
+    ours = genkit.sample(saved / name, 3, seed=3, scheduler=scheduler, steps=12).images
+    assert_same(ours, 2 * stranger[name] - 1)
+
+
+@pytest.mark.parametrize("name", ["told", "told_flow"])
+def test_the_code_that_travels_draws_the_same(saved, stranger, name):
+    ours = genkit.sample(saved / name, 3, seed=3, label=[2, 0, 1]).images
+    assert_same(ours, 2 * stranger[name] - 1)
+    how = {"steps": 6, "guidance": 2.5}
+    ours = genkit.sample(saved / name, 3, seed=3, label=[2, 0, 1], **how).images
+    assert_same(ours, 2 * stranger[f"{name}_guided"] - 1)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target = to / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "gan", "told"])
+def test_the_code_beside_a_model_is_not_run(saved, tmp_path, name, monkeypatch):
+    folder = copied(saved / name, tmp_path / "model")
+    codes = list(folder.rglob("*.py"))
+    assert codes
+    for code in codes:
+        with code.open("a") as file:
+            file.write(f"\nopen({str(tmp_path / 'canary')!r}, 'w').close()\n")
+    made = genkit.sample(folder, 2, seed=0, **told(name, 2)).images
+    assert_same(made, genkit.sample(saved / name, 2, seed=0, **told(name, 2)).images)
+    assert not (tmp_path / "canary").exists()
+    if name == "told":  # it sings when it is run
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            DiffusionPipeline.from_pretrained(str(folder))
+        assert not (tmp_path / "canary").exists()
+        DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
+        assert (tmp_path / "canary").exists()
+
+
+def test_a_model_that_was_trained_on_is_loaded_anew(saved, tmp_path):
+    folder = copied(saved / "gan", tmp_path / "model")
+    before = genkit.sample(folder, 2, seed=0).images
+    assert sampling.load(str(folder)) is sampling.load(str(folder))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        adversarial(folder)
+    after = genkit.sample(folder, 2, seed=0).images
+    assert (after - before).abs().max() > 1e-2
+
+
+# ---- how fast
+
+
+@pytest.mark.parametrize("name", ["diffusion", "told"])
+def test_half_the_precision_is_nearly_the_same(saved, name):
+    options = {"seed": 0, "steps": 5, **told(name, 8)}
+    whole, half = (
+        genkit.sample(saved / name, 8, dtype=dtype, **options).images
+        for dtype in ("float32", "bfloat16")
+    )
+    assert half.dtype == torch.float32
+    assert 0 < (half - whole).abs().mean() < 0.1 * whole.std()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["diffusion", "told_flow"])
+def test_compiled_networks_draw_the_same(saved, name):
+    # 66 rows are two parts of those that it is compiled for
+    options = {"seed": 0, "steps": 4, **told(name, 66)}
+    plain = genkit.sample(saved / name, 66, compile=False, **options)
+    quick = genkit.sample(saved / name, 66, compile=True, **options)
+    torch.testing.assert_close(quick.images, plain.images, rtol=0, atol=1e-3)
+    assert quick.evaluations == plain.evaluations
+    alone = genkit.sample(
+        saved / name, 1, compile=True, **options | {"seed": 40} | told(name, 1)
+    ).images
+    if name == "diffusion":
+        torch.testing.assert_close(alone, plain.images[40:41], rtol=0, atol=1e-3)
+
+
+# ---- judged
+
+
+def test_a_diffusion_model_is_judged(saved):
+    options = {"extractor": features.Pixels(), "count": 30}
+    record = genkit.evaluate(saved / "flow", "digits", **options)
+    assert (record.protocol.count, record.protocol.evaluations) == (30, 29)
+    assert "15 steps of heun" in str(record)
+    given = genkit.sample(saved / "flow", 30, seed=0).images
+    wanted = genkit.evaluate(given, "digits", **options)
+    for name, figure in wanted.figures.items():
+        assert record.figures[name].value == pytest.approx(figure.value, rel=1e-3), name
+
+
+# ---- what cannot work
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gan", {"n": 0}, "n must be a whole number, 1 or more, got 0"),
+        ("gan", {"n": -3}, "n must be a whole number, 1 or more, got -3"),
+        ("gan", {"n": True}, "n must be a whole number, 1 or more, got True"),
+        ("gan", {"n": 2.0}, "n must be a whole number, 1 or more, got 2.0"),
+        ("gan", {"n": "2"}, "n must be a whole number, 1 or more, got '2'"),
+        ("gan", {"n": 2, "seed": [1]}, "seed: 1 seeds for 2 images"),
+        ("gan", {"n": 2, "seed": [1, 2, 3]}, "seed: 3 seeds for 2 images"),
+        ("gan", {"seed": -1}, "seed must be 0 or more and less than 2.63, got -1"),
+        ("gan", {"n": 2, "seed": [0, -1]}, r"seed must be 0 or more .* got \[0, -1\]"),
+        ("gan", {"seed": 2**63}, "seed must be 0 or more and less than 2.63, got 9223372036"),
+        ("gan", {"n": 2, "seed": 2**63 - 1}, "seed must be 0 or more and less than 2.63"),
+        ("gan", {"seed": True}, "seed must be a whole number, or one an image, got True"),
+        ("gan", {"seed": 1.5}, "seed must be a whole number, or one an image, got 1.5"),
+        ("gan", {"seed": "7"}, "seed must be a whole number, or one an image, got '7'"),
+        ("gan", {"seed": [0.5]}, r"seed must be a whole number, or one an image, got \[0.5\]"),
+        ("gan", {"steps": 5}, "steps: 5 is for a diffusion model, and this is a GANPipeline"),
+        ("pixels", {"scheduler": "ddim"}, "scheduler: 'ddim' is for a .* this is a PixelPipeline"),
+        ("autoencoder", {"label": 0, "guidance": 2.0}, "guidance: 2.0 is for a .* Autoencoder"),
+        ("gan", {"dtype": "bfloat16"}, "dtype: 'bfloat16' is for a diffusion model"),
+        ("gan", {"compile": True}, "compile: True is for a diffusion model"),
+        ("gan", {"label": 1}, "labels: this model is not told classes"),
+        ("flow", {"label": 1}, "labels: this model is not told classes"),
+        ("pixels", {"label": 1}, "labels: this model is not told classes"),
+        ("told", {}, "labels: this model is told one of 4 classes"),
+        ("told", {"label": 4}, r"labels must be 1 of 0 to 3, got .*4"),
+        ("told", {"label": -1}, r"labels must be 1 of 0 to 3, got .*-1"),
+        ("told", {"n": 3, "label": [0, 1]}, r"label must be a whole number, or 3 .* got \[0, 1\]"),
+        ("told", {"label": 0.5}, "label must be a whole number, or 1 of them, got 0.5"),
+        ("told", {"label": "cat"}, "label must be a whole number, or 1 of them, got 'cat'"),
+        ("told", {"label": True}, "label must be a whole number, or 1 of them, got True"),
+        ("told", {"label": 0, "guidance": -1}, "guidance must be 0 or more, and finite, got -1"),
+        ("told", {"label": 0, "guidance": float("nan")}, "guidance must be 0 or more, .* got nan"),
+        ("diffusion", {"guidance": 3}, "guidance: 3.0 asks to go towards a class"),
+        ("diffusion", {"dtype": "float16"}, "dtype must be one of float32, bfloat16, got 'float16"),
+        ("gan", {"dtype": "half"}, "dtype must be one of float32, bfloat16, got 'half'"),
+        ("diffusion", {"steps": 0}, "steps must be a whole number from 1 to 1000, .* got 0"),
+        ("diffusion", {"steps": 1001}, "steps must be a whole number from 1 to 1000, .* got 1001"),
+        ("diffusion", {"steps": 2.5}, "steps must be a whole number .* got 2.5"),
+        ("diffusion", {"scheduler": "plms"}, "scheduler: 'plms' does not fit .* epsilon"),
+        ("flow", {"scheduler": "ddpm"}, "scheduler: 'ddpm' does not fit .* flow"),
+        ("flow", {"revision": "main"}, "revision: 'main' is of a model on the Hub, not of a fold"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(saved, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        genkit.sample(saved / name, **{"n": 1, "seed": 0} | options)
+
+
+@pytest.mark.parametrize("model", ["nowhere/at-all", "no such folder 🦉", "a/b/c"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_told_of(model):
+    with pytest.raises(ValueError, match=f"model: '{model}' is no folder, and the Hub gives none"):
+        genkit.sample(model)
+
+
+def test_a_folder_that_holds_no_model_is_told_of(tmp_path):
+    folder = tmp_path / "empty 🦉"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"model: .*empty 🦉' holds no image model .* a recipe"):
+        genkit.sample(folder)
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ValueError, match=r"holds a StableDiffusionPipeline; .* train_diffusion.py"):
+        genkit.sample(folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_from_outside_the_folder_are_refused(saved, tmp_path, name):
+    folder = copied(saved / name, tmp_path / "model")
+    (weights,) = folder.rglob("*.safetensors")
+    weights.rename(tmp_path / "other.safetensors")
+    up = "../" * len(weights.relative_to(folder).parts)
+    index = f'{{"metadata": {{}}, "weight_map": {{"a": "{up}other.safetensors"}}}}'
+    weights.with_name(f"{weights.name}.index.json").write_text(index)
+    with pytest.raises(ValueError, match=f"model: '{folder}' holds no .*(several files|outside)"):
+        genkit.sample(folder, **told(name, 1))
+
+
+class Bomb:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pickles_are_refused(saved, tmp_path, name):
+    folder = copied(saved / name, tmp_path / "model")
+    (weights,) = folder.rglob("*.safetensors")
+    weights.unlink()
+    stem = "pytorch_model" if name == "pixels" else weights.stem
+    weights.with_name(f"{stem}.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
+    with pytest.raises(ValueError, match=f"model: '{folder}' holds no "):
+        genkit.sample(folder, **told(name, 1))
+    assert not (tmp_path / "canary").exists()
