@@ -28,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("patient")
     if config.getoption("markexpr") != "hub":
         os.environ["HF_HUB_OFFLINE"] = "1"
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):  # threads that share a core wait for each other
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session", autouse=True)
