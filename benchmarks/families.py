@@ -1,0 +1,170 @@
+"""Train every family of image models on MNIST for the same minutes: one table and one picture.
+
+    python benchmarks/families.py --mnist mnist --extractor runs/classifier --minutes 20
+    python benchmarks/families.py --mnist mnist --extractor runs/classifier --families vae flow
+
+The folder of MNIST has the parquet files of the Hub's ylecun/mnist; the extractor is a classifier
+by recipes/train_classifier.py. Figures are of 10,000 images against all training images, those of
+pixels, which take long, of 2,000; coverage and precision of 2,000 against 2,000 at k = 5; the last
+row is of the test images. All but the autoencoder are told a class. Minutes are of training, with
+what else a run does (compiling, evaluations) not counted; seconds for a thousand images are of the
+second thousand, drawn on the same machine by `genkit.sample`, of
+diffusion models in bfloat16, compiled. A family that the output folder
+has already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+import genkit
+from genkit import images, mosaic, pipelines, sampling
+from genkit.diffusion import DenoisingPipeline
+from genkit.evaluation import proportional
+from genkit.features import Extractor, Seen, load_extractor, look, look_once
+from genkit.images import Images
+from genkit.judge import as_images
+from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.images import class_shares, label_accuracy
+from genkit.metrics.neighbours import manifold
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+FAMILIES = {
+    "autoencoder": "train_autoencoder --network conv",
+    "vae": "train_vae --conditional",
+    "gan": "train_gan --conditional --extractor {extractor}",
+    "diffusion": "train_diffusion --conditional --extractor {extractor} --evaluations 4",
+    "flow": "train_diffusion --objective flow --conditional --extractor {extractor} "
+    "--evaluations 4",
+    "pixels": "train_pixels --conditional",
+}
+COUNT, FEW, COVERED, K, SHOWN = 10_000, {"pixels": 2000}, 2000, 5, 20
+COLUMNS = {
+    "distance": ".3f",
+    "coverage": ".3f",
+    "precision": ".3f",
+    "entropy": ".4f",
+    "label accuracy": ".4f",
+    "images": ",.0f",
+    "parameters": ",.0f",
+    "evaluations": ",.0f",
+    "training s": ",.0f",
+    "s per 1000": ".2f",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mnist", type=Path, required=True)
+    parser.add_argument("--extractor", required=True)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--output", type=Path, default=Path("runs/families"))
+    arguments = parser.parse_args()
+    train, test = (images.load(part) for part in parts(arguments.mnist))
+    extractor = load_extractor(arguments.extractor)
+    real = look_once(train, extractor)
+    print(f"{'':12}" + "".join(f"{name:>15}" for name in COLUMNS), flush=True)
+    strips = {}
+    for family in arguments.families:
+        folder = arguments.output / family
+        if not (folder / "families.json").exists():
+            fit(family, folder, arguments)
+            measure(family, folder, train, real, extractor)
+        told(family, json.loads((folder / "families.json").read_text()))
+        strips[family] = drawn(folder, SHOWN, spread(train, SHOWN)).images
+    told("test images", figures(look_once(test, extractor), real, len(extractor.names)))
+    mosaic.rows(strips, arguments.output / "families.png")
+    print(f"samples: {arguments.output / 'families.png'}")
+
+
+def parts(folder: Path) -> list[Path]:
+    return [folder / f"{part}-00000-of-00001.parquet" for part in ("train", "test")]
+
+
+def fit(family: str, folder: Path, arguments: argparse.Namespace) -> None:
+    recipe, *words = FAMILIES[family].format(extractor=arguments.extractor).split()
+    train, test = parts(arguments.mnist)
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *words, "--output_dir", str(folder)]
+    command += ["--images", str(train), "--val_images", str(test)]
+    command += ["--max_minutes", str(arguments.minutes)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def spread(train: Images, count: int) -> np.ndarray:
+    """Labels in the training images' proportions, shuffled, so that the first are of all."""
+    return np.random.default_rng(0).permutation(proportional(train, count))
+
+
+def drawn(folder: Path, count: int, labels: np.ndarray) -> Any:
+    """Draw by classes from a model that is told them."""
+    pipeline = sampling.load(str(folder))
+    told = labels[:count].tolist() if pipelines.count_classes(pipeline) else None
+    denoising = isinstance(pipeline, DenoisingPipeline)
+    way: dict[str, Any] = {"dtype": "bfloat16", "compile": True} if denoising else {}
+    return genkit.sample(folder, count, label=told, seed=0, **way)
+
+
+def measure(family: str, folder: Path, train: Images, real: Seen, extractor: Extractor) -> None:
+    """Judge a trained model, and keep the row beside it."""
+    labels = spread(train, FEW.get(family, COUNT))
+    drawn(folder, 1000, labels[:1000])  # what is done once is over
+    started = time.perf_counter()
+    drawn(folder, 1000, labels[:1000])
+    seconds = time.perf_counter() - started
+    samples = drawn(folder, len(labels), labels)
+    seen = look(as_images(samples.images, None, []), extractor)
+    found = figures(seen, real, len(extractor.names))
+    if samples.labels is not None:
+        found["label accuracy"] = label_accuracy(seen.classes, labels)
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found |= {"images": len(labels), "parameters": count_parameters(folder), "s per 1000": seconds}
+    found |= {"evaluations": samples.evaluations, "training s": log[-1]["seconds"]}
+    (folder / "families.json").write_text(json.dumps(found, indent=2))
+
+
+def figures(fake: Seen, real: Seen, classes: int) -> dict[str, float]:
+    some = np.random.default_rng(0).permutation(len(real))[:COVERED]
+    near = manifold(real.features[some], fake.features[:COVERED], K)
+    shares = torch.from_numpy(class_shares(fake.classes, classes))
+    return {
+        "distance": frechet_distance(real.features, fake.features),
+        "coverage": near.coverage,
+        "precision": near.precision,
+        "entropy": (torch.special.entr(shares).sum() / np.log(classes)).item(),
+    }
+
+
+def count_parameters(folder: Path) -> int:
+    """Count those that a saved model has, but for weights that are kept beside the averaged."""
+    total = 0
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
+        if "checkpoints" not in str(file) and ".raw." not in file.name:
+            with safe_open(file, "pt") as tensors:
+                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+            total += sum(int(np.prod(shape)) for shape in shapes)
+    return total
+
+
+def told(name: str, found: dict[str, float]) -> None:
+    cells = (
+        f"{found[column]:>15{form}}" if column in found else f"{'':15}"
+        for column, form in COLUMNS.items()
+    )
+    print(f"{name:12}" + "".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
