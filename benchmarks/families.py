@@ -79,8 +79,9 @@ def main() -> None:
     strips = {}
     for family in arguments.families:
         folder = arguments.output / family
-        if not (folder / "families.json").exists():
+        if not pipelines.is_model(folder):
             fit(family, folder, arguments)
+        if not (folder / "families.json").exists():
             measure(family, folder, train, real, extractor)
         told(family, json.loads((folder / "families.json").read_text()))
         strips[family] = drawn(folder, SHOWN, spread(train, SHOWN)).images

@@ -52,6 +52,10 @@ FLOW_SAMPLERS: dict[str, Any] = {
 FLOWS = tuple(FLOW_SAMPLERS.values())
 # beyond what a scheduler was saved with: images that a network means are kept in [-1, 1]
 CLIPPED = {"dpm++": "thresholding", "unipc": "thresholding", "heun": "clip_sample"}
+SPACED = {"dpm++": "use_exponential_sigmas", "unipc": "use_exponential_sigmas"}
+SPACED |= {"heun": "use_karras_sigmas", "euler": "use_karras_sigmas"}
+FARTHEST = 80.0  # noise over signal
+FEW = 20  # steps
 DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
 
 # ---------------------------------------------------------------------------------------------
@@ -333,7 +337,7 @@ def _check_spacing(name: str, steps: int, most: int) -> None:
             return most % count == 0
         return len(np.arange(most, 0, -most / count)) == count
 
-    if name in ("heun", "euler") or fits(steps):
+    if _spaced(name, steps) or fits(steps):
         return
     below = next(count for count in range(steps - 1, 0, -1) if fits(count))
     above = next(count for count in range(steps + 1, most + 1) if fits(count))
@@ -352,19 +356,32 @@ def sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -
     with warnings.catch_warnings():  # NumPy 2 complains to torch of how diffusers makes arrays
         message = "__array__ implementation doesn't accept a copy keyword"
         warnings.filterwarnings("ignore", message, DeprecationWarning)
-        made = kind.from_config(config, **_options(scheduler, name))
+        made = kind.from_config(config, **_options(scheduler, name, steps))
         made.set_timesteps(steps)
     return made
 
 
-def _options(scheduler: Any, name: str) -> dict[str, Any]:
-    """Say what a sampler has beyond what the model's own scheduler was saved with."""
+def _options(scheduler: Any, name: str, steps: int) -> dict[str, Any]:
+    """Say what a sampler has beyond what the model's own scheduler was saved with.
+
+    Solvers walk evenly in the logarithm of noise over signal, or nearly so, which takes a fraction
+    of the steps that even times do; and from where it is `FARTHEST`, since the cosine's has no end
+    (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1).
+    """
     if isinstance(scheduler, FLOWS):
         return {}
     options: dict[str, Any] = {CLIPPED[name]: True} if name in CLIPPED else {}
-    if name in ("heun", "euler"):  # evenly in the noise, but for the cosine's, which has no end
-        options["use_karras_sigmas"] = scheduler.config.beta_schedule == SCHEDULES["linear"]
-    return options
+    if not _spaced(name, steps):
+        return options
+    kept = scheduler.alphas_cumprod
+    times = int((((1 - kept) / kept).sqrt() <= FARTHEST).sum())
+    options |= {"trained_betas": scheduler.betas[:times].tolist(), "num_train_timesteps": times}
+    return options | {SPACED[name]: True}
+
+
+def _spaced(name: str, steps: int) -> bool:
+    """Tell whether a sampler spaces its steps by noise; many of them would share times."""
+    return name in SPACED and (steps <= FEW or "karras" in SPACED[name])
 
 
 def denoise(
