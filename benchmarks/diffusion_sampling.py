@@ -28,7 +28,7 @@ from genkit.metrics.fidelity import frechet_distance
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of an unconditional diffusion model")
-    parser.add_argument("--scheduler", default="ddim")
+    parser.add_argument("--scheduler", default="ddim", choices=("ddpm", "ddim", "dpm++", "unipc"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -68,7 +68,7 @@ def stock(arguments: argparse.Namespace) -> Way:
     """Diffusers' own pipeline, eager, in float32."""
     pipeline = DDPMPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = diffusion.sampler(pipeline.scheduler, arguments.scheduler, 1)
+    pipeline.scheduler = diffusion.sampler(pipeline.scheduler, arguments.scheduler, arguments.steps)
 
     def draw(count: int) -> torch.Tensor:
         seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]

@@ -152,7 +152,7 @@ def count_parameters(folder: Path) -> int:
     """Count those that a saved model has, but for weights that are kept beside the averaged."""
     total = 0
     for file in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
-        if "checkpoints" not in str(file) and ".raw." not in file.name:
+        if ".raw." not in file.name:
             with safe_open(file, "pt") as tensors:
                 shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
             total += sum(int(np.prod(shape)) for shape in shapes)

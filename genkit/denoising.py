@@ -67,6 +67,11 @@ def loss_by_time(
     Returns:
         In the order of times.
     """
+    if images.size != pipeline.latent_shape or not len(images):
+        raise ValueError(
+            f"images must be of {pipeline.latent_shape}, as the model makes them, got "
+            f"{len(images)} of {images.size}"
+        )
     scheduler, ask = pipeline.scheduler, network or pipeline.tell
     objective = diffusion.objective_of(scheduler)
     generator = torch.Generator().manual_seed(seed)

@@ -54,6 +54,8 @@ FLOWS = tuple(FLOW_SAMPLERS.values())
 CLIPPED = {"dpm++": "thresholding", "unipc": "thresholding", "heun": "clip_sample"}
 SPACED = {"dpm++": "use_exponential_sigmas", "unipc": "use_exponential_sigmas"}
 SPACED |= {"heun": "use_karras_sigmas", "euler": "use_karras_sigmas"}
+GIVEN = {f"use_{spacing}_sigmas" for spacing in ("karras", "exponential", "beta")}
+GIVEN |= {"rescale_betas_zero_snr"}
 FARTHEST = 80.0  # noise over signal
 FEW = 20  # steps
 DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
@@ -164,16 +166,18 @@ def noising(scheduler: Scheduler, ranks: torch.Tensor) -> Noising:
         scheduler: by `make_scheduler`.
         ranks: in [0, 1), (n,).
     """
+    times = scheduler.config.num_train_timesteps
     if isinstance(scheduler, FLOWS):
         grain = torch.special.ndtri(ranks.clamp(1e-6, 1 - 1e-6)).sigmoid()
-        return Noising(TIMES * grain, 1 - grain, grain)
-    return at(scheduler, (TIMES * ranks).long())
+        return Noising(times * grain, 1 - grain, grain)
+    return at(scheduler, (times * ranks).long())
 
 
 def at(scheduler: Scheduler, times: torch.Tensor) -> Noising:
     """Return where rows are at given times, (n,)."""
     if isinstance(scheduler, FLOWS):
-        return Noising(times, 1 - times / TIMES, times / TIMES)
+        grain = times / scheduler.config.num_train_timesteps
+        return Noising(times, 1 - grain, grain)
     kept = scheduler.alphas_cumprod.to(times.device)[times]
     return Noising(times, kept.sqrt(), (1 - kept).sqrt())
 
@@ -319,14 +323,15 @@ def resolve(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, i
         )
     steps = DEFAULT_STEPS[name] if steps is None else steps
     most = scheduler.config.num_train_timesteps
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps <= most:
         raise ValueError(
             f"steps must be a whole number from 1 to {most}, as many as there are in training, "
             f"got {steps!r}"
         )
     if objective != "flow":
         _check_spacing(name, steps, most)
-    return name, steps
+    return name, int(steps)
 
 
 def _check_spacing(name: str, steps: int, most: int) -> None:
@@ -352,11 +357,13 @@ def sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -
     name, steps = resolve(scheduler, name, steps)
     kind = (FLOW_SAMPLERS if isinstance(scheduler, FLOWS) else SAMPLERS)[name]
     known = inspect.signature(kind).parameters
-    config = {k: v for k, v in scheduler.config.items() if k in known}
+    options = _options(scheduler, name, steps)
+    given = GIVEN if "trained_betas" in options else set()  # it has its own of these
+    config = {k: v for k, v in scheduler.config.items() if k in known and k not in given}
     with warnings.catch_warnings():  # NumPy 2 complains to torch of how diffusers makes arrays
         message = "__array__ implementation doesn't accept a copy keyword"
         warnings.filterwarnings("ignore", message, DeprecationWarning)
-        made = kind.from_config(config, **_options(scheduler, name, steps))
+        made = kind.from_config(config, **options)
         made.set_timesteps(steps)
     return made
 
@@ -545,7 +552,8 @@ class DenoisingPipeline(DiffusionPipeline):
 
     def check_guidance(self, guidance: float) -> None:
         """Refuse guidance that cannot work."""
-        if not guidance >= 0 or math.isinf(guidance):
+        number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
+        if not number or not guidance >= 0 or math.isinf(guidance):
             raise ValueError(f"guidance must be 0 or more, and finite, got {guidance}")
         if guidance != 1 and not self.labels:
             raise ValueError(

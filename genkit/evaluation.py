@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from genkit import images as image_data
 from genkit import pipelines, sampling
@@ -133,22 +132,14 @@ def sample(
     """Draw images from a pipeline, image i with seed + i, whatever the batch.
 
     Args:
-        pipeline: called as `AutoencoderPipeline` is.
+        pipeline: of any family.
         labels: the class of each, (count,), for a model that is told.
         options: of the call, such as a GAN's truncation.
 
     Returns:
         In [-1, 1], (count, channels, height, width).
     """
-    told, drawn = None if labels is None else torch.as_tensor(labels), []
-    with tqdm(total=count, desc="drawing", unit=" images", delay=2, leave=False) as bar:
-        for which in blocks(count, BATCH):
-            own = [torch.Generator().manual_seed(seed + int(i)) for i in which]
-            some = None if told is None else told[which]
-            batch = pipeline(len(which), own, some, output_type="pt", **options).images
-            drawn.append(batch.cpu() * 2 - 1)
-            bar.update(len(which))
-    return torch.cat(drawn)
+    return sampling.draw(pipeline, range(seed, seed + count), labels, options)
 
 
 def proportional(images: Images, count: int) -> np.ndarray:

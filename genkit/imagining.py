@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from genkit import mosaic, text2image
+from genkit.seeds import is_whole, row_seeds
 from genkit.text2image import DEFAULT, Source
 
 KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -112,7 +112,7 @@ def imagine(  # type: ignore[misc]  # the options of the two above are those of 
             with the value it got.
     """
     prompts = _prompts(prompt)
-    seeds = _row_seeds(seed, len(prompts))
+    seeds = row_seeds(seed, len(prompts), "prompt")
     source = text2image.find(str(model), revision, trust_remote_code)
     options = _options(source, negative, steps, guidance, size)
     pipeline = text2image.load(source, trust_remote_code)
@@ -216,29 +216,12 @@ def _prompts(prompt: Any) -> list[str]:
     return prompts
 
 
-def _row_seeds(seed: Any, rows: int) -> list[int]:
-    given: Any = secrets.randbits(31) if seed is None else seed
-    if _whole(given):
-        given = [int(given) + i for i in range(rows)]
-    if isinstance(given, str) or np.ndim(given) != 1 or not all(map(_whole, given)):
-        raise ValueError(f"seed must be a whole number, or one a prompt, got {seed!r:.80}")
-    if len(given) != rows:
-        raise ValueError(f"seed: {len(given)} seeds for {rows} prompts; give one each, or a number")
-    if min(given) < 0 or max(given) >= 1 << 63:
-        raise ValueError(f"seed must be 0 or more and less than 2^63, got {seed!r:.80}")
-    return [int(own) for own in given]
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _options(source: Source, negative: Any, steps: Any, guidance: Any, size: Any) -> Options:
     """Check what was asked against the model's settings, before its weights are loaded."""
     if steps is None:
         steps = source.parameters["num_inference_steps"].default
     most = source.settings.get("scheduler", {}).get("num_train_timesteps", 1000)
-    if not _whole(steps) or not 1 <= steps <= most:
+    if not is_whole(steps) or not 1 <= steps <= most:
         raise ValueError(
             f"steps must be a whole number from 1 to {most}, the scheduler's training steps, "
             f"got {steps!r}"
@@ -272,8 +255,8 @@ def _check_negative(source: Source, negative: Any, guidance: float | None) -> No
 
 
 def _check_size(source: Source, size: Any) -> tuple[int, int]:
-    sides = (size, size) if _whole(size) else size
-    if np.shape(sides) != (2,) or not all(_whole(side) and side > 0 for side in sides):
+    sides = (size, size) if is_whole(size) else size
+    if np.shape(sides) != (2,) or not all(is_whole(side) and side > 0 for side in sides):
         raise ValueError(f"size must be (width, height) in pixels, or a side, got {size!r:.80}")
     width, height = (int(side) for side in sides)
     step = source.multiple

@@ -1,4 +1,4 @@
-"""What a run of an adversarial network is watched by: figures of its images, and its troubles.
+"""What a generative model in training is watched by: figures of its images, and its troubles.
 
 A `Monitor` compares images drawn in training with real ones; `troubles` reads a run's log.
 """

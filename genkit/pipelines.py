@@ -7,6 +7,7 @@ lies on the CPU.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,11 +80,17 @@ def fetch(model: str | Path, revision: str | None = None) -> Path:
             raise ValueError(f"revision: {revision!r} is of a model on the Hub, not of a folder")
         return folder
     try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=FILES))
+        return _snapshot(str(model), revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model: {str(model)!r} is no folder, and the Hub gives none of that name ({error})"
         ) from error
+
+
+@functools.cache
+def _snapshot(name: str, revision: str | None) -> Path:
+    """Fetch a model; within a process a name stands for the same commit."""
+    return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
 
 
 def is_model(folder: Path) -> bool:
@@ -106,7 +113,7 @@ def load(folder: str | Path, weights: str | None = None) -> Pipeline:
         if not index.exists() and "pixels" in json.loads(config.read_text(encoding="utf-8")):
             return pixel_lm.load(folder)
         name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"model: {str(folder)!r} holds no image model ({error}); give the folder of one that "
             "a recipe trained"

@@ -12,6 +12,7 @@ import torch
 from genkit import launch
 
 ROWS = 64  # that a compiled network takes, always
+WORTH = 8  # fewer rows are asked for without the others
 COMPILING = 45.0  # about how many seconds it takes to compile
 DTYPES = ("float32", "bfloat16")
 
@@ -24,14 +25,11 @@ class Quick:
         dtype: of the network's products, one of `DTYPES`.
         compiled: True compiles at the first call; None when calls have taken as long as that takes;
             False never. On a GPU it is never.
-        frozen: the weights will not change any more.
     """
 
-    def __init__(
-        self, unet: torch.nn.Module, dtype: str, compiled: bool | None, frozen: bool = True
-    ) -> None:
+    def __init__(self, unet: torch.nn.Module, dtype: str, compiled: bool | None) -> None:
         self._unet = unet
-        self._half, self._frozen = dtype == "bfloat16", frozen
+        self._half = dtype == "bfloat16"
         self._wanted = compiled if next(unet.parameters()).device.type == "cpu" else False
         self._spent = 0.0
         self._compiled: Any = None
@@ -42,9 +40,8 @@ class Quick:
         """Return what the network tells of noisy images at given times, (n,)."""
         due = self._spent > COMPILING and launch.can_compile()
         if self._compiled is None and (self._wanted or (self._wanted is None and due)):
-            options: dict[str, Any] = {"freezing": self._frozen}
-            self._compiled = torch.compile(self._ask, options=options, dynamic=False)
-        if self._compiled is not None:
+            self._compiled = torch.compile(self._ask, options={"freezing": True}, dynamic=False)
+        if self._compiled is not None and len(seen) >= WORTH:
             return self._by_rows(seen, times, labels)
         started = time.perf_counter()
         told = self._ask(seen, times, labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,14 +13,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genkit import diffusion, mosaic, pipelines, quick
+from genkit import diffusion, launch, mosaic, pipelines, quick
 from genkit.diffusion import DenoisingPipeline
 from genkit.images import blocks
 from genkit.pipelines import Encoder
 from genkit.pixel_lm import PixelPipeline
+from genkit.seeds import is_whole, row_seeds
 
 ROWS = {"cpu": quick.ROWS, "cuda": 1024}  # images drawn at a time
-LIMIT = 1 << 63  # of seeds
+MODEL = ("*.json", "*.safetensors", "[!.]*/config.json", "[!.]*/*.safetensors")  # its own files
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -52,7 +52,10 @@ class Samples:
 
     def __str__(self) -> str:
         count, channels, height, width = self.images.shape
-        seeds = f"{self.seeds[0]}" if count == 1 else f"{self.seeds[0]} to {self.seeds[-1]}"
+        first, last = self.seeds[0], self.seeds[-1]
+        follow = count > 1 and self.seeds == list(range(first, first + count))
+        seeds = f"{first} to {last}" if follow else ", ".join(map(str, self.seeds[:8]))
+        seeds += ", …" if not follow and count > 8 else ""
         way = f", {self.steps} steps of {self.scheduler}" if self.scheduler else ""
         way += f" at guidance {self.guidance:g}" if self.guidance not in (None, 1.0) else ""
         return (
@@ -84,8 +87,9 @@ def sample(
 ) -> Samples:
     """Draw images from a saved model: autoencoder, adversarial, diffusion, flow or pixels.
 
-    An image depends on its own seed and label alone, not on the batch that it is in. Global random
-    state is neither read nor changed. What kind of model it is its folder says.
+    An image depends on its own seed and label alone, not on the batch that it is in, but for the
+    last digits once a network is compiled. Global random state is neither read nor changed. What
+    kind of model it is its folder says.
 
     Args:
         model: folder, or Hub id.
@@ -109,9 +113,9 @@ def sample(
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
-    seeds = row_seeds(seed, int(n))
+    seeds = row_seeds(seed, int(n), "image")
     pipeline = load(str(model), revision)
-    labels = _labels(label, int(n))
+    labels = _labels(label, int(n), pipelines.count_classes(pipeline))
     how = find(pipeline, steps, scheduler, guidance, dtype, compile)
     started = time.perf_counter()
     images = draw(pipeline, seeds, labels, how.arguments)
@@ -123,7 +127,7 @@ def sample(
 
 
 def draw(
-    pipeline: Any, seeds: Sequence[int], labels: Sequence[int] | None, arguments: dict[str, Any]
+    pipeline: Any, seeds: Sequence[int], labels: Any, arguments: dict[str, Any]
 ) -> torch.Tensor:
     """Draw an image a seed, some at a time.
 
@@ -135,11 +139,11 @@ def draw(
     Returns:
         In [-1, 1], (n, channels, height, width), on the CPU.
     """
-    told = None if labels is None else torch.tensor(labels)
-    rows, drawn = ROWS[torch.device(pipeline.device).type], []
+    told = None if labels is None else torch.as_tensor(labels)
+    rows, drawn = ROWS.get(torch.device(pipeline.device).type, quick.ROWS), []
     with tqdm(total=len(seeds), desc="drawing", unit=" images", delay=2, leave=False) as bar:
         for which in blocks(len(seeds), rows):
-            own = [torch.Generator().manual_seed(seeds[i]) for i in which]
+            own = [torch.Generator().manual_seed(int(seeds[i])) for i in which]
             some = None if told is None else told[which]
             made = pipeline(len(which), own, some, output_type="pt", **arguments).images
             drawn.append(2 * made.float().cpu() - 1)
@@ -153,9 +157,9 @@ def load(model: str, revision: str | None = None) -> Any:
     Raises:
         ValueError: there is none, or its files are not such as can be trusted.
     """
-    folder = pipelines.fetch(model, revision)
-    stamp = max((f.stat().st_mtime_ns for f in folder.rglob("*.*") if f.is_file()), default=0)
-    return _load(folder, stamp)
+    folder = pipelines.fetch(model, revision).resolve()
+    files = [file for pattern in MODEL for file in folder.glob(pattern)]
+    return _load(folder, max((file.stat().st_mtime_ns for file in files), default=0))
 
 
 @functools.lru_cache(maxsize=4)
@@ -194,6 +198,10 @@ def find(
     """
     if dtype not in quick.DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(quick.DTYPES)}, got {dtype!r}")
+    if compile and not (pipeline.device.type == "cpu" and launch.can_compile()):
+        raise ValueError(
+            "compile: True is for a CPU, a C++ compiler and Python's headers; leave it out"
+        )
     if isinstance(pipeline, DenoisingPipeline):
         how = _denoising(pipeline, steps, scheduler, guidance)
         how.arguments["network"] = quick.network(pipeline.unet, dtype, compile)
@@ -215,7 +223,7 @@ def find(
 def _denoising(
     pipeline: DenoisingPipeline, steps: int | None, scheduler: str | None, guidance: float | None
 ) -> How:
-    guided = 1.0 if guidance is None else float(guidance)
+    guided = 1.0 if guidance is None else guidance
     pipeline.check_guidance(guided)
     name, count = diffusion.resolve(pipeline.scheduler, scheduler, steps)
     times = diffusion.sampler(pipeline.scheduler, name, count).timesteps
@@ -224,28 +232,20 @@ def _denoising(
     return How(asked, len(times) * (1 if guided == 1 else 2), words, name, count, guided)
 
 
-def row_seeds(seed: Any, rows: int) -> list[int]:
-    """Return one seed a row: the number and those that follow it, or those that were given."""
-    given: Any = secrets.randbits(31) if seed is None else seed
-    if _whole(given):
-        given = [int(given) + i for i in range(rows)]
-    if isinstance(given, str) or np.ndim(given) != 1 or not all(map(_whole, given)):
-        raise ValueError(f"seed must be a whole number, or one an image, got {seed!r:.80}")
-    if len(given) != rows:
-        raise ValueError(f"seed: {len(given)} seeds for {rows} images; give one each, or a number")
-    if min(given) < 0 or max(given) >= LIMIT:
-        raise ValueError(f"seed must be 0 or more and less than 2^63, got {seed!r:.80}")
-    return [int(own) for own in given]
-
-
-def _labels(label: Any, rows: int) -> list[int] | None:
-    if label is None:
+def _labels(label: Any, rows: int, classes: int) -> list[int] | None:
+    """Check labels, and return one a row."""
+    if label is None or not classes:
+        if (label is None) == bool(classes):
+            need = (
+                f"this model is told one of {classes} classes"
+                if classes
+                else "this model is told none"
+            )
+            raise ValueError(f"label: {need}, got {label!r:.80}")
         return None
-    given = [label] * rows if _whole(label) else list(np.asarray(label).reshape(-1))
-    if not all(map(_whole, given)) or len(given) != rows:
+    given = [label] * rows if is_whole(label) else label
+    if isinstance(given, str) or np.shape(given) != (rows,) or not all(map(is_whole, given)):
         raise ValueError(f"label must be a whole number, or {rows} of them, got {label!r:.80}")
+    if not all(0 <= own < classes for own in given):
+        raise ValueError(f"label must be 0 to {classes - 1}, got {label!r:.80}")
     return [int(own) for own in given]
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

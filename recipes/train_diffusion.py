@@ -81,10 +81,10 @@ class Settings(RunSettings):
         for name in ("layers", "judged_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.judged_steps > diffusion.TIMES:
-            raise ValueError(
-                f"judged_steps must be {diffusion.TIMES} at most, got {self.judged_steps}"
-            )
+        try:
+            diffusion.resolve(diffusion.make_scheduler(self.objective), None, self.judged_steps)
+        except ValueError as error:
+            raise ValueError(f"judged_steps: {error}") from error
         for width in self.widths or []:
             if width < 1:
                 raise ValueError(f"widths must be 1 or more, got {width}")
@@ -108,7 +108,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.008, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
     compiles = device == "cuda" and launch.can_compile()
-    if settings.compile and not compiles:
+    if settings.compile and device != "cuda":
         raise ValueError(
             "compile: on a CPU torch's compiler gets the gradient of upsampled features wrong, and "
             "would not be faster; leave it out"
@@ -154,7 +154,7 @@ def main() -> None:
         monitor = made[0] if made else None
         pipeline = diffusion.DenoisingPipeline(run.weights(), scheduler)
         dtype = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-        ask = quick.Quick(run.weights(), dtype, settings.compile, frozen=False)
+        ask = quick.Quick(run.weights(), dtype, False)
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
@@ -251,7 +251,7 @@ def draw(
     ask: diffusion.Network,
     train: Images,
 ) -> None:
-    """Draw samples of the same seeds at every evaluation, and how they came to be."""
+    """Draw samples of the same seeds at every evaluation, and how they came to be in training."""
     told = [i % len(train.names) for i in range(SIDE * SIDE)] if settings.conditional else None
     options = {"num_inference_steps": settings.judged_steps, "network": ask}
     folder = run.folder.path / "samples"
@@ -296,12 +296,12 @@ from diffusers import DiffusionPipeline
 # the class is in this folder, and its code runs
 pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
 seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-pipeline(4, seeds, labels=[0, 1, 2, 3], guidance=1.5).images[0].save("sample.png")
+pipeline(4, seeds, labels={labels}, guidance=1.5).images[0].save("sample.png")
 
 import genkit
 
 # without that code
-genkit.sample("{folder}", 4, label=[0, 1, 2, 3], seed=0).save_grid("samples.png")
+genkit.sample("{folder}", 4, label={labels}, seed=0).save_grid("samples.png")
 """
 
 
@@ -330,12 +330,14 @@ def save(
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, objective {settings.objective}, trained "
         f"on {len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
-        usage=usage.format(folder=run.folder.path),
+        usage=usage.format(
+            folder=run.folder.path, labels=[i % max(1, len(train.names)) for i in range(4)]
+        ),
         figures=judged,
         protocol=f"{settings.judged:,} images of the seeds 0 and up by {settings.judged_steps} "
         f"steps of {'heun' if settings.objective == 'flow' else 'dpm++'}, {weights} weights, seen "
-        f"by {settings.extractor or 'their pixels'}; val_loss of {VAL_ROWS:,} images at times "
-        f"that are spread evenly; images {train.sha256}, compared with {val.sha256}; seed "
+        f"by {settings.extractor or 'their pixels'}; val_loss of {min(len(val), VAL_ROWS):,} "
+        f"images at times spread evenly; images {train.sha256}, compared with {val.sha256}; seed "
         f"{settings.seed}.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,38 @@
+"""One seed a row, so that a row is the same in any batch."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import numpy as np
+
+LIMIT = 1 << 63
+
+
+def row_seeds(seed: Any, rows: int, what: str) -> list[int]:
+    """Return one seed a row: a number and those that follow it, those that were given, or drawn.
+
+    Args:
+        seed: a whole number, one a row, or None.
+        rows: how many.
+        what: a row is, for the message.
+
+    Raises:
+        ValueError: there are too few or too many, or they are no seeds.
+    """
+    given: Any = secrets.randbits(31) if seed is None else seed
+    if is_whole(given):
+        given = [int(given) + i for i in range(rows)]
+    if isinstance(given, str) or np.ndim(given) != 1 or not all(map(is_whole, given)):
+        raise ValueError(f"seed must be a whole number, or one a {what}, got {seed!r:.80}")
+    if len(given) != rows:
+        raise ValueError(f"seed: {len(given)} seeds for {rows} {what}s; give one each, or a number")
+    if min(given) < 0 or max(given) >= LIMIT:
+        raise ValueError(f"seed must be 0 or more and less than 2^63, got {seed!r:.80}")
+    return [int(own) for own in given]
+
+
+def is_whole(value: Any) -> bool:
+    """Tell a whole number from all else, truth values among it."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
