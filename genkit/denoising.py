@@ -308,7 +308,7 @@ def place(pipeline: DenoisingPipeline, times: torch.Tensor) -> Noising:
         return diffusion.at(scheduler, times.float())
     # samplers interpolate log(grain / signal)
     ends = [diffusion.at(scheduler, each.long()) for each in (times.floor(), times.ceil())]
-    low, high = (2 * (end.grain / end.signal).log() for end in ends)
+    low, high = (2 * (end.grain / end.signal.clamp(min=1e-6)).log() for end in ends)
     log_ratio = torch.lerp(low, high, (times - times.floor()).to(low.dtype))
     return Noising(times, (-log_ratio).sigmoid().sqrt(), log_ratio.sigmoid().sqrt())
 

@@ -50,7 +50,7 @@ FLOW_SAMPLERS: dict[str, Any] = {
     "heun": FlowMatchHeunDiscreteScheduler,
 }
 FLOWS = tuple(FLOW_SAMPLERS.values())
-# beyond what a scheduler was saved with: images that a network means are kept in [-1, 1]
+# what keeps images that a network means in [-1, 1], and what spaces steps
 CLIPPED = {"dpm++": "thresholding", "unipc": "thresholding", "heun": "clip_sample"}
 SPACED = {"dpm++": "use_exponential_sigmas", "unipc": "use_exponential_sigmas"}
 SPACED |= {"heun": "use_karras_sigmas", "euler": "use_karras_sigmas"}
@@ -583,7 +583,7 @@ def load(folder: str | Path) -> DenoisingPipeline:
         )
         if told["missing_keys"]:
             raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"model: {str(folder)!r} holds no diffusion model ({error}); give the folder of one "
             "that recipes/train_diffusion.py trained, or that diffusers saved as a DDPMPipeline"

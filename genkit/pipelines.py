@@ -156,6 +156,8 @@ def draw(
     Raises:
         ValueError: an argument cannot work; it is named, with what it got.
     """
+    if isinstance(pipeline, pixel_lm.PixelPipeline):
+        raise ValueError("pipeline: a model of pixels has no latents; genkit.sample draws from it")
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
     if seed < 0:

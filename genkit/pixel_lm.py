@@ -175,7 +175,7 @@ def bits_per_dimension(model: PreTrainedModel, lines: torch.Tensor) -> torch.Ten
 # Drawing
 
 
-class Strip(DynamicLayer):
+class Room(DynamicLayer):
     """Keys and values of a layer, (n, heads, length, size), in room that is made once."""
 
     def __init__(self, length: int) -> None:
@@ -209,7 +209,7 @@ def write(
         noise: Gumbel's for each place in turn, those that are known included, (n, levels) each.
     """
     levels, length = model.config.pixels["levels"], lines.shape[1] - 1
-    cache, unread = Cache(layers=[Strip(length) for _ in model.model.layers]), 0
+    cache, unread = Cache(layers=[Room(length) for _ in model.model.layers]), 0
     for place, gumbel in enumerate(noise):
         if place < known:
             continue
