@@ -9,7 +9,7 @@ pixels, which take long, of 2,000; coverage and precision of 2,000 against 2,000
 row is of the test images. All but the autoencoder are told a class. Minutes are of training, with
 what else a run does (compiling, evaluations) not counted; seconds for a thousand images are of the
 second thousand, drawn on the same machine by `genkit.sample`, of
-diffusion models in bfloat16, compiled. A family that the output folder
+diffusion models in bfloat16. A family that the output folder
 has already is not trained again.
 """
 
@@ -114,7 +114,7 @@ def drawn(folder: Path, count: int, labels: np.ndarray) -> Any:
     pipeline = sampling.load(str(folder))
     told = labels[:count].tolist() if pipelines.count_classes(pipeline) else None
     denoising = isinstance(pipeline, DenoisingPipeline)
-    way: dict[str, Any] = {"dtype": "bfloat16", "compile": True} if denoising else {}
+    way: dict[str, Any] = {"dtype": "bfloat16"} if denoising else {}
     return genkit.sample(folder, count, label=told, seed=0, **way)
 
 

@@ -82,7 +82,7 @@ def sample(
     scheduler: str | None = None,
     guidance: float | None = None,
     dtype: str = "float32",
-    compile: bool | None = None,
+    compile: bool = False,
     revision: str | None = None,
 ) -> Samples:
     """Draw images from a saved model: autoencoder, adversarial, diffusion, flow or pixels.
@@ -101,8 +101,7 @@ def sample(
         guidance: of a class-conditional diffusion model: above 1 for images that show the class
             more clearly, and are more alike; 1 unless told.
         dtype: "float32", or "bfloat16" for the network of a diffusion model.
-        compile: True compiles that network first; None when it has been asked as long as that
-            takes; False never. On a CPU only.
+        compile: compile that network first, which takes a minute, on a CPU.
         revision: a branch, tag or commit on the Hub.
 
     Returns:
@@ -189,7 +188,7 @@ def find(
     scheduler: str | None = None,
     guidance: float | None = None,
     dtype: str = "float32",
-    compile: bool | None = None,
+    compile: bool = False,
 ) -> How:
     """Say how a model draws images; see `sample`.
 
