@@ -319,7 +319,7 @@ def levels(pipeline: DenoisingPipeline, steps: int) -> Noising:
     Raises:
         ValueError: the steps cannot be made.
     """
-    scheduler, (_, steps) = pipeline.scheduler, diffusion.resolve(pipeline.scheduler, None, steps)
+    scheduler, steps = pipeline.scheduler, diffusion.check_steps(pipeline.scheduler, steps)
     flow = diffusion.objective_of(scheduler) == "flow"
     times = scheduler.config.num_train_timesteps * torch.arange(1, steps + 1) / steps
     way = place(pipeline, times if flow else times.round() - 1)

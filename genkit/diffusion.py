@@ -321,7 +321,14 @@ def resolve(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, i
             f"scheduler: {name!r} does not fit a model of the objective {objective}; there are "
             f"{', '.join(names)}"
         )
-    steps = DEFAULT_STEPS[name] if steps is None else steps
+    steps = check_steps(scheduler, DEFAULT_STEPS[name] if steps is None else steps)
+    if objective != "flow":
+        _check_spacing(name, steps, scheduler.config.num_train_timesteps)
+    return name, steps
+
+
+def check_steps(scheduler: Any, steps: Any) -> int:
+    """Refuse steps that are none, or more than there are in training."""
     most = scheduler.config.num_train_timesteps
     whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
     if not whole or not 1 <= steps <= most:
@@ -329,9 +336,7 @@ def resolve(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, i
             f"steps must be a whole number from 1 to {most}, as many as there are in training, "
             f"got {steps!r}"
         )
-    if objective != "flow":
-        _check_spacing(name, steps, most)
-    return name, int(steps)
+    return int(steps)
 
 
 def _check_spacing(name: str, steps: int, most: int) -> None:

@@ -242,7 +242,8 @@ def _labels(label: Any, rows: int, classes: int) -> list[int] | None:
             )
             raise ValueError(f"label: {need}, got {label!r:.80}")
         return None
-    given = [label] * rows if is_whole(label) else label
+    given = label.tolist() if isinstance(label, torch.Tensor) else label
+    given = [given] * rows if is_whole(given) else given
     if isinstance(given, str) or np.shape(given) != (rows,) or not all(map(is_whole, given)):
         raise ValueError(f"label must be a whole number, or {rows} of them, got {label!r:.80}")
     if not all(0 <= own < classes for own in given):

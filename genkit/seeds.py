@@ -25,7 +25,7 @@ def row_seeds(seed: Any, rows: int, what: str) -> list[int]:
     if is_whole(given):
         given = [int(given) + i for i in range(rows)]
     if isinstance(given, str) or np.ndim(given) != 1 or not all(map(is_whole, given)):
-        raise ValueError(f"seed must be a whole number, or one a {what}, got {seed!r:.80}")
+        raise ValueError(f"seed must be a whole number, or one for each {what}, got {seed!r:.80}")
     if len(given) != rows:
         raise ValueError(f"seed: {len(given)} seeds for {rows} {what}s; give one each, or a number")
     if min(given) < 0 or max(given) >= LIMIT:

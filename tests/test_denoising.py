@@ -137,7 +137,7 @@ def test_a_strip_follows_guidance():
     assert (plain - more).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("steps", [1, 3, 8, 20])
+@pytest.mark.parametrize("steps", [1, 2, 8, 20])
 def test_fewer_steps_than_are_shown_are_all_shown(steps):
     record = denoising.strip(Gaussian("v"), steps=steps, scheduler="ddim")
     assert len(record.times) == min(8, steps)
