@@ -21,9 +21,8 @@ from tqdm import tqdm
 from genkit import diffusion, mosaic, plots
 from genkit.diffusion import DenoisingPipeline, Network, Noising
 from genkit.images import Images, blocks
-from genkit.pipelines import Whole, check_latents, look_up, whole
+from genkit.pipelines import ROWS, Whole, check_latents, look_up, whole
 
-ROWS = 64  # images that the network sees at a time
 COLUMNS = 12  # images side by side in a picture
 LEAST = 0.01  # noise that a network sees in an image, where it has to be told from an image alone
 

@@ -19,8 +19,8 @@ class Quick:
     Args:
         unet: on any device.
         dtype: of the network's products, one of `DTYPES`.
-        compiled: compile it at the first call of enough rows, its weights laid out for it. Wide
-            networks gain; narrow ones, such as MNIST's, are as fast without.
+        compiled: compile it at the first call of enough rows, its weights laid out for it; MNIST's
+            network gains a tenth in float32, nothing in bfloat16.
     """
 
     def __init__(self, unet: torch.nn.Module, dtype: str, compiled: bool) -> None:

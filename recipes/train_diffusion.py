@@ -277,7 +277,7 @@ pipeline(4, num_inference_steps=20).images[0].save("sample.png")
 
 import genkit
 
-genkit.sample("{folder}", 64, seed=0).save_grid("samples.png")  # quicker, and a seed an image
+genkit.sample("{folder}", 64, seed=0).save_grid("samples.png")  # a seed an image
 """
 FLOW_USAGE = """
 from diffusers import DDPMPipeline
@@ -287,7 +287,7 @@ pipeline(4, num_inference_steps=50).images[0].save("sample.png")
 
 import genkit
 
-genkit.sample("{folder}", 64, seed=0).save_grid("samples.png")  # quicker, and a seed an image
+genkit.sample("{folder}", 64, seed=0).save_grid("samples.png")  # a seed an image
 """
 TOLD_USAGE = """
 import torch
@@ -324,6 +324,7 @@ def save(
         usage = FLOW_USAGE if settings.objective == "flow" else USAGE
     shown = run.progress.step * run.batch_size
     weights = "averaged" if settings.ema else "raw"
+    precision = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
     card = hub.card(
         title="A diffusion model of images",
         task="unconditional-image-generation",
@@ -335,10 +336,10 @@ def save(
         ),
         figures=judged,
         protocol=f"{settings.judged:,} images of the seeds 0 and up by {settings.judged_steps} "
-        f"steps of {'heun' if settings.objective == 'flow' else 'dpm++'}, {weights} weights, seen "
-        f"by {settings.extractor or 'their pixels'}; val_loss of {min(len(val), VAL_ROWS):,} "
-        f"images at times spread evenly; images {train.sha256}, compared with {val.sha256}; seed "
-        f"{settings.seed}.",
+        f"steps of {'heun' if settings.objective == 'flow' else 'dpm++'}, {weights} weights, "
+        f"{precision}, seen by {settings.extractor or 'their pixels'}; val_loss of "
+        f"{min(len(val), VAL_ROWS):,} images at times spread evenly; images {train.sha256}, "
+        f"compared with {val.sha256}; seed {settings.seed}.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
