@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-
 from genkit import charlm, decoding, reading, search
 from genkit.beams import beam
 from genkit.language import DEFAULT, LanguageModel, load
 from genkit.options import BEAMS, DRAWS, LOAD, Options, beam_options, read_options
+from genkit.seeds import row_seeds
 
 __all__ = ["Generation", "LanguageModel", "Piece", "generate", "load", "stream", "trace_beams"]
 
@@ -178,7 +176,8 @@ def _prepare(
         raise ValueError("prompt: an empty list; give at least one text")
     loading = {name: value for name, value in given.items() if name in LOAD}
     options = read_options({name: value for name, value in given.items() if name not in LOAD})
-    seeds = _row_seeds(options.seed, len(prompts)) if options.strategy in DRAWS else None
+    drawn = options.strategy in DRAWS
+    seeds = tuple(row_seeds(options.seed, len(prompts), "a prompt")) if drawn else None
     if not isinstance(model, LanguageModel):
         model = load(model, **loading)
     else:
@@ -199,20 +198,6 @@ def _prepare(
         )
     _check_speculation(model, draft, options.lookup)
     return _Task(model, prompts, rows, prefix, seeds, options, draft)
-
-
-def _row_seeds(seed: Any, rows: int) -> tuple[int, ...]:
-    if seed is None:
-        seed = secrets.randbits(31)
-    one = isinstance(seed, int | np.integer)
-    if not one and np.ndim(seed) != 1:
-        raise ValueError(f"seed must be a whole number, or one a prompt, got {seed!r}")
-    seeds = tuple(int(seed) + i for i in range(rows)) if one else tuple(int(s) for s in seed)
-    if len(seeds) != rows:
-        raise ValueError(f"seed: {len(seeds)} seeds for {rows} prompts; give one each, or a number")
-    if any(s < 0 for s in seeds):
-        raise ValueError(f"seed must be 0 or more, got {min(seeds)}")
-    return seeds
 
 
 def _check_speculation(

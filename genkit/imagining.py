@@ -112,7 +112,7 @@ def imagine(  # type: ignore[misc]  # the options of the two above are those of 
             with the value it got.
     """
     prompts = _prompts(prompt)
-    seeds = row_seeds(seed, len(prompts), "prompt")
+    seeds = row_seeds(seed, len(prompts), "a prompt")
     source = text2image.find(str(model), revision, trust_remote_code)
     options = _options(source, negative, steps, guidance, size)
     pipeline = text2image.load(source, trust_remote_code)

@@ -112,7 +112,7 @@ def sample(
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
-    seeds = row_seeds(seed, int(n), "image")
+    seeds = row_seeds(seed, int(n), "an image")
     pipeline = load(str(model), revision)
     labels = _labels(label, int(n), pipelines.count_classes(pipeline))
     how = find(pipeline, steps, scheduler, guidance, dtype, compile)

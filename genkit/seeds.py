@@ -16,7 +16,7 @@ def row_seeds(seed: Any, rows: int, what: str) -> list[int]:
     Args:
         seed: a whole number, one a row, or None.
         rows: how many.
-        what: a row is, for the message.
+        what: a row is, for the message: "an image".
 
     Raises:
         ValueError: there are too few or too many, or they are no seeds.
@@ -25,9 +25,11 @@ def row_seeds(seed: Any, rows: int, what: str) -> list[int]:
     if is_whole(given):
         given = [int(given) + i for i in range(rows)]
     if isinstance(given, str) or np.ndim(given) != 1 or not all(map(is_whole, given)):
-        raise ValueError(f"seed must be a whole number, or one for each {what}, got {seed!r:.80}")
+        raise ValueError(f"seed must be a whole number, or one {what}, got {seed!r:.80}")
     if len(given) != rows:
-        raise ValueError(f"seed: {len(given)} seeds for {rows} {what}s; give one each, or a number")
+        raise ValueError(
+            f"seed: {len(given)} seeds for {rows} {what.split()[-1]}s; give one each, or a number"
+        )
     if min(given) < 0 or max(given) >= LIMIT:
         raise ValueError(f"seed must be 0 or more and less than 2^63, got {seed!r:.80}")
     return [int(own) for own in given]
