@@ -42,7 +42,7 @@ def main() -> None:
     extractor = load_extractor(arguments.extractor)
     judge = Bench(arguments.model, train, extractor, look_once(train, extractor), arguments.dtype)
     curves: dict[str, list[tuple[int, float]]] = {}
-    for name in arguments.samplers or fitting(judge.scheduler):
+    for name in arguments.samplers or diffusion.fitting(judge.scheduler):
         for asked in arguments.evaluations:
             steps = (asked + 1) // 2 if name == "heun" else asked
             point = judge.distance(name, steps, arguments.count)
@@ -73,13 +73,6 @@ class Bench:
         )
         seen = look(as_images(drawn.images, None, []), self.extractor)
         return drawn.evaluations, frechet_distance(self.real.features, seen.features)
-
-
-def fitting(scheduler: object) -> list[str]:
-    objective = diffusion.objective_of(scheduler)
-    if objective == "flow":
-        return list(diffusion.FLOW_SAMPLERS)
-    return [name for name in diffusion.SAMPLERS if (name, objective) != ("heun", "x0")]
 
 
 def compare(judge: Bench, curves: dict[str, list[tuple[int, float]]], count: int) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import genkit
-from genkit import diffusion, images
+from genkit import diffusion, images, noising
 from genkit.evaluation import proportional
 from genkit.features import load_extractor, look, look_once
 from genkit.judge import as_images
@@ -79,7 +79,7 @@ def operations(pipeline: diffusion.DenoisingPipeline, batch: int) -> float:
     pixels = torch.randn(1, *pipeline.latent_shape)
     place, labels = torch.full((1,), 0.5), torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        diffusion.loss(
+        noising.loss(
             pipeline.unet, pixels, pixels, labels, 1000 * place, place, place, "epsilon"
         ).backward()
     return counter.get_total_flops() * batch

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from genkit import diffusion, mosaic, plots
-from genkit.diffusion import DenoisingPipeline, Network, Noising
+from genkit import diffusion, mosaic, noising, pipelines, plots
+from genkit.diffusion import DenoisingPipeline, Network
 from genkit.images import Images, blocks
+from genkit.noising import Noising
 from genkit.pipelines import ROWS, Whole, check_latents, look_up, whole
 
 COLUMNS = 12  # images side by side in a picture
@@ -75,17 +76,17 @@ def loss_by_time(
     objective = diffusion.objective_of(scheduler)
     generator = torch.Generator().manual_seed(seed)
     ranks = (torch.arange(len(images)) + 0.5) / len(images)
-    way, losses = diffusion.noising(scheduler, ranks), []
+    way, losses = noising.by_rank(scheduler, ranks), []
     order = torch.randperm(len(images), generator=generator).numpy()
     for which in blocks(len(images), ROWS):
         real = images.batch(order[which], pipeline.device)
         noise = torch.randn(real.shape, generator=generator).to(pipeline.device)
         labels = images.classes(order[which], pipeline.device) if pipeline.labels else None
-        part = diffusion.Noising(
+        part = Noising(
             *(each[which].to(pipeline.device) for each in (way.times, way.signal, way.grain))
         )
         told = ask(part.mix(real, noise), part.times.float(), labels).float()
-        wanted = diffusion.target(real, noise, part.signal, part.grain, objective)
+        wanted = noising.target(real, noise, part.signal, part.grain, objective)
         losses.append((told - wanted).square().mean((1, 2, 3)).cpu())
     return LossByTime(way.times.float(), torch.cat(losses), objective)
 
@@ -154,7 +155,7 @@ def strip(
     told = torch.cat([seen[time].told for time in times])
     at = place(pipeline, torch.tensor(times))
     objective = diffusion.objective_of(pipeline.scheduler)
-    clean = diffusion.clean(mixed, told, at.signal, at.grain, objective)
+    clean = noising.clean(mixed, told, at.signal, at.grain, objective)
     return Strip(mixed.cpu(), clean.cpu(), times, last.after[0].clamp(-1, 1).cpu())
 
 
@@ -192,7 +193,7 @@ def noising_strip(
     """
     _check_shown(shown)
     real = checked(pipeline, images)
-    noise = draws(pipeline, generators(seed, len(real))).cpu()
+    noise = pipelines.draw(pipeline, len(real), seed)
     flow = diffusion.objective_of(pipeline.scheduler) == "flow"
     last = pipeline.scheduler.config.num_train_timesteps - (not flow)
     times = torch.linspace(0, last, shown)
@@ -304,9 +305,9 @@ def place(pipeline: DenoisingPipeline, times: torch.Tensor) -> Noising:
     """Return where rows are at given times, (n,), also at those between the times of training."""
     scheduler, times = pipeline.scheduler, times.to(pipeline.device)
     if diffusion.objective_of(scheduler) == "flow":
-        return diffusion.at(scheduler, times.float())
+        return noising.at(scheduler, times.float())
     # samplers interpolate log(grain / signal)
-    ends = [diffusion.at(scheduler, each.long()) for each in (times.floor(), times.ceil())]
+    ends = [noising.at(scheduler, each.long()) for each in (times.floor(), times.ceil())]
     low, high = (2 * (end.grain / end.signal.clamp(min=1e-6)).log() for end in ends)
     log_ratio = torch.lerp(low, high, (times - times.floor()).to(low.dtype))
     return Noising(times, (-log_ratio).sigmoid().sqrt(), log_ratio.sigmoid().sqrt())
@@ -337,7 +338,7 @@ def split(
     objective = diffusion.objective_of(pipeline.scheduler)
     signal, grain = way.signal[level : level + 1], way.grain[level : level + 1]
     told = pipeline.tell(x, way.times[level].float().expand(len(x)), labels)
-    image = diffusion.clean(x, told, signal, grain, objective)
+    image = noising.clean(x, told, signal, grain, objective)
     if objective == "epsilon":
         return image, told
     if objective == "v":

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from genkit import mosaic
 from genkit.denoising import COLUMNS, checked, classes, draws, generators, levels, split
-from genkit.diffusion import DenoisingPipeline, Noising
+from genkit.diffusion import DenoisingPipeline
 from genkit.images import Images, blocks
+from genkit.noising import Noising
 from genkit.pipelines import ROWS, Whole
 
 JUMPS = 25  # on the way, as in the paper, where a jump goes over 10 of 250 steps

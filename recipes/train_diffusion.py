@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
-from genkit import data, denoising, diffusion, hub, images, launch, mosaic, quick, sampling
+from genkit import data, denoising, diffusion, hub, images, launch, mosaic, noising, quick, sampling
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional
 from genkit.images import Images
@@ -141,7 +141,7 @@ def main() -> None:
         network = make(settings, train, run.device.type)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.lower(
-            partial(diffusion.loss, objective=settings.objective, min_snr=settings.min_snr)
+            partial(noising.loss, objective=settings.objective, min_snr=settings.min_snr)
         )
         look_up = partial(batch, run, settings, scheduler, train, order)
         run.say(
@@ -204,12 +204,12 @@ def batch(
     generator = torch.Generator().manual_seed(int(words[0]))
     noise = torch.randn(run.batch_size, *train.size, generator=generator)[places]
     shuffled = torch.randperm(run.batch_size, generator=generator)
-    ranks = diffusion.spread_ranks(shuffled, torch.rand(1, generator=generator))[places]
+    ranks = noising.spread_ranks(shuffled, torch.rand(1, generator=generator))[places]
     dropped = torch.rand(run.batch_size, generator=generator)[places] < settings.label_drop
     labels = None
     if settings.conditional:
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
-    way = diffusion.noising(scheduler, ranks)
+    way = noising.by_rank(scheduler, ranks)
     images = train.batch(which, run.device)
     told = (part.to(run.device) for part in (way.times, way.signal, way.grain))
     return images, noise.to(run.device), labels, *told

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from genkit import data, diffusion, images
+from genkit import data, diffusion, images, noising
 from genkit.settings import parse
 from genkit.training import Run
 
@@ -50,9 +50,7 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
     network = recipe.make(settings, train, "cpu")
     model = run.network("model", network, [])
-    loss = run.lower(
-        partial(diffusion.loss, objective=settings.objective, min_snr=settings.min_snr)
-    )
+    loss = run.lower(partial(noising.loss, objective=settings.objective, min_snr=settings.min_snr))
     run.progress.step = 3
     for rows in run.rows():
         run.backward(loss(model, *recipe.batch(run, settings, scheduler, train, order, rows)))

@@ -9,7 +9,7 @@ from diffusers import RePaintScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genkit import denoising, diffusion, inpainting, latent, pipelines
+from genkit import denoising, diffusion, inpainting, latent, noising, pipelines
 from genkit import images as image_data
 from genkit.diffusion import OBJECTIVES, DenoisingPipeline
 
@@ -62,7 +62,7 @@ class Gaussian(DenoisingPipeline):
     def tell(self, seen, times, labels):
         image, noise, at = self.parts(seen, times, labels)
         objective = diffusion.objective_of(self.scheduler)
-        return diffusion.target(image, noise, at.signal, at.grain, objective)
+        return noising.target(image, noise, at.signal, at.grain, objective)
 
     def sample(self, count: int, labels: torch.Tensor | None = None) -> torch.Tensor:
         root = self.axes * self.values.clamp(min=0).sqrt()
@@ -166,7 +166,7 @@ def test_places_between_times_lie_between_them():
     at = denoising.place(pipeline, times)
     assert (at.signal.diff() < 0).all() and (at.grain.diff() >= 0).all()
     torch.testing.assert_close(at.signal**2 + at.grain**2, torch.ones_like(at.signal))
-    whole = diffusion.at(pipeline.scheduler, torch.arange(999))
+    whole = noising.at(pipeline.scheduler, torch.arange(999))
     torch.testing.assert_close(at.signal[::4], whole.signal, atol=0, rtol=1e-4)
     torch.testing.assert_close(at.grain[::4], whole.grain, atol=0, rtol=1e-4)
 
@@ -323,7 +323,7 @@ def test_the_walk_goes_each_part_of_the_way_as_often_as_asked(steps, resample):
 @pytest.mark.parametrize("steps", [1, 30, 1000])
 def test_chains_of_noise_have_the_mixtures_of_training(objective, steps):
     way = denoising.levels(real(objective), steps)
-    way = diffusion.Noising(way.times, way.signal.double(), way.grain.double())
+    way = noising.Noising(way.times, way.signal.double(), way.grain.double())
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for low, high in {(0, 1), (0, steps), (steps // 2, steps), (steps - 1, steps)}:
         kept, added = (inpainting.noisier(x, 1 - x, way, low, high) for x in (one, zero))

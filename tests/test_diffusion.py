@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from genkit import diffusion, hub
+from genkit import diffusion, hub, noising
 from genkit.diffusion import OBJECTIVES, DenoisingPipeline
 
 KINDS = [(o, s) for o in OBJECTIVES for s in diffusion.SCHEDULES if (o, s) != ("flow", "cosine")]
@@ -105,7 +105,7 @@ def test_pictures_that_cannot_be_halved_are_refused_with_what_can(size, widths):
 def test_noise_grows_along_the_way(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
     assert diffusion.objective_of(scheduler) == objective
-    way = diffusion.noising(scheduler, even_ranks(1000))
+    way = noising.by_rank(scheduler, even_ranks(1000))
     signal, grain = way.signal.double(), way.grain.double()
     if objective == "flow":
         whole = signal + grain
@@ -114,7 +114,7 @@ def test_noise_grows_along_the_way(objective, schedule):
         assert torch.equal(way.times, torch.arange(1000))  # each once
     assert (whole - 1).abs().max() < 1e-6
     assert (grain.diff() > 0).all() and signal.min() >= 0
-    again = diffusion.at(scheduler, way.times)
+    again = noising.at(scheduler, way.times)
     for name in ("times", "signal", "grain"):
         torch.testing.assert_close(getattr(again, name), getattr(way, name), rtol=0, atol=1e-6)
 
@@ -124,10 +124,10 @@ def test_noise_grows_along_the_way(objective, schedule):
 def test_it_is_the_way_of_diffusers(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
     images, noise = normal(50, 2, 3, 4), normal(50, 2, 3, 4, seed=1)
-    way = diffusion.noising(scheduler, even_ranks(50))
+    way = noising.by_rank(scheduler, even_ranks(50))
     mixed = way.mix(images, noise)
     torch.testing.assert_close(mixed, scheduler.add_noise(images, noise, way.times))
-    found = diffusion.target(images, noise, way.signal, way.grain, objective)
+    found = noising.target(images, noise, way.signal, way.grain, objective)
     if objective == "v":
         torch.testing.assert_close(found, scheduler.get_velocity(images, noise, way.times))
     # and what is told is what its sampler takes it for
@@ -141,16 +141,16 @@ def test_a_flow_goes_the_way_of_diffusers():
     scheduler = diffusion.make_scheduler("flow")
     times = scheduler.timesteps[::20]
     images, noise = normal(len(times), 2, 3, 4), normal(len(times), 2, 3, 4, seed=1)
-    mixed = diffusion.at(scheduler, times).mix(images, noise)
+    mixed = noising.at(scheduler, times).mix(images, noise)
     torch.testing.assert_close(mixed, scheduler.scale_noise(images, times, noise))
 
 
 def test_times_of_a_flow_are_logit_normal():
-    way = diffusion.noising(diffusion.make_scheduler("flow"), even_ranks(4001))
+    way = noising.by_rank(diffusion.make_scheduler("flow"), even_ranks(4001))
     ranks = torch.special.ndtr(way.grain.double().logit())  # the distribution function
     assert (ranks - even_ranks(4001)).abs().max() < 1e-5
     torch.testing.assert_close(way.times, 1000 * way.grain)
-    ends = diffusion.noising(diffusion.make_scheduler("flow"), torch.tensor([0.0, 1 - 2**-24]))
+    ends = noising.by_rank(diffusion.make_scheduler("flow"), torch.tensor([0.0, 1 - 2**-24]))
     assert ends.grain.isfinite().all() and ends.grain[0] > 0 and ends.signal[1] > 0
 
 
@@ -159,18 +159,18 @@ def test_ranks_are_spread_evenly(count, offset, random):
     order = list(range(count))
     random.shuffle(order)
     drawn = torch.tensor([offset / 2**24])  # as torch.rand does
-    ranks = diffusion.spread_ranks(torch.tensor(order), drawn)
+    ranks = noising.spread_ranks(torch.tensor(order), drawn)
     assert ranks.min() >= 0 and ranks.max() < 1
     places = torch.tensor(order)
     assert (ranks * count - places - drawn).abs().max() < 1e-4 * max(1, count / 100)
     scheduler = diffusion.make_scheduler("epsilon")
-    assert diffusion.noising(scheduler, ranks).times.max() < diffusion.TIMES
+    assert noising.by_rank(scheduler, ranks).times.max() < diffusion.TIMES
 
 
 def test_the_largest_offset_does_not_lead_beyond_the_last_time():
-    ranks = diffusion.spread_ranks(torch.arange(256), torch.tensor([1 - 2**-24]))
+    ranks = noising.spread_ranks(torch.arange(256), torch.tensor([1 - 2**-24]))
     assert ranks.max() < 1  # although 255 + offset is 256 in float32
-    assert diffusion.noising(diffusion.make_scheduler("v"), ranks).times.max() == 999
+    assert noising.by_rank(diffusion.make_scheduler("v"), ranks).times.max() == 999
 
 
 # ---- losses
@@ -179,16 +179,16 @@ def test_the_largest_offset_does_not_lead_beyond_the_last_time():
 @pytest.mark.parametrize(("objective", "schedule"), KINDS)
 def test_what_a_network_tells_is_the_image_it_means(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
-    way = diffusion.noising(scheduler, 0.98 * even_ranks(64))  # where all is noise it is rounded
+    way = noising.by_rank(scheduler, 0.98 * even_ranks(64))  # where all is noise it is rounded
     images, noise = normal(64, 2, 3, 4).double(), normal(64, 2, 3, 4, seed=1).double()
     kept = way.signal.double()
     grain = 1 - kept if objective == "flow" else (1 - kept.square()).sqrt()
-    mixed = diffusion.Noising(way.times, kept, grain).mix(images, noise)
-    told = diffusion.target(images, noise, kept, grain, objective)
-    found = diffusion.clean(mixed, told, kept, grain, objective)
+    mixed = noising.Noising(way.times, kept, grain).mix(images, noise)
+    told = noising.target(images, noise, kept, grain, objective)
+    found = noising.clean(mixed, told, kept, grain, objective)
     torch.testing.assert_close(found, images, rtol=0, atol=1e-9)
     # an error of what is told is an error of the image
-    wrong = diffusion.clean(mixed, told + 0.1, kept, grain, objective)
+    wrong = noising.clean(mixed, told + 0.1, kept, grain, objective)
     by = {"epsilon": grain / kept, "v": grain, "x0": torch.ones(64), "flow": grain}[objective]
     torch.testing.assert_close((wrong - found).abs().amax((1, 2, 3)), 0.1 * by.double())
 
@@ -210,19 +210,19 @@ class Oracle(torch.nn.Module):
     [*((each, 0.0) for each in OBJECTIVES), *((each, 5.0) for each in diffusion.PREDICTIONS)],
 )
 def test_the_truth_costs_nothing(objective, min_snr):
-    way = diffusion.noising(diffusion.make_scheduler(objective), even_ranks(20))
+    way = noising.by_rank(diffusion.make_scheduler(objective), even_ranks(20))
     images, noise, labels = normal(20, 1, 4, 4), normal(20, 1, 4, 4, seed=1), torch.arange(20)
     parts = (images, noise, labels, way.times, way.signal, way.grain)
-    truth = diffusion.target(images, noise, way.signal, way.grain, objective)
+    truth = noising.target(images, noise, way.signal, way.grain, objective)
     oracle = Oracle(truth)
-    assert diffusion.loss(oracle, *parts, objective, min_snr).item() == 0
+    assert noising.loss(oracle, *parts, objective, min_snr).item() == 0
     torch.testing.assert_close(oracle.heard[0], way.mix(images, noise))
     assert torch.equal(oracle.heard[1], way.times) and torch.equal(oracle.heard[2], labels)
     error = torch.linspace(0.1, 2, 20)  # of each row
-    found = diffusion.loss(Oracle(truth, error[:, None, None, None]), *parts, objective, min_snr)
+    found = noising.loss(Oracle(truth, error[:, None, None, None]), *parts, objective, min_snr)
     weights = torch.ones(20)
     if min_snr:
-        weights = diffusion.weights(way.signal, way.grain, objective, min_snr)
+        weights = noising.weights(way.signal, way.grain, objective, min_snr)
     torch.testing.assert_close(found, (weights * error.square()).mean())
 
 
@@ -236,25 +236,25 @@ def test_min_snr_weights_are_the_papers(cap, log_snr):
         "v": min(snr.item(), cap) / (snr.item() + 1),
     }
     for objective, weight in wanted.items():
-        found = diffusion.weights(signal, grain, objective, cap).item()
+        found = noising.weights(signal, grain, objective, cap).item()
         assert found == pytest.approx(weight, rel=1e-6)
     # whatever the target is, an error of the image weighs the same
     mixed = signal[:, None, None, None] * normal(1, 1, 2, 2).double()
     for objective in wanted:
         truth, wrong = (
-            diffusion.clean(mixed, told * torch.ones(1, 1, 2, 2).double(), signal, grain, objective)
+            noising.clean(mixed, told * torch.ones(1, 1, 2, 2).double(), signal, grain, objective)
             for told in (0.3, 0.4)
         )
-        weight = diffusion.weights(signal, grain, objective, cap).item()
+        weight = noising.weights(signal, grain, objective, cap).item()
         wanted_loss = min(snr.item(), cap) * (wrong - truth).square().mean().item()
         assert weight * 0.1**2 == pytest.approx(wanted_loss, rel=1e-4)
 
 
 def test_weights_are_finite_where_all_is_noise():
     scheduler = diffusion.make_scheduler("v", "cosine")
-    way = diffusion.noising(scheduler, even_ranks(1000))
+    way = noising.by_rank(scheduler, even_ranks(1000))
     for objective in diffusion.PREDICTIONS:
-        found = diffusion.weights(way.signal, way.grain, objective, 5.0)
+        found = noising.weights(way.signal, way.grain, objective, 5.0)
         assert found.isfinite().all() and (found >= 0).all()
 
 
@@ -287,7 +287,7 @@ def exact_network(scheduler):
         x = seen.double()
         gain = a * SPREAD**2 / (a.square() * SPREAD**2 + b.square())
         images = MEAN + gain * (x - a * MEAN)
-        told = diffusion.target(images, (x - a * images) / b, signal, grain, objective)
+        told = noising.target(images, (x - a * images) / b, signal, grain, objective)
         return told.float()
 
     return network
