@@ -631,7 +631,7 @@ def test_any_token_can_be_drawn(name, tmp_path):
         ("temperature_series", {"temperatures": [-1.0]}, "temperatures must be above 0, got -1.0"),
         ("temperature_series", {"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
         ("temperature_series", {"max_new_tokens": 63}, "max_new_tokens: 66 tokens .* 65; give"),
-        ("temperature_series", {"seed": -1}, "seed must be 0 or more, got -1"),
+        ("temperature_series", {"seed": -1}, "seed must be 0 or more and less than 2.63, got -1"),
         ("beam_tree", {"prompt": ""}, "prompt is empty"),
         ("beam_tree", {"beams": 0}, "beams must be 1 or more, got 0"),
         ("beam_tree", {"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
