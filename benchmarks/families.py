@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 
 import genkit
-from genkit import images, mosaic, pipelines, sampling
+from genkit import images, kinds, mosaic, pipelines, sampling
 from genkit.diffusion import DenoisingPipeline
 from genkit.evaluation import proportional
 from genkit.features import Extractor, Seen, load_extractor, look, look_once
@@ -80,7 +80,7 @@ def main() -> None:
     strips = {}
     for family in arguments.families:
         folder = arguments.output / family
-        if not pipelines.is_model(folder):
+        if not kinds.is_model(folder):
             fit(family, folder, arguments)
         if not (folder / "families.json").exists():
             measure(family, folder, train, real, extractor)

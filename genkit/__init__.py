@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from genkit.explain import next_tokens as next_tokens
     from genkit.explain import temperature_series as temperature_series
     from genkit.generation import generate as generate
-    from genkit.generation import load as load
     from genkit.generation import stream as stream
+    from genkit.hub import push as push
     from genkit.imagining import imagine as imagine
+    from genkit.loading import load as load
     from genkit.metrics.perplexity import perplexity as perplexity
     from genkit.qa import answer as answer
     from genkit.rescoring import correct as correct
@@ -26,13 +27,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "generate": "genkit.generation",
     "stream": "genkit.generation",
-    "load": "genkit.generation",
+    "load": "genkit.loading",
     "next_tokens": "genkit.explain",
     "temperature_series": "genkit.explain",
     "beam_tree": "genkit.explain",
     "alternatives": "genkit.explain",
     "answer": "genkit.qa",
     "imagine": "genkit.imagining",
+    "push": "genkit.hub",
     "perplexity": "genkit.metrics.perplexity",
     "evaluate": "genkit.evaluation",
     "rescore": "genkit.rescoring",

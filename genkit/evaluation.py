@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from genkit import images as image_data
-from genkit import pipelines, sampling
+from genkit import kinds, pipelines, sampling
 from genkit.features import Extractor
 from genkit.images import Images, blocks
 from genkit.judge import GIVEN, SURE, Evaluation, Figure, Judge, Labels, as_images, named
@@ -63,7 +63,7 @@ def evaluate(
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
-    saved = isinstance(images, str | Path) and pipelines.is_model(Path(images))
+    saved = isinstance(images, str | Path) and kinds.is_model(Path(images))
     pipeline = pipelines.load(str(images), weights) if saved else None
     judge = Judge(data, extractor=extractor, train=train, real_count=real_count, k=k, seed=seed)
     if pipeline is not None:

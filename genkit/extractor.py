@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from genkit import lm, qa
+from genkit import hub, qa, safety
 from genkit.metrics import calibration, squad
 from genkit.spans import Wanted
 from genkit.squad import Example, has_impossible
@@ -41,6 +40,7 @@ from genkit.windows import NEVER, Tokens, Windows
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 1000  # the most characters that a new tokenizer knows
+HINT = "Give the folder or Hub id of an encoder in safetensors, such as BERT, RoBERTa or DistilBERT"
 AT_ONCE = 64  # windows whose spans are weighed together
 TINY = 1e-45  # the least probability above 0, in float32
 
@@ -48,13 +48,18 @@ TINY = 1e-45  # the least probability above 0, in float32
 # The model to start from
 
 
-def load(folder: str) -> tuple[PreTrainedModel, Any]:
+def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
     """Load an encoder to train, in float32, and its tokenizer; its head is new if it has none.
+
+    Args:
+        name: folder or Hub id.
+        revision: a branch, tag or commit on the Hub.
 
     Raises:
         ValueError: there is no such model, or it cannot learn to answer questions.
     """
-    lm.check_shards(Path(folder))
+    folder = hub.fetch(name, revision, argument="init_from", hint=HINT)
+    safety.check(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of the new head
     try:
@@ -63,20 +68,17 @@ def load(folder: str) -> tuple[PreTrainedModel, Any]:
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"init_from: cannot load {folder!r}: {error} Give the folder or the Hub id of an "
-            "encoder in safetensors, such as BERT, RoBERTa or DistilBERT"
-        ) from error
+        raise ValueError(f"init_from: cannot load {name!r}: {error} {HINT}") from error
     finally:
         logging.set_verbosity(verbosity)
     lacking = [name for name in told["missing_keys"] if name.startswith(model.base_model_prefix)]
     if lacking:
-        raise ValueError(f"init_from: the weights in {folder!r} lack {sorted(lacking)}")
-    qa.check_tokenizer(tokenizer, folder)
-    reader = qa.Reader(model, tokenizer, folder)
+        raise ValueError(f"init_from: the weights in {name!r} lack {sorted(lacking)}")
+    qa.check_tokenizer(tokenizer, name)
+    reader = qa.Reader(model, tokenizer, name)
     if not reader.has_null:
         raise ValueError(
-            f"init_from: the tokenizer in {folder!r} puts no [CLS] before a question, which "
+            f"init_from: the tokenizer in {name!r} puts no [CLS] before a question, which "
             "stands for no answer; choose another model"
         )
     known = inspect.signature(model.forward).parameters

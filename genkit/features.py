@@ -24,11 +24,16 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
+from genkit import hub, safety
 from genkit.encoding import cache_folder, written_whole
 from genkit.images import Images, blocks
-from genkit.lm import check_shards, weights_hash
+from genkit.lm import weights_hash
 
 INCEPTION = "inception"
+HINT = (
+    "Give the folder or the Hub id of an image classifier in safetensors with its "
+    f"preprocessor_config.json, or {INCEPTION!r}"
+)
 VERSION = 1  # of the cache: raised when what an extractor sees changes
 PIXELS = 16  # the longest side of what `Pixels` sees
 BATCH, VALUES = 256, 1 << 21  # images at once, and the most values of theirs
@@ -172,11 +177,12 @@ class Pixels:
 Extractor = Classifier | Inception | Pixels
 
 
-def load_extractor(name: str | Path) -> Extractor:
+def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
     """Load what a judge looks through, onto the GPU if there is one.
 
     Args:
         name: folder or Hub id of an image classifier in safetensors, or "inception".
+        revision: a branch, tag or commit on the Hub.
 
     Raises:
         ValueError: there is no such classifier, or it lacks something.
@@ -184,8 +190,8 @@ def load_extractor(name: str | Path) -> Extractor:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == INCEPTION:
         return Inception(device)
-    folder = str(name)
-    check_shards(Path(folder))
+    folder = hub.fetch(name, revision, argument="extractor", hint=HINT)
+    safety.check(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of a new head, which is refused
     try:
@@ -198,18 +204,15 @@ def load_extractor(name: str | Path) -> Extractor:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"extractor: cannot load {folder!r}: {error} Give the folder or the Hub id of an image "
-            f"classifier in safetensors with its preprocessor_config.json, or {INCEPTION!r}"
-        ) from error
+        raise ValueError(f"extractor: cannot load {str(name)!r}: {error} {HINT}") from error
     finally:
         logging.set_verbosity(verbosity)
     if told["missing_keys"]:
         raise ValueError(
-            f"extractor: the weights in {folder!r} lack {sorted(told['missing_keys'])}; give a "
+            f"extractor: the weights in {str(name)!r} lack {sorted(told['missing_keys'])}; give a "
             "trained classifier"
         )
-    return Classifier(model.eval().to(device), preprocessing, folder)
+    return Classifier(model.eval().to(device), preprocessing, str(name))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,11 +16,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from genkit import charlm, launch, lm
+from genkit import charlm, hub, launch, safety
 from genkit.reading import takes_trees
 from genkit.stepping import Stepper
 
-DEFAULT, REVISION = "gpt2", "6c0e608"
+DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+HINT = (
+    "Train one with `accelerate launch recipes/train_charlm.py --output_dir NAME`, or give the "
+    "folder or the Hub id of a language model in safetensors"
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -84,11 +88,11 @@ def load(
     """
     check_precision(dtype, quantize)
     check_compiler(compile)
-    name, folder = str(model), Path(model)
+    name = str(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
-    lm.check_shards(folder)
-    language = _load(name, stamp(folder), revision, dtype, quantize, compile, trust_remote_code)
+    folder = hub.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    language = _load(name, folder, stamp(folder), dtype, quantize, compile, trust_remote_code)
     if compile and not takes_trees(language.model):
         raise ValueError(f"compile=True is for decoders with full attention, which {name!r} is not")
     return language
@@ -139,25 +143,22 @@ def place(dtype: str | None) -> tuple[str, torch.dtype]:
 @torch.inference_mode(False)
 def _load(
     name: str,
+    folder: Path,
     stamp: int,
-    revision: str | None,
     dtype: str | None,
     quantize: str | None,
     compile: bool | None,
     trust_remote_code: bool,
 ) -> LanguageModel:
     device, kept = place(dtype)
-    options = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+    options = {"trust_remote_code": trust_remote_code}
+    safety.check(folder)
     try:
-        config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(name, use_safetensors=True, dtype=kept, **options)
+        model = auto.from_pretrained(folder, use_safetensors=True, dtype=kept, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model: cannot load {name!r}, neither from a folder nor from the Hub or its cache: "
-            f"{error} Train one with `accelerate launch recipes/train_charlm.py --output_dir "
-            "NAME`, or give the folder or the Hub id of a language model in safetensors"
-        ) from error
+        raise ValueError(f"model: cannot load {name!r}: {error} {HINT}") from error
     precision = quantize or dtype or "float32"
     return LanguageModel(model.to(device).eval(), tokenizer, name, precision, compile)

@@ -21,6 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from genkit import hub, safety
+
+HINT = "Give the folder or the Hub id of a causal language model in safetensors"
 LOGITS = 1 << 26  # at once in an evaluation: a quarter of a gigabyte
 
 
@@ -117,37 +120,31 @@ def _window_batches(
         yield part[None, :-1], part[None, 1:]
 
 
-def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load a causal language model to train: its weights in float32, and its tokenizer.
+
+    Args:
+        name: folder or Hub id.
+        revision: a branch, tag or commit on the Hub.
 
     Raises:
         ValueError: there is no such model, or it lacks what training needs.
     """
-    check_shards(Path(folder))
+    folder = hub.fetch(name, revision, argument="init_from", hint=HINT)
+    safety.check(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"init_from: cannot load {folder!r}: {error} Give the folder or the Hub id of a causal "
-            "language model in safetensors"
-        ) from error
+        raise ValueError(f"init_from: cannot load {name!r}: {error} {HINT}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ValueError(
-            f"init_from: the tokenizer in {folder!r} is a slow one, or has no token for the end "
+            f"init_from: the tokenizer in {name!r} is a slow one, or has no token for the end "
             "of a text; choose another model"
         )
     return model, tokenizer
-
-
-def check_shards(folder: Path) -> None:
-    """Refuse a shard index that points outside its folder: transformers joins it unchecked."""
-    for index in folder.glob("*.index.json"):
-        for shard in json.loads(index.read_text())["weight_map"].values():
-            if Path(shard).name != shard:
-                raise ValueError(f"model: {index} names a shard outside its folder: {shard!r}")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

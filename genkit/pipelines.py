@@ -7,18 +7,15 @@ lies on the CPU.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
-from genkit import autoencoder, diffusion, gan, pixel_lm
+from genkit import autoencoder, diffusion, gan, kinds, pixel_lm, safety
 from genkit.images import Images, blocks
 
 ROWS = 64  # images that a model sees at a time
@@ -57,45 +54,10 @@ Pipeline = (
     | diffusion.DenoisingPipeline
     | pixel_lm.PixelPipeline
 )
-FILES = ["*.json", "*.safetensors"]  # that a model is made of
 RECIPES = (
     "train_autoencoder.py, train_vae.py, train_vaegan.py, train_gan.py, train_diffusion.py and "
     "train_pixels.py"
 )
-
-
-def fetch(model: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of a model, fetched from the Hub if there is no such folder here.
-
-    Args:
-        model: folder or Hub id.
-        revision: a branch, tag or commit on the Hub.
-
-    Raises:
-        ValueError: there is none.
-    """
-    folder = Path(model)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision: {revision!r} is of a model on the Hub, not of a folder")
-        return folder
-    try:
-        return _snapshot(str(model), revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model: {str(model)!r} is no folder, and the Hub gives none of that name ({error})"
-        ) from error
-
-
-@functools.cache
-def _snapshot(name: str, revision: str | None) -> Path:
-    """Fetch a model; within a process a name stands for the same commit."""
-    return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
-
-
-def is_model(folder: Path) -> bool:
-    """Tell the folder of a saved model from one of images."""
-    return any((folder / name).exists() for name in ("model_index.json", "config.json"))
 
 
 def load(folder: str | Path, weights: str | None = None) -> Pipeline:
@@ -108,24 +70,19 @@ def load(folder: str | Path, weights: str | None = None) -> Pipeline:
     Raises:
         ValueError: there is none.
     """
-    index, config = Path(folder) / "model_index.json", Path(folder) / "config.json"
-    try:
-        if not index.exists() and "pixels" in json.loads(config.read_text(encoding="utf-8")):
-            return pixel_lm.load(folder)
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"model: {str(folder)!r} holds no image model ({error}); give the folder of one that "
-            "a recipe trained"
-        ) from error
-    if name == ["autoencoder", "AutoencoderPipeline"]:
+    safety.check(Path(folder))
+    kind = kinds.kind_of(Path(folder))
+    if kind == kinds.PIXELS:
+        return pixel_lm.load(folder)
+    if kind == kinds.AUTOENCODER:
         return autoencoder.load(folder)
-    if name == ["gan", "GANPipeline"]:
+    if kind == kinds.GAN:
         return gan.load(folder, weights or "averaged")
-    if name in ("DDPMPipeline", ["diffusion", "DenoisingPipeline"]):
+    if kind == kinds.DIFFUSION:
         return diffusion.load(folder)
     raise ValueError(
-        f"model: {str(folder)!r} holds a {name}; those of the recipes {RECIPES} are known"
+        f"model: {str(folder)!r} holds a model of the kind {kind}; image models of the recipes "
+        f"{RECIPES} are known"
     )
 
 

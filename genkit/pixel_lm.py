@@ -355,7 +355,6 @@ def load(folder: str | Path) -> PixelPipeline:
         ValueError: there is none.
     """
     try:
-        lm.check_shards(Path(folder))
         _check_config(Path(folder) / "config.json")
         model, told = LlamaForCausalLM.from_pretrained(
             str(folder),

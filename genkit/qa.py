@@ -17,12 +17,19 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
 
-from genkit import language, lm, marking
+from genkit import hub, language, marking, safety
 from genkit.encoder import Encoder
 from genkit.spans import Span, Wanted, answers, null_probability
 from genkit.windows import Windows, takes_types, template
 
-DEFAULT, REVISION = "distilbert/distilbert-base-cased-distilled-squad", "626af31"
+DEFAULT, REVISION = (
+    "distilbert/distilbert-base-cased-distilled-squad",
+    "564e9b582944a57a3e586bbb98fd6f0a4118db7f",
+)
+HINT = (
+    "Train one with `accelerate launch recipes/train_qa.py`, or give the folder or Hub id of an "
+    "encoder for question answering in safetensors"
+)
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
 HUGE = 700.0  # odds whose exponential is still a float
 BATCH = {"cpu": 1024, "cuda": 1 << 15}  # tokens at once
@@ -158,39 +165,35 @@ def load(
     """
     language.check_precision(dtype, quantize)
     language.check_compiler(compile)
-    name, folder = str(model), Path(model)
+    name = str(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
-    lm.check_shards(folder)
-    return _load(
-        name, language.stamp(folder), revision, dtype, quantize, compile, trust_remote_code
-    )
+    folder = hub.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    stamp = language.stamp(folder)
+    return _load(name, folder, stamp, dtype, quantize, compile, trust_remote_code)
 
 
 @functools.lru_cache(maxsize=4)
 @torch.inference_mode(False)
 def _load(
     name: str,
+    folder: Path,
     stamp: int,
-    revision: str | None,
     dtype: str | None,
     quantize: str | None,
     compile: bool | None,
     trust_remote_code: bool,
 ) -> Reader:
     device, kept = language.place(dtype)
-    options = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+    options = {"trust_remote_code": trust_remote_code}
+    safety.check(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model, told = AutoModelForQuestionAnswering.from_pretrained(
-            name, use_safetensors=True, dtype=kept, output_loading_info=True, **options
+            folder, use_safetensors=True, dtype=kept, output_loading_info=True, **options
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model: cannot load {name!r}, neither from a folder nor from the Hub or its cache: "
-            f"{error} Train one with `accelerate launch recipes/train_qa.py`, or give the folder "
-            "or the Hub id of an encoder for question answering in safetensors"
-        ) from error
+        raise ValueError(f"model: cannot load {name!r}: {error} {HINT}") from error
     if told["missing_keys"]:
         raise ValueError(
             f"model: {name!r} has no trained span head: it lacks {min(told['missing_keys'])}; give "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genkit import diffusion, launch, mosaic, pipelines, quick
+from genkit import diffusion, hub, launch, mosaic, pipelines, quick
 from genkit.diffusion import DenoisingPipeline
 from genkit.images import blocks
 from genkit.pipelines import Encoder
@@ -156,7 +156,7 @@ def load(model: str, revision: str | None = None) -> Any:
     Raises:
         ValueError: there is none, or its files are not such as can be trusted.
     """
-    folder = pipelines.fetch(model, revision).resolve()
+    folder = hub.fetch(model, revision).resolve()
     files = [file for pattern in MODEL for file in folder.glob(pattern)]
     return _load(folder, max((file.stat().st_mtime_ns for file in files), default=0))
 

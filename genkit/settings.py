@@ -17,7 +17,10 @@ from genkit.folder import RUN_FILE
 
 UNSET = object()  # what the command line did not say
 TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run")  # of one start, not of the run
-HARMLESS = (*TRANSIENT, "save_minutes", "save_steps", "keep_checkpoints", "report_to")
+HARMLESS = (
+    *TRANSIENT, "save_minutes", "save_steps", "keep_checkpoints", "report_to",
+    "license", "push_to_hub", "push_private", "push_often",
+)  # fmt: skip
 
 
 def setting(default: Any, help: str) -> Any:
@@ -57,6 +60,10 @@ class RunSettings:
     save_minutes: float = setting(0.5, "minutes between checkpoints")
     save_steps: int | None = setting(None, "steps between checkpoints")
     keep_checkpoints: int = setting(2, "checkpoints to keep")
+    license: str | None = setting(None, "of the model, for its card: the Hub's name, such as mit")
+    push_to_hub: str | None = setting(None, "push the model to this repository, at the end")
+    push_private: bool = setting(False, "in a repository that nobody else sees, if it is new")
+    push_often: bool = setting(False, "push every model that is the best so far, in the background")
     report_to: str | None = setting(None, "a tracker: tensorboard, trackio or wandb")
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "muon")

@@ -21,7 +21,6 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import (
     FeatureExtractionMixin,
@@ -31,10 +30,11 @@ from transformers import (
     ProcessorMixin,
 )
 
-from genkit import lm
+from genkit import hub, safety
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+HINT = "Give the folder or the Hub id of a text-to-image pipeline in safetensors"
 ROOM = 0.8  # of a memory that may be taken at once: there is more to keep than what is counted
 FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)  # of files
 DECODING = 6 << 10  # bytes a pixel that a decoder takes in 32 bits, at its widest
@@ -115,12 +115,9 @@ def find(model: str, revision: str | None = None, trust_remote_code: bool = Fals
     Raises:
         ValueError: there is none, it draws no pictures from words, or its files cannot be trusted.
     """
-    folder = Path(model)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision={revision!r} is for the Hub; {model!r} is a folder")
-    else:
-        folder = _fetch(model, revision or (REVISION if model == DEFAULT else None))
+    if revision is None and model == DEFAULT and not Path(model).is_dir():
+        revision = REVISION
+    folder = hub.fetch_settings(model, revision, hint=HINT)
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         name = index["_class_name"]
@@ -137,25 +134,12 @@ def find(model: str, revision: str | None = None, trust_remote_code: bool = Fals
             f"model: {model!r} is a {name}, which is none of diffusers' text-to-image pipelines; "
             "give one of them, such as a StableDiffusionPipeline"
         )
-    _check_files(folder)
+    safety.check(folder)
     for part, kind in parts.items():
-        lm.check_shards(folder / part)
         if not trust_remote_code:
             _check_kind(model, part, kind)
     absent = tuple(part for part, kind in index.items() if kind == [None, None])
     return Source(model, folder, pipeline, settings, absent)
-
-
-@functools.cache
-def _fetch(name: str, revision: str | None) -> Path:
-    """Return the folder of a model's settings, at a commit that stays for the process."""
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns="*.json"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model: cannot find {name!r}, neither as a folder nor on the Hub or in its cache: "
-            f"{error} Give the folder or the Hub id of a text-to-image pipeline in safetensors"
-        ) from error
 
 
 def _is_kind(value: Any) -> bool:
@@ -168,16 +152,6 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text(encoding="utf-8")))
     return {}
-
-
-def _check_files(folder: Path) -> None:
-    """Refuse links that lead out of the folder, but to the Hub cache's own, and adapters."""
-    homes = (folder.resolve(), folder.resolve().parent.parent / "blobs")
-    for file in (*folder.glob("*"), *folder.glob("*/*")):
-        if file.is_symlink() and not any(file.resolve().is_relative_to(home) for home in homes):
-            raise ValueError(f"model: {file} is a link that leads out of its folder; copy the file")
-        if file.name == "adapter_config.json":
-            raise ValueError(f"model: {file} leads to weights elsewhere; merge the adapter first")
 
 
 def _check_kind(model: str, part: str, kind: list[str]) -> None:
@@ -290,10 +264,7 @@ def _load(source: Source, stamp: int, trust_remote_code: bool) -> DiffusionPipel
                 source.folder, dtype=placement.dtype, **options, **dict.fromkeys(source.absent)
             )
     except (*FAULTS, SafetensorError) as error:
-        raise ValueError(
-            f"model: cannot load {source.name!r}: {error} Give the folder or the Hub id of a "
-            "text-to-image pipeline in safetensors"
-        ) from error
+        raise ValueError(f"model: cannot load {source.name!r}: {error} {HINT}") from error
     pipeline.set_progress_bar_config(desc="denoising", unit=" steps", delay=2, leave=False)
     if placement.offload:
         pipeline.enable_model_cpu_offload()

@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 from transformers import PreTrainedModel
 
-from genkit import data, encoding, generation, hub, launch, lm, lora, reading
+from genkit import card, data, encoding, generation, launch, lm, lora, reading
 from genkit.cli import clean_errors
 from genkit.language import DEFAULT, REVISION
 from genkit.optim import optimizers
@@ -86,7 +85,7 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            network, tokenizer = lm.load(find(settings.init_from, settings.init_revision))
+            network, tokenizer = lm.load(settings.init_from, settings.init_revision)
             settings.context = choose_context(settings, network)
             parts = encoding.split(
                 settings.text, settings.text_column, settings.val_text, settings.val_fraction
@@ -123,21 +122,6 @@ def main() -> None:
                 with run.clock.paused():
                     judge(run, settings, corpus)
         run.say(f"the best model is in {run.folder.path}")
-
-
-def find(name: str, revision: str) -> str:
-    """Return the folder of a model, which is brought from the Hub if need be."""
-    if Path(name).is_dir():
-        return name
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"init_from: {name!r} is no folder, and cannot be had from the Hub at revision "
-            f"{revision!r}: {error}. Give the folder of a causal language model, or connect to "
-            "the Hub once; what was downloaded is kept"
-        ) from error
 
 
 def choose_context(settings: Settings, network: PreTrainedModel) -> int:
@@ -200,10 +184,10 @@ def write_samples(run: Run, corpus: encoding.Corpus, language: generation.Langua
 
 USAGE = """
 from transformers import pipeline
-print(pipeline("text-generation", "{folder}")("The"))
+print(pipeline("text-generation", model)("The"))
 
 import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate("The", model="{folder}", seed=1))
+print(genkit.generate("The", model=model, seed=1))
 """
 
 
@@ -225,19 +209,22 @@ def save(
     method = (
         f"adapters of rank {settings.lora_rank}, merged" if settings.lora_rank else "all weights"
     )
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title=f"{Path(settings.init_from).name}, fine-tuned",
         task="text-generation",
         about=f"{settings.init_from}, {network.num_parameters():,} parameters, fine-tuned "
         f"({method}) on {len(corpus.train):,} tokens of {settings.text} for "
         f"{run.progress.step:,} steps.",
-        usage=USAGE.format(folder=run.folder.path),
+        usage=USAGE,
         figures={f"{name}, before": before[name] for name in judged} | judged,
         protocol=f"Mean over all {len(corpus.val):,} tokens of the validation text, in order, "
         f"in windows of {settings.context} that do not overlap; {weights} weights, float32; data "
         f"{corpus.facts}; seed {settings.seed}.",
+        data=settings.text,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit import autoencoder, data, hub, images, latent, launch, mosaic
+from genkit import autoencoder, card, data, hub, images, latent, launch, mosaic
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -268,11 +268,12 @@ USAGE = """
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
-pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
 
-from genkit import autoencoder, images
+import genkit
+from genkit import images
 
-pipeline = autoencoder.load("{folder}")  # the same, without running that code
+pipeline = genkit.load(model)  # the same, without running that code
 some = images.load("{images}"{options}).batch([0, 1, 2])  # in [-1, 1]
 latents = pipeline.encode(some)
 again = pipeline.decode(latents)
@@ -300,23 +301,24 @@ def save(
     unit = "nats" if settings.likelihood == "bernoulli" else "squared error in [-1, 1]"
     told = f" plus {settings.head_weight:g} times the nats of a class" * bool(settings.head_weight)
     noise = f"{settings.noise} noise of {settings.amount:g}" if settings.noise else "no noise"
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="An autoencoder of images",
         task="unconditional-image-generation",
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} for {run.progress.step:,} steps{', inverted' * settings.invert}.",
-        usage=USAGE.format(
-            folder=run.folder.path, images=settings.images, options="".join(options)
-        ),
+        usage=USAGE.format(images=settings.images, options="".join(options)),
         figures=judged,
         protocol=f"Over all {len(val):,} validation images: mse is a pixel's squared error in "
         f"[0, 1], val_loss a pixel's {unit}{told}, accuracy the share of classes told rightly; "
         f"with {noise}; {weights} weights, float32; images {train.sha256}, validation "
         f"{val.sha256}; seed {settings.seed}. Samples come from a Gaussian that was fitted to the "
         f"latents of {len(some):,} training images.",
+        data=settings.images,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

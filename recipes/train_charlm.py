@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genkit import charlm, data, generation, hub, launch, lm, reading
+from genkit import card, charlm, data, generation, launch, lm, reading
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -189,10 +189,10 @@ def write_samples(run: Run, corpus: charlm.Corpus, language: generation.Language
 
 USAGE = """
 from transformers import pipeline
-print(pipeline("text-generation", "{folder}")("The "))
+print(pipeline("text-generation", model)("The "))
 
 import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate("The ", model="{folder}", seed=1))
+print(genkit.generate("The ", model=model, seed=1))
 """
 
 
@@ -204,18 +204,21 @@ def save(
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
     network.save_pretrained(folder)
     charlm.save_tokenizer(corpus.tokenizer, folder)
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A character language model",
         task="text-generation",
         about=f"{network.num_parameters():,} parameters, trained on {len(corpus.train):,} "
         f"characters of {settings.text} for {run.progress.step:,} steps.",
-        usage=USAGE.format(folder=run.folder.path),
+        usage=USAGE,
         figures=judged,
         protocol=f"Mean over all {len(corpus.val):,} characters of the validation text, in order, "
         f"in windows of {network.config.max_position_embeddings} that do not overlap; {weights} "
         f"weights, float32; data {corpus.facts}; seed {settings.seed}.",
+        data=settings.text,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import accelerate
 import numpy as np
 import torch
 
-from genkit import classifier, data, hub, images, launch, plots
+from genkit import card, classifier, data, images, launch, plots
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -219,7 +219,7 @@ USAGE = """
 from PIL import Image
 from transformers import pipeline
 
-print(pipeline("image-classification", "{folder}")(Image.open("picture.png")))
+print(pipeline("image-classification", model)(Image.open("picture.png")))
 """
 
 
@@ -234,19 +234,22 @@ def save(
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
     classifier.save(network, train.size, folder)
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A classifier of images",
         task="image-classification",
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} in {len(train.names)} classes for {run.progress.step:,} steps.",
-        usage=USAGE.format(folder=run.folder.path),
+        usage=USAGE,
         figures=judged,
         protocol=f"All {len(val):,} validation images, seen once and unshifted: the share whose "
         "likeliest class is right, and the mean cross-entropy in nats; "
         f"{weights} weights, float32; images {train.sha256}, validation {val.sha256}; seed "
         f"{settings.seed}.",
+        data=settings.images,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,19 @@ import numpy as np
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
-from genkit import data, denoising, diffusion, hub, images, launch, mosaic, noising, quick, sampling
+from genkit import (
+    card,
+    data,
+    denoising,
+    diffusion,
+    hub,
+    images,
+    launch,
+    mosaic,
+    noising,
+    quick,
+    sampling,
+)
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional
 from genkit.images import Images
@@ -271,37 +283,37 @@ def draw(
 USAGE = """
 from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
 
-pipeline = DDPMPipeline.from_pretrained("{folder}")
+pipeline = DDPMPipeline.from_pretrained(model)
 pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
 pipeline(4, num_inference_steps=20).images[0].save("sample.png")
 
 import genkit
 
-genkit.sample("{folder}", 64, seed=0).save_grid("samples.png")  # a seed an image
+genkit.sample(model, 64, seed=0).save_grid("samples.png")  # a seed an image
 """
 FLOW_USAGE = """
 from diffusers import DDPMPipeline
 
-pipeline = DDPMPipeline.from_pretrained("{folder}")
+pipeline = DDPMPipeline.from_pretrained(model)
 pipeline(4, num_inference_steps=50).images[0].save("sample.png")
 
 import genkit
 
-genkit.sample("{folder}", 64, seed=0).save_grid("samples.png")  # a seed an image
+genkit.sample(model, 64, seed=0).save_grid("samples.png")  # a seed an image
 """
 TOLD_USAGE = """
 import torch
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
-pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
 seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
 pipeline(4, seeds, labels={labels}, guidance=1.5).images[0].save("sample.png")
 
 import genkit
 
 # without that code
-genkit.sample("{folder}", 4, label={labels}, seed=0).save_grid("samples.png")
+genkit.sample(model, 4, label={labels}, seed=0).save_grid("samples.png")
 """
 
 
@@ -325,23 +337,24 @@ def save(
     shown = run.progress.step * run.batch_size
     weights = "averaged" if settings.ema else "raw"
     precision = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A diffusion model of images",
         task="unconditional-image-generation",
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, objective {settings.objective}, trained "
         f"on {len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
-        usage=usage.format(
-            folder=run.folder.path, labels=[i % max(1, len(train.names)) for i in range(4)]
-        ),
+        usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
         figures=judged,
         protocol=f"{settings.judged:,} images of the seeds 0 and up by {settings.judged_steps} "
         f"steps of {'heun' if settings.objective == 'flow' else 'dpm++'}, {weights} weights, "
         f"{precision}, seen by {settings.extractor or 'their pixels'}; val_loss of "
         f"{min(len(val), VAL_ROWS):,} images at times spread evenly; images {train.sha256}, "
         f"compared with {val.sha256}; seed {settings.seed}.",
+        data=settings.images,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

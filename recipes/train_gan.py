@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from genkit import adversarial, data, gan, hub, images, launch, mosaic, plots
+from genkit import adversarial, card, data, gan, hub, images, launch, mosaic, plots
 from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional, sample
@@ -403,13 +403,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
-pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
 seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
 pipeline(4, seeds{labels}).images[0].save("sample.png")
 
-from genkit import gan
+import genkit
 
-pipeline = gan.load("{folder}")  # the same, without running that code
+pipeline = genkit.load(model)  # the same, without running that code
 """
 
 
@@ -428,19 +428,22 @@ def save(
     shown = run.progress.step * seen(settings)
     told = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
     weights = "averaged" if settings.ema else "raw"
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A generative adversarial network of images",
         task="unconditional-image-generation",
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, preset {settings.preset}, trained on "
         f"{len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
-        usage=USAGE.format(folder=run.folder.path, labels=told),
+        usage=USAGE.format(labels=told),
         figures=judged,
         protocol=f"{settings.judged:,} images of the seeds 0 and up, {weights} weights, float32, "
         f"seen by {settings.extractor or 'their pixels'}; images {train.sha256}, compared with "
         f"{val.sha256}; seed {settings.seed}.",
+        data=settings.images,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

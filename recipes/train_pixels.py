@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit import data, hub, images, launch, mosaic, pixel_lm
+from genkit import card, data, images, launch, mosaic, pixel_lm
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -208,16 +208,16 @@ def draw(run: Run, pipeline: pixel_lm.PixelPipeline, val: Images) -> None:
 
 USAGE = """
 import torch
-from genkit import pixel_lm
+import genkit
 
-pipeline = pixel_lm.load("{folder}")
+pipeline = genkit.load(model)
 seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
 pipeline(4, seeds{labels}).images[0].save("sample.png")
 
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")  # without genkit: levels as tokens
-model.generate(torch.tensor([[{start}]]))[0, 1:]
+network = AutoModelForCausalLM.from_pretrained(model)  # without genkit: levels as tokens
+network.generate(torch.tensor([[{start}]]))[0, 1:]
 """
 
 
@@ -233,20 +233,23 @@ def save(
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
     network.save_pretrained(folder)
     told = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A language model of pixels",
         task="unconditional-image-generation",
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} for {run.progress.step:,} steps.",
-        usage=USAGE.format(folder=run.folder.path, labels=told, start=settings.levels),
+        usage=USAGE.format(labels=told, start=settings.levels),
         figures=judged,
         protocol=f"Exact likelihood of {len(val):,} validation images, evenly from all, each "
         f"channel of a pixel rounded to {settings.levels} levels: nats and bits for each of "
         f"{' x '.join(map(str, train.size))} dimensions"
         f"{', given the class' if settings.conditional else ''}; {weights} weights, float32; "
         f"images {train.sha256}, validation {val.sha256}; seed {settings.seed}.",
+        data=settings.images,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from genkit import data, encoding, extractor, hub, launch, lm, plots, qa, squad
+from genkit import card, data, encoding, extractor, launch, lm, plots, qa, squad
 from genkit.cli import clean_errors
 from genkit.metrics.calibration import fit_temperature
 from genkit.optim import optimizers
@@ -174,26 +173,11 @@ def check_count(run: Run, count: int) -> None:
 def start(settings: Settings, examples: list[squad.Example]) -> tuple[PreTrainedModel, Any]:
     """Return the model to start from, and its tokenizer."""
     if not settings.from_scratch:
-        return extractor.load(find(settings.init_from, settings.init_revision))
+        return extractor.load(settings.init_from, settings.init_revision)
     positions = settings.max_seq_len or qa.MAX_SEQ_LEN
     tokenizer = extractor.make_tokenizer(examples, settings.vocab_size, positions)
     shape = settings.depth, settings.width, settings.heads
     return extractor.make_model(len(tokenizer), positions, *shape), tokenizer
-
-
-def find(name: str, revision: str) -> str:
-    """Return the folder of a model, which is brought from the Hub if need be."""
-    if Path(name).is_dir():
-        return name
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"init_from: {name!r} is no folder, and cannot be had from the Hub at revision "
-            f"{revision!r}: {error}. Give the folder of an encoder, connect to the Hub once (what "
-            "was downloaded is kept), or add --from_scratch"
-        ) from error
 
 
 def choose_size(settings: Settings, tokenizer: Any) -> tuple[int, int]:
@@ -289,11 +273,11 @@ def write_samples(run: Run, corpus: Corpus, verdict: extractor.Verdict) -> None:
 
 USAGE = """
 import genkit
-answer = genkit.answer("Who wrote it?", "It was written by Ada Lovelace.", model="{folder}")
+answer = genkit.answer("Who wrote it?", "It was written by Ada Lovelace.", model=model)
 print(answer, answer.confidence)
 
 from transformers import AutoModelForQuestionAnswering
-model = AutoModelForQuestionAnswering.from_pretrained("{folder}")
+network = AutoModelForQuestionAnswering.from_pretrained(model)
 """
 
 
@@ -307,12 +291,13 @@ def save(run: Run, settings: Settings, corpus: Corpus, judged: Judged, folder: P
     plots.reliability(verdict.confidences, verdict.right, folder / "calibration.png")
     origin = "a new encoder" if settings.from_scratch else settings.init_from
     rules = "2.0" if squad.has_impossible(corpus.val) else "1.1"
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A model that finds answers in texts",
         task="question-answering",
         about=f"{network.num_parameters():,} parameters, trained from {origin} on the questions "
         f"of {settings.data} for {run.progress.step:,} steps.",
-        usage=USAGE.format(folder=run.folder.path),
+        usage=USAGE,
         figures=judged.figures,
         protocol=f"All {len(corpus.val):,} validation questions, by the rules of SQuAD {rules}; "
         f"windows of {settings.max_seq_len} tokens that share {settings.doc_stride}, answers of "
@@ -321,8 +306,10 @@ def save(run: Run, settings: Settings, corpus: Corpus, judged: Judged, folder: P
         "threshold that judge a question come from the other half of the questions, those in "
         f"config.json from all. {weights.capitalize()} weights, float32; data {corpus.facts}; "
         f"seed {settings.seed}.",
+        data=settings.data,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

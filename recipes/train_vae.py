@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from genkit import autoencoder, data, hub, images, latent, launch, mosaic
+from genkit import autoencoder, card, data, hub, images, latent, launch, mosaic
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -369,13 +369,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
-pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
 seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
 pipeline(4, seeds{labels}).images[0].save("sample.png")
 
-from genkit import autoencoder
+import genkit
 
-pipeline = autoencoder.load("{folder}")  # the same, without running that code
+pipeline = genkit.load(model)  # the same, without running that code
 """
 
 
@@ -398,20 +398,23 @@ def save(
         pixels = f"of standard deviation {settings.scale:g}, so nats are of a density"
     told = f", labels={[i % len(val.names) for i in range(4)]}" if settings.conditional else ""
     count = min(settings.nll_images, len(val))
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A variational autoencoder of images",
         task="unconditional-image-generation",
         library="diffusers",
         about=f"{sum(p.numel() for p in network.parameters()):,} parameters, trained on "
         f"{len(train):,} images of {settings.images} for {run.progress.step:,} steps.",
-        usage=USAGE.format(folder=run.folder.path, labels=told),
+        usage=USAGE.format(labels=told),
         figures=judged,
         protocol=f"Nats an image over all {len(val):,} validation images, the loss with {how}; nll "
         f"by {settings.nll_samples} importance samples on the first {count:,}. "
         f"{settings.likelihood.capitalize()} pixels, {pixels}; {weights} weights, float32; "
         f"images {train.sha256}, validation {val.sha256}; seed {settings.seed}.",
+        data=settings.images,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit import adversarial, autoencoder, data, gan, hub, images, launch, mosaic
+from genkit import adversarial, autoencoder, card, data, gan, hub, images, launch, mosaic
 from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.images import Images
@@ -266,12 +266,12 @@ USAGE = """
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
-pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
 pipeline(4).images[0].save("sample.png")
 
-from genkit import autoencoder
+import genkit
 
-pipeline = autoencoder.load("{folder}")  # the same, without running that code
+pipeline = genkit.load(model)  # the same, without running that code
 """
 
 
@@ -286,19 +286,22 @@ def save(
     """Write the model as diffusers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
     hub.save_pipeline(autoencoder.AutoencoderPipeline(network), folder)
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A VAE-GAN of images",
         task="unconditional-image-generation",
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} for {run.progress.step:,} steps beside a discriminator.",
-        usage=USAGE.format(folder=run.folder.path),
+        usage=USAGE,
         figures=judged,
         protocol=f"Over all {len(val):,} validation images: mse is a pixel's squared error in "
         f"[0, 1], rebuilt from mean latents; kl is in nats an image; {weights} weights, float32; "
         f"images {train.sha256}, validation {val.sha256}; seed {settings.seed}.",
+        data=settings.images,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from genkit import data, generation, hub, launch, reading, wordlm
+from genkit import card, data, generation, launch, reading, wordlm
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -181,10 +181,10 @@ def write_samples(run: Run, corpus: wordlm.Corpus, language: generation.Language
 
 USAGE = """
 from transformers import pipeline
-print(pipeline("text-generation", "{folder}")("The"))
+print(pipeline("text-generation", model)("The"))
 
 import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate("The", model="{folder}", seed=1))
+print(genkit.generate("The", model=model, seed=1))
 """
 
 
@@ -196,21 +196,24 @@ def save(
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
     network.save_pretrained(folder)
     wordlm.save_tokenizer(corpus.tokenizer, folder)
-    card = hub.card(
+    text = card.card(
+        run.folder.path,
         title="A language model over words",
         task="text-generation",
         about=f"{network.num_parameters():,} parameters, trained on {len(corpus.train):,} "
         f"words of {settings.text} for {run.progress.step:,} steps. It knows "
         f"{len(corpus.tokenizer):,} tokens: words, numbers and punctuation marks, each with the "
         "space before it, and ends of lines.",
-        usage=USAGE.format(folder=run.folder.path),
+        usage=USAGE,
         figures=judged,
         protocol=f"Mean over all {len(corpus.val):,} words of the validation text, in order, "
         f"in windows of {network.config.max_position_embeddings} that do not overlap; bits per "
         "character with those for spelling out unknown words, every character equally likely; "
         f"{weights} weights, float32; data {corpus.facts}; seed {settings.seed}.",
+        data=settings.text,
+        license=settings.license,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -290,7 +290,10 @@ def test_another_base_is_refused_on_resuming(tuned, base, tmp_path):
         ("--epochs 0", "epochs must be above 0, got 0.0"),
         ("--context 33", "context: 33 is more than the model's own, 32"),
         ("--init_revision main", "init_revision: the folder .* has none"),
-        ("--init_from nobody/nothing", "init_from: 'nobody/nothing' is no folder, and cannot be"),
+        (
+            "--init_from nobody/nothing",
+            "init_from: cannot load 'nobody/nothing', neither from a folder nor",
+        ),
         ("--init_from {tmp}", "cannot load"),
         ("--text {tmp}/short.txt", "tokens to validate on are less than one window"),
     ],

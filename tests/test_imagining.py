@@ -314,7 +314,7 @@ def test_no_bar_is_shown_for_short_work(sd, capfd):
         ({"seed": [1, 2]}, "seed: 2 seeds for 1 prompts"),
         ({"seed": 1.5}, "seed must be a whole number, or one a prompt, got 1.5"),
         ({"seed": "12"}, "seed must be a whole number, or one a prompt, got '12'"),
-        ({"revision": "main"}, "revision='main' is for the Hub; .* is a folder"),
+        ({"revision": "main"}, "revision: 'main' is of a model on the Hub, not of a folder"),
         ({"model": "nobody/nothing"}, "model: cannot find 'nobody/nothing', neither as a folder"),
         ({"model": "a/b/c"}, "model: cannot find 'a/b/c'"),
     ],

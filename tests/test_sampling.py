@@ -459,17 +459,17 @@ def test_what_cannot_work_is_refused_by_name(saved, name, options, message):
 
 @pytest.mark.parametrize("model", ["nowhere/at-all", "no such folder 🦉", "a/b/c"])
 def test_what_is_neither_a_folder_nor_on_the_hub_is_told_of(model):
-    with pytest.raises(ValueError, match=f"model: '{model}' is no folder, and the Hub gives none"):
+    with pytest.raises(ValueError, match=f"model: cannot load '{model}', neither from a folder"):
         genkit.sample(model)
 
 
 def test_a_folder_that_holds_no_model_is_told_of(tmp_path):
     folder = tmp_path / "empty 🦉"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"model: .*empty 🦉' holds no image model .* a recipe"):
+    with pytest.raises(ValueError, match=r"model: .*empty 🦉' holds no model .* a recipe"):
         genkit.sample(folder)
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(ValueError, match=r"holds a StableDiffusionPipeline; .* train_diffusion.py"):
+    with pytest.raises(ValueError, match=r"holds a StableDiffusionPipeline; "):
         genkit.sample(folder)
 
 

@@ -1,0 +1,53 @@
+"""genkit.load: a saved model of any kind, from a folder or the Hub, ready to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genkit import features, hub, kinds, language, qa, sampling
+from genkit.language import DEFAULT
+
+
+def load(
+    model: str | Path = DEFAULT,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    compile: bool | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a saved model of any kind; once, then reused.
+
+    Args:
+        model: folder or Hub id; GPT-2 unless told.
+        revision: a branch, tag or commit on the Hub.
+        dtype, quantize, compile, trust_remote_code: of language models and readers of answers, see
+            `language.load` and `qa.load`; others take none of them.
+
+    Returns:
+        What its verb takes as a model: `genkit.generate` a language model, `genkit.answer` a
+        reader, `genkit.evaluate` a classifier as its extractor. An image model is a pipeline, which
+        draws when it is called.
+
+    Raises:
+        ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
+    """
+    if model == DEFAULT and revision is None and not Path(model).is_dir():
+        revision = language.REVISION
+    kind = kinds.kind_of(hub.fetch_settings(model, revision, hint=language.HINT))
+    options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compile}
+    options["trust_remote_code"] = trust_remote_code
+    if kind == kinds.TEXT:
+        return language.load(model, revision=revision, **options)
+    if kind == kinds.ANSWERS:
+        return qa.load(model, revision=revision, **options)
+    for name, value in options.items():
+        if value not in (None, False):
+            raise ValueError(f"{name}: {value!r} is for models of text, and this is a {kind} model")
+    if kind == kinds.CLASSIFIER:
+        return features.load_extractor(model, revision)
+    if kind in kinds.IMAGES:
+        return sampling.load(str(model), revision)
+    raise ValueError(f"model: {str(model)!r} is for genkit.imagine, which loads it")
