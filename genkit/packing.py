@@ -7,6 +7,7 @@ tree, behind a number, so that a compiled step works for any weights of the same
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import warnings
 import weakref
@@ -108,11 +109,16 @@ def _float32(weight: torch.Tensor) -> Product:
 
 
 def _bfloat16(weight: torch.Tensor) -> Product:
-    return _float32(weight.bfloat16())
+    if torch.cpu._is_avx512_supported():
+        return _float32(weight.bfloat16())
+    product = _float32(weight.bfloat16().float())  # the same numbers where the CPU knows no others
+    return lambda x: product(x.float()).bfloat16()
 
 
 def _int8(weight: torch.Tensor) -> Product:
     levels, scales = _levels(weight)
+    if not torch.cpu._is_vnni_supported():  # FBGEMM adds two products in 16 bits there, which clips
+        return functools.partial(_exact_int8, levels=levels.t(), scales=scales / 127)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
     with warnings.catch_warnings():  # torch will drop this format one day; 2.13 has no other
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
@@ -120,6 +126,11 @@ def _int8(weight: torch.Tensor) -> Product:
     packed = torch.ops.quantized.linear_prepack(quantized, None)
     linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     return lambda x: linear(x, 1 / 127, 128, packed)  # x is in [-1, 1]
+
+
+def _exact_int8(x: torch.Tensor, levels: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    rows = (x * 127).round().to(torch.int8).flatten(0, -2)
+    return (torch._int_mm(rows, levels) * scales).view(*x.shape[:-1], len(scales))
 
 
 def pack(
