@@ -4,10 +4,10 @@
     python benchmarks/families.py --mnist mnist --extractor runs/classifier --families vae flow
 
 The folder of MNIST has the parquet files of the Hub's ylecun/mnist; the extractor is a classifier
-by recipes/train_classifier.py. Figures are of 10,000 images against all training images, those of
-pixels, which take long, of 2,000; coverage and precision of 2,000 against 2,000 at k = 5; the last
-row is of the test images. All but the autoencoder are told a class. Minutes are of training, with
-what else a run does (compiling, evaluations) not counted; seconds for a thousand images are of the
+by recipes/train_classifier.py. Figures are of --count images against all training images, those of
+pixels, which take long, of 2,000 at most; coverage and precision of 2,000 against 2,000 at k = 5;
+the last row is of the test images. All but the autoencoder are told a class. Minutes are of
+training, with what else a run does not counted; seconds for a thousand images are of the
 second thousand, drawn on the same machine by `genkit.sample`, of
 diffusion models in bfloat16, at guidance 1.3. A family that the output folder
 has already is not trained again.
@@ -50,7 +50,7 @@ FAMILIES = {
     "pixels": "train_pixels --conditional",
 }
 WAY = {"dtype": "bfloat16", "guidance": 1.3}  # of diffusion and flow
-COUNT, FEW, COVERED, K, SHOWN = 10_000, {"pixels": 2000}, 2000, 5, 20
+FEW, COVERED, K, SHOWN = {"pixels": 2000}, 2000, 5, 20
 COLUMNS = {
     "distance": ".3f",
     "coverage": ".3f",
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, required=True)
     parser.add_argument("--extractor", required=True)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--count", type=int, default=10_000, help="images to judge a family by")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--output", type=Path, default=Path("runs/families"))
     arguments = parser.parse_args()
@@ -83,10 +84,11 @@ def main() -> None:
         if not kinds.is_model(folder):
             fit(family, folder, arguments)
         if not (folder / "families.json").exists():
-            measure(family, folder, train, real, extractor)
+            measure(family, folder, arguments.count, train, real, extractor)
         told(family, json.loads((folder / "families.json").read_text()))
         strips[family] = drawn(folder, SHOWN, spread(train, SHOWN)).images
-    told("test images", figures(look_once(test, extractor), real, len(extractor.names)))
+    some = test.take(np.arange(min(arguments.count, len(test))))
+    told("test images", figures(look_once(some, extractor), real, len(extractor.names)))
     mosaic.rows(strips, arguments.output / "families.png")
     print(f"samples: {arguments.output / 'families.png'}")
 
@@ -119,9 +121,11 @@ def drawn(folder: Path, count: int, labels: np.ndarray) -> Any:
     return genkit.sample(folder, count, label=told, seed=0, **way)
 
 
-def measure(family: str, folder: Path, train: Images, real: Seen, extractor: Extractor) -> None:
+def measure(
+    family: str, folder: Path, count: int, train: Images, real: Seen, extractor: Extractor
+) -> None:
     """Judge a trained model, and keep the row beside it."""
-    labels = spread(train, FEW.get(family, COUNT))
+    labels = spread(train, min(FEW.get(family, count), count))
     drawn(folder, 1000, labels[:1000])  # what is done once is over
     started = time.perf_counter()
     drawn(folder, 1000, labels[:1000])

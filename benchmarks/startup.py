@@ -1,4 +1,4 @@
-"""Seconds that `import genkit` and `genkit --help` take, the median of ten.
+"""Seconds that `import genkit` and every `genkit … --help` take, the median of ten.
 
 python benchmarks/startup.py
 """
@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from genkit import cli
+
 
 def main() -> None:
     genkit = str(Path(sys.executable).parent / "genkit")
@@ -17,8 +19,9 @@ def main() -> None:
         "import genkit": [sys.executable, "-c", "import genkit"],
         "genkit --help": [genkit, "--help"],
     }
+    commands |= {f"genkit {name} --help": [genkit, name, "--help"] for name in cli.COMMANDS}
     for name, command in commands.items():
-        print(f"{name:15} {statistics.median(seconds(command) for _ in range(10)):.3f} s")
+        print(f"{name:24} {statistics.median(seconds(command) for _ in range(10)):.3f} s")
 
 
 def seconds(command: list[str]) -> float:

@@ -188,8 +188,8 @@ def push(
         return _upload(staged, repository, revision)
 
 
-def check_name(repository: str) -> None:
-    """Refuse what cannot be a repository's name.
+def check_name(repository: str, argument: str = "repository") -> None:
+    """Refuse what cannot be a repository's name; `argument` is what an error calls it.
 
     Raises:
         ValueError: it cannot.
@@ -197,7 +197,7 @@ def check_name(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except ValueError as error:
-        raise ValueError(f"repository must be user/name, got {repository!r}: {error}") from error
+        raise ValueError(f"{argument} must be user/name, got {repository!r}: {error}") from error
 
 
 # ---- the copy that is pushed

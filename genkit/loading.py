@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genkit import features, hub, kinds, language, qa, sampling
-from genkit.language import DEFAULT
+from genkit import hub, kinds
+from genkit.language import DEFAULT, HINT, REVISION
 
 
 def load(
@@ -35,19 +35,28 @@ def load(
         ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
     """
     if model == DEFAULT and revision is None and not Path(model).is_dir():
-        revision = language.REVISION
-    kind = kinds.kind_of(hub.fetch_settings(model, revision, hint=language.HINT))
+        revision = REVISION
+    kind = kinds.kind_of(hub.fetch_settings(model, revision, hint=HINT))
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compile}
     options["trust_remote_code"] = trust_remote_code
+    # only what this kind of model needs is imported
     if kind == kinds.TEXT:
+        from genkit import language
+
         return language.load(model, revision=revision, **options)
     if kind == kinds.ANSWERS:
+        from genkit import qa
+
         return qa.load(model, revision=revision, **options)
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(f"{name}: {value!r} is for models of text, and this is a {kind} model")
     if kind == kinds.CLASSIFIER:
+        from genkit import features
+
         return features.load_extractor(model, revision)
     if kind in kinds.IMAGES:
+        from genkit import sampling
+
         return sampling.load(str(model), revision)
     raise ValueError(f"model: {str(model)!r} is for genkit.imagine, which loads it")

@@ -13,14 +13,15 @@ from safetensors import SafetensorError, safe_open
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py")  # what loaders read
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, weights: bool = True) -> None:
     """Refuse a model whose files lead elsewhere, or are not what their names say.
 
     Args:
         folder: of the model, in a layout of transformers or diffusers.
+        weights: whether they are there already, and not only the settings.
 
     Raises:
-        ValueError: a file is a link out of the folder, or no safetensors under their name; an
+        ValueError: there are no weights but such as may run code; a file is a link out of the folder, or no safetensors under their name; an
             index names weights elsewhere; an adapter leads to another model.
     """
     home = folder.resolve()
@@ -32,6 +33,11 @@ def check(folder: Path) -> None:
             if not any(file.resolve().is_relative_to(known) for known in homes):
                 raise ValueError(f"model: {file} is a link that leads out of its folder; copy it")
             _check_file(file)
+    if weights and not any((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))):
+        raise ValueError(
+            f"model: '{folder}' holds no weights in safetensors; pickles, which may run code, are "
+            "never read"
+        )
 
 
 def _check_file(file: Path) -> None:

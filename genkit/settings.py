@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from genkit import launch
 from genkit.folder import RUN_FILE
+from genkit.hub import check_name
 
 UNSET = object()  # what the command line did not say
 TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run")  # of one start, not of the run
@@ -94,6 +95,11 @@ class RunSettings:
             if getattr(self, name) not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed[1:])
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("push_private", "push_often"):
+            if getattr(self, name) and self.push_to_hub is None:
+                raise ValueError(f"{name}: say where to by push_to_hub user/name")
+        if self.push_to_hub is not None:
+            check_name(self.push_to_hub, "push_to_hub")
         if self.report_to and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"report_to: pip install 'genkit[{self.report_to}]' first")
 

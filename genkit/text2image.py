@@ -134,7 +134,7 @@ def find(model: str, revision: str | None = None, trust_remote_code: bool = Fals
             f"model: {model!r} is a {name}, which is none of diffusers' text-to-image pipelines; "
             "give one of them, such as a StableDiffusionPipeline"
         )
-    safety.check(folder)
+    safety.check(folder, weights=Path(model).is_dir())
     for part, kind in parts.items():
         if not trust_remote_code:
             _check_kind(model, part, kind)

@@ -47,6 +47,7 @@ from genkit import checkpoints, launch, plots
 from genkit.folder import RunFolder
 from genkit.optim import averaging, rate_factor
 from genkit.progress import Clock, Progress
+from genkit.pushing import Pusher
 from genkit.settings import RunSettings
 
 MAX_SKIPS = 3  # non-finite steps in a row before rolling back
@@ -121,6 +122,7 @@ class Run:
         self._signal = 0
         self._signal_time = 0.0
         self._stopping = False
+        self._pusher: Pusher | None = None
         self._saved_at = 0.0
         self._exit = contextlib.ExitStack()
         self._check_batch()
@@ -153,7 +155,16 @@ class Run:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._exit.callback(signal.signal, number, signal.signal(number, self._on_signal))
         self._exit.callback(self.accelerator.end_training)
+        if self.settings.push_to_hub and not self.settings.dry_run:
+            self.on_main(self._prepare_push)
         return self
+
+    def _prepare_push(self) -> None:
+        settings = self.settings
+        assert settings.push_to_hub is not None
+        self._pusher = Pusher(
+            self.folder.path, settings.push_to_hub, settings.push_private, self.say
+        )
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.processes > 1 and (kind is None or kind is SystemExit):
@@ -162,6 +173,8 @@ class Run:
             self.accelerator.wait_for_everyone()
             time.sleep(0.2)
         self._exit.close()
+        if self._pusher is not None and kind is None:  # the other processes need not wait for it
+            self._pusher.finish()
 
     def identify(self, **facts: Any) -> None:
         """Record what the run is made of (data by hash, …); refuse to resume with anything else."""
@@ -523,6 +536,8 @@ class Run:
         """Put the model into the run's folder; see RunFolder.publish."""
         if self.is_main and not self.settings.dry_run:
             self.folder.publish(write)
+            if self._pusher is not None and self.settings.push_often:
+                self._pusher.start()
 
     def save(self) -> None:
         """Write a checkpoint of the step just done."""

@@ -23,19 +23,29 @@ def test_importing_and_asking_for_help_loads_no_torch():
     code = "import sys, json, genkit; genkit.__version__; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "numpy"} & set(json.loads(done.stdout))
-    code = (
-        "import sys, genkit.cli\ntry:\n    genkit.cli.main(['--help'])\nexcept SystemExit:\n"
-        "    print('torch' in sys.modules, 'transformers' in sys.modules)"
-    )
+    code = """
+import contextlib, io, sys
+from genkit import cli
+for words in (["--help"], *([name, "--help"] for name in cli.COMMANDS)):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        cli.main(words)
+print({"torch", "transformers", "diffusers", "numpy", "gradio"} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False False"
+    assert done.stdout == "set()\n"
 
 
-def test_help_shows_the_commands():
-    assert "generate" in run("--help").stdout
-    assert "answer" in run("--help").stdout
-    assert "--temperature" in run("generate", "--help").stdout
-    assert "--context" in run("answer", "--help").stdout
+def test_help_shows_commands_options_and_examples(capsys):
+    def told(*words):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*words, "--help"])
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    for name, text in cli.COMMANDS.items():
+        assert re.search(rf"^ +{name} +{text}", told(), re.M)
+        assert f"examples:\n  genkit {name}" in told(name) and "--debug" in told(name)
+    assert "--temperature" in told("generate") and "--context" in told("answer")
 
 
 def test_generate_prints_the_text(trained):
@@ -179,3 +189,150 @@ def test_a_language_model_is_no_reader(trained, course):
     done = run("answer", "--context", str(course), "--model", str(trained), "Where?")
     assert done.returncode == 2 and "has no trained span head" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+# ---- machines and pipes
+
+
+def here(capsys, *words, given=None, monkeypatch=None):
+    """Run a command in this process; return what it prints."""
+    if given is not None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    cli.main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def test_prompts_come_by_a_pipe_and_records_go_as_json(trained, capsys, monkeypatch):
+    import genkit
+
+    words = ("generate", "-", "--model", trained, "--max-new-tokens", 8, "--seed", 3)
+    lines = "the \n\nrain\n"
+    out = here(capsys, *words, "--json", given=lines, monkeypatch=monkeypatch)
+    rows = genkit.generate(["the ", "rain"], model=trained, max_new_tokens=8, seed=3)
+    found = json.loads(out)
+    assert [row["completion"] for row in found] == [row.completion for row in rows]
+    assert [row["seed"] for row in found] == [3, 4]
+    assert found[0]["log_probabilities"] == rows[0].log_probabilities
+    assert found[1]["finish"] == rows[1].finish and found[1]["tokens"] == rows[1].tokens
+    out = here(capsys, *words, given=lines, monkeypatch=monkeypatch)
+    assert out == "\n\n".join(str(row) for row in rows) + "\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(trained):
+    command = f"{GENKIT} generate the rain --model {trained} --max-new-tokens 40 | head -c 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stderr == "" and len(done.stdout) == 1
+
+
+def test_answers_as_json(reader, course, capsys):
+    out = here(
+        capsys, "answer", "Where?", "--context", course, "--model", reader, "--top-k", 2, "--json"
+    )
+    (record,) = json.loads(out)
+    text = course.read_bytes().decode()
+    assert text[record["start"] : record["end"]] == record["answer"] == "Álpha\r\nis omega"
+    assert len(record["alternatives"]) == 1 and "context" not in record
+
+
+@pytest.fixture(scope="module")
+def drawer(tmp_path_factory):
+    """The folder of a GAN that is told three classes."""
+    import torch
+
+    from genkit import gan, hub
+
+    folder = tmp_path_factory.mktemp("models") / "gan"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = gan.Generator((1, 8, 8), 3, widths=(8,), patch=4, labels=3).eval()
+    hub.save_pipeline(gan.GANPipeline(generator), folder)
+    return folder
+
+
+def test_sample_writes_a_grid(drawer, tmp_path, capsys):
+    import genkit
+
+    grid, same = tmp_path / "grid.png", tmp_path / "same.png"
+    words = ("sample", drawer, "-n", 4, "--seed", 5, "--label", 2, "--output", grid)
+    assert here(capsys, *words).splitlines()[-1] == str(grid)
+    samples = genkit.sample(drawer, 4, seed=5, label=2)
+    samples.save_grid(same)
+    assert grid.read_bytes() == same.read_bytes()
+    found = json.loads(here(capsys, *words, "--json"))
+    assert found["seeds"] == [5, 6, 7, 8] and found["labels"] == [2, 2, 2, 2]
+    assert found["output"] == str(grid) and "images" not in found
+
+
+def test_explain_prints_and_draws(trained, tmp_path, capsys):
+    from genkit import explain
+
+    words = ("explain", "the ", "--model", trained)
+    likely = explain.next_tokens("the ", model=trained, top=3)
+    assert here(capsys, *words, "--top", 3) == f"{likely}\n"
+    picture = tmp_path / "next.png"
+    assert here(capsys, *words, "--output", picture).endswith(f"{picture}\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    tree = explain.beam_tree("the ", model=trained, beams=2, max_new_tokens=4)
+    asked = ("--show", "beams", "--beams", 2, "--max-new-tokens", 4)
+    assert here(capsys, *words, *asked) == f"{tree}\n"
+    series = here(capsys, *words, "--show", "temperatures", "--max-new-tokens", 6, "--json")
+    assert {"temperature", "distinct_1"} <= set(json.loads(series)["texts"][0])
+    page = tmp_path / "text.html"
+    here(capsys, *words, "--show", "alternatives", "--output", page)
+    assert "<html" in page.read_text()
+
+
+def test_evaluate_tells_text_from_images(trained, drawer, text_file, tmp_path, capsys):
+    import genkit
+
+    out = here(capsys, "evaluate", trained, "--data", text_file, "--stride", 16)
+    assert out == f"{genkit.perplexity(text_file.read_text(), model=trained, stride=16)}\n"
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(drawer), "--data", "digits"])
+    assert "extractor: give the folder of a model by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("sample {drawer}", "label: this model is told one of 3 classes, got None"),
+        ("sample {drawer} --label 3", "label must be 0 to 2, got 3"),
+        ("sample {drawer} --label 1 --steps 3", "steps: 3 is for a diffusion model"),
+        ("sample {drawer} --label 1 --output a.jpg", "output must end in .png, got 'a.jpg'"),
+        ("sample {drawer} --label 1 --output no/a.png", "output: there is no folder 'no'"),
+        ("sample nowhere", "model: cannot load 'nowhere', neither from a folder nor"),
+        ("imagine fox --size 3", "size must be width x height, such as 512x768, got '3'"),
+        ("imagine fox --model nowhere", "model: cannot load 'nowhere'"),
+        ("explain a --model {trained} --beams 3", "beams has no meaning for --show next"),
+        ("explain a --show alternatives --output a.png", "output must end in .html, got 'a.png'"),
+        ("evaluate {trained} --data x --k 3", "k is for models of images; leave it out"),
+        ("evaluate {drawer} --data digits --stride 3", "stride is for models of text; leave it"),
+        ("push {trained} a/b/c", "repository must be user/name, got 'a/b/c'"),
+        ("push nowhere user/name", "model: 'nowhere' holds no model"),
+        ("generate - --model {trained}", "prompt: - is empty; give a text"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    trained, drawer, tmp_path, capsys, monkeypatch, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    given = [word.format(drawer=drawer, trained=trained) for word in words.split()]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(given)
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2 and shown.out == ""
+    assert shown.err.startswith(f"error: {message}") and len(shown.err.splitlines()) == 1
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cli.main([*given, "--debug"])
+
+
+def test_what_nobody_foresaw_is_one_line_too(trained, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such\nlayer")
+
+    monkeypatch.setattr("genkit.generation.load", broken)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["generate", "a", "--model", str(trained)])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: RuntimeError: no such layer; --debug shows where\n"

@@ -315,8 +315,8 @@ def test_no_bar_is_shown_for_short_work(sd, capfd):
         ({"seed": 1.5}, "seed must be a whole number, or one a prompt, got 1.5"),
         ({"seed": "12"}, "seed must be a whole number, or one a prompt, got '12'"),
         ({"revision": "main"}, "revision: 'main' is of a model on the Hub, not of a folder"),
-        ({"model": "nobody/nothing"}, "model: cannot find 'nobody/nothing', neither as a folder"),
-        ({"model": "a/b/c"}, "model: cannot find 'a/b/c'"),
+        ({"model": "nobody/nothing"}, "model: cannot load 'nobody/nothing', neither from a folder"),
+        ({"model": "a/b/c"}, "model: cannot load 'a/b/c'"),
     ],
 )
 def test_arguments_that_cannot_work_are_named_before_anything_is_loaded(
@@ -487,7 +487,7 @@ def test_shards_outside_the_folder_are_refused(copy, part):
 def test_links_out_of_the_folder_are_refused(copy, tmp_path, what):
     shutil.move(copy / what, tmp_path / "elsewhere")
     (copy / what).symlink_to(tmp_path / "elsewhere")
-    refused(copy, f"model: {copy / what} is a link that leads out of its folder")
+    refused(copy, f"model: {copy / what}.* is a link that leads out of its folder")
 
 
 def test_a_snapshot_of_the_hubs_cache_is_a_folder(copy, tmp_path):
@@ -534,7 +534,7 @@ def test_damaged_weights_are_told_of(copy):
     whole = weights.read_bytes()
     for damaged in (whole[:-100], b"", whole[:8] + b"\xff" * 40 + whole[48:]):
         weights.write_bytes(damaged)
-        refused(copy, f"model: cannot load '{copy}'")
+        refused(copy, f"model: {weights} is not what safetensors holds")
     shutil.rmtree(copy / "unet")
     refused(copy, f"model: cannot load '{copy}'")
 
@@ -563,7 +563,7 @@ def test_a_model_of_the_hub_is_pinned_to_a_commit(folders, tmp_path, monkeypatch
     source = text2image.find("me/mine")
     assert source.folder.name == commits["sd"]
     assert text2image.load(source) is text2image.load(text2image.find("me/mine"))
-    with pytest.raises(ValueError, match="model: cannot find 'me/mine'"):
+    with pytest.raises(ValueError, match="model: cannot load 'me/mine'"):
         imagine("a fox", model="me/mine", revision="c" * 40)
 
 

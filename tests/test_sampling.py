@@ -481,7 +481,7 @@ def test_weights_from_outside_the_folder_are_refused(saved, tmp_path, name):
     up = "../" * len(weights.relative_to(folder).parts)
     index = f'{{"metadata": {{}}, "weight_map": {{"a": "{up}other.safetensors"}}}}'
     weights.with_name(f"{weights.name}.index.json").write_text(index)
-    with pytest.raises(ValueError, match=f"model: '{folder}' holds no .*(several files|outside)"):
+    with pytest.raises(ValueError, match=f"model: {folder}.*names a shard outside its folder"):
         genkit.sample(folder, **told(name, 1))
 
 

@@ -1,0 +1,234 @@
+"""Malicious models are refused before anything of them runs."""
+
+import json
+import pickle
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from readers import pointer
+from safetensors.torch import save_file
+
+import genkit
+from genkit import charlm, features, hub, kinds, lm, pipelines, safety
+from genkit.gan import GANPipeline, Generator
+
+CANARY = "canary"
+
+
+class Bomb:
+    """A pickle that leaves a file when it is read."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+def text_model(folder: Path) -> None:
+    tokenizer = charlm.make_tokenizer("abc ")
+    charlm.make_model("llama", len(tokenizer), 16, 1, 32, 2, 0.0).save_pretrained(folder)
+    charlm.save_tokenizer(tokenizer, folder)
+
+
+def reader(folder: Path) -> None:
+    made = pointer()
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+
+
+def images(folder: Path) -> None:
+    hub.save_pipeline(GANPipeline(Generator((1, 8, 8), 3, widths=(8,), patch=4).eval()), folder)
+
+
+MAKE = {"text": text_model, "answers": reader, "gan": images}
+USE = {
+    "text": lambda folder: genkit.generate("ab", model=folder, max_new_tokens=2),
+    "answers": lambda folder: genkit.answer("Where?", "The alpha is omega.", model=folder),
+    "gan": lambda folder: genkit.sample(folder),
+}
+
+
+@pytest.fixture(params=MAKE)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(kind, tmp_path):
+    """A good model, which the test spoils."""
+    path = tmp_path / "model"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        MAKE[kind](path)
+    return path
+
+
+def weights_of(folder: Path) -> Path:
+    return next(folder.rglob("*.safetensors"))
+
+
+def refused(kind, folder, message="model: "):
+    """By its verb, by genkit.load and by a push; nothing has run."""
+    for use in (USE[kind], genkit.load, lambda path: genkit.push(path, "user/name")):
+        with pytest.raises(ValueError, match=message) as told:
+            use(folder)
+        assert len(str(told.value).splitlines()) == 1 or "safetensors" in str(told.value)
+    assert not (folder.parent / CANARY).exists()
+
+
+def test_a_good_model_is_none_of_these(kind, folder):
+    safety.check(folder)
+    USE[kind](folder)
+    assert kinds.kind_of(folder) == kind
+
+
+def test_a_pickle_under_the_name_of_safetensors(kind, folder):
+    weights_of(folder).write_bytes(pickle.dumps(Bomb(folder.parent / CANARY)))
+    refused(kind, folder, r"model: .*safetensors is not what safetensors holds")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt"])
+def test_a_pickle_instead_of_safetensors(kind, folder, name):
+    weights = weights_of(folder)
+    weights.unlink()
+    torch.save({"a": Bomb(folder.parent / CANARY)}, weights.with_name(name))
+    refused(kind, folder, r"model: .* holds no weights in safetensors")
+
+
+@pytest.mark.parametrize("lie", ["longer", "shorter", "huge", "negative"])
+def test_a_header_that_lies_about_its_size(kind, folder, lie):
+    weights = weights_of(folder)
+    data = weights.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    told = {"longer": size + 99, "shorter": size - 9, "huge": 1 << 62, "negative": (1 << 64) - 1}
+    weights.write_bytes(struct.pack("<Q", told[lie]) + data[8:])
+    refused(kind, folder, r"model: .* is not what safetensors holds")
+
+
+def test_tensors_that_lie_outside_their_file(kind, folder):
+    weights = weights_of(folder)
+    data = weights.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["data_offsets"][1] += 1 << 40
+    text = json.dumps(header).encode()
+    weights.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    refused(kind, folder, r"model: .* is not what safetensors holds")
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "..\\other", 3])
+def test_an_index_that_names_weights_elsewhere(kind, folder, name):
+    weights = weights_of(folder)
+    weights.rename(folder.parent / "other.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": name}}
+    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
+    refused(kind, folder, r"model: .* names a shard outside its folder")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": 3}', "🙈"])
+def test_an_index_that_is_none(kind, folder, text):
+    weights_of(folder).with_name("model.safetensors.index.json").write_text(text)
+    refused(kind, folder, r"model: .* is no list of shards")
+
+
+@pytest.mark.parametrize("what", ["config", "weights"])
+def test_a_link_out_of_the_folder(kind, folder, what):
+    file = weights_of(folder) if what == "weights" else next(folder.glob("*.json"))
+    secret = folder.parent / "secret"
+    file.rename(secret)
+    file.symlink_to(secret)
+    refused(kind, folder, r"model: .* is a link that leads out of its folder")
+
+
+def test_a_folder_of_links_out_of_the_folder(folder, kind):
+    part = weights_of(folder).parent
+    if part == folder:
+        part = folder / "part"
+        part.mkdir()
+        (part / "config.json").write_text("{}")
+    part.rename(folder.parent / "elsewhere")
+    part.symlink_to(folder.parent / "elsewhere")
+    refused(kind, folder, r"model: .* is a link that leads out of its folder")
+
+
+def test_an_adapter_that_leads_to_another_model(kind, folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "user/other"}')
+    refused(kind, folder, r"model: .* leads to weights elsewhere")
+
+
+CODE = """
+from pathlib import Path
+Path({canary!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_config_that_asks_for_remote_code(tmp_path, known):
+    """Code of a type that transformers lacks is refused; of one that it has, its own is taken."""
+    folder = tmp_path / "model"
+    text_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    config["model_type"] = "llama" if known else "own"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(CODE.format(canary=str(tmp_path / CANARY)))
+    if known:
+        genkit.generate("ab", model=folder, max_new_tokens=2)
+    else:
+        for use in (USE["text"], genkit.load, lm.load, lambda f: genkit.push(f, "user/name")):
+            with pytest.raises(ValueError, match=r"(?s)model|init_from"):
+                use(folder)
+    assert not (tmp_path / CANARY).exists()
+
+
+def test_code_beside_a_pipeline_is_not_run(tmp_path):
+    """Not by genkit, which has the class itself; a push puts genkit's own in its place."""
+    folder, staged = tmp_path / "model", tmp_path / "staged"
+    images(folder)
+    for file in folder.rglob("gan.py"):
+        file.write_text(f"from pathlib import Path\nPath({str(tmp_path / CANARY)!r}).touch()\n")
+    genkit.sample(folder)
+    pipelines.load(folder)
+    staged.mkdir()
+    hub.stage(folder, staged, "user/name")
+    hub.validate(staged, kinds.GAN)
+    assert "touch" not in (staged / "gan.py").read_text()
+    assert not (tmp_path / CANARY).exists()
+
+
+@pytest.mark.parametrize("name", ["Other", ["gan", "Other"], ["os", "system"], None, 3, [1, 2]])
+def test_a_pipeline_of_a_class_that_is_not_known(tmp_path, name):
+    folder = tmp_path / "model"
+    images(folder)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    refused("gan", folder, r"model: .* holds a")
+
+
+def test_an_extractor_is_looked_at_too(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match=r"is a link that leads out"):
+        features.load_extractor(tmp_path)
+
+
+def test_no_module_reads_pickles():
+    """Nothing in genkit calls what unpickles."""
+    home = Path(genkit.__file__).parent
+    found = subprocess.run(
+        ["grep", "-rnE", r"torch\.load\(|pickle|allow_pickle=True|joblib", str(home)],
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in found.stdout.splitlines() if "pickle" not in line.split(":", 2)[2]]
+    assert lines == []
