@@ -49,7 +49,7 @@ header {{ color: #555; margin-bottom: 1.5rem; }}
 <header>{summary}<br>
 unlikely<span class="scale"></span>likely. Point at a token, or click on it, for the others.
 </header>
-{text}
+<div class="text">{text}</div>
 </body>
 </html>
 """
@@ -71,7 +71,7 @@ def alternatives(record: Alternatives, path: Path) -> None:
 def fragment(record: Alternatives) -> str:
     """Write that text alone, for a page of another style."""
     prompt = f'<span class="prompt">{_marked_up(record.prompt)}</span>'
-    return f'<div class="text">{prompt}{"".join(map(_span, record.spans))}</div>'
+    return prompt + "".join(map(_span, record.spans))
 
 
 def _span(span: Span) -> str:

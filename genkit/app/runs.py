@@ -45,7 +45,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
 def _look(shelf: Shelf, name: str, axis: str, seen: str) -> tuple[Any, Any]:
     """Draw a run anew if it was written to."""
     folder = Path(shelf.pick(finding.RUNS, name))
-    files = [*(folder / name for name in finding.OF_RUN), folder / "loss.png", *folder.glob("samples/*")]
+    files = [*(folder / name for name in (*finding.OF_RUN, "loss.png")), *folder.glob("samples/*")]
     times = [(file.name, *_stamp(file)) for file in files if file.exists()]
     stamp = json.dumps([name, axis, times])
     if stamp == seen:

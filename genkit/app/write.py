@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from genkit.app.finding import Shelf
 
 if TYPE_CHECKING:
     from genkit.explain import BeamTree, NextTokens
+    from genkit.generation import Generation
     from genkit.language import LanguageModel
 
 TEMPERATURES = [round(0.05 * i, 2) for i in range(1, 41)]
@@ -129,7 +131,7 @@ def _write(
     longest: int,
     seed: int | None,
 ) -> str:
-    from genkit import explain, generation, pages
+    from genkit import generation
     from genkit.options import DRAWS
 
     model = load(shelf, name)
@@ -138,15 +140,21 @@ def _write(
     options |= {"seed": seed} if strategy in DRAWS else {}
     record = generation.generate(parts.limited("prompt", prompt), model=model, **options)
     drawn = "" if record.seed is None else f"seed {record.seed} · "
-    try:
-        seen = explain.alternatives(record, model=model)
-    except ValueError as error:  # longer than the model can look at, or no continuation
-        plain = f'<div class="text">{html.escape(str(record))}</div>'
-        return (
-            f'<div class="written"><p>{drawn}no colours: {html.escape(str(error))}</p>{plain}</div>'
-        )
-    head = f"{drawn}{seen.summary}. Red unlikely, green likely; point at a token for the others."
-    return f'<div class="written"><p>{html.escape(head)}</p>{pages.fragment(seen)}</div>'
+    head, text = _coloured(record, model) if record.continues else ("", html.escape(record.text))
+    head = html.escape(drawn + head)
+    return f'<div class="written"><p>{head}</p><div class="text">{text}</div></div>'
+
+
+def _coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
+    """Colour the tokens that the model can look at together; say what is seen, and write it."""
+    from genkit import explain, generation, pages, reading
+
+    room = reading.context_length(model.model) + 1 - len(generation.encode(record.prompt, model))
+    seen = explain.alternatives(replace(record, tokens=record.tokens[:room]), model=model)
+    head = f"{seen.summary}. Red unlikely, green likely; point at a token for the others."
+    rest = record.completion[len(seen.text) :] if len(record.tokens) > room else ""
+    head += " What is longer than the model can look at has no colours." if rest else ""
+    return head, pages.fragment(seen) + html.escape(rest)
 
 
 def _beams(shelf: Shelf, name: str, prompt: str) -> str:
