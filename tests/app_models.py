@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -17,6 +18,11 @@ from test_sampling import adversarial, autoencoder, denoiser
 from genkit import charlm, hub, lm
 from genkit.autoencoder import Autoencoder, AutoencoderPipeline
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
 LETTERS = "\n abcdefghijklmnopqrstuvwxyzT<>&"
 FLOOR = {"distance": 1.0, "entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 0.97}
 GOOD = FLOOR | {"distance": 50.0, "coverage": 0.5}
@@ -133,3 +139,8 @@ def ask(
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode(errors="replace"), dict(error.headers)
+
+
+def browser() -> str | None:
+    """Where a browser is, if there is one."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -79,7 +79,7 @@ class _Server(uvicorn.Server):
     def __init__(self, app: guard.Guard, ready: Callable[[], None], shelf: Shelf) -> None:
         # access logs would tell tokens
         super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+            uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
         )
         self.ready, self.shelf = ready, shelf
 

@@ -28,7 +28,7 @@ def tab(shelf: Shelf) -> None:
     """Build the tab."""
     names = shelf.names(finding.ANSWERS)
     if not names:
-        gr.HTML(parts.hint(HINT))
+        parts.canvas("no-answer", parts.hint(HINT))
         return
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -39,7 +39,7 @@ def tab(shelf: Shelf) -> None:
             model = parts.chooser(names)
             question = gr.Textbox("When is homework due?", label="Question", max_length=1000)
             ask = gr.Button("Answer", variant="primary")
-    found = gr.HTML(elem_id="answer")
+    found = parts.canvas("answer")
     respond = parts.event(_answer, shelf)
     gr.on(
         [ask.click, question.submit], respond, [model, question, context], found, api_name="answer"

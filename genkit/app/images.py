@@ -36,12 +36,12 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     """Build the tab."""
     names = shelf.names(finding.IMAGES)
     if not names:
-        gr.HTML(parts.hint(HINT))
+        parts.canvas("no-images", parts.hint(HINT))
         return
     with gr.Row():
         model = parts.chooser(names)
         label = gr.Dropdown([], label="Class", visible=False, min_width=120)
-    about = gr.HTML(elem_id="about")
+    about = parts.canvas("about")
     with gr.Row():
         seed = parts.seed_box()
         count = gr.Slider(1, MOST, 16, step=1, label="Images", min_width=150)
@@ -50,7 +50,7 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
             steps = gr.Number(20, label="Steps", precision=0, minimum=1, min_width=90)
             guidance = gr.Slider(0, 8, 1, step=0.5, label="Guidance", min_width=150)
     draw = gr.Button("Draw", variant="primary")
-    samples = gr.HTML(elem_id="samples")
+    samples = parts.canvas("samples")
     asked = [model, label, seed]
     how = [scheduler, steps, guidance]
     draw.click(parts.event(_draw, shelf), [*asked, count, *how], samples, api_name="draw")
@@ -60,7 +60,7 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     with gr.Column(visible=False) as denoising:
         gr.Markdown("### Out of noise")
         out = gr.Button("Show how the image of this seed comes out of noise")
-        noise = gr.HTML(elem_id="denoising")
+        noise = parts.canvas("denoising")
         out.click(parts.event(_denoise, shelf), [*asked, *how], noise, api_name="denoise")
     changes = [about, label, diffusion, scheduler, steps, guidance, walks, denoising]
     configure = parts.event(_configure, shelf, len(changes) - 1)
@@ -73,9 +73,15 @@ def _plane(shelf: Shelf, asked: list[Any]) -> None:
     gr.Markdown("### A plane of latents\nDrag across the square, or move the sliders.")
     with gr.Row():
         with gr.Column(min_width=260):
-            pad = gr.HTML("0.5 0.5", html_template=KNOB, js_on_load=PAD, elem_id="pad")
+            pad = gr.HTML(
+                "0.5 0.5",
+                html_template=KNOB,
+                js_on_load=PAD,
+                elem_id="pad",
+                apply_default_css=False,
+            )
         with gr.Column(min_width=260):
-            here = gr.HTML(elem_id="here")
+            here = parts.canvas("here")
     with gr.Row():
         across = gr.Slider(0, 1, 0.5, step=0.01, label="Across", min_width=150)
         up = gr.Slider(0, 1, 0.5, step=0.01, label="Up", min_width=150)
@@ -94,8 +100,8 @@ def _between(shelf: Shelf, asked: list[Any]) -> None:
     with gr.Row():
         end = parts.seed_box(1, "From the seed above to seed")
         number = gr.Slider(2, 16, 8, step=1, label="Images", min_width=150)
-        walk = gr.Button("Walk", min_width=90)
-    way = gr.HTML(elem_id="between")
+    walk = gr.Button("Walk")
+    way = parts.canvas("between")
     walk.click(parts.event(_walk, shelf), [*asked, end, number], way, api_name="walk")
 
 
@@ -119,14 +125,14 @@ def _configure(shelf: Shelf, name: str) -> tuple[Any, ...]:
     pipeline = load(shelf, name)
     classes = pipelines.count_classes(pipeline)
     noisy, pixels = isinstance(pipeline, DenoisingPipeline), isinstance(pipeline, PixelPipeline)
-    told = f"is told one of {classes} classes" if classes else "is told no class"
+    told = f"told one of {classes} classes" if classes else "told no class"
     kind = type(pipeline).__name__.removesuffix("Pipeline")
     known, chosen, number = [], None, diffusion.DEFAULT_STEPS["dpm++"]
     if noisy:
         known = diffusion.fitting(pipeline.scheduler)
         chosen, number = diffusion.resolve(pipeline.scheduler, None, None)
     return (
-        parts.hint(f"{kind}, {told}." + (" It draws pixel after pixel." if pixels else "")),
+        parts.hint(f"{kind} model, {told}." + (" It draws pixel after pixel." if pixels else "")),
         gr.Dropdown([EVERY, *map(str, range(classes))], value=EVERY, visible=bool(classes)),
         gr.Row(visible=noisy),
         gr.Dropdown(known, value=chosen),

@@ -81,6 +81,11 @@ def seed_box(value: int = 0, label: str = "Seed") -> gr.Number:
     return gr.Number(value, label=label, precision=0, minimum=0, maximum=SEEDS, min_width=90)
 
 
+def canvas(name: str, value: str = "") -> gr.HTML:
+    """Make a place for HTML, in the style of the page alone."""
+    return gr.HTML(value, elem_id=name, apply_default_css=False)
+
+
 def picture(image: torch.Tensor, caption: str = "", wide: int = 0) -> str:
     """Write an image as it is, pixel by pixel, with a caption.
 

@@ -28,12 +28,12 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     """Build the tab."""
     names = shelf.names(finding.RUNS)
     if not names:
-        gr.HTML(parts.hint(HINT))
+        parts.canvas("no-runs", parts.hint(HINT))
         return
     with gr.Row():
         run = parts.chooser(names, "Run")
         axis = gr.Radio(["logarithmic", "linear"], value="logarithmic", label="Loss axis")
-    view, seen = gr.HTML(elem_id="run"), gr.State("")
+    view, seen = parts.canvas("run"), gr.State("")
     look = parts.event(_look, shelf, 1)
     options: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     gr.on(

@@ -33,7 +33,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     """Build the tab."""
     names = shelf.names(finding.TEXT)
     if not names:
-        gr.HTML(parts.hint(HINT))
+        parts.canvas("no-write", parts.hint(HINT))
         return
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -53,8 +53,8 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             temperature = gr.Slider(
                 TEMPERATURES[0], TEMPERATURES[-1], 1.0, step=0.05, label="Temperature"
             )
-            bars = gr.HTML(elem_id="bars")
-    text = gr.HTML(elem_id="text")
+            bars = parts.canvas("bars")
+    text = parts.canvas("text")
     asked = [model, prompt, temperature]
     told = [model, prompt, strategy, temperature, longest, seed]
     redraw = parts.event(_redraw, shelf)
@@ -169,7 +169,9 @@ def tree(record: BeamTree) -> str:
     from genkit import tokens
 
     prompt = html.escape(tokens.one_line(record.prompt[-60:]))
-    words = "the winner is bold, what was dropped is grey; log-probability of the text"
+    words = (
+        "The winner is blue, ■ has ended, grey was dropped; with the log-probability of the text."
+    )
     below = _branch(record, 0, 0, record.winners())
     return f'<div class="beams"><p>{words}</p><b>{prompt} …</b>{below}</div>'
 
@@ -178,19 +180,20 @@ def _branch(record: BeamTree, depth: int, parent: int, winners: list[int]) -> st
     """Draw what follows a kept candidate; `winners` is empty off the winner's way."""
     if depth == len(record.steps):
         return ""
-    step, items = record.steps[depth], []
+    step, kept, items, dropped = record.steps[depth], -1, "", ""
     for i, candidate in enumerate(step):
+        kept += candidate.fate == "kept"  # what the children of this one call it
         if candidate.parent != parent:
             continue
         won = winners[depth : depth + 1] == [i]
-        kept = sum(before.fate == "kept" for before in step[:i])
-        below = ""
-        if candidate.fate == "kept":
-            below = _branch(record, depth + 1, kept, winners if won else [])
         end = " ■" if candidate.fate == "finished" else ""
-        items.append(
-            f'<li class="{candidate.fate}{" won" if won else ""}">'
-            f"<bdi>{html.escape(record.names[depth][i])}</bdi>{end} "
-            f"<small>{candidate.total:.2f}</small>{below}</li>"
-        )
-    return f"<ul>{''.join(items)}</ul>" if items else ""
+        name = f"<bdi>{html.escape(record.names[depth][i])}</bdi>{end}"
+        text = f"{name} <small>{candidate.total:.2f}</small>"
+        if candidate.fate == "dropped":
+            dropped += f"<span>{text}</span> "
+            continue
+        deeper = winners if won else []
+        below = _branch(record, depth + 1, kept, deeper) if candidate.fate == "kept" else ""
+        items += f"<li{' class=won' if won else ''}>{text}{below}</li>"
+    items += f'<li class="dropped">{dropped}</li>' if dropped else ""
+    return f"<ul>{items}</ul>" if items else ""
