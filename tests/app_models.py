@@ -33,7 +33,7 @@ def language(folder: Path) -> None:
     tokenizer = charlm.make_tokenizer(LETTERS)
     model = lm.make_model("llama", len(tokenizer), 64, 1, 32, 2, 0.0)
     with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(20)  # that something is likely
+        model.model.embed_tokens.weight.mul_(4)  # that something is likely
     model.save_pretrained(folder)
     lm.save_tokenizer(tokenizer, folder)
 

@@ -16,7 +16,7 @@ except ImportError:
 import uvicorn
 from fastapi import FastAPI
 
-from genkit.app import answer, finding, guard, images, runs, write
+from genkit.app import answer, finding, guard, images, parts, runs, write
 from genkit.app.finding import Shelf
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -92,6 +92,7 @@ class _Server(uvicorn.Server):
 
 def warm_up(shelf: Shelf) -> None:
     """Load the first model of each kind; what goes wrong is told at its use."""
+    parts.import_verbs()
     loads = {finding.TEXT: write.load, finding.ANSWERS: answer.load, finding.IMAGES: images.load}
     for kind, load in loads.items():
         for name in shelf.names(kind)[:1]:

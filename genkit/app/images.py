@@ -41,7 +41,7 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     with gr.Row():
         model = parts.chooser(names)
         label = gr.Dropdown([], label="Class", visible=False, min_width=120)
-    about = parts.canvas("about")
+    about, known = parts.canvas("about"), gr.State("")  # the model that all below is set for
     with gr.Row():
         seed = parts.seed_box()
         count = gr.Slider(1, MOST, 16, step=1, label="Images", min_width=150)
@@ -55,20 +55,20 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     how = [scheduler, steps, guidance]
     draw.click(parts.event(_draw, shelf), [*asked, count, *how], samples, api_name="draw")
     with gr.Column(visible=False) as walks:
-        _plane(shelf, asked)
+        _plane(shelf, asked, known)
         _between(shelf, asked)
     with gr.Column(visible=False) as denoising:
         gr.Markdown("### Out of noise")
         out = gr.Button("Show how the image of this seed comes out of noise")
         noise = parts.canvas("denoising")
         out.click(parts.event(_denoise, shelf), [*asked, *how], noise, api_name="denoise")
-    changes = [about, label, diffusion, scheduler, steps, guidance, walks, denoising]
+    changes = [about, known, label, diffusion, scheduler, steps, guidance, walks, denoising]
     configure = parts.event(_configure, shelf, len(changes) - 1)
-    gr.on([model.input, shown.select], configure, model, changes, api_name="about_images")
+    gr.on([model.input, shown.select], configure, [model, known], changes, api_name="about_images")
     scheduler.input(_steps, scheduler, steps, api_name=False, queue=False)
 
 
-def _plane(shelf: Shelf, asked: list[Any]) -> None:
+def _plane(shelf: Shelf, asked: list[Any], known: gr.State) -> None:
     """Build the plane to drag across, and its two sliders."""
     gr.Markdown("### A plane of latents\nDrag across the square, or move the sliders.")
     with gr.Row():
@@ -89,8 +89,8 @@ def _plane(shelf: Shelf, asked: list[Any]) -> None:
     pad.input(drag, [*asked, pad], [here, across, up], api_name="drag", **parts.LIVE)
     slide = parts.event(_slide, shelf, 1)
     gr.on(
-        [across.input, up.input], slide, [*asked, across, up], [here, pad],
-        api_name="slide", **parts.LIVE,
+        [known.change, across.input, up.input, *(given.input for given in asked[1:])],
+        slide, [*asked, across, up], [here, pad], api_name="slide", **parts.LIVE,
     )  # fmt: skip
 
 
@@ -116,8 +116,10 @@ def load(shelf: Shelf, name: str) -> Any:
     return parts.loaded(sampling.load, shelf.pick(finding.IMAGES, name))
 
 
-def _configure(shelf: Shelf, name: str) -> tuple[Any, ...]:
-    """Show what this model allows."""
+def _configure(shelf: Shelf, name: str, known: str) -> tuple[Any, ...]:
+    """Show what this model allows; where it is shown already, leave what was chosen."""
+    if name == known:
+        return (gr.skip(),) * 9
     from genkit import diffusion, pipelines
     from genkit.diffusion import DenoisingPipeline
     from genkit.pixel_lm import PixelPipeline
@@ -127,15 +129,16 @@ def _configure(shelf: Shelf, name: str) -> tuple[Any, ...]:
     noisy, pixels = isinstance(pipeline, DenoisingPipeline), isinstance(pipeline, PixelPipeline)
     told = f"told one of {classes} classes" if classes else "told no class"
     kind = type(pipeline).__name__.removesuffix("Pipeline")
-    known, chosen, number = [], None, diffusion.DEFAULT_STEPS["dpm++"]
+    fitting, chosen, number = [], None, diffusion.DEFAULT_STEPS["dpm++"]
     if noisy:
-        known = diffusion.fitting(pipeline.scheduler)
+        fitting = diffusion.fitting(pipeline.scheduler)
         chosen, number = diffusion.resolve(pipeline.scheduler, None, None)
     return (
         parts.hint(f"{kind} model, {told}." + (" It draws pixel after pixel." if pixels else "")),
+        name,
         gr.Dropdown([EVERY, *map(str, range(classes))], value=EVERY, visible=bool(classes)),
         gr.Row(visible=noisy),
-        gr.Dropdown(known, value=chosen),
+        gr.Dropdown(fitting, value=chosen),
         number,
         gr.Slider(value=1, visible=noisy and bool(classes)),
         gr.Column(visible=not pixels),
@@ -226,8 +229,11 @@ def _slide(
     shelf: Shelf, name: str, label: str | None, seed: int | None, across: float, up: float
 ) -> tuple[str, str]:
     from genkit import pipelines
+    from genkit.pixel_lm import PixelPipeline
 
     pipeline = load(shelf, name)
+    if isinstance(pipeline, PixelPipeline):
+        return "", "0.5 0.5"  # it has no latents
     own = _one(pipeline, label)
     latents = place(pipeline, _seeded(seed), across, up)
     (image,) = pipelines.decode(pipeline, latents, None if own is None else [own])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
 import io
 import threading
 from collections.abc import Callable, Sequence
@@ -23,7 +24,15 @@ LIVE: dict[str, Any] = {  # of what follows a finger: only the last place matter
     "show_progress": "hidden",
     "trigger_mode": "always_last",
 }
+VERBS = ("explain", "qa", "sampling", "latent", "denoising", "monitor")
 _loading = threading.Lock()
+
+
+def import_verbs() -> None:
+    """Import what events use, which takes seconds; transformers' modules bear one thread alone."""
+    with _loading:
+        for name in VERBS:
+            importlib.import_module(f"genkit.{name}")
 
 
 def loaded(load: Callable[[str], Any], model: str) -> Any:
@@ -41,6 +50,7 @@ def event(work: Callable[..., Any], shelf: Shelf, others: int = 0) -> Callable[.
     """
 
     def safe(*inputs: Any) -> Any:
+        import_verbs()
         try:
             return work(shelf, *inputs)
         except (ValueError, OSError) as error:

@@ -47,7 +47,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
                 seed = parts.seed_box()
             with gr.Row():
                 write = gr.Button("Write", variant="primary", min_width=90)
-                another = gr.Button("Another seed", min_width=90)
+                another = gr.Button("New seed", min_width=90)
                 beams = gr.Button("Beams", min_width=90)
         with gr.Column(scale=2, min_width=300):
             temperature = gr.Slider(
