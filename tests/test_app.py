@@ -1,5 +1,6 @@
 """The web page, in a browser, and what it refuses."""
 
+import asyncio
 import base64
 import io
 import json
@@ -10,6 +11,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 import genkit  # noqa: E402
+import genkit.app  # noqa: E402
 from genkit import latent, sampling  # noqa: E402
 from genkit.app import finding, guard, images  # noqa: E402
 
@@ -390,7 +393,7 @@ def test_no_address_is_fetched(address):
         file = {"url": url, "path": url, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
         config = json.loads(ask(f"{address}config")[1])
         for event in config["dependencies"]:
-            for given in (file, url, [file], {"files": [file]}):
+            for given in (file, [file]):
                 call = {"data": [given] * len(event["inputs"]), "fn_index": event["id"]}
                 ask(f"{address}gradio_api/run/predict", call)
                 ask(f"{address}gradio_api/queue/join", call | {"session_hash": "canary"})
@@ -400,28 +403,40 @@ def test_no_address_is_fetched(address):
     assert Canary.asked == []
 
 
-def test_a_page_for_others_asks_for_its_token(models):
-    with served([str(models / "training")], host="0.0.0.0") as found:
-        address, token = found.split("?token=")
-        address = address.replace("0.0.0.0", "127.0.0.1")
-        assert len(token) > 40
+def test_a_page_for_others_asks_for_its_token(models, monkeypatch):
+    served = []
+
+    def run(server, sockets):
+        server.ready()
+        served.append(server.config.app)
+
+    monkeypatch.setattr(genkit.app._Server, "run", run)
+    genkit.app.serve([str(models / "training")], host="0.0.0.0", port=0, ready=served.append)
+    address, guarded = served
+    token = address.split("?token=")[1]
+    assert address.startswith("http://0.0.0.0:") and len(token) > 40
+    asyncio.run(knock(guarded, token))
+    genkit.app.serve([], port=0, ready=served.append)  # this machine alone may ask
+    assert re.fullmatch(r"http://127.0.0.1:\d+/", served[2])
+
+
+async def knock(guarded, token: str) -> None:
+    """Ask with and without the token, wherever there may be an answer."""
+    transport = httpx.ASGITransport(guarded)
+    async with httpx.AsyncClient(transport=transport, base_url="http://page.example") as client:
         paths = ["", "config", "gradio_api/info", "gradio_api/startup-events", "theme.css"]
-        paths += [
-            "gradio_api/upload",
-            "gradio_api/file=/etc/passwd",
-            "gradio_api/run/look",
-            "nowhere",
-        ]
+        paths += ["gradio_api/upload", "gradio_api/file=/etc/passwd", "gradio_api/run/look", "no"]
         for path in paths:
             for wrong in ("", "?token=", "?token=wrong", f"?token={token[:-1]}", f"?x={token}"):
-                assert ask(f"{address}{path}{wrong}")[0] == 401, path
-            assert ask(f"{address}{path}", b"{}")[0] == 401, path
-        assert ask(f"{address}config", Cookie="genkit=wrong; a=b")[0] == 401
-        status, _, headers = ask(f"{address}?token={token}")
-        cookie = headers["set-cookie"]
-        assert status == 200 and "HttpOnly" in cookie and "SameSite=Strict" in cookie
-        assert ask(f"{address}config", Cookie=cookie.split(";")[0])[0] == 200
-        assert ask(f"{address}config", Host="page.example", Cookie=cookie.split(";")[0])[0] == 200
+                assert (await client.get(f"/{path}{wrong}")).status_code == 401, path
+            assert (await client.post(f"/{path}", json={})).status_code == 401, path
+        bad = {"Cookie": "genkit=wrong; a=b"}
+        assert (await client.get("/config", headers=bad)).status_code == 401
+        right = await client.get(f"/?token={token}")
+        assert right.status_code == 200
+        cookie = right.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        assert (await client.get("/config")).status_code == 200  # by the cookie
 
 
 # ---- what cannot be served
@@ -459,12 +474,10 @@ def test_what_is_no_model_is_refused(models, tmp_path):
 
 
 def test_a_port_in_use_is_refused(models):
-    from genkit.app import serve
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} .*give another, or port 0"):
-            serve([str(models / "game")], port=port)
+            genkit.app.serve([str(models / "game")], port=port)
 
 
 def test_troubles_of_other_runs(tmp_path):

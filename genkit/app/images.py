@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST = 64  # images at once
 EDGE = 0.01  # of the prior's probability, that is left out on each side of the plane
 BIG = 224  # pixels of the page, for an image alone
+CHANGES = 12  # outputs that go with a model
 EVERY = "one after the other"
 PAD = (Path(__file__).parent / "pad.js").read_text(encoding="utf-8")
 KNOB = (
@@ -45,10 +46,10 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     with gr.Row():
         seed = parts.seed_box()
         count = gr.Slider(1, MOST, 16, step=1, label="Images", min_width=150)
-        with gr.Row(visible=False) as diffusion:
-            scheduler = gr.Dropdown([], label="Scheduler", min_width=120)
-            steps = gr.Number(20, label="Steps", precision=0, minimum=1, min_width=90)
-            guidance = gr.Slider(0, 8, 1, step=0.5, label="Guidance", min_width=150)
+    with gr.Row(visible=False) as diffusion:
+        scheduler = gr.Dropdown([], label="Scheduler", min_width=120)
+        steps = gr.Number(20, label="Steps", precision=0, minimum=1, min_width=90)
+        guidance = gr.Slider(0, 8, 1, step=0.5, label="Guidance", min_width=150)
     draw = gr.Button("Draw", variant="primary")
     samples = parts.canvas("samples")
     asked = [model, label, seed]
@@ -56,14 +57,16 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     draw.click(parts.event(_draw, shelf), [*asked, count, *how], samples, api_name="draw")
     with gr.Column(visible=False) as walks:
         _plane(shelf, asked, known)
-        _between(shelf, asked)
+        way = _between(shelf, asked)
     with gr.Column(visible=False) as denoising:
         gr.Markdown("### Out of noise")
         out = gr.Button("Show how the image of this seed comes out of noise")
         noise = parts.canvas("denoising")
         out.click(parts.event(_denoise, shelf), [*asked, *how], noise, api_name="denoise")
     changes = [about, known, label, diffusion, scheduler, steps, guidance, walks, denoising]
-    configure = parts.event(_configure, shelf, len(changes) - 1)
+    changes += [samples, way, noise]  # of the model before
+    assert len(changes) == CHANGES, "an output of `_configure` is missing"
+    configure = parts.event(_configure, shelf, CHANGES - 1)
     gr.on([model.input, shown.select], configure, [model, known], changes, api_name="about_images")
     scheduler.input(_steps, scheduler, steps, api_name=False, queue=False)
 
@@ -94,15 +97,16 @@ def _plane(shelf: Shelf, asked: list[Any], known: gr.State) -> None:
     )  # fmt: skip
 
 
-def _between(shelf: Shelf, asked: list[Any]) -> None:
-    """Build the way between two seeds."""
-    gr.Markdown("### Between two seeds")
+def _between(shelf: Shelf, asked: list[Any]) -> gr.HTML:
+    """Build the way between two seeds, and return where it is shown."""
+    gr.Markdown("### Between two seeds\nFrom the seed above to another.")
     with gr.Row():
-        end = parts.seed_box(1, "From the seed above to seed")
+        end = parts.seed_box(1, "To seed")
         number = gr.Slider(2, 16, 8, step=1, label="Images", min_width=150)
     walk = gr.Button("Walk")
     way = parts.canvas("between")
     walk.click(parts.event(_walk, shelf), [*asked, end, number], way, api_name="walk")
+    return way
 
 
 # ---------------------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ def load(shelf: Shelf, name: str) -> Any:
 def _configure(shelf: Shelf, name: str, known: str) -> tuple[Any, ...]:
     """Show what this model allows; where it is shown already, leave what was chosen."""
     if name == known:
-        return (gr.skip(),) * 9
+        return (gr.skip(),) * CHANGES
     from genkit import diffusion, pipelines
     from genkit.diffusion import DenoisingPipeline
     from genkit.pixel_lm import PixelPipeline
@@ -143,6 +147,7 @@ def _configure(shelf: Shelf, name: str, known: str) -> tuple[Any, ...]:
         gr.Slider(value=1, visible=noisy and bool(classes)),
         gr.Column(visible=not pixels),
         gr.Column(visible=noisy),
+        *[""] * 3,
     )
 
 

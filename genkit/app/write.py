@@ -60,7 +60,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     redraw = parts.event(_redraw, shelf)
     compose = parts.event(_write, shelf)
     gr.on(
-        [temperature.input, prompt.input, model.input], redraw, asked, bars,
+        [temperature.input, prompt.change, model.input], redraw, asked, bars,
         api_name="next_tokens", **parts.LIVE,
     )  # fmt: skip
     page.load(redraw, asked, bars, api_name=False, show_progress="hidden")
