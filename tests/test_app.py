@@ -344,7 +344,8 @@ def test_strangers_are_refused(address, models):
     status, _, headers = ask(f"{address}config")
     assert status == 200
     assert "default-src 'self'" in headers["content-security-policy"]
-    assert ask(f"{address}config", Host="rebound.example")[0] == 400
+    for host in ("rebound.example", "127.0.0.1.example", "[", ""):
+        assert ask(f"{address}config", Host=host)[0] == 400
     call = {"data": ["language", "The ", 1.0]}
     assert ask(f"{address}gradio_api/run/next_tokens", call)[0] == 200
     assert ask(f"{address}gradio_api/run/next_tokens", call, Origin="http://x.example")[0] == 403
@@ -481,6 +482,12 @@ def test_a_port_in_use_is_refused(models):
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} .*give another, or port 0"):
             genkit.app.serve([str(models / "game")], port=port)
+
+
+def test_a_token_that_is_no_part_of_an_address_is_refused(models):
+    for token in ("", "a b", "a&b", "ä", "a;b"):
+        with pytest.raises(ValueError, match="token must be of letters, digits"):
+            genkit.app.serve([str(models / "game")], port=0, token=token)
 
 
 def test_troubles_of_other_runs(tmp_path):

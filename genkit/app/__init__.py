@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import secrets
 import socket
 import threading
@@ -48,14 +50,19 @@ def serve(
     """
     shelf = finding.find(models)
     local = guard.is_loopback(host)
-    token = token if token or local else secrets.token_urlsafe()
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+        raise ValueError(f"token must be of letters, digits and -._~ alone, got {token!r}")
+    if token is None and not local:
+        token = secrets.token_urlsafe()
     with _listen(host, port) as listening:
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}/"
         address += "" if token is None else f"?token={token}"
         hosts = {"localhost", "127.0.0.1", "::1", host} if local else None
         app = guard.Guard(mounted(build(shelf)), hosts, token)
-        _Server(app, lambda: (ready or _announce)(address), shelf).run(sockets=[listening])
+        server = _Server(app, lambda: (ready or _announce)(address), shelf)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
 
 
 def _announce(address: str) -> None:
