@@ -49,7 +49,7 @@ header {{ color: #555; margin-bottom: 1.5rem; }}
 <header>{summary}<br>
 unlikely<span class="scale"></span>likely. Point at a token, or click on it, for the others.
 </header>
-<div class="text"><span class="prompt">{prompt}</span>{spans}</div>
+<div class="text">{text}</div>
 </body>
 </html>
 """
@@ -61,12 +61,17 @@ def alternatives(record: Alternatives, path: Path) -> None:
         title=html.escape(tokens.one_line(record.text[:60])),
         summary=html.escape(record.summary),
         scale=", ".join(_css(i / 8) for i in range(9)),
-        prompt=_marked_up(record.prompt),
-        spans="".join(map(_span, record.spans)),
+        text=fragment(record),
     )
     scratch = path.with_name(f".{path.name}.writing")
     scratch.write_text(page, encoding="utf-8", newline="")
     scratch.replace(path)
+
+
+def fragment(record: Alternatives) -> str:
+    """Write that text alone, for a page of another style."""
+    prompt = f'<span class="prompt">{_marked_up(record.prompt)}</span>'
+    return prompt + "".join(map(_span, record.spans))
 
 
 def _span(span: Span) -> str:

@@ -21,8 +21,9 @@ def check(folder: Path, weights: bool = True) -> None:
         weights: whether they are there already, and not only the settings.
 
     Raises:
-        ValueError: there are no weights but such as may run code; a file is a link out of the folder, or no safetensors under their name; an
-            index names weights elsewhere; an adapter leads to another model.
+        ValueError: there are no weights but such as may run code; a file is a link out of the
+            folder, or no safetensors under their name; an index names weights elsewhere; an
+            adapter leads to another model.
     """
     home = folder.resolve()
     homes = [home]

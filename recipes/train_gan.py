@@ -13,6 +13,7 @@ how the game goes, and the log names a collapse when there is one.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -243,6 +244,8 @@ def main() -> None:
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
         run.restore()
+        if monitor is not None and not settings.dry_run:
+            run.folder.write("floor.json", json.dumps(monitor.floor))  # to judge the log by
         for step in run.steps():
             penalty = settings.penalty_every if step % settings.penalty_every == 0 else 0
             for turn in range(settings.critic_steps):

@@ -138,7 +138,14 @@ def test_clipped_weights_stay_inside(runs):
 def test_a_run_leaves_all_that_it_promises(runs, kind):
     folder = runs(kind)
     names = {path.name for path in folder.iterdir()}
-    assert names >= {"model_index.json", "gan.py", "generator", "README.md", "run.json"}
+    assert names >= {
+        "model_index.json",
+        "gan.py",
+        "generator",
+        "README.md",
+        "run.json",
+        "floor.json",
+    }
     for name in ("loss.png", "progress.png", "progress.gif"):
         with Image.open(folder / name) as picture:
             picture.load()

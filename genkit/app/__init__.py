@@ -1,0 +1,146 @@
+"""The web page: write, answer, draw and watch runs, with the models named at its start."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    import gradio as gr
+except ImportError:
+    raise ValueError("app: pip install 'genkit[app]' first") from None
+import uvicorn
+from fastapi import FastAPI
+
+from genkit.app import answer, finding, guard, images, parts, runs, write
+from genkit.app.finding import Shelf
+
+SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+TITLE = "genkit"
+
+
+def serve(
+    models: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    token: str | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        models: folders of saved models, of runs, or of such folders; or Hub ids. Nothing else can
+            be chosen in the page.
+        host: the address to listen at; this machine alone can reach it unless told otherwise.
+        port: to listen at; 0 for any that is free.
+        token: what requests must bring. One is drawn where other machines can reach the page.
+        ready: called with the page's address, token and all, once it can be opened; unless given,
+            the address is printed.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+    """
+    shelf = finding.find(models)
+    local = guard.is_loopback(host)
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+        raise ValueError(f"token must be of letters, digits and -._~ alone, got {token!r}")
+    if token is None and not local:
+        token = secrets.token_urlsafe()
+    with _listen(host, port) as listening:
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listening.getsockname()[1]}/"
+        address += "" if token is None else f"?token={token}"
+        hosts = {"localhost", "127.0.0.1", "::1", host} if local else None
+        app = guard.Guard(mounted(build(shelf)), hosts, token)
+        server = _Server(app, lambda: (ready or _announce)(address), shelf)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
+
+
+def _announce(address: str) -> None:
+    print(f"genkit is at {address}", flush=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"host, port: cannot listen at {host}, port {port} ({error}); give another, or port 0 "
+            "for any that is free"
+        ) from None
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and then loads a model of each kind ahead of its use."""
+
+    def __init__(self, app: guard.Guard, ready: Callable[[], None], shelf: Shelf) -> None:
+        # access logs would tell tokens
+        super().__init__(
+            uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
+        )
+        self.ready, self.shelf = ready, shelf
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        self.ready()
+        threading.Thread(target=warm_up, args=[self.shelf], daemon=True).start()
+
+
+def warm_up(shelf: Shelf) -> None:
+    """Load the first model of each kind; what goes wrong is told at its use."""
+    parts.import_verbs()
+    loads = {finding.TEXT: write.load, finding.ANSWERS: answer.load, finding.IMAGES: images.load}
+    for kind, load in loads.items():
+        for name in shelf.names(kind)[:1]:
+            try:
+                load(shelf, name)
+            except ValueError:
+                continue
+
+
+# ---------------------------------------------------------------------------------------------
+# The page
+
+
+def build(shelf: Shelf) -> gr.Blocks:
+    """Build the page."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(f"# {TITLE}")
+        with gr.Tab("Write", id="write"):
+            write.tab(shelf, page)
+        with gr.Tab("Answer", id="answer"):
+            answer.tab(shelf)
+        with gr.Tab("Images", id="images") as shown:
+            images.tab(shelf, shown)
+        with gr.Tab("Runs", id="runs"):
+            runs.tab(shelf, page)
+    page.queue(api_open=False, max_size=20, default_concurrency_limit=1)
+    return page
+
+
+def mounted(page: gr.Blocks) -> FastAPI:
+    """Make a server of the page: no fonts from elsewhere, no uploads, no links to share."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    options: dict[str, Any] = {"ssr_mode": False, "pwa": False, "mcp_server": False}
+    options |= {"run_history": False, "enable_monitoring": False, "footer_links": []}
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        max_file_size="1kb",
+        show_error=False,
+        theme=gr.themes.Base(font=list(SANS), font_mono=list(MONO), primary_hue="blue"),
+        css=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
+        **options,
+    )

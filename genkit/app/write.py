@@ -1,0 +1,199 @@
+"""The tab that writes: the next token by temperature, a text in colours, the tree of beams."""
+
+from __future__ import annotations
+
+import functools
+import html
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from genkit.app import finding, parts
+from genkit.app.finding import Shelf
+
+if TYPE_CHECKING:
+    from genkit.explain import BeamTree, NextTokens
+    from genkit.generation import Generation
+    from genkit.language import LanguageModel
+
+TEMPERATURES = [round(0.05 * i, 2) for i in range(1, 41)]
+TOP = 10
+STRATEGIES = ["sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive"]
+HINT = (
+    "No language model was named. Train one with "
+    "<code>accelerate launch recipes/train_charlm.py</code>, then start the page with its folder: "
+    "<code>genkit app runs/charlm</code>."
+)
+
+
+def tab(shelf: Shelf, page: gr.Blocks) -> None:
+    """Build the tab."""
+    names = shelf.names(finding.TEXT)
+    if not names:
+        parts.canvas("no-write", parts.hint(HINT))
+        return
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            model = parts.chooser(names)
+            prompt = gr.Textbox(
+                "The ", label="Prompt", lines=3, max_lines=12, max_length=parts.LONGEST
+            )
+            with gr.Row():
+                strategy = gr.Dropdown(STRATEGIES, value="sample", label="Strategy", min_width=130)
+                longest = gr.Slider(1, 400, 100, step=1, label="Tokens", min_width=150)
+                seed = parts.seed_box()
+            with gr.Row():
+                write = gr.Button("Write", variant="primary", min_width=90)
+                another = gr.Button("New seed", min_width=90)
+                beams = gr.Button("Beams", min_width=90)
+        with gr.Column(scale=2, min_width=300):
+            temperature = gr.Slider(
+                TEMPERATURES[0], TEMPERATURES[-1], 1.0, step=0.05, label="Temperature"
+            )
+            bars = parts.canvas("bars")
+    text = parts.canvas("text")
+    asked = [model, prompt, temperature]
+    told = [model, prompt, strategy, temperature, longest, seed]
+    redraw = parts.event(_redraw, shelf)
+    compose = parts.event(_write, shelf)
+    gr.on(
+        [temperature.input, prompt.change, model.input], redraw, asked, bars,
+        api_name="next_tokens", **parts.LIVE,
+    )  # fmt: skip
+    page.load(redraw, asked, bars, api_name=False, show_progress="hidden")
+    write.click(compose, told, text, api_name="write")
+    drawn = another.click(lambda: secrets.randbits(31), None, seed, api_name=False, queue=False)
+    drawn.then(compose, told, text, api_name=False)
+    beams.click(parts.event(_beams, shelf), [model, prompt], text, api_name="beams")
+
+
+def load(shelf: Shelf, name: str) -> LanguageModel:
+    """Load a model by its name in the page."""
+    from genkit import language
+
+    return parts.loaded(language.load, shelf.pick(finding.TEXT, name))
+
+
+# ---------------------------------------------------------------------------------------------
+# The next token
+
+
+def _redraw(shelf: Shelf, name: str, prompt: str, temperature: float) -> str:
+    model = shelf.pick(finding.TEXT, name)
+    if round(temperature, 2) not in TEMPERATURES:
+        raise ValueError(f"temperature must be one of {TEMPERATURES}, got {temperature}")
+    return bars(next_tokens(model, prompt), TEMPERATURES.index(round(temperature, 2)))
+
+
+def next_tokens(model: str, prompt: str) -> NextTokens:
+    """Return the likeliest next tokens at every place of the slider: the model is asked once."""
+    from genkit import language
+
+    return _next_tokens(model, language.stamp(Path(model)), parts.limited("prompt", prompt))
+
+
+@functools.lru_cache(maxsize=64)
+def _next_tokens(model: str, stamp: int, prompt: str) -> NextTokens:
+    from genkit import explain, language
+
+    loaded = parts.loaded(language.load, model)
+    top = min(TOP, loaded.model.config.vocab_size)
+    return explain.next_tokens(prompt, model=loaded, temperatures=TEMPERATURES, top=top)
+
+
+def bars(record: NextTokens, which: int) -> str:
+    """Draw the distribution at one of the temperatures."""
+    from genkit import tokens
+
+    rows = "".join(
+        f'<div class="next"><bdi>{html.escape(name)}</bdi>'
+        f'<span class="track"><span style="width: {share:.2%}"></span></span>'
+        f"<span>{tokens.percent(share)}</span></div>"
+        for name, share in zip(record.names, record.probabilities[which], strict=True)
+    )
+    entropy = record.entropies[which]
+    return f'<div class="nexts">{rows}<p>entropy {entropy:.2f} bits</p></div>'
+
+
+# ---------------------------------------------------------------------------------------------
+# A text
+
+
+def _write(
+    shelf: Shelf,
+    name: str,
+    prompt: str,
+    strategy: str,
+    temperature: float,
+    longest: int,
+    seed: int | None,
+) -> str:
+    from genkit import generation
+    from genkit.options import DRAWS
+
+    model = load(shelf, name)
+    options: dict[str, Any] = {"strategy": strategy, "max_new_tokens": int(longest)}
+    options |= {"temperature": temperature} if strategy == "sample" else {}
+    options |= {"seed": seed} if strategy in DRAWS else {}
+    record = generation.generate(parts.limited("prompt", prompt), model=model, **options)
+    drawn = "" if record.seed is None else f"seed {record.seed} · "
+    head, text = _coloured(record, model) if record.continues else ("", html.escape(record.text))
+    head = html.escape(drawn + head)
+    return f'<div class="written"><p>{head}</p><div class="text">{text}</div></div>'
+
+
+def _coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
+    """Colour the tokens that the model can look at together; say what is seen, and write it."""
+    from genkit import explain, generation, pages, reading
+
+    room = reading.context_length(model.model) + 1 - len(generation.encode(record.prompt, model))
+    seen = explain.alternatives(replace(record, tokens=record.tokens[:room]), model=model)
+    head = f"{seen.summary}. Red unlikely, green likely; point at a token for the others."
+    rest = record.completion[len(seen.text) :] if len(record.tokens) > room else ""
+    head += " What is longer than the model can look at has no colours." if rest else ""
+    return head, pages.fragment(seen) + html.escape(rest)
+
+
+def _beams(shelf: Shelf, name: str, prompt: str) -> str:
+    from genkit import explain
+
+    model = load(shelf, name)
+    return tree(explain.beam_tree(parts.limited("prompt", prompt), model=model))
+
+
+def tree(record: BeamTree) -> str:
+    """Draw the tree of beams: what follows a text is below it, the best first."""
+    from genkit import tokens
+
+    prompt = html.escape(tokens.one_line(record.prompt[-60:]))
+    words = (
+        "The winner is blue, ■ has ended, grey was dropped; with the log-probability of the text."
+    )
+    below = _branch(record, 0, 0, record.winners())
+    return f'<div class="beams"><p>{words}</p><b>{prompt} …</b>{below}</div>'
+
+
+def _branch(record: BeamTree, depth: int, parent: int, winners: list[int]) -> str:
+    """Draw what follows a kept candidate; `winners` is empty off the winner's way."""
+    if depth == len(record.steps):
+        return ""
+    step, kept, items, dropped = record.steps[depth], -1, "", ""
+    for i, candidate in enumerate(step):
+        kept += candidate.fate == "kept"  # what the children of this one call it
+        if candidate.parent != parent:
+            continue
+        won = winners[depth : depth + 1] == [i]
+        end = " ■" if candidate.fate == "finished" else ""
+        name = f"<bdi>{html.escape(record.names[depth][i])}</bdi>{end}"
+        text = f"{name} <small>{candidate.total:.2f}</small>"
+        if candidate.fate == "dropped":
+            dropped += f"<span>{text}</span> "
+            continue
+        deeper = winners if won else []
+        below = _branch(record, depth + 1, kept, deeper) if candidate.fate == "kept" else ""
+        items += f"<li{' class=won' if won else ''}>{text}{below}</li>"
+    items += f'<li class="dropped">{dropped}</li>' if dropped else ""
+    return f"<ul>{items}</ul>" if items else ""
