@@ -461,15 +461,15 @@ def test_models_are_told_apart_by_their_files(models):
 
 
 def test_what_is_no_model_is_refused(models, tmp_path):
-    with pytest.raises(ValueError, match=r"models: 'no/such' is no folder, and the Hub gives none"):
+    with pytest.raises(ValueError, match=r"models: cannot load 'no/such', neither from a folder"):
         finding.find(["no/such"])
     with pytest.raises(ValueError, match=r"models: .* holds no model and no run; give"):
         finding.find([str(tmp_path)])
     config = tmp_path / "config.json"
     for text, words in {
-        "{": "has a config.json that cannot be read",
-        "[]": "is no description of a model",
-        '{"architectures": ["ResNetForImageClassification"]}': "holds ResNetForImageClassification",
+        "{": "has no model that can be read (model: ",
+        "[]": "holds no settings of a model",
+        '{"architectures": ["ResNetForImageClassification"]}': "the page has no use for",
         '{"architectures": ["LlamaForCausalLM"]}': "holds no weights in safetensors",
     }.items():
         config.write_text(text)
