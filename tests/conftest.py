@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -5,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def trained(train: Train, text_file: Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def run_here(recipe: str, *arguments: str | Path) -> None:
-    """Run a recipe in this process: the seconds that a launch takes are saved."""
+@contextlib.contextmanager
+def recipe_module(recipe: str, *arguments: str | Path) -> Iterator[Any]:
+    """Import a recipe under a command line."""
     path = ROOT / "recipes" / f"{recipe}.py"
     spec = importlib.util.spec_from_file_location(recipe, path)
     assert spec and spec.loader
@@ -96,6 +98,12 @@ def run_here(recipe: str, *arguments: str | Path) -> None:
         patch.setitem(sys.modules, recipe, module)
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         spec.loader.exec_module(module)
+        yield module
+
+
+def run_here(recipe: str, *arguments: str | Path) -> None:
+    """Run a recipe in this process: the seconds that a launch takes are saved."""
+    with recipe_module(recipe, *arguments) as module:
         module.main()
 
 

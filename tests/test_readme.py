@@ -1,0 +1,282 @@
+"""Every block of the README does what it says, on small models and made-up data.
+
+Hub ids stand for small models in the Hub's cache, or on a Hub on loopback. The recipes run for two
+steps each in the slow tests; here their flags are parsed. Benchmarks are looked at for their flags.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, recipe_module, run_here
+from hub_server import serve
+from PIL import Image
+from sklearn.datasets import load_digits
+from test_imagining import stable_diffusion
+from test_train_qa import facts_file
+
+import genkit
+from genkit import charlm, cli, images, language, latent, text2image
+from genkit.commands import app
+from genkit.settings import parse
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+PYTHON = [code for kind, code in BLOCKS if kind == "python"]
+LINES = [
+    re.sub(r"\s+#\s.*", "", line).strip()
+    for kind, code in BLOCKS
+    if kind == "bash"
+    for line in code.replace("\\\n", " ").splitlines()
+]
+LINES = [line for line in LINES if line and not line.startswith("#")]
+RECIPES = [line for line in LINES if "accelerate launch" in line]
+BENCHMARKS = [line for line in LINES if line.startswith("python benchmarks/")]
+OTHERS = [line for line in LINES if line not in RECIPES + BENCHMARKS]
+SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
+OWN = {
+    "train_gan": ("--judged", "20"),
+    "train_diffusion": ("--judged", "20"),
+    "train_vae": ("--nll_images", "8", "--nll_samples", "2"),
+    "train_pixels": ("--judged", "8"),
+    "train_qa": ("--max_seq_len", "48"),
+}
+HERE = {"rajpurkar/squad": "questions.json", "user/pictures": "pictures", "path/to/model": "mine"}
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+
+
+def test_all_kinds_of_blocks_are_known():
+    assert {kind for kind, _ in BLOCKS} == {"python", "bash", ""}
+    assert len(PYTHON) > 12 and len(RECIPES) > 25 and len(BENCHMARKS) > 20
+    for line in OTHERS:
+        assert re.match(r"genkit |python -c |cat prompts\.txt \| genkit ", line), line
+
+
+# ---- a folder as a reader of the README would have
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("mybook.txt", "sequel.txt", "books/one.md", "books/more/two.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text[:4000])
+    (folder / "sequel.txt").write_text(text[4000:7000])
+    (folder / "course.txt").write_text("It was written by Ada. The exam weighs 50 %.")
+    (folder / "prompts.txt").write_text("The \nA \n")
+    digits = load_digits()
+    pictures(folder, digits.images.astype(np.uint8) * 15, digits.target)
+    for name in ("questions.json", "train-v2.0.json", "dev-v2.0.json"):
+        facts_file(folder / name, 1, 12, own_words=True, impossible="v2" in name)
+    with contextlib.chdir(folder):
+        train()
+    return folder
+
+
+def pictures(folder: Path, shades: np.ndarray, labels: np.ndarray) -> None:
+    """Write a folder of pictures, and tables of them."""
+    for i in range(40):
+        place = folder / "pictures" / str(labels[i]) / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shades[i]).resize((64, 64)).save(place)
+    for name, some in {"train": range(900), "test": range(900, 1500)}.items():
+        cells = []
+        for i in some:
+            file = io.BytesIO()
+            Image.fromarray(shades[i]).save(file, "png")
+            cells.append({"bytes": file.getvalue(), "path": None})
+        table = {"image": cells, "label": [int(labels[i]) for i in some]}
+        pq.write_table(pa.table(table), folder / f"{name}.parquet")
+
+
+def train() -> None:
+    """Train what the README's Python has in runs/."""
+    small = {
+        "charlm": "train_charlm --depth 1 --width 32 --heads 2 --context 64 --text mybook.txt",
+        "qa": "train_qa --from_scratch --data questions.json --depth 1 --width 32 --heads 2",
+        "vae": "train_vae --network dense --widths 32 --latent_dim 2",
+        "gan": "train_gan --widths 8 --discriminator_widths 8",
+        "diffusion": "train_diffusion --widths 8 16",
+        "classifier": "train_classifier --width 8 --depth 1",
+    }
+    for name, words in small.items():
+        recipe, *given = words.split()
+        given += [*SHORT, *OWN.get(recipe, ()), "--output_dir", f"runs/{name}"]
+        run_here(recipe, *given)
+    shutil.copytree("runs/charlm", "runs/mybook")
+    shutil.copytree("runs/charlm", "runs/demo")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A Hub's cache with small models in place of the default ones."""
+    folder = tmp_path_factory.mktemp("cache")
+    with torch.random.fork_rng(), text2image.numpy_as_it_was():
+        torch.manual_seed(0)
+        tokenizer = charlm.make_tokenizer("".join(map(chr, range(32, 127))) + "\n")
+        place = snapshot(folder, language.DEFAULT, language.REVISION)
+        charlm.make_model("gpt2", len(tokenizer), 128, 1, 32, 2, 0.0).save_pretrained(place)
+        charlm.save_tokenizer(tokenizer, place)
+        place = snapshot(folder, text2image.DEFAULT, text2image.REVISION)
+        stable_diffusion().save_pretrained(place)
+    return folder
+
+
+def snapshot(cache: Path, name: str, commit: str) -> Path:
+    home = cache / f"models--{name.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    return home / "snapshots" / commit
+
+
+@pytest.fixture(autouse=True)
+def there(request, monkeypatch):
+    if "home" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("home"))
+        cache = request.getfixturevalue("cache")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+
+
+# ---- Python
+
+# smaller pictures and fewer steps; and models that have learned nothing draw no threes
+QUICKER = {
+    "classes == 3": "latents[:, 0] > 0",
+    "size=(512, 768)": "size=(16, 16)",
+    "steps=30": "steps=2",
+    "steps=100": "steps=5",
+}
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python(home, number):
+    code = PYTHON[number]
+    for slow, quick in QUICKER.items():
+        code = code.replace(slow, quick)
+    if "user/" in code:
+        on_loopback([sys.executable, "-c", code], home)
+        return
+    goes_on = {"genkit": genkit, "np": np, "latent": latent, "digits": images.load("digits")}
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(code, f"README, Python block {number}", "exec"), goes_on)
+
+
+def on_loopback(command: list[str], home: Path) -> None:
+    with serve() as hub:
+        environment = os.environ | hub.environment(home / "hub")
+        done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_commands(home, line, monkeypatch, capsys):
+    if " | " in line:
+        start, line = line.split(" | ")
+        given = Path(start.split()[1]).read_bytes()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    words = shlex.split(line)
+    if words[0] == "python":
+        exec(compile(words[2], line, "exec"), {})
+    elif words[1] == "app":  # it is served in test_app
+        parser = argparse.ArgumentParser()
+        app.add(parser)
+        parser.parse_args(words[2:])
+    elif words[1] == "push":
+        on_loopback([sys.executable, "-m", "genkit.cli", *words[1:]], home)
+    else:
+        if "--model" not in words and words[1] == "answer":
+            words += ["--model", "runs/qa"]  # the default reader is too large to be made up
+        cli.main(words[1:])
+        assert capsys.readouterr().out.strip()
+
+
+# ---- recipes
+
+
+def split(line: str) -> tuple[list[str], str, list[str]]:
+    """Return the launcher's words, the recipe, and its words."""
+    for name, local in HERE.items():
+        line = line.replace(name, local)
+    words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")]
+    first = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
+    return words[2:first], Path(words[first]).stem, words[first + 1 :]
+
+
+@pytest.mark.parametrize("line", RECIPES)
+def test_flags_of_recipes(line, tmp_path, monkeypatch):
+    """The launcher and the recipe know all flags; a run to resume has to be there."""
+    from accelerate.commands.launch import launch_command_parser
+
+    launcher, recipe, words = split(line)
+    launch_command_parser().parse_args([*launcher, f"recipes/{recipe}.py"])
+    monkeypatch.chdir(tmp_path)
+    with recipe_module(recipe) as module:
+        parse(module.Settings, lambda *_: {}, [word for word in words if word != "--resume"])
+
+
+@pytest.mark.slow
+def test_recipes_run(home, monkeypatch):
+    """In the README's order, each for two steps."""
+    shutil.copytree("runs/charlm", "mine", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.rmtree("runs/mybook")
+    for number, line in enumerate(RECIPES):
+        launcher, recipe, words = split(line)
+        if "--push_to_hub" in words or "--num_machines" in launcher:
+            continue  # in test_hub; there is one machine
+        words = [word.replace("/shared/", "") for word in words]
+        if "--output_dir" not in words:
+            words += ["--output_dir", f"runs/{number}"]
+        elif "--resume" not in words:
+            shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
+        if recipe == "train_qa" and "--from_scratch" not in words:
+            words += ["--from_scratch"]  # the default encoder is too large to be made up
+        context = ("--context", "32") if recipe == "train_wordlm" else ()
+        print(f"{recipe} {' '.join(words)}")
+        run_here(recipe, *words, *SHORT, *OWN.get(recipe, ()), *context)
+
+
+# ---- benchmarks
+
+
+@pytest.mark.parametrize("line", BENCHMARKS)
+def test_flags_of_benchmarks(line):
+    words = shlex.split(line)
+    own = words[2 : words.index("--")] if "--" in words else words[2:]
+    source = (ROOT / words[1]).read_text(encoding="utf-8")
+    for flag in (word for word in own if word.startswith("--")):
+        assert f'"{flag}"' in source, f"{words[1]} has no {flag}"
+
+
+def test_the_picture_is_there():
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).is_file()
+
+
+def test_links_lead_to_sections():
+    heads = re.findall(r"^#+ (.*)$", README, re.M)
+    known = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+    for name in re.findall(r"\]\(#([^)]+)\)", README):
+        assert name in known
+
+
+def test_files_that_are_named_are_there():
+    for name in set(re.findall(r"`((?:recipes|genkit|benchmarks|tests)/[\w/.]+)`", README)):
+        assert (ROOT / name).exists(), name
