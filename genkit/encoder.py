@@ -16,7 +16,7 @@ from genkit import compiling, launch
 from genkit.packing import pack
 
 # ---------------------------------------------------------------------------------------------
-# Attention in bfloat16, where products are not in float32 anyway
+# Attention in bfloat16 where that is fast, and products are not in float32 anyway
 
 _library = torch.library.Library("genkit", "FRAGMENT")
 _library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask) -> Tensor")
@@ -25,7 +25,7 @@ _library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask) -> Tensor
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """(windows, heads, tokens, size) of bfloat16 each, contiguous, q scaled; the mask is added."""
+    """(windows, heads, tokens, size) of one type each, contiguous, q scaled; the mask is added."""
     rows = [x.flatten(0, 1) for x in (q, k, v)]
     scores = torch.bmm(rows[0], rows[1].mT)
     if mask is not None and mask.any():
@@ -51,7 +51,8 @@ def _low_attention(
         shared = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
     query = query * (scaling or query.shape[-1] ** -0.5)
-    q, k, v = (x.bfloat16().contiguous() for x in (query, key, value))
+    kind = torch.bfloat16 if launch.fast_bf16() else torch.float32
+    q, k, v = (x.to(kind).contiguous() for x in (query, key, value))
     found = torch.ops.genkit.attention(q, k, v, attention_mask)
     return found.transpose(1, 2).to(query.dtype).contiguous(), None
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from genkit import launch
 from genkit.settings import RunSettings
 
 
@@ -124,7 +125,7 @@ class BatchedMuon(torch.optim.Optimizer):
 def orthogonalized(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int
 ) -> torch.Tensor:
-    """Bring all singular values near 1 by Newton-Schulz iterations, in bfloat16.
+    """Bring all singular values near 1 by Newton-Schulz iterations, in bfloat16 if that is fast.
 
     Args:
         matrices: (count, rows, columns).
@@ -133,7 +134,8 @@ def orthogonalized(
     """
     a, b, c = coefficients
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.mT).bfloat16()
+    x = matrices if wide else matrices.mT
+    x = x.bfloat16() if launch.fast_bf16() else x.float()  # a hundred times slower on some CPUs
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
