@@ -59,7 +59,7 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
         ValueError: there is no such model, or it cannot learn to answer questions.
     """
     folder = hub.fetch(name, revision, argument="init_from", hint=HINT)
-    safety.check(folder)
+    safety.check(folder, argument="init_from")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of the new head
     try:

@@ -191,7 +191,7 @@ def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
     if name == INCEPTION:
         return Inception(device)
     folder = hub.fetch(name, revision, argument="extractor", hint=HINT)
-    safety.check(folder)
+    safety.check(folder, argument="extractor")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of a new head, which is refused
     try:

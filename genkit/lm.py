@@ -131,7 +131,7 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTr
         ValueError: there is no such model, or it lacks what training needs.
     """
     folder = hub.fetch(name, revision, argument="init_from", hint=HINT)
-    safety.check(folder)
+    safety.check(folder, argument="init_from")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(

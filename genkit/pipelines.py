@@ -70,8 +70,8 @@ def load(folder: str | Path, weights: str | None = None) -> Pipeline:
     Raises:
         ValueError: there is none.
     """
-    safety.check(Path(folder))
     kind = kinds.kind_of(Path(folder))
+    safety.check(Path(folder))
     if kind == kinds.PIXELS:
         return pixel_lm.load(folder)
     if kind == kinds.AUTOENCODER:

@@ -35,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that no process of the tests is left alone with it."""
+    long = ("test_hub", "test_recipes", "test_processes", "test_generation", "test_readme")
+    items.sort(key=lambda item: item.path.stem not in long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A cache of the tests' own."""

@@ -12,10 +12,19 @@ from pathlib import Path
 
 import filelock
 import pytest
-from conftest import ACCELERATE, ON_CPU, ROOT, SHORT, TINY, TWO, log_of, weights_of
+from conftest import (
+    ACCELERATE,
+    ROOT,
+    SHORT,
+    TINY,
+    log_of,
+    recipe_module,
+    weights_of,
+)
 
 import genkit
 from genkit import checkpoints
+from genkit.cli import clean_errors
 
 
 def record_of(folder: Path) -> dict:
@@ -127,35 +136,6 @@ def test_a_damaged_checkpoint_costs_only_itself(train, trained, text_file, tmp_p
     assert log_of(folder) == log_of(trained)
 
 
-def test_two_and_four_processes_are_one_run(text_file, tmp_path):
-    command = [sys.executable, "benchmarks/processes.py", "--processes", "1", "2", "4"]
-    command += ["--", "--text", str(text_file), *TINY]
-    command += ["--optimizer", "adamw", "--mixed_precision", "no"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    gaps = [float(gap) for gap in re.findall(r"over 50 steps ([\d.e+-]+)", done.stdout)]
-    assert len(gaps) == 2 and max(gaps) < 1e-5
-
-
-def test_the_readmes_two_process_launch(train, trained, text_file, tmp_path):
-    config = ("--config_file", "accelerate_config.yaml", "--num_processes", "2")
-    words = [*TINY, "--text", text_file, "--output_dir", tmp_path / "run", "--max_steps", "8"]
-    done = train(*words, launcher=config, env=ON_CPU)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the best model is in") == 1
-    done = train(*words[-4:], "--resume", "--accept_changes", launcher=config, env=ON_CPU)
-    assert done.returncode == 0, done.stderr
-    assert "resumed after step 8" in done.stdout
-
-
-@pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), TWO])
-def test_a_launch_that_gets_fewer_processes_is_refused(train, tmp_path, launcher):
-    done = train("--output_dir", tmp_path / "run", launcher=launcher)
-    assert done.returncode != 0
-    assert "2 processes were asked for and 1 is connected" in done.stderr
-    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_fine_tuning_adds_characters(train, trained, tmp_path):
     sequel = tmp_path / "sequel.txt"
     sequel.write_text("THE SNOWMAN \N{SNOWMAN} MELTS. " * 200)
@@ -224,7 +204,7 @@ def test_a_dry_run_tells_and_writes_nothing(train, text_file, tmp_path):
         ("--output_dir {tmp} --resume", "there is no run to resume"),
     ],
 )
-def test_bad_input_ends_with_one_clear_line(trained, tmp_path, words, message):
+def test_bad_input_ends_with_one_clear_line(trained, tmp_path, capsys, words, message):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "one.txt").write_text("x")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 10)
@@ -232,26 +212,21 @@ def test_bad_input_ends_with_one_clear_line(trained, tmp_path, words, message):
     shape = SHORT if "--init_from" in words or "--resume" in words else TINY
     if "--resume" in words:
         shape = ()
-    command = [sys.executable, "recipes/train_charlm.py", "--output_dir", str(tmp_path / "run")]
-    done = subprocess.run([*command, *shape, *given], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert re.match(f"error: .*{message}", last)
+    run = ("--output_dir", tmp_path / "run")
+    with (
+        recipe_module("train_charlm", *run, *shape, *given) as recipe,
+        pytest.raises(SystemExit) as stopped,
+        clean_errors(),
+    ):
+        recipe.main()
+    assert stopped.value.code == 2
+    assert re.match(f"error: .*{message}", capsys.readouterr().err.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param("--stages", marks=pytest.mark.slow),
-        pytest.param("--kills 5", marks=pytest.mark.slow),
-        "--kills 4 --processes 2",
-    ],
-)
-def test_killed_runs_lose_nothing(words):
-    command = [sys.executable, "benchmarks/crash.py", *words.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bit-identical to the unharmed run" in done.stdout
+def test_a_launch_with_bad_input_ends_with_one_clear_line(train, tmp_path):
+    done = train("--output_dir", tmp_path / "run", *TINY, "--val_fraction", "1.5")
+    assert done.returncode != 0 and "Traceback" not in done.stderr.split("error: ")[0]
+    assert "error: val_fraction must be between 0 and 1, got 1.5\n" in done.stderr
 
 
 @pytest.mark.slow
@@ -265,15 +240,6 @@ def test_a_compiled_run_goes_on_exactly(train, text_file, tmp_path):
     done = train("--output_dir", tmp_path / "stopped", "--resume")
     assert "resumed after step 30" in done.stdout
     assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_two_hundred_kills_lose_nothing(processes):
-    command = [sys.executable, "benchmarks/crash.py", "--kills", "200", "--processes", processes]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bit-identical to the unharmed run" in done.stdout
 
 
 @pytest.mark.slow

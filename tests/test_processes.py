@@ -1,0 +1,61 @@
+"""Runs of several processes, and runs that are killed."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ON_CPU, ROOT, TINY, TWO
+
+
+def test_two_and_four_processes_are_one_run(text_file, tmp_path):
+    command = [sys.executable, "benchmarks/processes.py", "--processes", "1", "2", "4"]
+    command += ["--", "--text", str(text_file), *TINY]
+    command += ["--optimizer", "adamw", "--mixed_precision", "no"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    gaps = [float(gap) for gap in re.findall(r"over 50 steps ([\d.e+-]+)", done.stdout)]
+    assert len(gaps) == 2 and max(gaps) < 1e-5
+
+
+def test_the_readmes_two_process_launch(train, trained, text_file, tmp_path):
+    config = ("--config_file", "accelerate_config.yaml", "--num_processes", "2")
+    words = [*TINY, "--text", text_file, "--output_dir", tmp_path / "run", "--max_steps", "8"]
+    done = train(*words, launcher=config, env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the best model is in") == 1
+    done = train(*words[-4:], "--resume", "--accept_changes", launcher=config, env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 8" in done.stdout
+
+
+@pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), TWO])
+def test_a_launch_that_gets_fewer_processes_is_refused(train, tmp_path, launcher):
+    done = train("--output_dir", tmp_path / "run", launcher=launcher)
+    assert done.returncode != 0
+    assert "2 processes were asked for and 1 is connected" in done.stderr
+    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param("--stages", marks=pytest.mark.slow),
+        pytest.param("--kills 5", marks=pytest.mark.slow),
+        "--kills 2 --processes 2",
+    ],
+)
+def test_killed_runs_lose_nothing(words):
+    command = [sys.executable, "benchmarks/crash.py", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit-identical to the unharmed run" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_two_hundred_kills_lose_nothing(processes):
+    command = [sys.executable, "benchmarks/crash.py", "--kills", "200", "--processes", processes]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit-identical to the unharmed run" in done.stdout
