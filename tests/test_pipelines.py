@@ -370,10 +370,10 @@ def test_a_saved_model_of_any_family_is_loaded(tmp_path):
         ("no JSON 🙈", "holds no "),
         ("[]", "holds no "),
         ("{}", "holds a None"),
-        ('{"_class_name": "DDPMPipeline"}', "holds no diffusion model"),
+        ('{"_class_name": "DDPMPipeline"}', "holds no weights in safetensors"),
         ('{"_class_name": "LDMPipeline"}', "holds a LDMPipeline; language models, "),
         ('{"_class_name": ["gan", "Other"]}', "holds a .'gan', 'Other'."),
-        ('{"_class_name": ["gan", "GANPipeline"]}', "holds no GAN of averaged weights"),
+        ('{"_class_name": ["gan", "GANPipeline"]}', "holds no weights in safetensors"),
     ],
 )
 def test_a_folder_of_no_known_family_is_named(tmp_path, index, message):
