@@ -90,7 +90,7 @@ def home(tmp_path_factory):
 
 def pictures(folder: Path, shades: np.ndarray, labels: np.ndarray) -> None:
     """Write a folder of pictures, and tables of them."""
-    for i in range(40):
+    for i in range(160):
         place = folder / "pictures" / str(labels[i]) / f"{i}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(shades[i]).resize((64, 64)).save(place)
