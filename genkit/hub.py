@@ -204,7 +204,7 @@ def check_name(repository: str, argument: str = "repository") -> None:
 
 KEPT = (*MODEL, "LICENSE*", "metrics.jsonl", "*.png", "*.gif")  # at the top of a folder
 LEFT = ("run.json",)  # it names files of this machine
-STALE = (*MODEL, "*.py", "*.jsonl", "*.png", "*.gif", "samples/*")  # of an earlier model in a repository
+STALE = (*MODEL, "*.py", "*.jsonl", "*.png", "*.gif", "samples/*")  # of an earlier model there
 
 
 def stage(source: Path, staged: Path, repository: str) -> None:

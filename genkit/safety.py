@@ -33,11 +33,11 @@ def check(folder: Path, weights: bool = True, argument: str = "model") -> None:
     for pattern in FILES:
         for file in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
             if not any(file.resolve().is_relative_to(known) for known in homes):
-                raise ValueError(f"{argument}: {file} is a link that leads out of its folder; copy it")
+                raise ValueError(f"{argument}: {file} is a link that leads out of its folder")
             _check_file(file, argument)
     if weights and not any((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))):
         raise ValueError(
-            f"{argument}: '{folder}' holds no weights in safetensors, which are all that is read; give "
+            f"{argument}: '{folder}' holds no weights in safetensors, and no others are read; give "
             "the folder of a model that a recipe trained, or the id of one on the Hub"
         )
 
@@ -52,7 +52,9 @@ def _check_file(file: Path, argument: str) -> None:
             with safe_open(file, "np"):  # reads the header, and compares it with the file's size
                 pass
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{argument}: {file} is not what safetensors holds ({error})") from error
+            raise ValueError(
+                f"{argument}: {file} is not what safetensors holds ({error})"
+            ) from error
 
 
 def _check_index(index: Path, argument: str) -> None:

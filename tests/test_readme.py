@@ -45,7 +45,8 @@ LINES = [
 LINES = [line for line in LINES if line and not line.startswith("#")]
 RECIPES = [line for line in LINES if "accelerate launch" in line]
 BENCHMARKS = [line for line in LINES if line.startswith("python benchmarks/")]
-OTHERS = [line for line in LINES if line not in RECIPES + BENCHMARKS]
+PROOFS = [line for line in LINES if line.startswith("pytest ")]
+OTHERS = [line for line in LINES if line not in RECIPES + BENCHMARKS + PROOFS]
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
 OWN = {
     "train_gan": ("--judged", "20"),
