@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from genkit.explain import temperature_series as temperature_series
     from genkit.generation import generate as generate
     from genkit.generation import stream as stream
-    from genkit.hub import push as push
     from genkit.imagining import imagine as imagine
     from genkit.loading import load as load
     from genkit.metrics.perplexity import perplexity as perplexity
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from genkit.rescoring import correct as correct
     from genkit.rescoring import rescore as rescore
     from genkit.sampling import sample as sample
+    from genkit.sharing import push as push
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _HOMES = {
     "alternatives": "genkit.explain",
     "answer": "genkit.qa",
     "imagine": "genkit.imagining",
-    "push": "genkit.hub",
+    "push": "genkit.sharing",
     "perplexity": "genkit.metrics.perplexity",
     "evaluate": "genkit.evaluation",
     "rescore": "genkit.rescoring",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from genkit import hub, pipelines, sampling
 from genkit import images as image_data
-from genkit import kinds, pipelines, sampling
 from genkit.features import Extractor
 from genkit.images import Images, blocks
 from genkit.judge import GIVEN, SURE, Evaluation, Figure, Judge, Labels, as_images, named
@@ -41,8 +41,9 @@ def evaluate(
     """Measure how well generated images match real ones.
 
     Args:
-        images: the folder of a saved image model, which is drawn from; or generated images: what
-            `images.load` takes or returns, or a tensor in [-1, 1], (n, channels, height, width).
+        images: folder or Hub id of a saved image model, which is drawn from; or generated images:
+            what `images.load` takes or returns, or a tensor in [-1, 1], of the shape
+            (n, channels, height, width).
         data: real images; see `Judge`.
         extractor: folder or Hub id of an image classifier, "inception", or what
             `features.load_extractor` returned.
@@ -63,8 +64,8 @@ def evaluate(
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
-    saved = isinstance(images, str | Path) and kinds.is_model(Path(images))
-    pipeline = pipelines.load(str(images), weights) if saved else None
+    saved = hub.find_model(images) if isinstance(images, str | Path) else None
+    pipeline = None if saved is None else pipelines.load(saved, weights)
     judge = Judge(data, extractor=extractor, train=train, real_count=real_count, k=k, seed=seed)
     if pipeline is not None:
         return _evaluate_model(judge, pipeline, str(images), count, labels, seed, weights)

@@ -63,9 +63,13 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of the new head
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, told = AutoModelForQuestionAnswering.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"init_from: cannot load {name!r}: {error} {HINT}") from error

@@ -33,35 +33,38 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("model_index.json", "config.json"))
 
 
-def kind_of(folder: Path) -> str:
+def kind_of(folder: Path, argument: str = "model") -> str:
     """Return what kind of model a folder holds: one of the names above.
+
+    Args:
+        argument: how an error calls what was given.
 
     Raises:
         ValueError: none, or one that genkit does not know.
     """
     pipeline = (folder / "model_index.json").exists()
-    settings = _read(folder, "model_index.json" if pipeline else "config.json")
+    settings = _read(folder, "model_index.json" if pipeline else "config.json", argument)
     found = _pipeline(settings) if pipeline else _network(settings)
     if found is None:
         what = settings.get("_class_name") or settings.get("architectures")
         raise ValueError(
-            f"model: {str(folder)!r} holds a {what}; language models, readers of answers, image "
-            "classifiers, autoencoders, GANs, diffusion models, models of pixels and diffusers' "
-            "text-to-image pipelines are known"
+            f"{argument}: {str(folder)!r} holds a {what}; language models, readers of answers, "
+            "image classifiers, autoencoders, GANs, diffusion models, models of pixels and "
+            "diffusers' text-to-image pipelines are known"
         )
     return found
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
+def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
     try:
         settings = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model: {str(folder)!r} holds no model ({error}); give the folder of one that a "
+            f"{argument}: {str(folder)!r} holds no model ({error}); give the folder of one that a "
             "recipe trained, or the id of one on the Hub"
         ) from error
     if not isinstance(settings, dict):
-        raise ValueError(f"model: {name} in {str(folder)!r} holds no settings of a model")
+        raise ValueError(f"{argument}: {name} in {str(folder)!r} holds no settings of a model")
     return settings
 
 

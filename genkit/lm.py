@@ -133,9 +133,9 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTr
     folder = hub.fetch(name, revision, argument="init_from", hint=HINT)
     safety.check(folder, argument="init_from")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32
+            folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"init_from: cannot load {name!r}: {error} {HINT}") from error

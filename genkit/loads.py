@@ -1,4 +1,4 @@
-"""Load a model as somebody without genkit does, then as genkit does: a program for `hub.push`.
+"""Load a model as somebody without genkit does, then as genkit does: a program for `genkit.push`.
 
 python -P genkit/loads.py folder kind
 """
@@ -32,13 +32,15 @@ def without(folder: str, kind: str) -> None:
         return
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     auto = getattr(transformers, head(kind, config))
-    _, told = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    _, told = auto.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
     if told["missing_keys"]:
         sys.exit(f"the weights lack {sorted(told['missing_keys'])}")
     if kind in ("text", "answers"):
-        transformers.AutoTokenizer.from_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if kind == "classifier":
         transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
 

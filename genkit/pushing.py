@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from genkit import hub
+from genkit import sharing, staging
 
 STAGED, LOG = ".pushing", ".pushing.log"
 
@@ -20,7 +20,7 @@ class Pusher:
         folder: of the run.
         repository: on the Hub; made at once if there is none, so that a run that may not push
             ends before it begins.
-        private: see `hub.push`.
+        private: see `genkit.push`.
         say: prints a line.
 
     Raises:
@@ -30,7 +30,7 @@ class Pusher:
     def __init__(
         self, folder: Path, repository: str, private: bool, say: Callable[[str], None]
     ) -> None:
-        hub.prepare(repository, private)
+        sharing.prepare(repository, private)
         self.folder, self.repository, self.private, self.say = folder, repository, private, say
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -42,12 +42,25 @@ class Pusher:
         staged = self.folder / STAGED
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
-        hub.stage(self.folder, staged, self.repository)
+        staging.stage(self.folder, staged, self.repository)
         words = [sys.executable, "-m", "genkit.cli", "push", str(staged), self.repository]
+        words += ["--private"] if self.private else []
         with (self.folder / LOG).open("wb") as log:  # Ctrl-C is for the run alone
             self._process = subprocess.Popen(
-                words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                words,
+                env=staging.alone(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+
+    def stop(self) -> None:
+        """End what is under way: what the repository holds is whole."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        shutil.rmtree(self.folder / STAGED, ignore_errors=True)
 
     def finish(self) -> None:
         """Wait for what is under way, then push the model of the finished run.
@@ -60,7 +73,7 @@ class Pusher:
             self._tell()
         shutil.rmtree(self.folder / STAGED, ignore_errors=True)
         try:
-            self.say(str(hub.push(self.folder, self.repository, private=self.private)))
+            self.say(str(sharing.push(self.folder, self.repository, private=self.private)))
         except ValueError as error:
             again = f"genkit push {self.folder} {self.repository}"
             raise ValueError(f"{error}. The run is complete; push its model by `{again}`") from None

@@ -6,7 +6,9 @@ Code that a folder brings along is not looked at: nothing runs it unless the cal
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -26,14 +28,9 @@ def check(folder: Path, weights: bool = True, argument: str = "model") -> None:
             folder, or no safetensors under their name; an index names weights elsewhere; an
             adapter leads to another model.
     """
-    home = folder.resolve()
-    homes = [home]
-    if home.parent.name == "snapshots":  # of the Hub's cache, where files are links to blobs
-        homes.append(home.parent.parent / "blobs")
     for pattern in FILES:
         for file in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
-            if not any(file.resolve().is_relative_to(known) for known in homes):
-                raise ValueError(f"{argument}: {file} is a link that leads out of its folder")
+            check_link(file, folder, argument)
             _check_file(file, argument)
     if weights and not any((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))):
         raise ValueError(
@@ -42,9 +39,24 @@ def check(folder: Path, weights: bool = True, argument: str = "model") -> None:
         )
 
 
+def check_link(file: Path, folder: Path, argument: str = "model") -> None:
+    """Refuse a file of a folder that is a link out of it.
+
+    Raises:
+        ValueError: it is.
+    """
+    home, place = folder.resolve(), file.resolve()
+    blobs = home.parent.parent / "blobs"  # of the Hub's cache, whose snapshots are links to them
+    if place.is_relative_to(home) or (home.parent.name == "snapshots" and place.parent == blobs):
+        return
+    raise ValueError(f"{argument}: {file} is a link that leads out of its folder")
+
+
 def _check_file(file: Path, argument: str) -> None:
     if file.name == "adapter_config.json":
         raise ValueError(f"{argument}: {file} leads to weights elsewhere; merge the adapter first")
+    if file.name == "config.json":
+        _check_kernels(file, argument)
     if file.name.endswith(".index.json"):
         _check_index(file, argument)
     if file.suffix == ".safetensors":
@@ -66,3 +78,26 @@ def _check_index(index: Path, argument: str) -> None:
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
             raise ValueError(f"{argument}: {index} names a shard outside its folder: {shard!r}")
+
+
+def _check_kernels(config: Path, argument: str) -> None:
+    """Refuse settings that name code on the Hub: transformers would fetch and run such a kernel."""
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # whoever loads it will say so
+    for name, value in _settings(found):
+        kernel = name.lstrip("_").startswith(("attn_implementation", "experts_implementation"))
+        if kernel and "/" in str(value):
+            raise ValueError(f"{argument}: {config} names code elsewhere: {name} {value!r}")
+
+
+def _settings(found: Any) -> Iterator[tuple[str, Any]]:
+    """Yield all names and values of settings, nested ones included."""
+    if isinstance(found, dict):
+        for name, value in found.items():
+            yield name, value
+            yield from _settings(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from _settings(value)

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from genkit import launch
 from genkit.folder import RUN_FILE
-from genkit.hub import check_name
+from genkit.sharing import check_name
 
 UNSET = object()  # what the command line did not say
 TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run")  # of one start, not of the run

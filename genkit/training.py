@@ -173,8 +173,8 @@ class Run:
             self.accelerator.wait_for_everyone()
             time.sleep(0.2)
         self._exit.close()
-        if self._pusher is not None and kind is None:  # the other processes need not wait for it
-            self._pusher.finish()
+        if self._pusher is not None:  # the other processes need not wait for it
+            self._pusher.finish() if kind is None else self._pusher.stop()
 
     def identify(self, **facts: Any) -> None:
         """Record what the run is made of (data by hash, …); refuse to resume with anything else."""

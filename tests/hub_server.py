@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-TOKEN = "hf_loopback"
+TOKEN, READER = "hf_loopback", "hf_reader"  # which may write, and only read
 
 
 @dataclass
@@ -114,7 +114,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.command, path))
         time.sleep(self.server.slow)
         writes = self.command in ("POST", "PUT", "DELETE") and "validate-yaml" not in path
-        if writes and self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
+        known = [f"Bearer {token}" for token in (TOKEN, READER)]
+        if writes and self.headers.get("Authorization", known[0]) not in known:
             return self._send(401, {"error": "Invalid credentials in Authorization header"})
         with self.server.lock:
             for method, pattern, answer in ROUTES:
@@ -153,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> None:
         asked = json.loads(self.body)
         name = "/".join(filter(None, (asked.get("organization") or "user", asked["name"])))
+        if self.headers.get("Authorization") == f"Bearer {READER}":
+            return self._send(403, {"error": "this token may not write"})
         if name in self.server.repositories:
             return self._send(
                 409, {"error": "You already created this model repo", "url": self._page(name)}
@@ -161,6 +164,10 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.server.repositories[name] = Repository(private)
         repository.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
         return self._send(200, {"url": self._page(name), "name": name, "id": name})
+
+    def may_write(self, name: str) -> None:
+        allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        self._send(*((200, {}) if allowed else (403, {"error": "this token may not write"})))
 
     def branch(self, name: str, branch: str) -> None:
         repository = self.server.repositories[name]
@@ -245,6 +252,9 @@ class Handler(BaseHTTPRequestHandler):
         for line in self.body.splitlines():
             entry = json.loads(line)
             kind, value = entry["key"], entry["value"]
+            parent = value.get("parentCommit") if kind == "header" else None
+            if parent not in (None, repository.branches[revision]):
+                return self._send(412, {"error": "a commit has happened since"})
             if kind == "file":
                 tree[value["path"]] = base64.b64decode(value["content"])
             elif kind == "lfsFile":
@@ -254,7 +264,7 @@ class Handler(BaseHTTPRequestHandler):
                 del tree[value["path"]]
         sha = repository.commit(revision, tree)
         told = {"commitOid": sha, "commitUrl": f"{self._page(name)}/commit/{sha}", "success": True}
-        self._send(200, told)
+        return self._send(200, told)
 
     def _page(self, name: str) -> str:
         return f"{self.server.address}/{name}"
@@ -277,6 +287,7 @@ ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
     (("POST",), rf"/api/models/{NAME}/branch/(?P<branch>.+)", Handler.branch),
     (("POST",), rf"/api/models/{NAME}/preupload/(?P<revision>.+)", Handler.preupload),
     (("POST",), rf"/api/models/{NAME}/commit/(?P<revision>.+)", Handler.commit),
+    (READ, rf"/api/models/{NAME}/auth-check/write", Handler.may_write),
     (READ, rf"/api/models/{NAME}/tree/(?P<revision>[^/]+)(/(?P<path>.*))?", Handler.files),
     (READ, rf"/api/models/{NAME}/revision/(?P<revision>[^/]+)", Handler.info),
     (READ, rf"/api/models/{NAME}", Handler.info),

@@ -308,7 +308,7 @@ def test_evaluate_tells_text_from_images(trained, drawer, text_file, tmp_path, c
         ("evaluate {trained} --data x --k 3", "k is for models of images; leave it out"),
         ("evaluate {drawer} --data digits --stride 3", "stride is for models of text; leave it"),
         ("push {trained} a/b/c", "repository must be user/name, got 'a/b/c'"),
-        ("push nowhere user/name", "model: 'nowhere' holds no model"),
+        ("push nowhere user/name", "folder: 'nowhere' holds no model"),
         ("generate - --model {trained}", "prompt: - is empty; give a text"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,13 +15,13 @@ import pytest
 import torch
 import yaml
 from conftest import ACCELERATE, ROOT, TINY, run_here
-from hub_server import TOKEN, serve
+from hub_server import READER, TOKEN, Repository, serve
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_train_qa import facts_file
 
 import genkit
-from genkit import hub, kinds, pipelines
+from genkit import kinds, pipelines, staging
 from genkit.settings import RunSettings
 
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
@@ -267,14 +268,21 @@ def test_a_cards_dataset_is_named_if_it_is_on_the_hub(tmp_path):
 AGAIN = """
 import sys
 import genkit
-print(genkit.push(sys.argv[1], "user/again", private=True).commit)
-print(genkit.push(sys.argv[2], "user/again", revision="draft").commit)
-print(genkit.push(sys.argv[2], "user/again").commit)
+from genkit import hub
+from huggingface_hub import HfApi
+first = genkit.push(sys.argv[1], "user/again", private=True).commit
+assert hub.fetch("user/again").name == first
+for name in ("requirements.txt", "notes/more.json"):
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="user/again")
+draft = genkit.push(sys.argv[2], "user/again", revision="draft").commit
+second = genkit.push(sys.argv[2], "user/again").commit
+assert hub.fetch("user/again").name == second
+print(first, draft, second)
 """
 
 
 def test_a_push_takes_the_place_of_what_was_there(models, server, environment_of):
-    """All of an earlier model goes in the commit that brings the new one."""
+    """An earlier model goes in the commit that brings the new one; what is not of it stays."""
     done = python(AGAIN, environment_of(), models["gan"], models["text"])
     assert done.returncode == 0, done.stderr
     first, draft, second = done.stdout.split()
@@ -282,11 +290,12 @@ def test_a_push_takes_the_place_of_what_was_there(models, server, environment_of
     assert repository.private
     assert {"model_index.json", "gan.py"} <= set(repository.commits[first])
     for commit in (draft, second):
-        tree = repository.commits[commit]
+        tree = dict(repository.commits[commit])
+        assert tree.pop("requirements.txt") == tree.pop("notes/more.json") == b"mine"
         assert kept(tree) == kept(server.tree("user/text"))
         assert ".gitattributes" in tree
     assert repository.branches["draft"] == draft
-    assert len(repository.commits) == 4  # the first one is the empty repository
+    assert len(repository.commits) == 6  # the first one is the empty repository
 
 
 def kept(tree: dict[str, bytes]) -> dict[str, bytes]:
@@ -316,6 +325,40 @@ def test_refusals_are_one_line_without_the_token(models, server, environment_of)
     assert done.stdout.startswith("repository: user/refused cannot be pushed to: "), done.stderr
 
 
+def test_who_may_only_read_is_told_before_anything_is_sent(pushed, server, environment_of):
+    code = "from genkit import sharing\ntry:\n    sharing.prepare('user/text')\n"
+    code += "except ValueError as error:\n    print(error)"
+    done = python(code, environment_of() | {"HF_TOKEN": READER})
+    assert done.stdout.startswith("repository: user/text cannot be pushed to: "), done.stderr
+    assert python(code, environment_of()).stdout == ""
+
+
+def test_a_model_that_is_not_genkits_stays(models, pushed, server, environment_of):
+    tree = {"README.md": b"# Another model", "config.json": b"{}", "model.safetensors": b"weights"}
+    server.repositories["user/other"] = Repository(private=False)
+    before = server.repositories["user/other"].commit("main", tree)
+    code = REFUSED.replace("user/refused", "user/other")
+    done = python(code, environment_of(), models["text"])
+    assert "it holds a model that genkit did not push" in done.stdout, done.stderr
+    assert server.repositories["user/other"].branches["main"] == before
+
+
+def test_the_sample_that_a_card_shows_is_pushed_with_it(models, tmp_path):
+    """That of the best step, which need not be the last."""
+    for number, steps in enumerate(([1, 2], [2])):
+        source, staged = tmp_path / f"run{number}", tmp_path / f"staged{number}"
+        shutil.copytree(models["gan"], source, ignore=shutil.ignore_patterns("checkpoints"))
+        staged.mkdir()
+        (last,) = source.glob("samples/step-*.png")
+        last.rename(source / "samples" / "step-2.png")
+        shutil.copy(source / "samples" / "step-2.png", source / "samples" / "step-1.png")
+        card = source / "README.md"
+        shown = f"step-{steps[0]}.png" if number == 0 else "none"
+        card.write_text(card.read_text().replace(last.name, shown))
+        staging.stage(source, staged, "user/name")
+        assert [file.name for file in (staged / "samples").iterdir()] == [f"step-{steps[0]}.png"]
+
+
 def test_what_is_public_is_not_pushed_to_as_private(models, pushed, server, environment_of):
     before = server.repositories["user/text"].branches["main"]
     code = REFUSED.replace("user/refused", "user/text")
@@ -331,7 +374,7 @@ def test_names_that_cannot_be_are_refused_before_anything(trained, name):
 
 
 def test_a_folder_that_does_not_load_is_not_pushed(models, tmp_path):
-    with pytest.raises(ValueError, match=r"model: .* holds no model"):
+    with pytest.raises(ValueError, match=r"folder: .* holds no model"):
         genkit.push(tmp_path, "user/name")
     for file in models["text"].glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -384,7 +427,7 @@ def test_a_killed_push_leaves_a_whole_model(models, server, environment_of, tmp_
     for path, data in server.tree("user/killed").items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
-    hub.validate(folder, kinds.kind_of(folder))
+    staging.validate(folder, kinds.kind_of(folder))
     done = python(VERSION, environment, both[0])  # and a push after it is as any other
     assert done.returncode == 0 and server.tree("user/killed") == trees[0], done.stderr
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, recipe_module, run_here
-from hub_server import serve
+from hub_server import Hub, serve
 from PIL import Image
 from sklearn.datasets import load_digits
 from test_imagining import stable_diffusion
@@ -165,30 +165,35 @@ QUICKER = {
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python(home, number):
+def test_python(home, server, number):
     code = PYTHON[number]
     for slow, quick in QUICKER.items():
         code = code.replace(slow, quick)
     if "user/" in code:
-        on_loopback([sys.executable, "-c", code], home)
+        on_loopback([sys.executable, "-c", code], home, server)
         return
     goes_on = {"genkit": genkit, "np": np, "latent": latent, "digits": images.load("digits")}
     with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
         exec(compile(code, f"README, Python block {number}", "exec"), goes_on)
 
 
-def on_loopback(command: list[str], home: Path) -> None:
-    with serve() as hub:
-        environment = os.environ | hub.environment(home / "hub")
-        done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def server():
+    with serve() as running:
+        yield running
+
+
+def on_loopback(command: list[str], home: Path, server: Hub) -> None:
+    environment = os.environ | server.environment(home / "hub")
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- the command
 
 
 @pytest.mark.parametrize("line", OTHERS)
-def test_commands(home, line, monkeypatch, capsys):
+def test_commands(home, server, line, monkeypatch, capsys):
     if " | " in line:
         start, line = line.split(" | ")
         given = Path(start.split()[1]).read_bytes()
@@ -201,7 +206,7 @@ def test_commands(home, line, monkeypatch, capsys):
         app.add(parser)
         parser.parse_args(words[2:])
     elif words[1] == "push":
-        on_loopback([sys.executable, "-m", "genkit.cli", *words[1:]], home)
+        on_loopback([sys.executable, "-m", "genkit.cli", *words[1:]], home, server)
     else:
         if "--model" not in words and words[1] == "answer":
             words += ["--model", "runs/qa"]  # the default reader is too large to be made up

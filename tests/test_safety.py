@@ -12,7 +12,7 @@ from readers import pointer
 from safetensors.torch import save_file
 
 import genkit
-from genkit import charlm, features, hub, kinds, lm, pipelines, safety
+from genkit import charlm, features, hub, kinds, lm, pipelines, safety, staging
 from genkit.gan import GANPipeline, Generator
 
 CANARY = "canary"
@@ -71,7 +71,7 @@ def weights_of(folder: Path) -> Path:
     return next(folder.rglob("*.safetensors"))
 
 
-def refused(kind, folder, message="model: "):
+def refused(kind, folder, message="(model|folder): "):
     """By its verb, by genkit.load and by a push; nothing has run."""
     for use in (USE[kind], genkit.load, lambda path: genkit.push(path, "user/name")):
         with pytest.raises(ValueError, match=message) as told:
@@ -88,7 +88,7 @@ def test_a_good_model_is_none_of_these(kind, folder):
 
 def test_a_pickle_under_the_name_of_safetensors(kind, folder):
     weights_of(folder).write_bytes(pickle.dumps(Bomb(folder.parent / CANARY)))
-    refused(kind, folder, r"model: .*safetensors is not what safetensors holds")
+    refused(kind, folder, r"(model|folder): .*safetensors is not what safetensors holds")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt"])
@@ -96,7 +96,7 @@ def test_a_pickle_instead_of_safetensors(kind, folder, name):
     weights = weights_of(folder)
     weights.unlink()
     torch.save({"a": Bomb(folder.parent / CANARY)}, weights.with_name(name))
-    refused(kind, folder, r"model: .* holds no weights in safetensors")
+    refused(kind, folder, r"(model|folder): .* holds no weights in safetensors")
 
 
 @pytest.mark.parametrize("lie", ["longer", "shorter", "huge", "negative"])
@@ -106,7 +106,7 @@ def test_a_header_that_lies_about_its_size(kind, folder, lie):
     (size,) = struct.unpack("<Q", data[:8])
     told = {"longer": size + 99, "shorter": size - 9, "huge": 1 << 62, "negative": (1 << 64) - 1}
     weights.write_bytes(struct.pack("<Q", told[lie]) + data[8:])
-    refused(kind, folder, r"model: .* is not what safetensors holds")
+    refused(kind, folder, r"(model|folder): .* is not what safetensors holds")
 
 
 def test_tensors_that_lie_outside_their_file(kind, folder):
@@ -118,7 +118,7 @@ def test_tensors_that_lie_outside_their_file(kind, folder):
     header[name]["data_offsets"][1] += 1 << 40
     text = json.dumps(header).encode()
     weights.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-    refused(kind, folder, r"model: .* is not what safetensors holds")
+    refused(kind, folder, r"(model|folder): .* is not what safetensors holds")
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "..\\other", 3])
@@ -127,13 +127,13 @@ def test_an_index_that_names_weights_elsewhere(kind, folder, name):
     weights.rename(folder.parent / "other.safetensors")
     index = {"metadata": {}, "weight_map": {"a": name}}
     weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
-    refused(kind, folder, r"model: .* names a shard outside its folder")
+    refused(kind, folder, r"(model|folder): .* names a shard outside its folder")
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": 3}', "🙈"])
 def test_an_index_that_is_none(kind, folder, text):
     weights_of(folder).with_name("model.safetensors.index.json").write_text(text)
-    refused(kind, folder, r"model: .* is no list of shards")
+    refused(kind, folder, r"(model|folder): .* is no list of shards")
 
 
 @pytest.mark.parametrize("what", ["config", "weights"])
@@ -142,7 +142,7 @@ def test_a_link_out_of_the_folder(kind, folder, what):
     secret = folder.parent / "secret"
     file.rename(secret)
     file.symlink_to(secret)
-    refused(kind, folder, r"model: .* is a link that leads out of its folder")
+    refused(kind, folder, r"(model|folder): .* is a link that leads out of its folder")
 
 
 def test_a_folder_of_links_out_of_the_folder(folder, kind):
@@ -153,12 +153,44 @@ def test_a_folder_of_links_out_of_the_folder(folder, kind):
         (part / "config.json").write_text("{}")
     part.rename(folder.parent / "elsewhere")
     part.symlink_to(folder.parent / "elsewhere")
-    refused(kind, folder, r"model: .* is a link that leads out of its folder")
+    refused(kind, folder, r"(model|folder): .* is a link that leads out of its folder")
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "samples/step-1.png", "loss.png"])
+def test_links_are_not_published(kind, folder, name):
+    """Of no file that a push takes along."""
+    secret = folder.parent / "secret"
+    secret.write_text("a token")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(ValueError, match=r"folder: .* is a link that leads out of its folder"):
+        genkit.push(folder, "user/name")
+
+
+def test_hidden_files_are_not_published(kind, folder, tmp_path):
+    (folder / ".secret.json").write_text("{}")
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    staging.stage(folder, staged, "user/name")
+    assert not list(staged.rglob(".*"))
+
+
+@pytest.mark.parametrize("where", ["attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_config_that_names_a_kernel(tmp_path, where, nested):
+    """Which transformers would fetch from the Hub, and run."""
+    folder = tmp_path / "model"
+    text_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    asked = {where: "evil/kernel"}
+    (folder / "config.json").write_text(json.dumps(config | ({"a": [asked]} if nested else asked)))
+    refused("text", folder, r"(model|folder): .* names code elsewhere: ")
 
 
 def test_an_adapter_that_leads_to_another_model(kind, folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "user/other"}')
-    refused(kind, folder, r"model: .* leads to weights elsewhere")
+    refused(kind, folder, r"(model|folder): .* leads to weights elsewhere")
 
 
 CODE = """
@@ -200,8 +232,8 @@ def test_code_beside_a_pipeline_is_not_run(tmp_path):
     genkit.sample(folder)
     pipelines.load(folder)
     staged.mkdir()
-    hub.stage(folder, staged, "user/name")
-    hub.validate(staged, kinds.GAN)
+    staging.stage(folder, staged, "user/name")
+    staging.validate(staged, kinds.GAN)
     assert "touch" not in (staged / "gan.py").read_text()
     assert not (tmp_path / CANARY).exists()
 
@@ -211,7 +243,7 @@ def test_a_pipeline_of_a_class_that_is_not_known(tmp_path, name):
     folder = tmp_path / "model"
     images(folder)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
-    refused("gan", folder, r"model: .* holds a")
+    refused("gan", folder, r"(model|folder): .* holds a")
 
 
 def test_an_extractor_is_looked_at_too(tmp_path):

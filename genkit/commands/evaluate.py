@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from genkit import kinds
@@ -25,7 +24,7 @@ TEXT: common.Flags = (("stride", int, "tokens a window moves at a time; text"),)
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
-    parser.add_argument("model", help="folder of a model, or of generated images")
+    parser.add_argument("model", help="folder or Hub id of a model; or generated images")
     parser.add_argument("--data", required=True, help="real images, or a file of text; - the input")
     common.add_flags(parser, IMAGES + TEXT)
     common.add_json(parser)
@@ -35,7 +34,10 @@ def run(arguments: dict[str, Any]) -> None:
     """Print figures with their protocol."""
     options = {name: value for name, value in arguments.items() if value is not None}
     as_json, model, data = options.pop("json"), options.pop("model"), options.pop("data")
-    text = kinds.is_model(Path(model)) and kinds.kind_of(Path(model)) == kinds.TEXT
+    from genkit import hub
+
+    folder = hub.find_model(model)
+    text = folder is not None and kinds.kind_of(folder) == kinds.TEXT
     for name, *_ in IMAGES if text else TEXT:
         if name in options:
             other = "images" if text else "text"
