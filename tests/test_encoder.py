@@ -131,6 +131,10 @@ def test_weights_that_changed_are_read_again():
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantize": "int8"}, {}])
 def test_a_precision_is_that_of_the_loaded(tmp_path, options):
     reader = random_reader("cased")
+    with torch.no_grad():
+        for layer in reader.model.distilbert.transformer.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.mul_(5)  # that it matters how they are multiplied
     reader.model.save_pretrained(tmp_path)
     reader.tokenizer.save_pretrained(tmp_path)
     question, context = "who?", "the cat sat on the mat, and the dog looked on"
