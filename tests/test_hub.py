@@ -413,7 +413,7 @@ def test_a_killed_push_leaves_a_whole_model(models, server, environment_of, tmp_
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
             while len(server.asked) == asked and process.poll() is None:
                 time.sleep(0.005)
-            time.sleep(rng.random() * 0.4)
+            time.sleep(rng.random() * 1.2)
             process.kill()
             process.wait()
             time.sleep(0.1)  # what was sent is done by the server
