@@ -86,7 +86,7 @@ def main() -> None:
             measure(family, folder, arguments.count, train, real, extractor)
         told(family, json.loads((folder / "families.json").read_text()))
         strips[family] = drawn(folder, SHOWN, spread(train, SHOWN)).images
-    some = test.take(np.arange(min(arguments.count, len(test))))
+    some = test.take(np.random.default_rng(0).permutation(len(test))[: arguments.count])
     told("test images", figures(look_once(some, extractor), real, len(extractor.names)))
     mosaic.rows(strips, arguments.output / "families.png")
     print(f"samples: {arguments.output / 'families.png'}")

@@ -12,7 +12,7 @@ IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
 PICTURES = "text-to-image"
 
 # names of classes, as model_index.json has them: a stock one, or a file beside it and its class
-PIPELINES = {
+PIPELINES: dict[Any, str] = {
     ("autoencoder", "AutoencoderPipeline"): AUTOENCODER,
     ("gan", "GANPipeline"): GAN,
     ("diffusion", "DenoisingPipeline"): DIFFUSION,
@@ -71,10 +71,11 @@ def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
 def _pipeline(settings: dict[str, Any]) -> str | None:
     name = settings.get("_class_name")
     if isinstance(name, list):
-        return PIPELINES.get(tuple(name)) if all(isinstance(part, str) for part in name) else None
-    if name in PIPELINES or not isinstance(name, str):
-        return PIPELINES.get(name) if isinstance(name, str) else None
-    return PICTURES if any(part.startswith("text_encoder") for part in settings) else None
+        return PIPELINES.get(tuple(map(str, name)))
+    if not isinstance(name, str):
+        return None
+    told = any(part.startswith("text_encoder") for part in settings)
+    return PIPELINES.get(name, PICTURES if told else None)
 
 
 def _network(settings: dict[str, Any]) -> str | None:

@@ -107,7 +107,6 @@ def prepare(repository: str, private: bool = False, revision: str | None = None)
     Raises:
         ValueError: the Hub refuses, or others see a repository that was to be private.
     """
-    check_name(repository)
     with _refusals(repository):
         client = HfApi()
         client.create_repo(repository, private=private, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,10 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from genkit import card, safety
+from genkit import card, kinds, safety
 from genkit.hub import MODEL
 
-FAMILIES = ("autoencoder", "gan", "diffusion")  # files that hold classes of their own
+# files of genkit that hold classes of pipelines
+FAMILIES = tuple(name[0] for name in kinds.PIPELINES if isinstance(name, tuple))
 KEPT = (*MODEL, "LICENSE*", "metrics.jsonl", "*.png", "*.gif")  # at the top of a folder
 LEFT = ("run.json",)  # it names files of this machine
 TRIES = 5
@@ -82,12 +84,11 @@ def index(folder: Path) -> dict[str, Any]:
 def _link(file: Path, place: Path) -> None:
     """Give a file a second name; or copy it, where the disk is another one, or the file grows."""
     place.parent.mkdir(exist_ok=True)
-    try:
-        if file.suffix == ".jsonl":
-            raise OSError("a log in use")
-        os.link(file.resolve(), place)
-    except OSError:
-        shutil.copyfile(file, place)
+    if file.suffix != ".jsonl":
+        with contextlib.suppress(OSError):
+            os.link(file.resolve(), place)
+            return
+    shutil.copyfile(file, place)
 
 
 def vendor(folder: Path) -> None:

@@ -366,9 +366,9 @@ def test_a_saved_model_of_any_family_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (None, "holds no "),
-        ("no JSON 🙈", "holds no "),
-        ("[]", "holds no "),
+        (None, "holds no model"),
+        ("no JSON 🙈", "holds no model"),
+        ("[]", "holds no settings of a model"),
         ("{}", "holds a None"),
         ('{"_class_name": "DDPMPipeline"}', "holds no weights in safetensors"),
         ('{"_class_name": "LDMPipeline"}', "holds a LDMPipeline; language models, "),

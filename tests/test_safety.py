@@ -238,7 +238,7 @@ def test_code_beside_a_pipeline_is_not_run(tmp_path):
     assert not (tmp_path / CANARY).exists()
 
 
-@pytest.mark.parametrize("name", ["Other", ["gan", "Other"], ["os", "system"], None, 3, [1, 2]])
+@pytest.mark.parametrize("name", ["Other", ["gan", "Other"], ["os", "system"], None, 3, [1, 2], {}])
 def test_a_pipeline_of_a_class_that_is_not_known(tmp_path, name):
     folder = tmp_path / "model"
     images(folder)

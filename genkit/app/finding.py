@@ -104,7 +104,7 @@ def _on_hub(model: str) -> list[tuple[str, frozenset[str]]]:
     from genkit import language, qa
 
     revision = {language.DEFAULT: language.REVISION, qa.DEFAULT: qa.REVISION}.get(model)
-    folder = hub.fetch_settings(model, revision, argument="models", hint=f"G{WAY_OUT[1:]}")
+    folder = hub.fetch_settings(model, revision, argument="models", hint=f"Otherwise {WAY_OUT}")
     kind, problem = _kind(folder)
     if kind is None:
         raise ValueError(f"models: {model!r} {problem}; {WAY_OUT}")

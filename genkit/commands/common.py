@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+PICTURES = (".png",)  # endings
 Flags = tuple[tuple[str, type, str], ...]  # name, type and help
 
 
@@ -98,18 +99,15 @@ def _tells(value: Any) -> bool:
     return not hasattr(value, "shape") and not hasattr(value, "getpixel")
 
 
-PICTURES = (".png",)
-
-
-def picture(path: str, kinds: tuple[str, ...] = PICTURES) -> Path:
+def picture(path: str, endings: tuple[str, ...] = PICTURES) -> Path:
     """Return where a picture goes, before any is drawn.
 
     Raises:
         ValueError: its name has another ending, or there is no such folder.
     """
     place = Path(path)
-    if place.suffix.lower() not in kinds:
-        raise ValueError(f"output must end in {' or '.join(kinds)}, got {path!r}")
+    if place.suffix.lower() not in endings:
+        raise ValueError(f"output must end in {' or '.join(endings)}, got {path!r}")
     if not place.parent.is_dir():
         raise ValueError(f"output: there is no folder {str(place.parent)!r}; make it first")
     return place
