@@ -55,7 +55,7 @@ SPACED = {"dpm++": "use_exponential_sigmas", "unipc": "use_exponential_sigmas"}
 SPACED |= {"heun": "use_karras_sigmas", "euler": "use_karras_sigmas"}
 GIVEN = {f"use_{spacing}_sigmas" for spacing in ("karras", "exponential", "beta")}
 GIVEN |= {"rescale_betas_zero_snr"}
-FARTHEST = 80.0  # noise over signal
+NEAREST, FARTHEST = 0.02, 80.0  # noise over signal
 FEW = 20  # steps
 DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
 
@@ -172,7 +172,9 @@ def resolve(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, i
             f"scheduler: {name!r} does not fit a model of the objective {objective}; there are "
             f"{', '.join(names)}"
         )
-    steps = check_steps(scheduler, DEFAULT_STEPS[name] if steps is None else steps)
+    if steps is None:
+        steps = min(DEFAULT_STEPS[name], scheduler.config.num_train_timesteps)
+    steps = check_steps(scheduler, steps)
     if objective != "flow":
         _check_spacing(name, steps, scheduler.config.num_train_timesteps)
     return name, steps
@@ -227,6 +229,8 @@ def sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -
         message = "__array__ implementation doesn't accept a copy keyword"
         warnings.filterwarnings("ignore", message, DeprecationWarning)
         made = kind.from_config(config, **options)
+        if "trained_betas" in options and steps <= FEW:
+            made.register_to_config(sigma_min=max(NEAREST, _noise_to_signal(scheduler)[0].item()))
         made.set_timesteps(steps)
     return made
 
@@ -236,17 +240,22 @@ def _options(scheduler: Any, name: str, steps: int) -> dict[str, Any]:
 
     Solvers walk evenly in the logarithm of noise over signal, or nearly so, which takes a fraction
     of the steps that even times do; and from where it is `FARTHEST`, since the cosine's has no end
-    (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1).
+    (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1). Few steps end with one from
+    where it is `NEAREST`: from there on hardly anything changes but the noise.
     """
     if isinstance(scheduler, FLOWS):
         return {}
     options: dict[str, Any] = {CLIPPED[name]: True} if name in CLIPPED else {}
     if not _spaced(name, steps):
         return options
-    kept = scheduler.alphas_cumprod
-    times = int((((1 - kept) / kept).sqrt() <= FARTHEST).sum())
+    times = int((_noise_to_signal(scheduler) <= FARTHEST).sum())
     options |= {"trained_betas": scheduler.betas[:times].tolist(), "num_train_timesteps": times}
     return options | {SPACED[name]: True}
+
+
+def _noise_to_signal(scheduler: Any) -> torch.Tensor:
+    kept = scheduler.alphas_cumprod
+    return ((1 - kept) / kept).sqrt()
 
 
 def _spaced(name: str, steps: int) -> bool:

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from hypothesis import given
 from hypothesis import strategies as st
@@ -404,7 +404,7 @@ def test_ten_steps_of_a_solver_are_near_where_a_thousand_lead(name):
     scheduler = diffusion.make_scheduler("v", "cosine")
     error = (run_through(scheduler, name, 10, noise) - exact).square().mean().sqrt() / SPREAD
     plain = (run_through(scheduler, "ddim", 10, noise) - exact).square().mean().sqrt() / SPREAD
-    assert error < 0.1 and error < plain / 2
+    assert error < {"dpm++": 0.01, "unipc": 0.04}[name] and error < plain / 2
 
 
 def test_nothing_is_told_of_settings_that_a_sampler_does_not_know(caplog, capfd):
@@ -473,8 +473,9 @@ def test_an_image_depends_on_its_seed_alone(objective, name):
     assert whole.shape == (5, 1, 8, 8) and whole.min() >= 0 and whole.max() <= 1
     for i in range(5):
         alone = pipeline(1, seeds(i), labels[i : i + 1], **how).images[0]
-        # noise of heun is 157 times as large at first, and so is what rounds
-        torch.testing.assert_close(alone, whole[i], rtol=0, atol=1e-4 if name == "heun" else 1e-5)
+        # noise of these two is 80 times as large at first, and so is what rounds
+        atol = 1e-4 if name in ("heun", "euler") else 1e-5
+        torch.testing.assert_close(alone, whole[i], rtol=0, atol=atol)
     assert (whole[0] - whole[3]).abs().max() > 1e-3  # one class, two seeds
 
 
@@ -643,4 +644,4 @@ def test_steps_are_those_of_the_models_own_training():
     assert diffusion.resolve(short, "ddim", 100) == ("ddim", 100)
     with pytest.raises(ValueError, match="steps must be a whole number from 1 to 100"):
         diffusion.resolve(short, "ddim", 101)
-    assert isinstance(TOLD.unet, UNet2DModel)
+    assert diffusion.resolve(short, "ddpm", None) == ("ddpm", 100)
