@@ -27,6 +27,16 @@ HINT = "Give the folder or the Hub id of a causal language model in safetensors"
 LOGITS = 1 << 26  # at once in an evaluation: a quarter of a gigabyte
 
 
+def count_heads(width: int) -> int:
+    """Return how many heads, of 64 or more and of an even size, divide a layer's width; 1 if none.
+
+    Args:
+        width: size of a layer's vectors.
+    """
+    fitting = (heads for heads in range(width // 64, 1, -1) if width % (2 * heads) == 0)
+    return next(fitting, 1)
+
+
 def make_model(
     architecture: str,
     vocab_size: int,

@@ -74,7 +74,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
         depth = settings.depth or 4
         shape = {"depth": depth, "width": settings.width or 32 * depth}
         run = {"batch_size": 8, "max_minutes": 5.0}
-    shape |= {"heads": max(1, shape["width"] // 64), "context": 256, "dropout": 0.0}
+    shape |= {"heads": lm.count_heads(shape["width"]), "context": 256, "dropout": 0.0}
     shape |= {"architecture": "llama"}
     if settings.init_from:
         asked = [name for name in shape if getattr(settings, name) is not None]

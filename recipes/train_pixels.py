@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit import card, data, images, launch, mosaic, pixel_lm
+from genkit import card, data, images, launch, lm, mosaic, pixel_lm
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -81,7 +81,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
         depth = settings.depth or 4
         shape = {"depth": depth, "width": settings.width or 32 * depth}
         run = {"batch_size": 16, "max_minutes": 1.0, "judged": 200}
-    shape |= {"heads": max(1, shape["width"] // 64)}
+    shape |= {"heads": lm.count_heads(shape["width"])}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
     precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
     # on a CPU, compiling takes as long as the digits do
@@ -191,7 +191,7 @@ def draw(run: Run, pipeline: pixel_lm.PixelPipeline, val: Images) -> None:
     grids = sorted(folder.glob("step-*.png"))
     names = [f"step {int(grid.stem.removeprefix('step-'))}" for grid in grids]
     mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
-    some = np.arange(min(HALVES, len(val)))
+    some = np.unique(np.linspace(0, len(val) - 1, HALVES, dtype=int))  # of all classes
     seen, kept = val.batch(some), val.size[1] // 2
     classes = val.classes(some) if pipeline.labels else None
     given = seen.clone()

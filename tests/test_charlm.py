@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from genkit import charlm
+from genkit import charlm, lm
 
 ODD = [
     "",
@@ -161,6 +161,15 @@ def test_evaluation_covers_every_character_once_however_it_is_shared():
         window = torch.from_numpy(ids[first : first + 17].astype(np.int64))[None]
         by_hand += charlm.loss(model, window[:, :-1], window[:, 1:]).item() * (window.numel() - 1)
     assert math.isclose(whole[0].item(), by_hand, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("depth", range(1, 25))
+def test_every_depth_has_heads_that_fit(depth):
+    for width in (32 * depth, 64 * depth):
+        heads = lm.count_heads(width)
+        assert width % (2 * heads) == 0
+        assert heads == 1 or width // heads >= 64
+    assert lm.count_heads(64 * depth) == depth
 
 
 def test_shapes_that_cannot_be_are_refused():
