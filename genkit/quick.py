@@ -62,7 +62,11 @@ class Quick:
         return torch.cat(told)[:count]
 
 
-@functools.lru_cache(maxsize=4)
 def network(unet: torch.nn.Module, dtype: str = "float32", compiled: bool = False) -> Quick:
-    """Return what asks a network; the last are kept, so that what is compiled is compiled once."""
-    return Quick(unet, dtype, compiled)
+    """Return what asks a network; it is compiled once, and the last of those are kept."""
+    return _compiled(unet, dtype) if compiled else Quick(unet, dtype, False)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(unet: torch.nn.Module, dtype: str) -> Quick:
+    return Quick(unet, dtype, True)

@@ -21,7 +21,7 @@ from genkit.pixel_lm import PixelPipeline
 from genkit.seeds import is_whole, row_seeds
 
 ROWS = {"cpu": quick.ROWS, "cuda": 1024}  # images drawn at a time
-MODEL = ("*.json", "*.safetensors", "[!.]*/config.json", "[!.]*/*.safetensors")  # its own files
+MODEL = ("*.json", "*.safetensors", "[!.]*/*.json", "[!.]*/*.safetensors")  # its own files
 
 # ---------------------------------------------------------------------------------------------
 # The record
