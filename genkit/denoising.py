@@ -57,7 +57,7 @@ class LossByTime:
 def loss_by_time(
     pipeline: DenoisingPipeline, images: Images, network: Network | None = None, seed: int = 0
 ) -> LossByTime:
-    """Measure a diffusion model's error at times spread evenly over the way, one for each image.
+    """Measure a diffusion model's error at times spread as in training, one for each image.
 
     Args:
         images: with their classes, for a model that is told.

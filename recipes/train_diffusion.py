@@ -63,7 +63,9 @@ class Settings(RunSettings):
     )
     min_snr: float = setting(0.0, "cap of the signal-to-noise ratio in the loss; 0 for no weights")
     conditional: bool = setting(False, "make a class on demand")
-    label_drop: float = setting(0.1, "part of the classes that are not told, for guidance")
+    label_drop: float | None = setting(
+        None, "part of the classes that are not told, for guidance; 0.1 unless told"
+    )
     widths: list[int] | None = setting(None, "of the features, the largest map first")
     layers: int = setting(1, "residual blocks at a size")
     attention: bool = setting(False, "between the places of the smallest map")
@@ -86,8 +88,17 @@ class Settings(RunSettings):
             raise ValueError(f"{name}: {getattr(self, name)} has no meaning in objective flow")
         if self.min_snr < 0:
             raise ValueError(f"min_snr must be 0 or more, got {self.min_snr}")
-        if not 0 <= self.label_drop < 1:
-            raise ValueError(f"label_drop must be in [0, 1), got {self.label_drop}")
+        if self.label_drop is not None:
+            if not self.conditional:
+                raise ValueError(
+                    f"label_drop: {self.label_drop} is for a model that is told classes; give "
+                    "--conditional, too, or leave it out"
+                )
+            if not 0 < self.label_drop < 1:
+                raise ValueError(
+                    f"label_drop must be above 0, as guidance needs it, and below 1, got "
+                    f"{self.label_drop}"
+                )
         if self.judged <= K:
             raise ValueError(f"judged must be {K + 1} or more, got {self.judged}")
         for name in ("layers", "judged_steps"):
@@ -117,6 +128,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     else:
         run = {"max_minutes": 5.0, "batch_size": 64}
     run |= {} if settings.objective == "flow" else {"schedule": SCHEDULES[settings.objective]}
+    run |= {"label_drop": 0.1} if settings.conditional else {}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.008, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
     compiles = device == "cuda" and launch.can_compile()
@@ -217,9 +229,10 @@ def batch(
     noise = torch.randn(run.batch_size, *train.size, generator=generator)[places]
     shuffled = torch.randperm(run.batch_size, generator=generator)
     ranks = noising.spread_ranks(shuffled, torch.rand(1, generator=generator))[places]
-    dropped = torch.rand(run.batch_size, generator=generator)[places] < settings.label_drop
+    chance = torch.rand(run.batch_size, generator=generator)[places]
     labels = None
-    if settings.conditional:
+    if settings.label_drop:
+        dropped = chance < settings.label_drop
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
     way = noising.by_rank(scheduler, ranks)
     images = train.batch(which, run.device)
@@ -246,14 +259,17 @@ def evaluate(
         labels = proportional(train, settings.judged).tolist() if settings.conditional else None
         options = {"num_inference_steps": settings.judged_steps, "network": ask}
         drawn = sampling.draw(pipeline, range(settings.judged), labels, options)
-        by_time = denoising.loss_by_time(
-            pipeline, val.take(np.arange(min(len(val), VAL_ROWS))), ask
-        )
+        by_time = denoising.loss_by_time(pipeline, spread(val), ask)
         by_time.save(run.folder.path / "loss_by_time.png")
         figures = {"val_loss": by_time.mean} | monitor.look(drawn, labels)
         draw(run, settings, pipeline, ask, train)
     network.train()
     return run.tell(figures)
+
+
+def spread(val: Images) -> Images:
+    """Take images whose loss is measured from everywhere, as they may lie class by class."""
+    return val.take(np.unique(np.linspace(0, len(val) - 1, VAL_ROWS, dtype=int)))
 
 
 def draw(
@@ -337,6 +353,8 @@ def save(
     shown = run.progress.step * run.batch_size
     weights = "averaged" if settings.ema else "raw"
     precision = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
+    how = sampling.find(pipeline, settings.judged_steps)
+    told = ", of classes in the training images' proportions," if settings.conditional else ""
     text = card.card(
         run.folder.path,
         title="A diffusion model of images",
@@ -346,11 +364,11 @@ def save(
         f"on {len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
         usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
         figures=judged,
-        protocol=f"{settings.judged:,} images of the seeds 0 and up by {settings.judged_steps} "
-        f"steps of {'heun' if settings.objective == 'flow' else 'dpm++'}, {weights} weights, "
-        f"{precision}, seen by {settings.extractor or 'their pixels'}; val_loss of "
-        f"{min(len(val), VAL_ROWS):,} images at times spread evenly; images {train.sha256}, "
-        f"compared with {val.sha256}; seed {settings.seed}.",
+        protocol=f"{settings.judged:,} images of the seeds 0 and up{told} by {how.words}, without "
+        f"guidance, {how.evaluations} evaluations each, {weights} weights, {precision}, seen by "
+        f"{settings.extractor or 'their pixels'}; val_loss of {len(spread(val)):,} images from "
+        f"everywhere in those to compare with, at times spread as in training; images "
+        f"{train.sha256}, compared with {val.sha256}; seed {settings.seed}.",
         data=settings.images,
         license=settings.license,
     )

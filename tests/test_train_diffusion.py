@@ -4,21 +4,24 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 
 import diffusion_gradients
 import numpy as np
 import pytest
 import torch
-from conftest import ACCELERATE, ON_CPU, ROOT, TWO, log_of, run_here, weights_of
+from conftest import ACCELERATE, ON_CPU, ROOT, TWO, log_of, recipe_module, run_here, weights_of
 from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 import genkit
-from genkit import denoising, diffusion, images
+from genkit import data, denoising, diffusion, images
 from genkit.evaluation import proportional, sample
 from genkit.monitor import Monitor
+from genkit.settings import parse
+from genkit.training import Run
 
 SMALL = ("--widths", "8", "16", "--batch_size", "8", "--compile", "no", "--mixed_precision", "no")
 JUDGED = ("--judged", "16", "--judged_steps", "2")
@@ -127,6 +130,32 @@ def test_two_processes_train_as_one(train, runs, tmp_path):
     assert log_of(tmp_path / "again") == log_of(tmp_path / "run")
 
 
+def test_classes_are_told_but_for_so_many_as_are_to_be_dropped(tmp_path):
+    words = ["--conditional", "--label_drop", "0.3", "--batch_size", "512", "--dry_run"]
+    words += ["--output_dir", str(tmp_path), "--compile", "no"]
+    with recipe_module("train_diffusion") as recipe:
+        settings = parse(recipe.Settings, recipe.preset, words)
+        train, scheduler = images.load("digits"), diffusion.make_scheduler("v")
+        order, run = data.Order(len(train), settings.seed), Run(settings)
+        rows = np.arange(512)
+        labels = recipe.batch(run, settings, scheduler, train, order, rows)[2]
+    dropped = labels == train.count_classes()
+    assert 0.2 < dropped.float().mean() < 0.4
+    assert torch.equal(labels[~dropped], train.classes(order(rows)[1])[~dropped])
+
+
+def test_the_loss_is_of_images_from_everywhere():
+    """Folders of classes are loaded class by class."""
+    ten = images.load("digits")
+    ten = ten.take(np.argsort(ten.classes(np.arange(len(ten))).numpy(), kind="stable"))
+    with recipe_module("train_diffusion") as recipe:
+        seen = recipe.spread(ten)
+        assert len(seen) == recipe.VAL_ROWS
+        assert len(recipe.spread(ten.take(np.arange(9)))) == 9
+    counts = np.bincount(seen.classes(np.arange(len(seen))).numpy())
+    assert len(counts) == 10 and counts.min() > 90
+
+
 # ---- what it leaves
 
 
@@ -204,6 +233,15 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
         assert (tmp_path / "run" / name).read_bytes() == (runs(kind) / name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--kills 10", "--kills 5 --processes 2"])
+def test_killed_runs_lose_nothing(words):
+    command = [sys.executable, "benchmarks/crash.py", "--recipe", "train_diffusion", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit-identical to the unharmed run" in done.stdout
+
+
 # ---- what cannot work
 
 
@@ -215,8 +253,9 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
         ("--objective flow --schedule cosine", "schedule: cosine has no meaning in objective flow"),
         ("--objective flow --min_snr 5", "min_snr: 5.0 has no meaning in objective flow"),
         ("--min_snr -1", "min_snr must be 0 or more, got -1"),
-        ("--label_drop 1", "label_drop must be in .0, 1., got 1"),
-        ("--label_drop -0.1", "label_drop must be in .0, 1., got -0.1"),
+        ("--conditional --label_drop 1", "label_drop must be above 0, .* below 1, got 1"),
+        ("--conditional --label_drop 0", "label_drop must be above 0, .* got 0"),
+        ("--label_drop 0.1", "label_drop: 0.1 is for a model that is told classes"),
         ("--judged 5", "judged must be 6 or more, got 5"),
         ("--judged_steps 61", "judged_steps: steps: dpm.. cannot spread 61 "),
         ("--compile yes", "compile: on a CPU torch's compiler gets the gradient of"),

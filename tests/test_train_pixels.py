@@ -3,11 +3,13 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import log_of, run_here, weights_of
+from conftest import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
 from PIL import Image
 
 from genkit import images, pixel_lm
@@ -120,6 +122,28 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     assert log_of(tmp_path / "run") == log_of(runs(kind))
     for name in ("progress.png", "completions.png"):
         assert (tmp_path / "run" / name).read_bytes() == (runs(kind) / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--kills 10", "--kills 5 --processes 2"])
+def test_killed_runs_lose_nothing(words):
+    command = [sys.executable, "benchmarks/crash.py", "--recipe", "train_pixels", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit-identical to the unharmed run" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(train, runs, tmp_path):
+    launch = {"recipe": "train_pixels", "launcher": TWO, "env": ON_CPU}
+    done = train(*KINDS["told"].split(), *SHORT, "--output_dir", tmp_path / "run", **launch)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    one, two = log_of(runs("told")), log_of(tmp_path / "run")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for ours, theirs in zip(one, two, strict=True):
+        for name in {"loss", "grad_norm", "val_loss", "bits_per_dimension"} & set(ours):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
 
 
 # ---- what cannot work
