@@ -67,6 +67,7 @@ from genkit.metrics.neighbours import manifold
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_diffusion.py"
 COVERED, K, SHOWN, BLOCK = 2000, 5, 64, 100
 TIMES, WARMUP = 1000, 500
+PROTOCOL = ("minutes", "count", "steps", "sampler", "batch_size", "learning_rate")  # of a row
 COLUMNS = {
     "parameters": ",.0f",
     "seconds": ",.0f",
@@ -97,14 +98,19 @@ def main() -> None:
     real = look_once(train, extractor)
     print(f"{'':28}" + "".join(f"{name:>12}" for name in COLUMNS), flush=True)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
+    protocol = {name: getattr(arguments, name) for name in PROTOCOL} | {"by": extractor.sha256}
     for seed in range(arguments.runs):
         seconds = 60 * arguments.minutes
         for name in METHODS:
             file = arguments.output / f"{name}-{seed}.json"
             if not file.exists():
                 trained = METHODS[name](arguments, train, seed, seconds)
-                file.write_text(json.dumps(measure(arguments, file, trained, real, extractor)))
-            rows[name].append(json.loads(file.read_text()))
+                found = measure(arguments, file, trained, real, extractor)
+                file.write_text(json.dumps({"protocol": protocol, "figures": found}))
+            kept = json.loads(file.read_text())
+            if kept["protocol"] != protocol:
+                parser.error(f"output: {file} is of {kept['protocol']}; give another folder")
+            rows[name].append(kept["figures"])
             seconds += rows[name][-1]["compiling"]  # the peers' time
             told(f"{name} {seed}", rows[name][-1])
     compare(rows)

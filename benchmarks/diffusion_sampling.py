@@ -28,7 +28,7 @@ from genkit.metrics.fidelity import frechet_distance
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of an unconditional diffusion model")
-    parser.add_argument("--scheduler", default="ddim", choices=("ddpm", "ddim", "dpm++", "unipc"))
+    parser.add_argument("--scheduler", default="ddim", choices=("ddpm", "ddim", "dpm++"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -105,6 +106,17 @@ def recipe_module(recipe: str, *arguments: str | Path) -> Iterator[Any]:
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         spec.loader.exec_module(module)
         yield module
+
+
+def benchmark(name: str) -> ModuleType:
+    """Import a benchmark."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)  # dataclasses look it up
+        spec.loader.exec_module(module)
+    return module
 
 
 def run_here(recipe: str, *arguments: str | Path) -> None:

@@ -1,27 +1,13 @@
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from conftest import benchmark
 from PIL import Image
 
 from genkit import images
-
-ROOT = Path(__file__).parent.parent
-
-
-def benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, name, module)  # dataclasses look it up
-        spec.loader.exec_module(module)
-    return module
-
 
 lab, stacked = benchmark("gan_losses"), benchmark("stacked_mnist")
 
