@@ -19,6 +19,7 @@ from conftest import (
     TINY,
     log_of,
     recipe_module,
+    run_here,
     weights_of,
 )
 
@@ -122,27 +123,26 @@ def test_a_run_whose_launcher_is_stopped_saves_and_ends(train, text_file, tmp_pa
     assert problems == [] and int(found.name[5:]) == len(log_of(folder)) > 3
 
 
-def test_a_damaged_checkpoint_costs_only_itself(train, trained, text_file, tmp_path):
+def test_a_damaged_checkpoint_costs_only_itself(trained, text_file, tmp_path, capsys):
     folder = tmp_path / "run"
     length = ("--max_steps", "40", "--evaluations", "3", "--save_steps", "15")
-    done = train(*TINY, *length, "--text", text_file, "--output_dir", folder)
-    assert done.returncode == 0
+    run_here("train_charlm", *TINY, *length, "--text", text_file, "--output_dir", folder)
     newest = folder / "checkpoints" / "step-00000040"
     (newest / checkpoints.TENSORS).write_bytes(b"short")
-    done = train("--output_dir", folder, "--resume")
-    assert "step-00000040 is damaged: tensors.safetensors has 5 bytes" in done.stdout
-    assert "resumed after step 30" in done.stdout
+    run_here("train_charlm", "--output_dir", folder, "--resume")
+    told = capsys.readouterr().out
+    assert "step-00000040 is damaged: tensors.safetensors has 5 bytes" in told
+    assert "resumed after step 30" in told
     assert weights_of(folder) == weights_of(trained)
     assert log_of(folder) == log_of(trained)
 
 
-def test_fine_tuning_adds_characters(train, trained, tmp_path):
+def test_fine_tuning_adds_characters(trained, tmp_path, capsys):
     sequel = tmp_path / "sequel.txt"
     sequel.write_text("THE SNOWMAN \N{SNOWMAN} MELTS. " * 200)
     folder = tmp_path / "run"
-    length = ("--max_steps", "30", "--evaluations", "2")
-    done = train(*SHORT, *length, "--init_from", trained, "--text", sequel, "--output_dir", folder)
-    assert done.returncode == 0, done.stderr
+    words = (*SHORT, "--max_steps", "30", "--evaluations", "2", "--init_from", trained)
+    run_here("train_charlm", *words, "--text", sequel, "--output_dir", folder)
     old, new = genkit.load(trained), genkit.load(folder)
     assert old.tokenizer.get_vocab().items() <= new.tokenizer.get_vocab().items()
     assert new.model.config.hidden_size == old.model.config.hidden_size
@@ -151,8 +151,8 @@ def test_fine_tuning_adds_characters(train, trained, tmp_path):
     genkit.generate("THE \N{SNOWMAN}", model=folder, seed=1)
     with pytest.raises(ValueError, match="never seen"):
         genkit.generate("THE \N{SNOWMAN}", model=trained)
-    done = train("--output_dir", folder, "--resume")
-    assert "resumed after step 30" in done.stdout
+    run_here("train_charlm", "--output_dir", folder, "--resume")
+    assert "resumed after step 30" in capsys.readouterr().out
 
 
 def test_gpt2_with_everything_switched_on(train, text_file, tmp_path):
@@ -167,20 +167,19 @@ def test_gpt2_with_everything_switched_on(train, text_file, tmp_path):
     assert list(folder.rglob("events.out.tfevents.*"))
 
 
-def test_a_compiled_run(train, text_file, tmp_path):
+def test_a_compiled_run(text_file, tmp_path, capsys):
     words = [*TINY, "--compile", "yes", "--max_steps", "4", "--evaluations", "1"]
-    done = train(*words, "--text", text_file, "--output_dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"compiled in \d+ s", done.stdout)
+    run_here("train_charlm", *words, "--text", text_file, "--output_dir", tmp_path / "run")
+    assert re.search(r"compiled in \d+ s", capsys.readouterr().out)
     assert len(log_of(tmp_path / "run")) == 4
 
 
-def test_a_dry_run_tells_and_writes_nothing(train, text_file, tmp_path):
+def test_a_dry_run_tells_and_writes_nothing(text_file, tmp_path, capsys):
     words = [*TINY, "--dry_run", "--max_minutes", "2"]
-    done = train(*words, "--text", text_file, "--output_dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    run_here("train_charlm", *words, "--text", text_file, "--output_dir", tmp_path / "run")
+    told = capsys.readouterr().out
     for what in ("parameters", "an epoch", "memory", "ms a step", "steps in 2.0 minutes"):
-        assert what in done.stdout
+        assert what in told
     assert not (tmp_path / "run").exists()
 
 
