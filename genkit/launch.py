@@ -100,6 +100,15 @@ def can_compile() -> bool:
     return shutil.which(compiler) is not None and headers.is_file()
 
 
+def attention(device: str, mixed_precision: str | None) -> str:
+    """Return transformers' name of the attention that trains faster.
+
+    On a CPU the fused one's backward is slower than plain products in bfloat16; in float32 it is
+    faster, the more so the longer the context.
+    """
+    return "eager" if device == "cpu" and mixed_precision == "bf16" else "sdpa"
+
+
 def fast_bf16() -> bool:
     """Whether this machine multiplies bfloat16 matrices faster than float32 ones."""
     if state().device.type == "cuda":

@@ -95,8 +95,7 @@ def main() -> None:
 
         # ---- model
         corpus.facts["model_sha256"] = lm.weights_hash(network)
-        # on a CPU, the fused attention's backward in bfloat16 is slower than plain products
-        network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
+        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
         if settings.lora_rank:
             network = lora.add_adapters(network, settings.lora_rank)
         model = run.network("model", network, optimizers(network, settings))

@@ -110,8 +110,7 @@ def main() -> None:
 
         # ---- model
         network = charlm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
-        # on a CPU, the fused attention's backward in bfloat16 is slower than plain products
-        network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
+        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
         model = run.network("model", network, optimizers(network, settings))
         loss = run.lower(charlm.loss)
         run.say(

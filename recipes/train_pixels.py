@@ -113,8 +113,7 @@ def main() -> None:
         labels = train.count_classes() if settings.conditional else 0
         pixels = Pixels(train.size, settings.levels, labels, train.names[:labels])
         network = make(settings, pixels)
-        # on a CPU, the fused attention's backward in bfloat16 is slower than plain products
-        network.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
+        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
         model = run.network("model", network, optimizers(network, settings))
         loss, look_up = run.lower(pixel_lm.loss), partial(batch, pixels, train, run.device)
         run.say(
