@@ -8,13 +8,14 @@ import pytest
 from conftest import ON_CPU, ROOT, TINY, TWO
 
 
-def test_two_and_four_processes_are_one_run(text_file, tmp_path):
-    command = [sys.executable, "benchmarks/processes.py", "--processes", "1", "2", "4"]
+@pytest.mark.parametrize("processes", ["2", pytest.param("4", marks=pytest.mark.slow)])
+def test_several_processes_are_one_run(text_file, tmp_path, processes):
+    command = [sys.executable, "benchmarks/processes.py", "--processes", "1", processes]
     command += ["--", "--text", str(text_file), *TINY]
     command += ["--optimizer", "adamw", "--mixed_precision", "no"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     gaps = [float(gap) for gap in re.findall(r"over 50 steps ([\d.e+-]+)", done.stdout)]
-    assert len(gaps) == 2 and max(gaps) < 1e-5
+    assert len(gaps) == 1 and gaps[0] < 1e-5
 
 
 def test_the_readmes_two_process_launch(train, trained, text_file, tmp_path):
