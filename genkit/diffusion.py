@@ -230,7 +230,9 @@ def sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -
         warnings.filterwarnings("ignore", message, DeprecationWarning)
         made = kind.from_config(config, **options)
         if "trained_betas" in options and steps <= FEW:
-            made.register_to_config(sigma_min=max(NEAREST, _noise_to_signal(scheduler)[0].item()))
+            ratios = _noise_to_signal(scheduler)
+            nearest = ratios[ratios >= NEAREST][0].item()  # of a time of training, and not below it
+            made.register_to_config(sigma_min=nearest * (1 + 1e-5))
         made.set_timesteps(steps)
     return made
 
