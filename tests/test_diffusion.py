@@ -474,8 +474,8 @@ def test_an_image_depends_on_its_seed_alone(objective, name):
     for i in range(5):
         alone = pipeline(1, seeds(i), labels[i : i + 1], **how).images[0]
         # noise of these two is 80 times as large at first, and so is what rounds
-        atol = 1e-4 if name in ("heun", "euler") else 1e-5
-        torch.testing.assert_close(alone, whole[i], rtol=0, atol=atol)
+        far = {"heun": 1e-4, "euler": 3e-5}.get(name, 1e-5)
+        torch.testing.assert_close(alone, whole[i], rtol=0, atol=far)
     assert (whole[0] - whole[3]).abs().max() > 1e-3  # one class, two seeds
 
 

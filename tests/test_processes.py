@@ -38,13 +38,14 @@ def test_a_launch_that_gets_fewer_processes_is_refused(train, tmp_path, launcher
     assert not (tmp_path / "run").exists()
 
 
+RECIPES = ("train_vae", "train_autoencoder", "train_gan", "train_diffusion", "train_pixels")
+LONG = ["--stages", "--kills 5"]
+LONG += [f"--recipe {name} --kills 10 --processes {n}" for name in RECIPES for n in (1, 2)]
+
+
 @pytest.mark.parametrize(
     "words",
-    [
-        pytest.param("--stages", marks=pytest.mark.slow),
-        pytest.param("--kills 5", marks=pytest.mark.slow),
-        "--kills 2 --processes 2",
-    ],
+    [*(pytest.param(words, marks=pytest.mark.slow) for words in LONG), "--kills 2 --processes 2"],
 )
 def test_killed_runs_lose_nothing(words):
     command = [sys.executable, "benchmarks/crash.py", *words.split()]

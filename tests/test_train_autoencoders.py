@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
+from conftest import ON_CPU, TWO, log_of, run_here, weights_of
 from PIL import Image
 
 from genkit import autoencoder, images
@@ -163,17 +163,6 @@ def test_two_processes_learn_what_one_does(train, runs, tmp_path, kind):
     tolerance = 1e-4 if recipe == "train_autoencoder" else 0.1
     for name in ("loss", "val_loss"):
         assert two[-1][name] == pytest.approx(one[-1][name], rel=tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["train_vae", "train_autoencoder"])
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_killed_runs_lose_nothing(recipe, processes):
-    command = [sys.executable, "benchmarks/crash.py", "--recipe", recipe, "--kills", "10"]
-    command += ["--processes", processes]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bit-identical to the unharmed run" in done.stdout
 
 
 # ---- what cannot work

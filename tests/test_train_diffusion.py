@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import warnings
 
 import diffusion_gradients
@@ -231,15 +230,6 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
     assert log_of(tmp_path / "run") == log_of(runs(kind))
     for name in pictures:
         assert (tmp_path / "run" / name).read_bytes() == (runs(kind) / name).read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", ["--kills 10", "--kills 5 --processes 2"])
-def test_killed_runs_lose_nothing(words):
-    command = [sys.executable, "benchmarks/crash.py", "--recipe", "train_diffusion", *words.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bit-identical to the unharmed run" in done.stdout
 
 
 # ---- what cannot work

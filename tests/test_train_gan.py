@@ -223,16 +223,6 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
         assert (tmp_path / "run" / name).read_bytes() == (runs(kind) / name).read_bytes()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_killed_runs_lose_nothing(processes):
-    command = [sys.executable, "benchmarks/crash.py", "--recipe", "train_gan", "--kills", "10"]
-    command += ["--processes", processes]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bit-identical to the unharmed run" in done.stdout
-
-
 # ---- what cannot work
 
 

@@ -3,13 +3,11 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
+from conftest import ON_CPU, TWO, log_of, run_here, weights_of
 from PIL import Image
 
 from genkit import images, pixel_lm
@@ -122,15 +120,6 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     assert log_of(tmp_path / "run") == log_of(runs(kind))
     for name in ("progress.png", "completions.png"):
         assert (tmp_path / "run" / name).read_bytes() == (runs(kind) / name).read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", ["--kills 10", "--kills 5 --processes 2"])
-def test_killed_runs_lose_nothing(words):
-    command = [sys.executable, "benchmarks/crash.py", "--recipe", "train_pixels", *words.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bit-identical to the unharmed run" in done.stdout
 
 
 @pytest.mark.slow
