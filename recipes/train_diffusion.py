@@ -229,10 +229,9 @@ def batch(
     noise = torch.randn(run.batch_size, *train.size, generator=generator)[places]
     shuffled = torch.randperm(run.batch_size, generator=generator)
     ranks = noising.spread_ranks(shuffled, torch.rand(1, generator=generator))[places]
-    chance = torch.rand(run.batch_size, generator=generator)[places]
     labels = None
     if settings.label_drop:
-        dropped = chance < settings.label_drop
+        dropped = torch.rand(run.batch_size, generator=generator)[places] < settings.label_drop
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
     way = noising.by_rank(scheduler, ranks)
     images = train.batch(which, run.device)
