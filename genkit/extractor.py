@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from genkit import hub, qa, safety
+from genkit import hub, qa, safe_weights, safety
 from genkit.metrics import calibration, squad
 from genkit.spans import Wanted
 from genkit.squad import Example, has_impossible
@@ -59,20 +59,19 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
         ValueError: there is no such model, or it cannot learn to answer questions.
     """
     folder = hub.fetch(name, revision, argument="init_from", hint=HINT)
-    safety.check(folder, argument="init_from")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of the new head
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model, told = AutoModelForQuestionAnswering.from_pretrained(
-            folder,
-            use_safetensors=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"init_from: cannot load {name!r}: {error} {HINT}") from error
+        with safety.opened(folder, argument="init_from") as private:
+            tokenizer = AutoTokenizer.from_pretrained(private, trust_remote_code=False)
+            model, told = AutoModelForQuestionAnswering.from_pretrained(
+                private,
+                use_safetensors=True,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            safe_weights.check_loaded(model)
     finally:
         logging.set_verbosity(verbosity)
     lacking = [name for name in told["missing_keys"] if name.startswith(model.base_model_prefix)]

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from genkit import hub, safety
+from genkit import hub, safe_weights, safety
 from genkit.encoding import cache_folder, written_whole
 from genkit.images import Images, blocks
 from genkit.lm import weights_hash
@@ -191,27 +191,21 @@ def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
     if name == INCEPTION:
         return Inception(device)
     folder = hub.fetch(name, revision, argument="extractor", hint=HINT)
-    safety.check(folder, argument="extractor")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of a new head, which is refused
     try:
-        preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(folder)
-        model, told = AutoModelForImageClassification.from_pretrained(
-            folder,
-            use_safetensors=True,
-            dtype=torch.float32,
-            trust_remote_code=False,  # the default asks on the terminal
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"extractor: cannot load {str(name)!r}: {error} {HINT}") from error
+        with safety.opened(folder, argument="extractor") as private:
+            preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(private)
+            model, told = AutoModelForImageClassification.from_pretrained(
+                private,
+                use_safetensors=True,
+                dtype=torch.float32,
+                trust_remote_code=False,  # the default asks on the terminal
+                output_loading_info=True,
+            )
+            safe_weights.check_loaded(model, told)
     finally:
         logging.set_verbosity(verbosity)
-    if told["missing_keys"]:
-        raise ValueError(
-            f"extractor: the weights in {str(name)!r} lack {sorted(told['missing_keys'])}; give a "
-            "trained classifier"
-        )
     return Classifier(model.eval().to(device), preprocessing, str(name))
 
 

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from genkit import files
+
+LARGEST = 1 << 24  # bytes of a model's settings
 TEXT, ANSWERS, CLASSIFIER = "text", "answers", "classifier"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
@@ -18,6 +21,8 @@ PIPELINES: dict[Any, str] = {
     ("diffusion", "DenoisingPipeline"): DIFFUSION,
     "DDPMPipeline": DIFFUSION,
 }
+# classes of components that are ours
+COMPONENTS = {("autoencoder", "Autoencoder"), ("gan", "Generator")}
 # ends of the names of transformers' classes
 HEADS = {
     "ForQuestionAnswering": ANSWERS,
@@ -57,7 +62,7 @@ def kind_of(folder: Path, argument: str = "model") -> str:
 
 def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / name).read_text(encoding="utf-8"))
+        settings = json.loads(files.read_regular(folder / name, folder, LARGEST))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{argument}: {str(folder)!r} holds no model ({error}); give the folder of one that a "

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from genkit import charlm, hub, launch, safety
+from genkit import charlm, hub, launch, safe_weights, safety
 from genkit.reading import takes_trees
 from genkit.stepping import Stepper
 
@@ -152,13 +152,13 @@ def _load(
 ) -> LanguageModel:
     device, kept = place(dtype)
     options = {"trust_remote_code": trust_remote_code}
-    safety.check(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    with safety.opened(folder, code=trust_remote_code) as private:
+        config = AutoConfig.from_pretrained(private, **options)
+        tokenizer = AutoTokenizer.from_pretrained(private, **options)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(folder, use_safetensors=True, dtype=kept, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: cannot load {name!r}: {error} {HINT}") from error
+        model, report = auto.from_pretrained(
+            private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
+        )
+        safe_weights.check_loaded(model, report)
     precision = quantize or dtype or "float32"
     return LanguageModel(model.to(device).eval(), tokenizer, name, precision, compile)

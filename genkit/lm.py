@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from genkit import hub, safety
+from genkit import hub, safe_weights, safety
 
 HINT = "Give the folder or the Hub id of a causal language model in safetensors"
 LOGITS = 1 << 26  # at once in an evaluation: a quarter of a gigabyte
@@ -141,14 +141,16 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTr
         ValueError: there is no such model, or it lacks what training needs.
     """
     folder = hub.fetch(name, revision, argument="init_from", hint=HINT)
-    safety.check(folder, argument="init_from")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+    with safety.opened(folder, argument="init_from") as private:
+        tokenizer = AutoTokenizer.from_pretrained(private, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            private,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"init_from: cannot load {name!r}: {error} {HINT}") from error
+        safe_weights.check_loaded(model, report)
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ValueError(
             f"init_from: the tokenizer in {name!r} is a slow one, or has no token for the end "

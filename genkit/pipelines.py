@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genkit import autoencoder, diffusion, gan, kinds, pixel_lm, safety
+from genkit import autoencoder, diffusion, gan, kinds, pixel_lm, safe_weights, safety
 from genkit.images import Images, blocks
 
 ROWS = 64  # images that a model sees at a time
@@ -71,19 +71,27 @@ def load(folder: str | Path, weights: str | None = None) -> Pipeline:
         ValueError: there is none.
     """
     kind = kinds.kind_of(Path(folder))
-    safety.check(Path(folder))
+    if kind not in kinds.IMAGES:
+        raise ValueError(
+            f"model: {str(folder)!r} holds a model of the kind {kind}; image models of the recipes "
+            f"{RECIPES} are known"
+        )
+    with safety.opened(folder) as private:
+        pipeline = _load(kind, private, weights or "averaged")
+        for part in vars(pipeline).values():
+            if isinstance(part, torch.nn.Module):
+                safe_weights.check_loaded(part)
+    return pipeline
+
+
+def _load(kind: str, folder: Path, weights: str) -> Pipeline:
     if kind == kinds.PIXELS:
         return pixel_lm.load(folder)
     if kind == kinds.AUTOENCODER:
         return autoencoder.load(folder)
     if kind == kinds.GAN:
-        return gan.load(folder, weights or "averaged")
-    if kind == kinds.DIFFUSION:
-        return diffusion.load(folder)
-    raise ValueError(
-        f"model: {str(folder)!r} holds a model of the kind {kind}; image models of the recipes "
-        f"{RECIPES} are known"
-    )
+        return gan.load(folder, weights)
+    return diffusion.load(folder)
 
 
 def count_classes(pipeline: Pipeline) -> int:

@@ -22,7 +22,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.pil_utils import numpy_to_pil
 from transformers import Cache, DynamicLayer, LlamaForCausalLM, PreTrainedModel
 
-from genkit import lm, safety
+from genkit import lm
 from genkit.decoding import Filters, choose
 from genkit.lm import loss as loss
 
@@ -355,7 +355,6 @@ def load(folder: str | Path) -> PixelPipeline:
         ValueError: there is none.
     """
     try:
-        safety.check(Path(folder))
         _check_config(Path(folder) / "config.json")
         model, told = LlamaForCausalLM.from_pretrained(
             str(folder),

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
 
-from genkit import hub, language, marking, safety
+from genkit import hub, language, marking, safe_weights, safety
 from genkit.encoder import Encoder
 from genkit.spans import Span, Wanted, answers, null_probability
 from genkit.windows import Windows, takes_types, template
@@ -186,19 +186,17 @@ def _load(
 ) -> Reader:
     device, kept = language.place(dtype)
     options = {"trust_remote_code": trust_remote_code}
-    safety.check(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    with safety.opened(folder, code=trust_remote_code) as private:
+        tokenizer = AutoTokenizer.from_pretrained(private, **options)
         model, told = AutoModelForQuestionAnswering.from_pretrained(
-            folder, use_safetensors=True, dtype=kept, output_loading_info=True, **options
+            private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: cannot load {name!r}: {error} {HINT}") from error
-    if told["missing_keys"]:
-        raise ValueError(
-            f"model: {name!r} has no trained span head: it lacks {min(told['missing_keys'])}; give "
-            "a model trained for question answering, or train it by recipes/train_qa.py"
-        )
+        if told["missing_keys"]:
+            raise ValueError(
+                f"model: {name!r} has no trained span head: it lacks {min(told['missing_keys'])}; "
+                "give a model trained for question answering, or train it by recipes/train_qa.py"
+            )
+        safe_weights.check_loaded(model)
     check_tokenizer(tokenizer, name)
     precision = quantize or dtype or "float32"
     return Reader(model.to(device).eval(), tokenizer, name, precision, compile)

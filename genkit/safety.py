@@ -1,42 +1,85 @@
-"""What can be trusted: a model's folder, looked at before anything of it is loaded.
+"""What can be trusted: the one gate that a saved model's folder passes before it is used.
 
-Code that a folder brings along is not looked at: nothing runs it unless the caller says so.
+What is checked is what is read: files are opened once, settings are copied, weights are reached by
+the descriptor that was checked, and libraries are given a private folder of these.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from genkit import files, safe_configs, safe_weights
 
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py")  # what loaders read
+READ = ("*.json", "*.txt", "*.model", "*.jinja")  # by loaders, beside weights
+CODE = ("*.py",)
+NAME = re.compile(r"\w[\w.+-]*")
+NO_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # but of safetensors
+WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors")
+LARGEST = 64 << 20  # bytes of a file of settings
+ENTRIES = 100_000  # files and folders that are looked at
+HINT = (
+    "give the folder of a model that a recipe trained, or the id of one on the Hub with weights in "
+    "safetensors"
+)
 
 
-def check(folder: Path, weights: bool = True, argument: str = "model") -> None:
-    """Refuse a model whose files lead elsewhere, or are not what their names say.
+def check(folder: str | Path, argument: str = "model") -> None:
+    """Refuse a model whose files cannot be trusted; see `opened`."""
+    with opened(folder, argument=argument):
+        pass
+
+
+@contextlib.contextmanager
+def opened(
+    folder: str | Path, *, argument: str = "model", weights: bool = True, code: bool = False
+) -> Iterator[Path]:
+    """Yield a private folder with the files of a model that loaders read, each of them checked.
+
+    Whatever a library raises inside the block becomes a ValueError of one line.
 
     Args:
         folder: of the model, in a layout of transformers or diffusers.
-        weights: whether they are there already, and not only the settings.
         argument: how an error calls what was given.
+        weights: whether they are there already, and not only the settings.
+        code: take along the code that the model brings.
 
     Raises:
-        ValueError: there are no weights but such as may run code; a file is a link out of the
-            folder, or no safetensors under their name; an index names weights elsewhere; an
-            adapter leads to another model.
+        ValueError: a file is none, leads elsewhere or is not what its name says; settings name
+            what lies outside the folder or sizes that cannot be; weights are missing, not in
+            safetensors, not whole or not finite.
     """
-    for pattern in FILES:
-        for file in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
-            check_link(file, folder, argument)
-            _check_file(file, argument)
-    if weights and not any((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))):
-        raise ValueError(
-            f"{argument}: '{folder}' holds no weights in safetensors, and no others are read; give "
-            "the folder of a model that a recipe trained, or the id of one on the Hub"
-        )
+    source = Path(folder)
+    with files.scratch_folder() as scratch, contextlib.ExitStack() as stack:
+        private = scratch / (source.resolve().name or "model")
+        try:
+            _check_entries(source)
+            parts = _copy(source, private, (*READ, *CODE) if code else READ, stack)
+            contents = {part: safe_weights.check(part) for part in parts}
+            for part in parts:
+                safe_configs.check(part, contents[part] if weights else None, code)
+            if weights and not any(each.tensors for each in contents.values()):
+                raise ValueError(f"'{private}' holds no weights in safetensors; {HINT}")
+            with safe_weights.limited(contents.values() if weights else []):
+                yield private
+        except BaseException as error:
+            panic = type(error).__name__ == "PanicException"  # of tokenizers, which is no Exception
+            if not isinstance(error, Exception) and not panic:
+                raise
+            raise ValueError(_line(error, argument, private, source)) from error
+
+
+def _line(error: BaseException, argument: str, private: Path, source: Path) -> str:
+    """Write an error in one line that names what the user gave."""
+    text = " ".join(str(error).replace(str(private), str(source)).split())
+    if text.startswith(f"{argument}: "):
+        return text
+    if isinstance(error, ValueError) and str(source) in text:
+        return f"{argument}: {text}"
+    return f"{argument}: cannot load {str(source)!r}: {text or type(error).__name__}"
 
 
 def check_link(file: Path, folder: Path, argument: str = "model") -> None:
@@ -45,59 +88,67 @@ def check_link(file: Path, folder: Path, argument: str = "model") -> None:
     Raises:
         ValueError: it is.
     """
-    home, place = folder.resolve(), file.resolve()
-    blobs = home.parent.parent / "blobs"  # of the Hub's cache, whose snapshots are links to them
-    if place.is_relative_to(home) or (home.parent.name == "snapshots" and place.parent == blobs):
-        return
-    raise ValueError(f"{argument}: {file} is a link that leads out of its folder")
+    try:
+        files.check_inside(file, folder)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
 
 
-def _check_file(file: Path, argument: str) -> None:
-    if file.name == "adapter_config.json":
-        raise ValueError(f"{argument}: {file} leads to weights elsewhere; merge the adapter first")
-    if file.name == "config.json":
-        _check_kernels(file, argument)
-    if file.name.endswith(".index.json"):
-        _check_index(file, argument)
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, "np"):  # reads the header, and compares it with the file's size
-                pass
-        except (OSError, SafetensorError) as error:
+def _check_entries(folder: Path) -> None:
+    """Refuse links out of a folder, and whatever is neither file nor folder, at every depth."""
+    count = 0
+    for home, folders, names in os.walk(folder, onerror=_refuse):
+        count += len(folders) + len(names)
+        if count > ENTRIES:
             raise ValueError(
-                f"{argument}: {file} is not what safetensors holds ({error})"
-            ) from error
+                f"{folder} holds more than {ENTRIES:,} files; give a model's own folder"
+            )
+        for entry in (Path(home, name) for name in (*folders, *names)):
+            if entry.is_symlink():
+                files.check_inside(entry, folder)
+            elif not entry.is_file() and not entry.is_dir():
+                raise ValueError(f"{entry} is no regular file")
 
 
-def _check_index(index: Path, argument: str) -> None:
-    """Refuse a list of shards that leads out of its folder: libraries join its names unchecked."""
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{argument}: {index} is no list of shards ({error!r})") from error
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
-            raise ValueError(f"{argument}: {index} names a shard outside its folder: {shard!r}")
+def _refuse(error: OSError) -> None:
+    raise error
 
 
-def _check_kernels(config: Path, argument: str) -> None:
-    """Refuse settings that name code on the Hub: transformers would fetch and run such a kernel."""
-    try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        return  # whoever loads it will say so
-    for name, value in _settings(found):
-        kernel = name.lstrip("_").startswith(("attn_implementation", "experts_implementation"))
-        if kernel and "/" in str(value):
-            raise ValueError(f"{argument}: {config} names code elsewhere: {name} {value!r}")
+def _copy(
+    source: Path, private: Path, read: tuple[str, ...], stack: contextlib.ExitStack
+) -> list[Path]:
+    """Fill a private folder, and return it and its folders of components."""
+    _copy_files(source, private, source, read, stack)
+    parts = [private]
+    for name in _components(private):
+        if (source / name).is_dir():
+            _copy_files(source / name, private / name, source, read, stack)
+            parts.append(private / name)
+    return parts
 
 
-def _settings(found: Any) -> Iterator[tuple[str, Any]]:
-    """Yield all names and values of settings, nested ones included."""
-    if isinstance(found, dict):
-        for name, value in found.items():
-            yield name, value
-            yield from _settings(value)
-    elif isinstance(found, list):
-        for value in found:
-            yield from _settings(value)
+def _components(private: Path) -> list[str]:
+    """Return the names of folders that loaders read, beside the model's own."""
+    if not (private / "model_index.json").exists():
+        return ["additional_chat_templates"]
+    index = safe_configs.read_index(private / "model_index.json")
+    return [name for name, kind in index.items() if isinstance(kind, list) and name[0] != "_"]
+
+
+def _copy_files(
+    part: Path, place: Path, source: Path, read: tuple[str, ...], stack: contextlib.ExitStack
+) -> None:
+    place.mkdir()
+    for file in (file for pattern in read for file in part.glob(pattern) if _is_read(file)):
+        (place / file.name).write_bytes(files.read_regular(file, source, LARGEST))
+    for file in part.glob("*.safetensors"):
+        if WEIGHTS.fullmatch(file.name):
+            handle = files.open_regular(file, source)
+            stack.callback(os.close, handle)
+            (place / file.name).symlink_to(files.by_descriptor(handle))
+
+
+def _is_read(file: Path) -> bool:
+    """Whether loaders may read a file: by a plain name, and no list of other weights."""
+    other = NO_INDEX.fullmatch(file.name) and ".safetensors.index." not in file.name
+    return bool(NAME.fullmatch(file.name)) and not other

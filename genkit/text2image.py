@@ -19,18 +19,11 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-from safetensors import SafetensorError, safe_open
-from transformers import (
-    FeatureExtractionMixin,
-    ImageProcessingMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from safetensors import safe_open
 
-from genkit import hub, safety
+from genkit import hub, safe_configs, safe_weights, safety
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
@@ -118,26 +111,21 @@ def find(model: str, revision: str | None = None, trust_remote_code: bool = Fals
     if revision is None and model == DEFAULT and not Path(model).is_dir():
         revision = REVISION
     folder = hub.fetch_settings(model, revision, hint=HINT)
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        name = index["_class_name"]
-        parts = {part: kind for part, kind in index.items() if _is_kind(kind)}
-        settings = {part: _settings(folder / part) for part in parts}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    if not (folder / "model_index.json").is_file():
         raise ValueError(
-            f"model: {model!r} holds no pipeline ({error}); give a folder or a Hub id with a "
-            "model_index.json"
-        ) from error
+            f"model: {model!r} holds no pipeline; give a folder or a Hub id with a model_index.json"
+        )
+    with safety.opened(folder, weights=False, code=trust_remote_code) as private:
+        index = safe_configs.read_index(private / "model_index.json")
+        name = index.get("_class_name")
+        parts = [part for part, kind in index.items() if _is_kind(kind)]
+        settings = {part: _settings(private / part) for part in parts}
     pipeline = text_to_image().get(name) if isinstance(name, str) else None
     if pipeline is None:
         raise ValueError(
             f"model: {model!r} is a {name}, which is none of diffusers' text-to-image pipelines; "
             "give one of them, such as a StableDiffusionPipeline"
         )
-    safety.check(folder, weights=Path(model).is_dir())
-    for part, kind in parts.items():
-        if not trust_remote_code:
-            _check_kind(model, part, kind)
     absent = tuple(part for part, kind in index.items() if kind == [None, None])
     return Source(model, folder, pipeline, settings, absent)
 
@@ -152,27 +140,6 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text(encoding="utf-8")))
     return {}
-
-
-def _check_kind(model: str, part: str, kind: list[str]) -> None:
-    """Refuse a component whose class is not one of diffusers or transformers that holds data."""
-    library, name = kind
-    home = {"diffusers": diffusers, "transformers": transformers}.get(library)
-    found = getattr(home or getattr(diffusers.pipelines, library, None), name, None)
-    data = (
-        ModelMixin,
-        SchedulerMixin,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        ProcessorMixin,
-        FeatureExtractionMixin,
-        ImageProcessingMixin,
-    )
-    if not isinstance(found, type) or not issubclass(found, data):
-        raise ValueError(
-            f"model: the {part} of {model!r} is a {library}.{name}, which neither diffusers nor "
-            "transformers has; if you trust its code, give trust_remote_code=True"
-        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -252,24 +219,43 @@ def _load(source: Source, stamp: int, trust_remote_code: bool) -> DiffusionPipel
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     options = {"use_safetensors": True, "trust_remote_code": trust_remote_code}
-    try:
-        if not Path(source.name).is_dir():  # the folder's name is that of its commit
-            source.pipeline.download(source.name, revision=source.folder.name, **options)
-        bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
-        parameters = sum(_count(source.folder / part) for part in source.settings)
-        placement = place(parameters, free_memory(), free_gpu(), bfloat16)
+    if not Path(source.name).is_dir():
+        _download(source, options)
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
+    with safety.opened(source.folder, code=trust_remote_code) as private:
+        held = {part: _count(private / part) for part in source.settings}
+        placement = place(sum(held.values()), free_memory(), free_gpu(), bfloat16)
         devices = range(torch.cuda.device_count())
         with _no_bars(), numpy_as_it_was(), torch.random.fork_rng(devices):
             pipeline = source.pipeline.from_pretrained(
-                source.folder, dtype=placement.dtype, **options, **dict.fromkeys(source.absent)
+                private, dtype=placement.dtype, **options, **dict.fromkeys(source.absent)
             )
-    except (*FAULTS, SafetensorError) as error:
-        raise ValueError(f"model: cannot load {source.name!r}: {error} {HINT}") from error
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                _check_whole(name, part, held[name])
+                safe_weights.check_loaded(part)
     pipeline.set_progress_bar_config(desc="denoising", unit=" steps", delay=2, leave=False)
     if placement.offload:
         pipeline.enable_model_cpu_offload()
         return pipeline
     return pipeline.to(placement.device)
+
+
+def _download(source: Source, options: dict[str, Any]) -> None:
+    """Fetch the weights of a model on the Hub, into the cache."""
+    try:  # the folder's name is that of its commit
+        source.pipeline.download(source.name, revision=source.folder.name, **options)
+    except FAULTS as error:
+        raise ValueError(f"model: cannot load {source.name!r}: {error} {HINT}") from error
+
+
+def _check_whole(name: str, part: torch.nn.Module, held: int) -> None:
+    """Refuse a component that has more numbers than its files: the rest was drawn at random."""
+    numbers = sum(parameter.numel() for parameter in part.parameters())
+    if numbers > held:
+        raise ValueError(
+            f"the weights of its {name} lack {numbers - held:,} of {numbers:,} numbers"
+        )
 
 
 def _count(folder: Path) -> int:
