@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -11,7 +12,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from genkit import privacy
+
 FILE = "README.md"
+# which recipes draw beside a model
+PICTURES = (
+    *("loss.png", "progress.png", "progress.gif", "reconstructions.png", "latents.png"),
+    *("plane.png", "loss_by_time.png", "completions.png", "confusion.png", "mistakes.png"),
+    "calibration.png",
+)
 CARD = """---
 {metadata}
 ---
@@ -88,6 +97,11 @@ def card(
         library: which loads it, "transformers" or "diffusers".
     """
     packages = ("genkit", library, "accelerate", "torch")
+    paths = [*sys.argv[1:], data, *_settings(folder)]
+    about, usage, protocol, data = (
+        privacy.base_names(text, paths) for text in (about, usage, protocol, data)
+    )
+    command = f"recipes/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
     table = "".join(f"| {name} | {value:.4f} |\n" for name, value in figures.items())
     return CARD.format(
         metadata=_metadata(title, task, figures, protocol, data, license, library),
@@ -99,9 +113,18 @@ def card(
         protocol=protocol,
         curves=_curves(folder),
         limits=LIMITS[task],
-        command=f"accelerate launch recipes/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}",
+        command=f"accelerate launch {privacy.base_names(command, paths)}",
         versions=", ".join(f"{name} {version(name)}" for name in packages),
     )
+
+
+def _settings(folder: Path) -> list[str]:
+    """Return the texts among the settings of a run, which may be paths."""
+    record = folder / "run.json"
+    if not record.exists():
+        return []
+    settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    return [value for value in settings.values() if isinstance(value, str)]
 
 
 def _metadata(
@@ -161,6 +184,13 @@ def plain(title: str) -> str:
     """Write a card for a model that came without one."""
     head: Any = ModelCardData(license="unknown", tags=["genkit"])
     return f"---\n{head.to_yaml()}\n---\n\n# {title}\n"
+
+
+def listed(text: str, names: list[str]) -> str:
+    """Return a card that lists the files that are pushed with it."""
+    head = text.partition("\n## Files\n")[0].rstrip()
+    lines = "".join(f"- {name}\n" for name in sorted({FILE, *names}))
+    return f"{head}\n\n## Files\n\n{lines}"
 
 
 def renamed(text: str, model: str) -> str:

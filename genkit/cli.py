@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from genkit.errors import is_panic
+
 # Subcommand and its line in --help; a module of genkit/commands each
 COMMANDS = {
     "generate": "continue a text",
@@ -32,6 +34,11 @@ def clean_errors() -> Iterator[None]:
         raise SystemExit(0) from None
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from genkit.checkpoints import sync
 from genkit.data import documents
+from genkit.errors import panics_are_errors
 
 BLOCK = 1 << 18  # characters encoded at a time
 WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
@@ -222,6 +223,7 @@ def encode(part: Part, tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, 
     return ids, json.loads(count.read_text())
 
 
+@panics_are_errors("init_from")
 def ids_of(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Encode a text as it stands, without what a tokenizer adds at its ends."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from genkit import generation, pages, plots, reading, tokens
 from genkit.decoding import Candidate
+from genkit.errors import panics_are_errors
 from genkit.generation import Generation, LanguageModel
 from genkit.language import DEFAULT
 
@@ -420,6 +421,7 @@ def alternatives(
     return Alternatives(prompt, [Span(t, [next(choices) for _ in run]) for t, run in runs])
 
 
+@panics_are_errors()
 def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], list[int]]:
     """Encode what is given to the model, and the text that it is asked about."""
     if not text:

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from genkit import charlm, decoding, reading, search
 from genkit.beams import beam
+from genkit.errors import panics_are_errors
 from genkit.language import DEFAULT, LanguageModel, load
 from genkit.options import BEAMS, DRAWS, LOAD, Options, beam_options, read_options
 from genkit.seeds import row_seeds
@@ -219,6 +220,7 @@ def _check_speculation(
         )
 
 
+@panics_are_errors()
 def encode(prompt: str, language: LanguageModel) -> list[int]:
     """Turn a prompt into the tokens that the model reads.
 

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from genkit import mosaic, text2image
+from genkit.errors import panics_are_errors
 from genkit.seeds import is_whole, row_seeds
 from genkit.text2image import DEFAULT, Source
 
@@ -139,6 +140,7 @@ def _draw(
     with (
         torch.random.fork_rng(devices),
         text2image.numpy_as_it_was(),
+        panics_are_errors(),
         _counted(pipeline) as evaluated,
     ):
         # for schedulers that heed no generator: other noise than what the picture starts from

@@ -62,10 +62,10 @@ def kind_of(folder: Path, argument: str = "model") -> str:
 
 def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
     try:
-        settings = json.loads(files.read_regular(folder / name, folder, LARGEST))
-    except (OSError, ValueError) as error:
+        settings = json.loads(files.read_regular(folder / name, folder, LARGEST).decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{argument}: {str(folder)!r} holds no model ({error}); give the folder of one that a "
+            f"{argument}: {str(folder)!r} holds no model ({name}: {error}); give the folder of one that a "
             "recipe trained, or the id of one on the Hub"
         ) from error
     if not isinstance(settings, dict):

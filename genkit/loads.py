@@ -1,4 +1,4 @@
-"""Load a model as somebody without genkit does, then as genkit does: a program for `genkit.push`.
+"""Load a model as genkit does, then as somebody without it does: a program for `genkit.push`.
 
 python -P genkit/loads.py folder kind
 """
@@ -12,18 +12,35 @@ from typing import Any
 def main() -> None:
     """Load the folder that the command line names, or end with what is wrong."""
     folder, kind = sys.argv[1:]
+    sys.addaudithook(refuse_network)
+    load(folder, kind)
     modules: dict[str, Any] = sys.modules
+    for name in [name for name in modules if name.partition(".")[0] == "genkit"]:
+        del modules[name]
     modules["genkit"] = None  # whoever imports it fails
     without(folder, kind)
-    del modules["genkit"]
-    if kind != "text-to-image":
+
+
+def load(folder: str, kind: str) -> None:
+    """Load a model as genkit does, behind its gate."""
+    if kind == "text-to-image":
+        from genkit import text2image
+
+        text2image.load(text2image.find(folder))
+    else:
         import genkit
 
         genkit.load(folder)
 
 
+def refuse_network(event: str, arguments: Any) -> None:
+    """Let nothing that a model says lead to another machine."""
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise PermissionError("the model asks for the network")
+
+
 def without(folder: str, kind: str) -> None:
-    """Load a model by stock classes, and the code beside it where the class is ours."""
+    """Load a model by stock classes, and the code beside it, as written by us, where it is ours."""
     if kind in ("autoencoder", "gan", "diffusion", "text-to-image"):
         from diffusers import DiffusionPipeline
 
@@ -42,7 +59,9 @@ def without(folder: str, kind: str) -> None:
     if kind in ("text", "answers"):
         transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if kind == "classifier":
-        transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
+        transformers.AutoImageProcessor.from_pretrained(
+            folder, use_fast=False, trust_remote_code=False
+        )
 
 
 def head(kind: str, config: Any) -> str:

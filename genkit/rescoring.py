@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from genkit import charlm, reading
+from genkit.errors import panics_are_errors
 from genkit.generation import LanguageModel, load
 from genkit.lexicon import WORD, Lexicon
 
@@ -142,6 +143,7 @@ def _start_token(language: LanguageModel) -> int:
     raise ValueError(f"model: {language.name} has no start token, nor one that ends a text")
 
 
+@panics_are_errors()
 def _rows(texts: list[str], language: LanguageModel) -> list[list[int]]:
     """Encode texts, each after the start token."""
     start = _start_token(language)

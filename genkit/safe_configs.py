@@ -38,7 +38,7 @@ OWN_KERNELS = {"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"}
 # where transformers and diffusers write where they found a model, and never read it
 REMEMBERED = {"special_tokens_map_file", "tokenizer_file"}
 FILES = re.compile(r".*(^|_)(file|files|filename|path|dir|folder|vocab|merges)")
-COUNTS = re.compile(r".*(^|_)(layers?|depths?|(layers|blocks)_per_\w+|num_blocks|repeats?)")
+COUNTS = re.compile(r".*(^|_)(layers?|blocks?|depths?|layers_per_\w+|repeats?)")
 SIZES = re.compile(r".*(^|_)(sample_size|image_size|pos_embed_max_size)")
 
 
@@ -54,7 +54,7 @@ def check(folder: Path, contents: Contents | None, code: bool = False) -> None:
         ValueError: one cannot be; the file and the key are named.
     """
     for file in sorted(folder.glob("*.json")):
-        if ".index." in file.name:
+        if ".index." in file.name:  # of shards, which are weights
             continue
         if file.name == "tokenizer.json":
             _check_tokenizer(file)

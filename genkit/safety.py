@@ -12,13 +12,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from genkit import files, safe_configs, safe_weights
+from genkit import errors, files, safe_configs, safe_weights
 
-READ = ("*.json", "*.txt", "*.model", "*.jinja")  # by loaders, beside weights
-CODE = ("*.py",)
-NAME = re.compile(r"\w[\w.+-]*")
-NO_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # but of safetensors
-WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors")
+# What loaders read, by the names that transformers and diffusers give; never pickles
+MODEL = re.compile(
+    r"(config|generation_config|model_index|scheduler_config|preprocessor_config|processor_config"
+    r"|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"|chat_template)\.json|(vocab|merges)\.txt|\w[\w.-]*\.(model|jinja)"
+    r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors"
+    r"|\w[\w.-]*\.safetensors\.index(\.\w+)?\.json"
+)
+CODE = re.compile(r"\w[\w.-]*\.(py|json|txt)")  # and what code may read
 LARGEST = 64 << 20  # bytes of a file of settings
 ENTRIES = 100_000  # files and folders that are looked at
 HINT = (
@@ -57,7 +61,7 @@ def opened(
         private = scratch / (source.resolve().name or "model")
         try:
             _check_entries(source)
-            parts = _copy(source, private, (*READ, *CODE) if code else READ, stack)
+            parts = _copy(source, private, code, stack)
             contents = {part: safe_weights.check(part) for part in parts}
             for part in parts:
                 safe_configs.check(part, contents[part] if weights else None, code)
@@ -66,8 +70,7 @@ def opened(
             with safe_weights.limited(contents.values() if weights else []):
                 yield private
         except BaseException as error:
-            panic = type(error).__name__ == "PanicException"  # of tokenizers, which is no Exception
-            if not isinstance(error, Exception) and not panic:
+            if not isinstance(error, Exception) and not errors.is_panic(error):
                 raise
             raise ValueError(_line(error, argument, private, source)) from error
 
@@ -114,15 +117,13 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _copy(
-    source: Path, private: Path, read: tuple[str, ...], stack: contextlib.ExitStack
-) -> list[Path]:
+def _copy(source: Path, private: Path, code: bool, stack: contextlib.ExitStack) -> list[Path]:
     """Fill a private folder, and return it and its folders of components."""
-    _copy_files(source, private, source, read, stack)
+    _copy_files(source, private, source, code, stack)
     parts = [private]
     for name in _components(private):
         if (source / name).is_dir():
-            _copy_files(source / name, private / name, source, read, stack)
+            _copy_files(source / name, private / name, source, code, stack)
             parts.append(private / name)
     return parts
 
@@ -136,19 +137,15 @@ def _components(private: Path) -> list[str]:
 
 
 def _copy_files(
-    part: Path, place: Path, source: Path, read: tuple[str, ...], stack: contextlib.ExitStack
+    part: Path, place: Path, source: Path, code: bool, stack: contextlib.ExitStack
 ) -> None:
     place.mkdir()
-    for file in (file for pattern in read for file in part.glob(pattern) if _is_read(file)):
-        (place / file.name).write_bytes(files.read_regular(file, source, LARGEST))
-    for file in part.glob("*.safetensors"):
-        if WEIGHTS.fullmatch(file.name):
+    for file in sorted(part.iterdir()):
+        if not (MODEL.fullmatch(file.name) or (code and CODE.fullmatch(file.name))):
+            continue
+        if file.suffix == ".safetensors":
             handle = files.open_regular(file, source)
             stack.callback(os.close, handle)
             (place / file.name).symlink_to(files.by_descriptor(handle))
-
-
-def _is_read(file: Path) -> bool:
-    """Whether loaders may read a file: by a plain name, and no list of other weights."""
-    other = NO_INDEX.fullmatch(file.name) and ".safetensors.index." not in file.name
-    return bool(NAME.fullmatch(file.name)) and not other
+        else:
+            (place / file.name).write_bytes(files.read_regular(file, source, LARGEST))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
-import tempfile
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,9 +19,10 @@ from huggingface_hub import (
     ModelCard,
     hf_hub_download,
 )
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from genkit import hub, kinds, safety, staging
+from genkit import files, hub, kinds, safety, staging
 
 WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # of whatever model
 # Of an earlier model of genkit's, at the top of its repository
@@ -76,11 +77,13 @@ def push(
             genkit did not push, or the Hub refuses.
     """
     check_name(repository)
+    check_branch(revision)
     source = Path(folder)
     kind = kinds.kind_of(source, "folder")
     safety.check(source, argument="folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        staged = Path(scratch)
+    with files.scratch_folder() as scratch:
+        staged = scratch / "model"
+        staged.mkdir()
         staging.stage(source, staged, repository)
         staging.validate(staged, kind)
         prepare(repository, private, revision)
@@ -101,28 +104,66 @@ def check_name(repository: str, argument: str = "repository") -> None:
         raise ValueError(f"{argument} must be user/name, got {repository!r}: {error}") from error
 
 
+def check_branch(revision: str | None) -> None:
+    """Refuse what cannot be the name of a branch.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if revision is None:
+        return
+    plain = re.fullmatch(r"\w[\w./-]*", revision) and ".." not in revision
+    if not plain or revision.startswith("refs/"):
+        raise ValueError(f"revision must be the name of a branch, got {revision!r}")
+
+
+def look(repository: str, private: bool = False, revision: str | None = None) -> None:
+    """See, changing nothing, that a repository may be made or written.
+
+    Raises:
+        ValueError: the Hub refuses, others see a repository that was to be private, or it holds a
+            model that genkit did not push.
+    """
+    with _refusals(repository):
+        client = HfApi()
+        try:
+            found = client.repo_info(repository)
+        except RepositoryNotFoundError:  # or one that nobody may see, where making it is refused
+            client.whoami()
+            return
+        client.auth_check(repository, write=True)
+        _old(repository, _head(client, repository, revision) or found.sha)
+    if private and not found.private:
+        raise ValueError(f"private: {repository} is there already, and public; nothing was pushed")
+
+
+def _head(client: HfApi, repository: str, revision: str | None) -> str | None:
+    """Return the commit that a branch is at; None where there is no such branch yet."""
+    try:
+        return client.repo_info(repository, revision=revision).sha
+    except RevisionNotFoundError:
+        return None
+
+
 def prepare(repository: str, private: bool = False, revision: str | None = None) -> None:
-    """Make a repository, and a branch, where there is none; see that it may be written.
+    """Make a repository, and a branch, where there is none.
 
     Raises:
         ValueError: the Hub refuses, or others see a repository that was to be private.
     """
+    look(repository, private, revision)
     with _refusals(repository):
         client = HfApi()
         client.create_repo(repository, private=private, exist_ok=True)
-        client.auth_check(repository, write=True)
-        public = private and not client.repo_info(repository).private
         if revision is not None:
             client.create_branch(repository, branch=revision, exist_ok=True)
-    if public:
-        raise ValueError(f"private: {repository} is there already, and public; nothing was pushed")
 
 
 def _commit(staged: Path, repository: str, revision: str | None) -> Pushed:
     """Send a staged model on top of the commit that was looked at, and of no other."""
-    files = sorted(file for file in staged.rglob("*") if file.is_file())
-    names = [file.relative_to(staged).as_posix() for file in files]
-    adds = [CommitOperationAdd(name, file) for name, file in zip(names, files, strict=True)]
+    sent = sorted(file for file in staged.rglob("*") if file.is_file())
+    names = [file.relative_to(staged).as_posix() for file in sent]
+    adds = [CommitOperationAdd(name, file) for name, file in zip(names, sent, strict=True)]
     with _refusals(repository):
         client = HfApi()
         head = client.repo_info(repository, revision=revision).sha
@@ -134,7 +175,7 @@ def _commit(staged: Path, repository: str, revision: str | None) -> Pushed:
             revision=revision,
             parent_commit=head,
         )
-    size = sum(file.stat().st_size for file in files)
+    size = sum(file.stat().st_size for file in sent)
     return Pushed(repository, done.oid, done.repo_url.url, names, size)
 
 
@@ -172,7 +213,10 @@ def _refusals(repository: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, httpx2.HTTPError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        response = getattr(error, "response", None)
+        denied = response is not None and response.status_code in (401, 403)
+        advice = " Log in by `hf auth login` with a token that may write;" if denied else ";"
         raise ValueError(
-            f"repository: {repository} cannot be pushed to: {reason:.300} Log in by `hf auth "
-            "login` with a token that may write; what was there is untouched"
+            f"repository: {repository} cannot be pushed to: {reason:.300}{advice} what "
+            "was there is untouched"
         ) from error

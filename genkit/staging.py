@@ -13,14 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from genkit import card, kinds, safety
-from genkit.hub import MODEL
+from genkit import card, files, kinds, privacy, safety
 
 # files of genkit that hold classes of pipelines
 FAMILIES = tuple(name[0] for name in kinds.PIPELINES if isinstance(name, tuple))
-KEPT = (*MODEL, "LICENSE*", "metrics.jsonl", "*.png", "*.gif")  # at the top of a folder
-LEFT = ("run.json",)  # it names files of this machine
+# what a recipe leaves beside a model
+EXTRAS = ("metrics.jsonl", "LICENSE", "LICENSE.md", "LICENSE.txt", *card.PICTURES)
+LARGEST = 64 << 20  # bytes of an extra
 TRIES = 5
+SAMPLE = re.compile(r"step-\d+\.(md|png)")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -33,62 +34,86 @@ def stage(source: Path, staged: Path, repository: str) -> None:
         repository: by which the card loads the model.
 
     Raises:
-        ValueError: a file is a link out of the folder, or a run writes a model there all the time.
+        ValueError: the folder cannot be trusted, a file tells of this machine, or a run writes a
+            model there all the time.
     """
     for _ in range(TRIES):
-        files = _files(source)
-        before = _stamps(files)
-        for file in files:
-            safety.check_link(file, source, "folder")
-            _link(file, staged / file.relative_to(source))
-        if _stamps(_files(source)) == before:
+        before = _stamps(source)
+        with safety.opened(source, argument="folder") as private:
+            _take_model(private, staged)
+        _take_extras(source, staged)
+        if _stamps(source) == before:
             break
         shutil.rmtree(staged)  # a run has published a better model in between
         staged.mkdir()
     else:
         raise ValueError(f"folder: {source} is written all the time; push it when it is not")
     vendor(staged)
-    text = _card(source)
-    (staged / card.FILE).write_text(card.renamed(text, repository), encoding="utf-8")
+    text = card.renamed(_card(source), repository)
+    names = [file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()]
+    (staged / card.FILE).write_text(card.listed(text, names), encoding="utf-8")
+    privacy.check(staged, source, repository)
 
 
-def _files(source: Path) -> list[Path]:
-    """List the files of a model that are pushed, but for card and code."""
-    found = [file for pattern in KEPT for file in source.glob(pattern) if file.name not in LEFT]
-    for part in index(source):
-        found += [file for pattern in MODEL for file in (source / part).glob(pattern)]
-    named = {source / name for name in re.findall(r"\((samples/step-[\w.]+)\)", _card(source))}
-    found += named or sorted(source.glob("samples/step-*.*"))[-1:]
-    return sorted({file for file in found if file.is_file() and not file.name.startswith(".")})
+def _take_model(private: Path, staged: Path) -> None:
+    """Take the files that loaders read: weights by a second name of theirs, all others copied."""
+    for file in sorted(file for file in private.rglob("*") if not file.is_dir()):
+        place = staged / file.relative_to(private)
+        place.parent.mkdir(exist_ok=True)
+        if not (file.is_symlink() and _is_linked(file, place)):
+            shutil.copyfile(file, place)
+
+
+def _is_linked(file: Path, place: Path) -> bool:
+    """Give the file behind a link a second name; tell whether this disk has it, and lets us."""
+    with contextlib.suppress(OSError):
+        # os.link follows links only where it is told a folder to begin at
+        home = os.open("/", os.O_RDONLY)
+        try:
+            os.link(file, place, src_dir_fd=home, follow_symlinks=True)
+        finally:
+            os.close(home)
+        return True
+    return False
+
+
+def _take_extras(source: Path, staged: Path) -> None:
+    """Take what the recipe left beside the model, and the samples that the card shows."""
+    named = re.findall(r"\((samples/step-\d+\.(?:md|png))\)", _card(source))
+    found = sorted(
+        file.name for file in source.glob("samples/step-*") if SAMPLE.fullmatch(file.name)
+    )
+    for name in (*EXTRAS, *(named or [f"samples/{last}" for last in found[-1:]])):
+        if (source / name).is_symlink() or (source / name).exists():
+            data = _read(source / name, source)
+            (staged / name).parent.mkdir(exist_ok=True)
+            (staged / name).write_bytes(data)
 
 
 def _card(source: Path) -> str:
     written = source / card.FILE
-    if not written.exists():
+    if not written.exists() and not written.is_symlink():
         return card.plain(source.name)
-    safety.check_link(written, source, "folder")
-    return written.read_text(encoding="utf-8")
+    return _read(written, source).decode("utf-8")
 
 
-def _stamps(files: list[Path]) -> dict[Path, int]:
-    """Tell when files were written, but for the log, which grows."""
-    return {file: file.stat().st_mtime_ns for file in files if file.suffix != ".jsonl"}
+def _read(file: Path, source: Path) -> bytes:
+    try:
+        return files.read_regular(file, source, LARGEST)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"folder: {error}") from None
+
+
+def _stamps(source: Path) -> dict[Path, int]:
+    """Tell when the files of a model were written."""
+    found = [*source.glob("*"), *source.glob("*/*")]
+    return {file: file.lstat().st_mtime_ns for file in found if safety.MODEL.fullmatch(file.name)}
 
 
 def index(folder: Path) -> dict[str, Any]:
     """Return the parts of a pipeline; none of another model."""
     file = folder / "model_index.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def _link(file: Path, place: Path) -> None:
-    """Give a file a second name; or copy it, where the disk is another one, or the file grows."""
-    place.parent.mkdir(exist_ok=True)
-    if file.suffix != ".jsonl":
-        with contextlib.suppress(OSError):
-            os.link(file.resolve(), place)
-            return
-    shutil.copyfile(file, place)
 
 
 def vendor(folder: Path) -> None:
@@ -115,6 +140,7 @@ def validate(staged: Path, kind: str) -> None:
         )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = last.replace(str(staged), staged.name)
         raise ValueError(f"folder: the model does not load in a fresh process: {last}")
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from genkit.encoding import BLOCK, WORD_END
+from genkit.errors import panics_are_errors
 
 NEVER = -torch.inf  # the logit of what can neither begin nor end an answer
 
@@ -30,6 +31,7 @@ class Tokens:
         return len(self.ids)
 
 
+@panics_are_errors()
 def tokenize(text: str, tokenizer: Any) -> Tokens:
     """Encode a text of any length, without what a tokenizer adds at its ends."""
     ids, offsets, words = [], [], []

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from genkit import reading
+from genkit.errors import panics_are_errors
 from genkit.language import DEFAULT, LanguageModel, load
 
 UNSCORED = -100  # a target that another window scores, or padding
@@ -142,6 +143,7 @@ def _utf8(document: str, name: str) -> bytes:
         raise ValueError(f"{name} has half a surrogate pair: {error}") from None
 
 
+@panics_are_errors()
 def _tokens(document: str, name: str, tokenizer: Any) -> torch.Tensor:
     ids = tokenizer(document, verbose=False).input_ids  # longer than the context, as it should be
     if len(ids) < 2:

@@ -1,0 +1,27 @@
+"""Errors that are none: what extensions raise past every `except Exception`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+def is_panic(error: BaseException) -> bool:
+    """Tell a panic of an extension in Rust, which Python takes for the end of the program."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextlib.contextmanager
+def panics_are_errors(argument: str = "model") -> Iterator[None]:
+    """Turn a panic of a model's tokenizer, such as of a regex that tries too long, into an error.
+
+    Raises:
+        ValueError: it panicked.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{argument}: its tokenizer cannot read this text: {reason}") from None
