@@ -200,18 +200,18 @@ def test_what_is_no_image_to_train_on_is_refused(data, what):
     assert not told
 
 
-def test_too_many_bytes_are_refused_before_they_are_looked_at(monkeypatch):
+def test_too_many_bytes_are_refused_before_they_are_looked_at():
     data = encoded(noise(9, 11))
-    monkeypatch.setattr(pixels, "MAX_BYTES", len(data))
-    pixels.decode(data, NAME)
-    assert f"has {len(data) + 1:,} bytes; the most is" in refusal(data + b"\0")
+    pixels.decode(data, NAME, max_bytes=len(data))
+    with pytest.raises(ImageError, match=f"has {len(data) + 1:,} bytes; the most is .*max_bytes"):
+        pixels.decode(data + b"\0", NAME, max_bytes=len(data))
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
 def test_animations_are_refused(kind):
     first, *others = [Image.fromarray(noise(9, 11, seed=i)) for i in range(3)]
     data = encoded(first, kind, save_all=True, append_images=others)
-    assert "has 3 frames; save one of them" in refusal(data)
+    assert "has several frames; save one of them" in refusal(data)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "gif", "webp", "tiff"])

@@ -108,9 +108,9 @@ def test_the_hash_is_of_all_that_is_said():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not JSON: Expecting .*; a file of one JSON object a line is a .jsonl"),
-        ("3", r"must be SQuAD's .* or a list of questions with id, title.*; got 3"),
-        ('{"rows": []}', r"must be SQuAD's"),
+        ("{", "cannot be read: JSONDecodeError: Expecting"),
+        ("3", "must hold a list of rows, or a row a line, got 3"),
+        ('{"rows": []}', r"must be SQuAD's .*; a file of one JSON object a line is a .jsonl"),
         ("[]", "has no questions"),
         ('{"data": []}', "has no questions"),
         ('{"data": [{"title": "t"}]}', r"data\[0\].paragraphs must be a list, got None"),
