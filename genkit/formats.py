@@ -20,6 +20,7 @@ from genkit.tables import ARROW, COLUMNS, DATA, LINES, LIST, Head, Request
 RATIO = 100  # how many times its size a file may hold, where that is more than the memory
 ROW = 512  # bytes that a row counts for beside its cells
 BATCH = 1 << 22  # bytes of rows handed over at a time, at most (and one row at least)
+OWN = 192  # MiB of the process before it reads anything
 ROWS = 256  # of an Arrow batch made Python objects at a time
 PATIENCE, PACE = 10, 10_000_000  # CPU seconds to the next rows, and bytes of file for one more
 
@@ -31,7 +32,8 @@ class _TableError(Exception):
 def serve(request: Request) -> None:
     """Write the head and the rows of a table to the output."""
     most = request.memory << 20
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    limit = most + (OWN << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     size = sum(Path(file).stat().st_size for file in request.files)
     try:

@@ -435,10 +435,12 @@ def _file_of(cell: dict[str, Any], table: tables.Table, folder: Path) -> str | N
 
 def _named(folder: Path, name: str, place: str, source: Source) -> Path:
     """Find the file that a cell names."""
-    if "://" in name or "::" in name:
-        raise ValueError(f"images: {place} names the address {name!r}, and none is fetched")
+    if "://" in name or "\0" in name:
+        raise ValueError(
+            f"images: {place} names {name!r:.200}, which is no file; nothing is fetched"
+        )
     path = Path(name)
-    if not source.allow_outside and (path.is_absolute() or ".." in path.parts or "\0" in name):
+    if not source.allow_outside and (path.is_absolute() or ".." in path.parts):
         raise ValueError(
             f"images: {place} names {name!r}, which is no path below the folder {folder}; move the "
             "file there, or pass --allow_outside (in Python, allow_outside=True)"

@@ -3,6 +3,7 @@ import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -180,6 +181,49 @@ def test_a_process_that_dies_is_told_of(flat, monkeypatch):
         images.load(flat)
     monkeypatch.undo()
     assert len(images.load(flat)) == 5
+
+
+def segments(count: int) -> bytes:
+    """A JPEG that begins with so many empty segments, each an entry in a list of the decoder's."""
+    file = io.BytesIO()
+    Image.fromarray(picture(0)).save(file, "jpeg")
+    return file.getvalue()[:2] + b"\xff\xe1\x00\x02" * count + file.getvalue()[2:]
+
+
+def tags(count: int, size: int) -> bytes:
+    """A TIFF of which each of so many tags has the same bytes as its value."""
+    one = struct.pack("<HHII", 9, 4, 1, 9)
+    head = struct.pack("<2sHIH", b"II", 42, 8, count + 1)
+    offset = len(head) + 12 * (count + 1) + 4
+    each = b"".join(struct.pack("<HHII", 1000 + i, 7, size, offset) for i in range(count))
+    return head + one + each + bytes(4) + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("limit", "data", "what"),
+    [
+        ("SECONDS = 0.2", segments(500_000), "it crashes the decoder, or takes longer than"),
+        ("MIB, workers.BYTES_A_PIXEL = 200, 0", tags(500, 1 << 20), "it needs too much memory"),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_file_that_exhausts_its_decoder_is_an_image_error(flat, monkeypatch, limit, data, what):
+    limited = workers.START.replace("workers.serve()", f"workers.{limit}; workers.serve()")
+    monkeypatch.setattr(workers, "START", limited)
+    (flat / "image 2 🎲.png").write_bytes(data)
+    with pytest.raises(ImageError, match=rf"image 2 🎲\.png cannot be decoded: {what}"):
+        images.load(flat)
+    found = images.load(flat, skip_corrupt=True)
+    assert np.array_equal(all_of(found), [picture(i)[None] for i in (0, 1, 3, 4)])
+    assert len(found.skipped) == 1
+
+
+def test_large_results_are_handed_back_one_by_one(flat, monkeypatch):
+    here = images.load(flat)
+    monkeypatch.setattr(images, "VERSION", -3)
+    small = workers.START.replace("workers.serve()", "workers.PIXELS = 100; workers.serve()")
+    monkeypatch.setattr(workers, "START", small)
+    assert same(here, images.load(flat))
 
 
 # ---- labels that are missing, files that are no images

@@ -214,6 +214,35 @@ def test_animations_are_refused(kind):
     assert "has several frames; save one of them" in refusal(data)
 
 
+def directories(count: int) -> bytes:
+    """A TIFF of so many directories, all of them of the same strip but the last, which is none."""
+    tags = [
+        (256, 9),
+        (257, 9),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 9),
+        (279, 81),
+    ]
+    size = 2 + 12 * len(tags) + 4
+    start = 8 + 88
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    heads = [
+        struct.pack("<H", len(tags)) + entries + struct.pack("<I", start + (i + 1) * size)
+        for i in range(count)
+    ]
+    return struct.pack("<2sHI", b"II", 42, start) + bytes(88) + b"".join(heads) + b"\xff"
+
+
+@pytest.mark.parametrize("count", [2, 100_000])
+def test_one_frame_more_is_asked_for_not_all(count):
+    """Whoever goes on to the last finds it damaged, and after a minute."""
+    assert "has several frames; save one of them" in refusal(directories(count))
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "gif", "webp", "tiff"])
 def test_a_part_of_a_file_is_refused_or_holds_all_pixels(kind):
     data = encoded(noise(9, 11), kind)
