@@ -172,7 +172,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch, source):
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=2), st.floats(0.01, 0.99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_an_article_is_on_one_side(tmp_path_factory, titles, fraction):
     examples = [
         example(str(i), title, context=title * 5, answers=[]) for i, title in enumerate(titles)
