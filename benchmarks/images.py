@@ -117,7 +117,7 @@ def epochs(mnist: str) -> None:
 
 def peer(mnist: str, order: np.ndarray) -> float:
     """Iterate over the same batches by `datasets`, decoded and made tensors by it."""
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
     from datasets import Dataset
 
     rows = Dataset(pq.read_table(mnist)).with_format("torch")  # whose name is no pattern
