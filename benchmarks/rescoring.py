@@ -34,9 +34,7 @@ SOUNDS = ("aeiouy", "ckq", "sz", "sc", "fv", "dt", "bp", "gj", "mn", "lr")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--text", required=True, help="file, glob, folder, dataset, embedded corpus"
-    )
+    parser.add_argument("--text", required=True, help="file, folder, dataset, embedded corpus")
     parser.add_argument("--model", help="a model of the first 90 %% of the text; else trains one")
     parser.add_argument("--minutes", type=float, default=3.0, help="of training")
     parser.add_argument("--output_dir", type=Path, help="keep the trained model here")

@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from genkit import tables
 from genkit.encoding import cache_folder, pieces, written_whole
 from genkit.lm import loss as loss
 from genkit.lm import make_model as make_model
@@ -81,19 +82,19 @@ class Survey:
     characters: str
 
 
-def survey(source: str, column: str = "text") -> Survey:
+def survey(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Survey:
     """Hash a corpus and collect its characters; the second time, only hash it.
 
     Raises:
         ValueError: the source is missing, empty or not text.
     """
     digest = hashlib.sha256()
-    for _ in pieces(source, column, digest):
+    for _ in pieces(source, column, digest, table_memory):
         pass
     path = cache_folder() / f"{digest.hexdigest()}.json"
     if not path.exists():
         seen = np.zeros(SEPARATOR + 1, dtype=bool)
-        for codes in _code_points(source, column, digest.hexdigest()):
+        for codes in _code_points(source, column, digest.hexdigest(), table_memory):
             seen[codes] = True
         characters = "".join(map(chr, np.flatnonzero(seen[:SEPARATOR])))
         if not characters:
@@ -104,7 +105,11 @@ def survey(source: str, column: str = "text") -> Survey:
 
 
 def encode(
-    source: str, surveyed: Survey, tokenizer: PreTrainedTokenizerFast, column: str = "text"
+    source: str,
+    surveyed: Survey,
+    tokenizer: PreTrainedTokenizerFast,
+    column: str = "text",
+    table_memory: int = tables.MEMORY,
 ) -> np.ndarray:
     """Encode a corpus into a memory-mapped array of ids, (length,), with <eos> between documents.
 
@@ -120,7 +125,7 @@ def encode(
     if not path.exists():
         table = _table(vocabulary, dtype)
         with written_whole(path) as scratch, scratch.open("wb") as file:
-            for codes in _code_points(source, column, surveyed.sha256):
+            for codes in _code_points(source, column, surveyed.sha256, table_memory):
                 file.write(_encode(codes, table, vocabulary).data)
     return np.memmap(path, dtype=dtype, mode="r")
 
@@ -147,6 +152,7 @@ def read(
     val_fraction: float,
     context: int,
     base: PreTrainedTokenizerFast | None = None,
+    table_memory: int = tables.MEMORY,
 ) -> Corpus:
     """Read a text, make or extend its tokenizer, encode it and split it by position.
 
@@ -158,20 +164,21 @@ def read(
         val_fraction: part of `source` to validate on.
         context: characters in a window; each part must have at least one window.
         base: a character tokenizer to extend by the characters it does not know.
+        table_memory: see `data.documents`.
 
     Raises:
         ValueError: a text is missing, empty, not text, or too short.
     """
-    whole = survey(source, column)
+    whole = survey(source, column, table_memory)
     facts: dict[str, Any] = {"text_sha256": whole.sha256}
-    judged = survey(val_source, column) if val_source else whole
+    judged = survey(val_source, column, table_memory) if val_source else whole
     characters = "".join(sorted(set(whole.characters) | set(judged.characters)))
     tokenizer = extend(base, characters) if base else make_tokenizer(characters)
     facts["vocabulary_sha256"] = vocabulary_hash(tokenizer)
-    ids = encode(source, whole, tokenizer, column)
+    ids = encode(source, whole, tokenizer, column, table_memory)
     if val_source:
         facts["val_text_sha256"] = judged.sha256
-        train, val = ids, encode(val_source, judged, tokenizer, column)
+        train, val = ids, encode(val_source, judged, tokenizer, column, table_memory)
     else:
         border = int(len(ids) * (1 - val_fraction))
         train, val = ids[:border], ids[border:]
@@ -185,10 +192,10 @@ def read(
     return Corpus(tokenizer, train, val, facts)
 
 
-def _code_points(source: str, column: str, sha256: str) -> Iterator[np.ndarray]:
+def _code_points(source: str, column: str, sha256: str, table_memory: int) -> Iterator[np.ndarray]:
     """Yield the corpus as code points, (n,) each, uint8 where ASCII suffices."""
     digest = hashlib.sha256()
-    for piece in pieces(source, column, digest):
+    for piece in pieces(source, column, digest, table_memory):
         if piece is None:
             yield np.array([SEPARATOR], dtype=np.uint32)
         elif piece.isascii():

@@ -1,4 +1,4 @@
-"""Text as a stream of documents: from files, globs, folders, datasets, or embedded in Python.
+"""Text as a stream of documents: from files, folders, datasets, or embedded in Python.
 
 A document is an iterator of pieces of text, so that a corpus of any size passes through in
 constant memory and every byte of it, line endings included, arrives as it is.
@@ -6,30 +6,32 @@ constant memory and every byte of it, line endings included, arrives as it is.
 
 from __future__ import annotations
 
-import codecs
-import glob
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from genkit import inputs, tables
+
 EMBEDDED = "pydoc_data.topics"  # the prose of the Python language reference, in every Python
-PIECE = 1 << 22  # bytes read at a time
-TABLES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 Document = Iterator[str]
 
 
-def documents(source: str, column: str = "text") -> Iterator[Document]:
+def documents(
+    source: str, column: str = "text", table_memory: int = tables.MEMORY
+) -> Iterator[Document]:
     """Yield the documents of a source, each as pieces of text, in a fixed order.
 
     Args:
-        source: a text file; a glob; a folder, searched for *.txt; a table (parquet, json, jsonl,
-            csv); a dataset saved by `datasets`; the id of a Hub dataset, its training split; or
-            "pydoc_data.topics", the embedded corpus.
+        source: a text file; a folder, searched for *.txt; a table (parquet, json, jsonl, csv); a
+            dataset saved by `datasets`; the id of a Hub dataset, its training split; or
+            "pydoc_data.topics", the embedded corpus. A name is never a pattern.
         column: of a table or a dataset, the column that holds the text.
+        table_memory: MiB of the process that reads a table, and the most that it may hold if it is
+            not as large.
 
     Raises:
         ValueError: there is nothing there, or it is not text.
@@ -37,19 +39,22 @@ def documents(source: str, column: str = "text") -> Iterator[Document]:
     path = Path(source).expanduser()
     if source == EMBEDDED:
         yield from _embedded()
-    elif path.suffix in TABLES and path.is_file():
-        yield from _rows(_load(TABLES[path.suffix], data_files=str(path)), column)
+    elif path.suffix in tables.KINDS and path.is_file():
+        yield from _rows(source, tables.KINDS[path.suffix], [path], column, table_memory)
     elif is_saved_dataset(path):
-        yield from _rows(_load_saved(path), column)
-    elif path.exists() or glob.has_magic(source):
-        for file in _files(path, source):
-            yield _pieces(file)
+        yield from _rows(source, tables.ARROW, _saved(path), column, table_memory)
+    elif path.is_dir():
+        for file in _files(path):
+            yield inputs.read_pieces(file, "text")
+    elif path.exists():
+        yield inputs.read_pieces(path, "text")
     elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
-        yield from _rows(_load(source), column)
+        files = take_split("text", source, load_hub("text", source), "train")
+        yield from _rows(source, tables.ARROW, files, column, table_memory)
     else:
         raise ValueError(
-            f"text: {source!r} is no file, folder, glob or dataset; give the path of a UTF-8 "
-            f"text file, or leave it out to train on {EMBEDDED}"
+            f"text: {source!r} is no file, folder or dataset; give the path of a UTF-8 text file, "
+            f"which is read exactly as named, or leave it out to train on {EMBEDDED}"
         )
 
 
@@ -60,39 +65,15 @@ def _embedded() -> Iterator[Document]:
         yield iter([topics[name]])
 
 
-def _files(path: Path, source: str) -> list[Path]:
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*.txt") if p.is_file())
-        what = f"text: the folder {source!r} holds no *.txt file"
-    elif path.exists():
-        return [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        what = f"text: no file matches {source!r}"
+def _files(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.rglob("*.txt") if p.is_file())
     if not found:
-        raise ValueError(f"{what}; name a text file, or a glob such as 'books/**/*.md'")
+        raise ValueError(f"text: the folder {str(folder)!r} holds no *.txt file")
+    top = folder.resolve()
+    for file in found:
+        if not Path(os.path.realpath(file)).is_relative_to(top):
+            raise ValueError(f"text: {file} leads out of the folder {folder}; copy the file there")
     return found
-
-
-def _pieces(path: Path) -> Document:
-    """Read a UTF-8 file piece by piece; no byte is changed, dropped or guessed."""
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    try:
-        with path.open("rb") as file:
-            while data := file.read(PIECE):
-                if b"\0" in data:
-                    at = position + data.index(b"\0")
-                    raise ValueError(f"text: {path} is binary, not text: byte {at} is zero")
-                yield decoder.decode(data)
-                position += len(data)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"text: {path} is not UTF-8 at about byte {position + error.start} ({error.reason}); "
-            f"convert it, for example by iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"text: cannot read {path}: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -104,36 +85,65 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def _load_saved(path: Path) -> Any:
-    from datasets import DatasetDict, load_from_disk
+def _saved(path: Path) -> list[Path]:
+    try:
+        found = tables.saved(path)
+    except ValueError as error:
+        raise ValueError(f"text: cannot load {path}: {error}") from None
+    return take_split(
+        "text", str(path), {split or "train": found[split] for split in found}, "train"
+    )
 
-    saved = load_from_disk(str(path))
-    if isinstance(saved, DatasetDict) and "train" not in saved:
-        raise ValueError(f"text: the dataset {str(path)!r} has no split 'train': {list(saved)}")
-    return saved["train"] if isinstance(saved, DatasetDict) else saved
 
+def load_hub(what: str, name: str) -> dict[str, list[Path]]:
+    """Fetch a Hub dataset; return its Arrow files by split.
 
-def _load(name: str, **options: Any) -> Any:
+    Args:
+        what: the argument, in errors.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        return load_dataset(name, split="train", **options)
+        found = load_dataset(name)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
-            f"text: {name!r} is no file or folder, and it cannot be loaded as a dataset: {error}"
+            f"{what}: {name!r} is no file or folder, and it cannot be loaded as a dataset: {error}"
         ) from error
+    return {
+        str(split): [Path(file["filename"]) for file in rows.cache_files]
+        for split, rows in found.items()
+    }
 
 
-def _rows(dataset: Any, column: str) -> Iterator[Document]:
-    if column not in dataset.column_names:
-        raise ValueError(
-            f"text_column: the dataset has no column {column!r}; it has {dataset.column_names}"
-        )
-    for i, row in enumerate(dataset.select_columns(column)):
-        if not isinstance(row[column], str):
-            raise ValueError(f"text_column: row {i} of {column!r} is no text: {row[column]!r}")
-        yield iter([row[column]])
+def take_split(what: str, name: str, found: Mapping[str, list[Path]], split: str) -> list[Path]:
+    """Return the files of a split.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in found:
+        raise ValueError(f"{what}: the dataset {name!r} has no split {split!r}: {list(found)}")
+    return found[split]
+
+
+def _rows(
+    source: str, kind: str, files: list[Path], column: str, table_memory: int
+) -> Iterator[Document]:
+    table = tables.hashed(f"text: the table {source}", kind, files, table_memory)
+    with tables.opened(table, [column]) as (head, rows):
+        if column not in head.columns:
+            raise ValueError(
+                f"text_column: the dataset has no column {column!r}; it has {head.columns}"
+            )
+        for i, row in enumerate(rows):
+            text = row.get(column) if isinstance(row, dict) else row
+            if not isinstance(text, str):
+                raise ValueError(f"text_column: row {i} of {column!r} is no text: {text!r:.60}")
+            yield iter([text])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from genkit import tables
 from genkit.checkpoints import sync
 from genkit.data import documents
 from genkit.errors import panics_are_errors
@@ -34,9 +35,11 @@ WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
 # A text by its content
 
 
-def pieces(source: str, column: str, digest: hashlib._Hash) -> Iterator[str | None]:
+def pieces(
+    source: str, column: str, digest: hashlib._Hash, table_memory: int = tables.MEMORY
+) -> Iterator[str | None]:
     """Yield the text in pieces, and None between two documents, and hash what goes by."""
-    for i, document in enumerate(documents(source, column)):
+    for i, document in enumerate(documents(source, column, table_memory)):
         if i:
             digest.update(b"\xff")  # which is in no UTF-8
             yield None
@@ -64,24 +67,29 @@ class Part:
     sha256: str  # of the whole text
     start: int
     stop: int
+    table_memory: int = tables.MEMORY
 
 
-def measure(source: str, column: str = "text") -> Part:
+def measure(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Part:
     """Hash a text and count its characters; the whole of it is one part.
 
     Raises:
         ValueError: the source is missing, empty or not text.
     """
     digest, length = hashlib.sha256(), 0
-    for piece in pieces(source, column, digest):
+    for piece in pieces(source, column, digest, table_memory):
         length += 1 if piece is None else len(piece)
     if not length:
         raise ValueError(f"text: {source!r} is empty; give a text to learn from")
-    return Part(source, column, digest.hexdigest(), 0, length)
+    return Part(source, column, digest.hexdigest(), 0, length, table_memory)
 
 
 def split(
-    source: str, column: str, val_source: str | None, val_fraction: float
+    source: str,
+    column: str,
+    val_source: str | None,
+    val_fraction: float,
+    table_memory: int = tables.MEMORY,
 ) -> tuple[Part, Part]:
     """Find the part to train on and the part to validate on.
 
@@ -89,13 +97,14 @@ def split(
         source: see `data.documents`.
         val_source: another text to validate on; the end of `source` without one.
         val_fraction: part of `source` to validate on.
+        table_memory: see `data.documents`.
 
     Raises:
         ValueError: a text is missing, empty or not text.
     """
-    whole = measure(source, column)
+    whole = measure(source, column, table_memory)
     if val_source:
-        return whole, measure(val_source, column)
+        return whole, measure(val_source, column, table_memory)
     border = int(whole.stop * (1 - val_fraction))
     return dataclasses.replace(whole, stop=border), dataclasses.replace(whole, start=border)
 
@@ -134,7 +143,7 @@ def blocks(part: Part, doing: str) -> Iterator[str | None]:
 
 def _whole_blocks(part: Part) -> Iterator[str | None]:
     digest, rest = hashlib.sha256(), ""
-    for piece in pieces(part.source, part.column, digest):
+    for piece in pieces(part.source, part.column, digest, part.table_memory):
         if piece is None:
             yield from (rest, None) if rest else (None,)
             rest = ""

@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +23,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from genkit import pixels, workers
-from genkit.data import TABLES, is_saved_dataset
+from genkit import pixels, tables, workers
+from genkit.data import is_saved_dataset, load_hub, take_split
 from genkit.encoding import cache_folder, written_whole
+from genkit.inputs import open_regular
 from genkit.pixels import ImageError
 
 DIGITS = "digits"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SPLITS = {"train", "test", "val", "valid", "validation"}
-VERSION = 2  # of the cache: raised when decoding changes
+VERSION = 3  # of the cache: raised when decoding changes
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,10 @@ def load(
     column: str = "image",
     label_column: str = "label",
     split: str = "train",
+    allow_outside: bool = False,
+    max_pixels: int = pixels.MAX_PIXELS,
+    max_bytes: int = pixels.MAX_BYTES,
+    table_memory: int = tables.MEMORY,
 ) -> Images:
     """Decode images, or find them in the cache.
 
@@ -105,7 +112,13 @@ def load(
         channels: 1 for grey, 3 for colour, None for what the first image has.
         skip_corrupt: leave out what is no image; `Images.skipped` names it.
         column, label_column: of a table or a dataset.
-        split: of a Hub dataset.
+        split: of a Hub dataset, by its name.
+        allow_outside: read pictures outside the folder too, where cells of a table or links in a
+            folder name them.
+        max_pixels: of a picture, by its header; more is an error, or skipped as corrupt.
+        max_bytes: of a picture's file.
+        table_memory: MiB of the process that reads a table, and the most that it may hold if it is
+            not as large.
 
     Raises:
         ImageError: a file is no image, or not like the others.
@@ -115,11 +128,16 @@ def load(
         raise ValueError(f"resolution must be {pixels.MIN_SIDE} or more, got {resolution}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels}")
-    identity, open_images = _find(str(source), column, label_column, split)
-    options = [VERSION, Image.__version__, identity, resolution, channels, skip_corrupt]
-    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()
+    for name, value in {"max_pixels": max_pixels, "max_bytes": max_bytes}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    found = Source(str(source), column, label_column, split, allow_outside, max_bytes, table_memory)
+    identity, open_images = _find(found)
+    options = workers.Options(resolution, channels, max_pixels, max_bytes)
+    facts_of = [VERSION, Image.__version__, identity, dataclasses.asdict(options), skip_corrupt]
+    key = hashlib.sha256(json.dumps(facts_of).encode()).hexdigest()
     path = cache_folder() / f"{key}.pixels"
-    facts = _known(path) or _decode(open_images(), path, resolution, channels, skip_corrupt)
+    facts = _known(path) or _decode(open_images(), path, options, skip_corrupt)
     labels = None if facts["labels"] is None else np.array(facts["labels"], np.int64)
     return Images(
         np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"])),
@@ -138,21 +156,22 @@ def parts(
     resolution: int | None = None,
     channels: int | None = None,
     skip_corrupt: bool = False,
+    **options: Any,
 ) -> tuple[Images, Images]:
     """Return the images to train on and those to validate on.
 
     Args:
-        source, resolution, channels, skip_corrupt: see `load`.
+        source, resolution, channels, skip_corrupt, options: see `load`.
         val_source: other images to validate on; None for a part of the same.
         val_fraction: how large a part.
 
     Raises:
         ValueError: see `load` and `split`.
     """
-    whole = load(source, resolution, channels, skip_corrupt)
+    whole = load(source, resolution, channels, skip_corrupt, **options)
     if val_source is None:
         return split(whole, None, val_fraction)
-    val = load(val_source, resolution, channels, skip_corrupt)
+    val = load(val_source, resolution, channels, skip_corrupt, **options)
     return split(whole, val, val_fraction)
 
 
@@ -198,6 +217,19 @@ def blocks(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where images are, as `load` is told."""
+
+    name: str
+    column: str
+    label_column: str
+    split: str
+    allow_outside: bool
+    max_bytes: int
+    table_memory: int
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Image files in a fixed order."""
 
@@ -208,33 +240,33 @@ class Encoded:
     paths: list[Path] = dataclasses.field(default_factory=list)  # that a table names
 
 
-def _find(
-    source: str, column: str, label_column: str, split: str
-) -> tuple[str, Callable[[], Encoded]]:
+def _find(source: Source) -> tuple[str, Callable[[], Encoded]]:
     """Return what changes when the images do, and what opens them."""
-    path = Path(source).expanduser()
-    if source == DIGITS:
+    path = Path(source.name).expanduser()
+    if source.name == DIGITS:
         return DIGITS, _digits
-    columns = column, label_column
-    if path.suffix in TABLES and path.is_file():
-        with path.open("rb") as file:
-            identity = hashlib.file_digest(file, "sha256").hexdigest()
-        folder = path.resolve().parent
-        return f"{folder} {identity} {columns}", partial(_table, path, folder, *columns)
+    if path.suffix in tables.KINDS and path.is_file():
+        return _table(tables.KINDS[path.suffix], [path], path.resolve().parent, source)
     if is_saved_dataset(path):
-        rows = _saved(path)
-        return f"{path.resolve()} {rows._fingerprint} {columns}", partial(
-            _rows, rows, path.resolve(), *columns
-        )
+        return _table(tables.ARROW, _saved(path), path.resolve(), source)
     if path.is_dir():
-        return _folder(path)
-    if source.count("/") == 1 and not source.startswith((".", "~", "/")):
-        rows = _dataset(source, split=split)
-        return f"{rows._fingerprint} {columns}", partial(_rows, rows, Path(), *columns)
+        return _folder(path, source)
+    if source.name.count("/") == 1 and not source.name.startswith((".", "~", "/")):
+        found = load_hub("images", source.name)
+        files = take_split("images", source.name, found, source.split)
+        return _table(tables.ARROW, files, _hub_folder(source.name), source)
     raise ValueError(
-        f"images: {source!r} is no folder, table or dataset; give a folder of images, a parquet "
-        f"file, the id of a Hub dataset, or {DIGITS!r}, which every installation has"
+        f"images: {source.name!r} is no folder, table or dataset; give a folder of images, a "
+        f"parquet file, the id of a Hub dataset, or {DIGITS!r}, which every installation has"
     )
+
+
+def _hub_folder(name: str) -> Path:
+    """Return where the files of a Hub dataset are, which its cells may name."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset")).resolve()
 
 
 def _digits() -> Encoded:
@@ -253,7 +285,7 @@ def _png(value: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _folder(path: Path) -> tuple[str, Callable[[], Encoded]]:
+def _folder(path: Path, source: Source) -> tuple[str, Callable[[], Encoded]]:
     """Open a folder: of images, or of folders of images, which are classes."""
     names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if SPLITS >= set(names) != set():
@@ -274,9 +306,21 @@ def _folder(path: Path) -> tuple[str, Callable[[], Encoded]]:
         raise ValueError(f"images: the folder {path / names[classes.index([])]} holds no image")
     found = [file for files in classes for file in files] or sorted(loose)
     labels = np.repeat(np.arange(len(names)), [len(files) for files in classes]) if names else None
-    identity = json.dumps([str(path.resolve()), _stats(found)])
-    files = ((str(p), _read(p)) for p in found)
+    folder = path.resolve()
+    for file in found:
+        _inside(folder, file, str(file), source)
+    identity = json.dumps([str(folder), _stats(found)])
+    files = ((str(p), _read(p, source)) for p in found)
     return identity, lambda: Encoded(len(found), files, labels, names)
+
+
+def _inside(folder: Path, file: Path, what: str, source: Source) -> None:
+    """Refuse a file that leads out of a folder, unless that is allowed."""
+    if not source.allow_outside and not Path(os.path.realpath(file)).is_relative_to(folder):
+        raise ValueError(
+            f"images: {what} leads out of the folder {folder}; copy it there, or pass "
+            "--allow_outside (in Python, allow_outside=True)"
+        )
 
 
 def _below(folder: Path) -> list[Path]:
@@ -305,89 +349,129 @@ def _stats(paths: list[Path]) -> list[list[Any]]:
         raise ValueError(f"images: cannot read {error.filename}: {error.strerror}") from None
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, source: Source) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(pixels.MAX_BYTES + 1)
-    except OSError as error:  # which is no reason to skip it
-        raise ValueError(f"images: cannot read {path}: {error.strerror}") from None
+        with open_regular(path) as file:
+            return file.read(source.max_bytes + 1)
+    except (OSError, ValueError) as error:  # which is no reason to skip it
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"images: cannot read {path}: {why}") from None
 
 
-def _saved(path: Path) -> Any:
-    from datasets import DatasetDict, load_from_disk
-
+def _saved(path: Path) -> list[Path]:
     try:
-        saved = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"images: cannot load {path}: {error}") from error
-    if isinstance(saved, DatasetDict):
+        found = tables.saved(path)
+    except ValueError as error:
+        raise ValueError(f"images: cannot load {path}: {error}") from None
+    if None not in found:
         raise ValueError(
-            f"images: {path} holds the splits {list(saved)}; give the folder of one of them"
+            f"images: {path} holds the splits {list(found)}; give the folder of one of them"
         )
-    return saved
+    return found[None]
 
 
-def _dataset(name: str, **options: Any) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        return load_dataset(name, **options)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"images: cannot load {name!r} {options}: {error}") from error
-
-
-def _table(path: Path, folder: Path, column: str, label_column: str) -> Encoded:
-    rows = _dataset(TABLES[path.suffix], data_files=str(path), split="train")
-    return _rows(rows, folder, column, label_column)
+def _table(
+    kind: str, files: list[Path], folder: Path, source: Source
+) -> tuple[str, Callable[[], Encoded]]:
+    """Open a table; paths in it start at the folder."""
+    name = f"images: the table {source.name}"
+    table = tables.hashed(name, kind, files, source.table_memory)
+    columns = [source.column, source.label_column, source.allow_outside]
+    identity = f"{folder} {table.sha256} {json.dumps(columns)}"
+    return identity, partial(_rows, table, folder, source)
 
 
-def _rows(rows: Any, folder: Path, column: str, label_column: str) -> Encoded:
-    """Read the images of a dataset; paths in it start at the folder."""
-    from datasets import Image as ImageFeature
-
-    if column not in rows.column_names:
-        raise ValueError(f"images: there is no column {column!r}; there are {rows.column_names}")
+def _rows(table: tables.Table, folder: Path, source: Source) -> Encoded:
+    """Look at all rows but for their bytes, before any is decoded."""
+    given: list[Any] = []
+    paths: list[Path] = []
+    count = 0
+    columns = source.column, source.label_column
+    with tables.opened(table, columns, columns[0], columns[1]) as (head, rows):
+        if source.column not in head.columns:
+            raise ValueError(
+                f"images: there is no column {source.column!r}; there are {head.columns}"
+            )
+        labelled = source.label_column in head.columns
+        for i, row in enumerate(rows):
+            given += [row.get(source.label_column)] if labelled else []
+            name = _file_of(row[source.column], table, folder)
+            if name is not None:
+                place = f"row {i} of {source.name}, column {source.column!r},"
+                paths.append(_named(folder, name, place, source))
+            count = i + 1
+    if not count:
+        raise ValueError(f"images: {source.name} has no rows, and so no data")
     labels: np.ndarray | None = None
     names: list[str] = []
-    if label_column in rows.column_names:
-        labels, names = _labels(rows[label_column][:], rows.features[label_column], label_column)
-    try:
-        cells = rows.select_columns(column).cast_column(column, ImageFeature(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        kind = rows.features[column]
-        raise ValueError(f"images: column {column!r} holds no images, but {kind}") from error
-    files = ((f"row {i}", _cell(row[column], folder)) for i, row in enumerate(cells))
-    return Encoded(len(rows), files, labels, names, _paths(cells.data.column(column), folder))
+    if labelled:
+        given = _numbers(given) if table.kind == "csv" else given
+        labels, names = _labels(given, head.classes, source.label_column)
+    return Encoded(count, _cells(table, folder, source), labels, names, paths)
 
 
-def _labels(told: list[Any], feature: Any, column: str) -> tuple[np.ndarray, list[str]]:
+def _cells(table: tables.Table, folder: Path, source: Source) -> Iterator[workers.File]:
+    """Yield the bytes of all rows."""
+    with tables.opened(table, [source.column], picture=source.column, largest=source.max_bytes) as (
+        _,
+        rows,
+    ):
+        for i, row in enumerate(rows):
+            cell, place = row[source.column], f"row {i}"
+            name = _file_of(cell, table, folder)
+            if name is None:
+                yield place, cell["bytes"] or b""
+            else:
+                yield place, _read(_named(folder, name, place, source), source)
+
+
+def _file_of(cell: dict[str, Any], table: tables.Table, folder: Path) -> str | None:
+    """Return the name of a file in a cell, if it has no bytes."""
+    if cell["bytes"] is not None or cell["path"] is None:
+        return None
+    # `datasets` writes down the whole path of what it has fetched
+    return str(cell["path"]).removeprefix(f"{folder}/" if table.kind == tables.ARROW else "")
+
+
+def _named(folder: Path, name: str, place: str, source: Source) -> Path:
+    """Find the file that a cell names."""
+    if "://" in name or "\0" in name:
+        raise ValueError(
+            f"images: {place} names {name!r:.200}, which is no file; nothing is fetched"
+        )
+    path = Path(name)
+    if not source.allow_outside and (path.is_absolute() or ".." in path.parts):
+        raise ValueError(
+            f"images: {place} names {name!r}, which is no path below the folder {folder}; move the "
+            "file there, or pass --allow_outside (in Python, allow_outside=True)"
+        )
+    _inside(folder, folder / path, f"{place} names {name!r}, which", source)
+    return folder / path
+
+
+def _numbers(texts: list[str]) -> list[Any]:
+    """Turn the labels of a CSV file into numbers if all of them are whole ones."""
+    whole = all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", text) for text in texts)
+    return [int(text) if whole else text or None for text in texts]
+
+
+def _labels(
+    given: list[Any], classes: list[str] | None, column: str
+) -> tuple[np.ndarray, list[str]]:
     """Return the place of each label among the classes, and their names."""
-    from datasets import ClassLabel
-
-    known = isinstance(feature, ClassLabel)
-    absent = (None, -1) if known else (None,)
-    for i, label in enumerate(told):
+    absent = (None,) if classes is None else (None, -1)
+    for i, label in enumerate(given):
         if label in absent:
             raise ValueError(f"images: row {i} has no label in column {column!r}")
-        if not isinstance(label, str | int) or (known and label not in range(feature.num_classes)):
+        known = classes is None or label in range(len(classes))
+        if not isinstance(label, str | int) or not known:
             raise ValueError(f"images: row {i} of column {column!r} is no label: {label!r}")
-    kinds = list(range(feature.num_classes)) if known else sorted(set(told))
+    if classes is None and len({type(label) for label in given}) > 1:
+        raise ValueError(f"images: column {column!r} holds both texts and numbers")
+    kinds = sorted(set(given)) if classes is None else range(len(classes))
     place = {kind: i for i, kind in enumerate(kinds)}
-    labels = np.array([place[label] for label in told], np.int64)
-    return labels, feature.names if known else [str(kind) for kind in kinds]
-
-
-def _paths(cells: Any, folder: Path) -> list[Path]:
-    """List the files that cells with no bytes name."""
-    inside, names = cells.flatten()
-    return [folder / name for name in names.filter(inside.is_null()).drop_null().to_pylist()]
-
-
-def _cell(value: dict[str, Any] | None, folder: Path) -> bytes:
-    if value is None or value == {"bytes": None, "path": None}:
-        return b""
-    return value["bytes"] if value["bytes"] is not None else _read(folder / value["path"])
+    labels = np.array([place[label] for label in given], np.int64)
+    return labels, [str(kind) for kind in kinds] if classes is None else classes
 
 
 # ---------------------------------------------------------------------------------------------
@@ -404,7 +488,7 @@ def _known(path: Path) -> dict[str, Any] | None:
 
 
 def _decode(
-    found: Encoded, path: Path, resolution: int | None, channels: int | None, skip_corrupt: bool
+    found: Encoded, path: Path, options: workers.Options, skip_corrupt: bool
 ) -> dict[str, Any]:
     """Write all pixels into one file, and what is known of them beside it; return that."""
     kept: list[int] = []
@@ -415,9 +499,7 @@ def _decode(
     with (
         written_whole(path) as scratch,
         scratch.open("wb") as file,
-        contextlib.closing(
-            workers.decode(found.files, found.count, resolution, channels)
-        ) as decoded,
+        contextlib.closing(workers.decode(found.files, found.count, options)) as decoded,
         tqdm(total=found.count, desc="decoding", unit=" images", delay=2, leave=False) as bar,
     ):
         for place, (name, result) in enumerate(decoded):

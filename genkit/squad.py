@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets.exceptions import DatasetsError
-
-from genkit import data
+from genkit import data, tables
 
 COLUMNS = ("id", "title", "question", "context", "answers")
 
@@ -29,13 +26,15 @@ class Example:
     answers: list[tuple[str, int]]  # and the characters that they start at; none: not in there
 
 
-def read(source: str) -> tuple[list[Example], list[Example]]:
+def read(source: str, table_memory: int = tables.MEMORY) -> tuple[list[Example], list[Example]]:
     """Read questions, contexts and answers.
 
     Args:
         source: a file in the format of SQuAD 1.1 or 2.0; or a table with SQuAD's columns on the
             Hub, `COLUMNS`: in a file (json, jsonl, parquet), in a dataset saved by `datasets`, or
             in one on the Hub, by its id.
+        table_memory: MiB of the process that reads a file, and the most that it may hold if it is
+            not as large.
 
     Returns:
         What there is to train on, and what the dataset keeps for validation, if anything.
@@ -43,20 +42,23 @@ def read(source: str) -> tuple[list[Example], list[Example]]:
     Raises:
         ValueError: there is nothing there, or it is no such data; the place is named.
     """
-    parts = {name: _checked(rows, source) for name, rows in _rows(source).items()}
-    train, val = (parts.get(name, []) for name in ("train", "validation"))
+    found = _tables(source, table_memory)
+    train, val = (
+        _checked(_rows(table), source) if (table := found.get(name)) else []
+        for name in ("train", "validation")
+    )
     if not train and not val:
         raise ValueError(f"data: {source!r} has no questions; give some to learn from")
     return train, val
 
 
 def split(
-    source: str, val_source: str | None, val_fraction: float
+    source: str, val_source: str | None, val_fraction: float, table_memory: int = tables.MEMORY
 ) -> tuple[list[Example], list[Example]]:
     """Read questions to train on and questions to validate on.
 
     Args:
-        source: see `read`.
+        source, table_memory: see `read`.
         val_source: other questions to validate on. Without them: what `source` keeps for that, or
             else its last articles, so that no context is on both sides.
         val_fraction: part of the articles to validate on, one at least.
@@ -64,11 +66,11 @@ def split(
     Raises:
         ValueError: see `read`; or the questions cannot be split.
     """
-    train, val = read(source)
+    train, val = read(source, table_memory)
     if not train:
         raise ValueError(f"data: {source!r} has a split 'validation' and no 'train'")
     if val_source:
-        other, val = read(val_source)
+        other, val = read(val_source, table_memory)
         val = val or other
     if val:
         return train, val
@@ -104,50 +106,44 @@ def has_impossible(examples: Sequence[Example]) -> bool:
     return not all(example.answers for example in examples)
 
 
-def _rows(source: str) -> dict[str, Iterable[Any]]:
-    """Open a source; return rows in the layout of the Hub, by split."""
+def _tables(source: str, memory: int) -> dict[str, tables.Table]:
+    """Find the files of a source, by split."""
     path = Path(source).expanduser()
-    if path.suffix == ".json" and path.is_file():
-        return {"train": _of_json(path)}
-    if path.suffix in data.TABLES and path.is_file():
-        return _loaded(source, data.TABLES[path.suffix], data_files=str(path))
-    if data.is_saved_dataset(path):
-        saved = datasets.load_from_disk(str(path))
-        return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    if source.count("/") == 1 and not path.exists() and not source.startswith((".", "~", "/")):
-        return _loaded(source, source)
-    raise ValueError(
-        f"data: {source!r} is no file of questions and no dataset; give a file in SQuAD's format "
-        "(.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or one's Hub id"
-    )
-
-
-def _loaded(source: str, name: str, **options: Any) -> Any:
-    try:
-        return datasets.load_dataset(name, **options)
-    except (OSError, ValueError, DatasetsError) as error:
+    if path.suffix in tables.KINDS and path.is_file():
+        found = {"train": [path]}
+    elif data.is_saved_dataset(path):
+        try:
+            found = {split or "train": files for split, files in tables.saved(path).items()}
+        except ValueError as error:
+            raise ValueError(f"data: cannot load {path}: {error}") from None
+    elif source.count("/") == 1 and not path.exists() and not source.startswith((".", "~", "/")):
+        found = data.load_hub("data", source)
+    else:
         raise ValueError(
-            f"data: {source!r} cannot be loaded as a file or a dataset: {error}"
-        ) from error
-
-
-def _of_json(path: Path) -> Iterable[Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"data: {path} is not JSON: {error}; a file of one JSON object a line is a .jsonl"
-        ) from None
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise ValueError(
-            f'data: {path} must be SQuAD\'s {{"data": [...]}}, or a list of questions with '
-            f"{', '.join(COLUMNS)}; got {content!r:.60}"
+            f"data: {source!r} is no file of questions and no dataset; give a file in SQuAD's "
+            "format (.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or one's "
+            "Hub id"
         )
-    return _nested(rows) if isinstance(content, dict) else rows
+    kind = tables.KINDS.get(path.suffix, tables.ARROW) if path.is_file() else tables.ARROW
+    return {
+        name: tables.hashed(f"data: {source}", kind, files, memory) for name, files in found.items()
+    }
 
 
-def _nested(articles: list[Any]) -> Iterator[dict[str, Any]]:
+def _rows(table: tables.Table) -> Iterator[Any]:
+    """Yield rows in the layout of the Hub."""
+    columns = (*COLUMNS, "paragraphs")
+    with tables.opened(table, columns) as (head, rows):
+        if table.files[0].endswith(".json") and head.layout == tables.LINES:
+            raise ValueError(
+                f'{table.name} must be SQuAD\'s {{"data": [...]}}, or a list of questions with '
+                f"{', '.join(COLUMNS)}, got the keys {head.columns!r:.60}; a file of one JSON "
+                "object a line is a .jsonl"
+            )
+        yield from _nested(rows) if head.layout == tables.DATA else rows
+
+
+def _nested(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Yield the questions of SQuAD's own format in the layout of the Hub."""
     for i, article in enumerate(articles):
         place = f"data[{i}]"

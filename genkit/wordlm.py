@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from genkit import encoding
+from genkit import encoding, tables
 from genkit.encoding import Corpus as Corpus
 from genkit.encoding import Part
 from genkit.lm import loss as loss
@@ -95,6 +95,7 @@ def read(
     context: int,
     vocab_size: int,
     lower: bool,
+    table_memory: int = tables.MEMORY,
 ) -> Corpus:
     """Read a text, split it by position, make the tokenizer of its first part, and encode both.
 
@@ -105,11 +106,12 @@ def read(
         context: tokens in a window; each part must have at least one window.
         vocab_size: see `make_tokenizer`.
         lower: see `make_tokenizer`.
+        table_memory: see `data.documents`.
 
     Raises:
         ValueError: a text is missing, empty, not text, or too short.
     """
-    train, val = encoding.split(source, column, val_source, val_fraction)
+    train, val = encoding.split(source, column, val_source, val_fraction, table_memory)
     return encoding.read(train, val, make_tokenizer(train, vocab_size, lower), context)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from genkit import card, data, encoding, generation, launch, lm, lora, reading
+from genkit import card, data, encoding, generation, launch, lm, lora, reading, tables
 from genkit.cli import clean_errors
 from genkit.language import DEFAULT, REVISION
 from genkit.optim import optimizers
@@ -33,10 +33,11 @@ class Settings(RunSettings):
     """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
 
     output_dir: str = setting("runs/gpt2-tuned", "folder of the run and of the model")
-    text: str = setting(data.EMBEDDED, "file, glob, folder or dataset; or the embedded corpus")
+    text: str = setting(data.EMBEDDED, "file, folder or dataset; or the embedded corpus")
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
     val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     init_from: str = setting(DEFAULT, "causal language model to start from: a folder or a Hub id")
     init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
     context: int | None = setting(None, "tokens seen at once; 512, or fewer if the model sees less")
@@ -88,7 +89,11 @@ def main() -> None:
             network, tokenizer = lm.load(settings.init_from, settings.init_revision)
             settings.context = choose_context(settings, network)
             parts = encoding.split(
-                settings.text, settings.text_column, settings.val_text, settings.val_fraction
+                settings.text,
+                settings.text_column,
+                settings.val_text,
+                settings.val_fraction,
+                settings.table_memory,
             )
             corpus = encoding.read(*parts, tokenizer, settings.context)
         train = data.Windows(corpus.train, settings.context, settings.seed)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit import autoencoder, card, data, hub, images, latent, launch, mosaic
+from genkit import autoencoder, card, data, hub, images, latent, launch, mosaic, pixels, tables
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -43,6 +43,10 @@ class Settings(RunSettings):
     resolution: int | None = setting(None, "scale and crop images to squares of this side")
     channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
     skip_corrupt: bool = setting(False, "leave out files that are no images")
+    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
+    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels")
+    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     network: str = setting("dense", "dense or conv")
     widths: list[int] | None = setting(None, "of the encoder's layers; the decoder mirrors them")
     latent_dim: int = setting(32, "length of the latent vector")
@@ -112,6 +116,10 @@ def main() -> None:
                 settings.resolution,
                 settings.channels,
                 settings.skip_corrupt,
+                allow_outside=settings.allow_outside,
+                max_pixels=settings.max_pixels,
+                max_bytes=settings.max_bytes,
+                table_memory=settings.table_memory,
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")

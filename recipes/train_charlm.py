@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genkit import card, charlm, data, generation, launch, lm, reading
+from genkit import card, charlm, data, generation, launch, lm, reading, tables
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -30,10 +30,11 @@ class Settings(RunSettings):
     output_dir: str = setting(
         "runs/charlm", "folder of the run and of the model; runs/charlm-tuned with --init_from"
     )
-    text: str = setting(data.EMBEDDED, "file, glob, folder or dataset; or the embedded corpus")
+    text: str = setting(data.EMBEDDED, "file, folder or dataset; or the embedded corpus")
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
     val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     init_from: str | None = setting(None, "character model to start from: a folder or a Hub id")
     architecture: str | None = setting(None, "llama or gpt2")
     depth: int | None = setting(None, "layers: the one dial of the model's size")
@@ -105,6 +106,7 @@ def main() -> None:
                 settings.val_fraction,
                 context,
                 origin.tokenizer if origin else None,
+                settings.table_memory,
             )
         train = data.Windows(corpus.train, context, settings.seed)
 

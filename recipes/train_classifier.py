@@ -20,7 +20,7 @@ import accelerate
 import numpy as np
 import torch
 
-from genkit import card, classifier, data, images, launch, plots
+from genkit import card, classifier, data, images, launch, pixels, plots, tables
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -41,6 +41,10 @@ class Settings(RunSettings):
     resolution: int | None = setting(None, "scale and crop images to squares of this side")
     channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
     skip_corrupt: bool = setting(False, "leave out files that are no images")
+    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
+    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels")
+    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     depth: int | None = setting(None, "blocks in each of the up to three stages")
     width: int | None = setting(None, "channels of the first stage; others have 2 and 4 times that")
     label_smoothing: float = setting(0.1, "probability that is spread over all classes")
@@ -97,6 +101,10 @@ def main() -> None:
                 settings.resolution,
                 settings.channels,
                 settings.skip_corrupt,
+                allow_outside=settings.allow_outside,
+                max_pixels=settings.max_pixels,
+                max_bytes=settings.max_bytes,
+                table_memory=settings.table_memory,
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")

@@ -31,8 +31,10 @@ from genkit import (
     launch,
     mosaic,
     noising,
+    pixels,
     quick,
     sampling,
+    tables,
 )
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional
@@ -57,6 +59,10 @@ class Settings(RunSettings):
     resolution: int | None = setting(None, "scale and crop images to squares of this side")
     channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
     skip_corrupt: bool = setting(False, "leave out files that are no images")
+    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
+    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels")
+    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     objective: str = setting("v", "what the network tells: epsilon, v, x0 or flow")
     schedule: str | None = setting(
         None, "how noise grows: linear, as epsilon has it unless told, or cosine, as v and x0"
@@ -155,6 +161,10 @@ def main() -> None:
                 settings.resolution,
                 settings.channels,
                 settings.skip_corrupt,
+                allow_outside=settings.allow_outside,
+                max_pixels=settings.max_pixels,
+                max_bytes=settings.max_bytes,
+                table_memory=settings.table_memory,
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from genkit import adversarial, card, data, gan, hub, images, launch, mosaic, plots
+from genkit import adversarial, card, data, gan, hub, images, launch, mosaic, pixels, plots, tables
 from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional, sample
@@ -48,6 +48,10 @@ class Settings(RunSettings):
     resolution: int | None = setting(None, "scale and crop images to squares of this side")
     channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
     skip_corrupt: bool = setting(False, "leave out files that are no images")
+    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
+    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels")
+    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     preset: str = setting("modern", "modern, dcgan, wgan_gp or ac_wgan: what is left open below")
     network: str | None = setting(None, "whose networks: those of another preset")
     widths: list[int] | None = setting(None, "of the generator's features, the smallest map first")
@@ -209,6 +213,10 @@ def main() -> None:
                 settings.resolution,
                 settings.channels,
                 settings.skip_corrupt,
+                allow_outside=settings.allow_outside,
+                max_pixels=settings.max_pixels,
+                max_bytes=settings.max_bytes,
+                table_memory=settings.table_memory,
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit import card, data, images, launch, lm, mosaic, pixel_lm
+from genkit import card, data, images, launch, lm, mosaic, pixel_lm, pixels, tables
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -42,6 +42,10 @@ class Settings(RunSettings):
     resolution: int | None = setting(None, "scale and crop images to squares of this side")
     channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
     skip_corrupt: bool = setting(False, "leave out files that are no images")
+    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
+    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels")
+    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     conditional: bool = setting(False, "tell the model the class")
     levels: int = setting(256, "that each channel of a pixel is rounded to")
     depth: int | None = setting(None, "layers: the one dial of the model's size")
@@ -103,6 +107,10 @@ def main() -> None:
                 settings.resolution,
                 settings.channels,
                 settings.skip_corrupt,
+                allow_outside=settings.allow_outside,
+                max_pixels=settings.max_pixels,
+                max_bytes=settings.max_bytes,
+                table_memory=settings.table_memory,
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")

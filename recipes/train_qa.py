@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from genkit import card, data, encoding, extractor, launch, lm, plots, qa, squad
+from genkit import card, data, encoding, extractor, launch, lm, plots, qa, squad, tables
 from genkit.cli import clean_errors
 from genkit.metrics.calibration import fit_temperature
 from genkit.optim import optimizers
@@ -41,6 +41,7 @@ class Settings(RunSettings):
     data: str = setting("rajpurkar/squad", "questions: a file in SQuAD's format, or a dataset")
     val_data: str | None = setting(None, "to validate on; or the dataset's own, or last articles")
     val_fraction: float = setting(0.1, "part of the articles, the last ones, to validate on")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a file")
     init_from: str = setting(DEFAULT, "encoder to start from: a folder or a Hub id")
     init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
     from_scratch: bool = setting(False, "start from random weights and a tokenizer of the data")
@@ -110,7 +111,9 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            parts = squad.split(settings.data, settings.val_data, settings.val_fraction)
+            parts = squad.split(
+                settings.data, settings.val_data, settings.val_fraction, settings.table_memory
+            )
             check_count(run, len(parts[1]))
             network, tokenizer = start(settings, parts[0])
             settings.max_seq_len, settings.doc_stride = choose_size(settings, tokenizer)

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from genkit import card, data, generation, launch, reading, wordlm
+from genkit import card, data, generation, launch, reading, tables, wordlm
 from genkit.cli import clean_errors
 from genkit.optim import optimizers
 from genkit.settings import RunSettings, parse, setting
@@ -29,10 +29,11 @@ class Settings(RunSettings):
     """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
 
     output_dir: str = setting("runs/wordlm", "folder of the run and of the model")
-    text: str = setting(data.EMBEDDED, "file, glob, folder or dataset; or the embedded corpus")
+    text: str = setting(data.EMBEDDED, "file, folder or dataset; or the embedded corpus")
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
     val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
+    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     vocab_size: int = setting(10_000, "the most frequent words, which the model knows")
     lower: bool = setting(False, "make no difference between upper and lower case")
     architecture: str | None = setting(None, "llama or gpt2")
@@ -97,6 +98,7 @@ def main() -> None:
                 settings.context,
                 settings.vocab_size,
                 settings.lower,
+                settings.table_memory,
             )
         train = data.Windows(corpus.train, settings.context, settings.seed)
 

@@ -200,18 +200,47 @@ def test_what_is_no_image_to_train_on_is_refused(data, what):
     assert not told
 
 
-def test_too_many_bytes_are_refused_before_they_are_looked_at(monkeypatch):
+def test_too_many_bytes_are_refused_before_they_are_looked_at():
     data = encoded(noise(9, 11))
-    monkeypatch.setattr(pixels, "MAX_BYTES", len(data))
-    pixels.decode(data, NAME)
-    assert f"has {len(data) + 1:,} bytes; the most is" in refusal(data + b"\0")
+    pixels.decode(data, NAME, max_bytes=len(data))
+    with pytest.raises(ImageError, match=f"has {len(data) + 1:,} bytes; the most is .*max_bytes"):
+        pixels.decode(data + b"\0", NAME, max_bytes=len(data))
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
 def test_animations_are_refused(kind):
     first, *others = [Image.fromarray(noise(9, 11, seed=i)) for i in range(3)]
     data = encoded(first, kind, save_all=True, append_images=others)
-    assert "has 3 frames; save one of them" in refusal(data)
+    assert "has several frames; save one of them" in refusal(data)
+
+
+def directories(count: int) -> bytes:
+    """A TIFF of so many directories, all of them of the same strip but the last, which is none."""
+    tags = [
+        (256, 9),
+        (257, 9),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 9),
+        (279, 81),
+    ]
+    size = 2 + 12 * len(tags) + 4
+    start = 8 + 88
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    heads = [
+        struct.pack("<H", len(tags)) + entries + struct.pack("<I", start + (i + 1) * size)
+        for i in range(count)
+    ]
+    return struct.pack("<2sHI", b"II", 42, start) + bytes(88) + b"".join(heads) + b"\xff"
+
+
+@pytest.mark.parametrize("count", [2, 100_000])
+def test_one_frame_more_is_asked_for_not_all(count):
+    """Whoever goes on to the last finds it damaged, and after a minute."""
+    assert "has several frames; save one of them" in refusal(directories(count))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "gif", "webp", "tiff"])

@@ -108,9 +108,9 @@ def test_the_hash_is_of_all_that_is_said():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not JSON: Expecting .*; a file of one JSON object a line is a .jsonl"),
-        ("3", r"must be SQuAD's .* or a list of questions with id, title.*; got 3"),
-        ('{"rows": []}', r"must be SQuAD's"),
+        ("{", "cannot be read: JSONDecodeError: Expecting"),
+        ("3", "must hold a list of rows, or a row a line, got 3"),
+        ('{"rows": []}', r"must be SQuAD's .*; a file of one JSON object a line is a .jsonl"),
         ("[]", "has no questions"),
         ('{"data": []}', "has no questions"),
         ('{"data": [{"title": "t"}]}', r"data\[0\].paragraphs must be a list, got None"),
@@ -172,7 +172,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch, source):
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=2), st.floats(0.01, 0.99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_an_article_is_on_one_side(tmp_path_factory, titles, fraction):
     examples = [
         example(str(i), title, context=title * 5, answers=[]) for i, title in enumerate(titles)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from genkit import inputs
+
 PICTURES = (".png",)  # endings
 Flags = tuple[tuple[str, type, str], ...]  # name, type and help
 
@@ -48,13 +50,13 @@ def read(name: str, path: str) -> str:
     """Read a text as it is, so that places in it are those of the file; - is the input.
 
     Raises:
-        ValueError: it is no UTF-8, or empty.
+        ValueError: it is no regular file, no UTF-8, or empty.
     """
-    raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: {path} is not UTF-8 at byte {error.start}") from None
+    if path == "-":
+        pieces = inputs.decode_pieces(sys.stdin.buffer, f"{name}: -")
+    else:
+        pieces = inputs.read_pieces(Path(path), name)
+    text = "".join(pieces)
     if not text.strip():
         raise ValueError(f"{name}: {path} is empty; give a text")
     return text

@@ -1,0 +1,70 @@
+"""Files that a user names: regular ones alone, and the text in them piece by piece."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+PIECE = 1 << 22  # bytes read at a time
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading, and never wait for a pipe or a device.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_pieces(path: Path, name: str) -> Iterator[str]:
+    """Read a UTF-8 file piece by piece; no byte is changed, dropped or guessed.
+
+    Args:
+        name: of the argument, in errors.
+
+    Raises:
+        ValueError: it cannot be read, or is no UTF-8 text.
+    """
+    try:
+        with open_regular(path) as file:
+            yield from decode_pieces(file, f"{name}: {path}")
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read {path}: {error.strerror}") from None
+
+
+def decode_pieces(file: BinaryIO, name: str) -> Iterator[str]:
+    """Decode what is read from a file or a pipe.
+
+    Args:
+        name: of the argument and of the file, in errors.
+
+    Raises:
+        ValueError: it is no UTF-8 text.
+    """
+    decoder, position, start = codecs.getincrementaldecoder("utf-8")(), 0, 0
+    try:
+        while data := file.read(PIECE):
+            if b"\0" in data:
+                at = position + data.index(b"\0")
+                raise ValueError(f"{name} is binary, not text: byte {at} is zero")
+            start = position - len(decoder.getstate()[0])  # of a character that was cut
+            position += len(data)
+            yield decoder.decode(data)
+        start = position - len(decoder.getstate()[0])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is not UTF-8 at byte {start + error.start} ({error.reason}); convert it, for "
+            "example by iconv -f latin1 -t utf-8"
+        ) from None
