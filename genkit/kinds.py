@@ -65,8 +65,8 @@ def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
         settings = json.loads(files.read_regular(folder / name, folder, LARGEST).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{argument}: {str(folder)!r} holds no model ({name}: {error}); give the folder of one that a "
-            "recipe trained, or the id of one on the Hub"
+            f"{argument}: {str(folder)!r} holds no model ({name}: {error}); give the folder of one "
+            "that a recipe trained, or the id of one on the Hub"
         ) from error
     if not isinstance(settings, dict):
         raise ValueError(f"{argument}: {name} in {str(folder)!r} holds no settings of a model")
