@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -123,6 +124,29 @@ def run_here(recipe: str, *arguments: str | Path) -> None:
     """Run a recipe in this process: the seconds that a launch takes are saved."""
     with recipe_module(recipe, *arguments) as module:
         module.main()
+
+
+@contextlib.contextmanager
+def full_disk(limit: int = 0) -> Iterator[None]:
+    """Let no file grow beyond `limit` bytes: writes fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def listing(folder: Path) -> dict[str, bytes | str]:
+    """Return all that lies in a folder: the bytes of files, and where links lead."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        else:
+            found[name] = path.read_bytes() if path.is_file() else "no file"
+    return found
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
