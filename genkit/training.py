@@ -27,6 +27,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -159,6 +160,13 @@ class Run:
             self.on_main(self._prepare_push)
         return self
 
+    def _on_thread_error(self, told: threading.ExceptHookArgs) -> None:
+        """Say in one line that the disk refused what a tracker's own thread writes."""
+        if isinstance(told.exc_value, OSError):
+            self.say(f"the tracker lost figures: {disk.reason(told.exc_value)}")
+        else:
+            threading.__excepthook__(told)
+
     def _end_training(self) -> None:
         with self._tracking():
             self.accelerator.end_training()
@@ -202,6 +210,8 @@ class Run:
         self.on_main(lambda: self.folder.identify(settings, facts, self.settings.accept_changes))
         if self.settings.report_to:
             plain = {name: value for name, value in settings.items() if value is not None}
+            self._exit.callback(setattr, threading, "excepthook", threading.excepthook)
+            threading.excepthook = self._on_thread_error
             with self._tracking():
                 self.accelerator.init_trackers("genkit", plain)
 
