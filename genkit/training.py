@@ -155,6 +155,8 @@ class Run:
             self.on_main(lambda: self.folder.claim(self.settings.resume))
             self._exit.callback(self.folder.release)
         self._listen()
+        self._exit.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = self._on_thread_error
         self._exit.callback(self._end_training)
         if self.settings.push_to_hub and not self.settings.dry_run:
             self.on_main(self._prepare_push)
@@ -164,8 +166,8 @@ class Run:
         """Say in one line that the disk refused what a tracker's own thread writes."""
         if isinstance(told.exc_value, OSError):
             self.say(f"the tracker lost figures: {disk.reason(told.exc_value)}")
-        else:
-            threading.__excepthook__(told)
+            return
+        threading.__excepthook__(told)
 
     def _end_training(self) -> None:
         with self._tracking():
@@ -210,8 +212,6 @@ class Run:
         self.on_main(lambda: self.folder.identify(settings, facts, self.settings.accept_changes))
         if self.settings.report_to:
             plain = {name: value for name, value in settings.items() if value is not None}
-            self._exit.callback(setattr, threading, "excepthook", threading.excepthook)
-            threading.excepthook = self._on_thread_error
             with self._tracking():
                 self.accelerator.init_trackers("genkit", plain)
 
