@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from genkit import privacy
+from genkit import gallery, privacy
 
 FILE = "README.md"
 # which recipes draw beside a model
@@ -167,7 +167,7 @@ def _curves(folder: Path) -> str:
     parts = []
     if (folder / "loss.png").exists():
         parts.append("## Training\n\n![curves of training](loss.png)\n")
-    drawn = sorted(folder.glob("samples/step-*.*"))
+    drawn = gallery.find(folder)
     if drawn and drawn[-1].suffix == ".md":
         parts.append(f"## Samples\n\n{_lowered(drawn[-1].read_text(encoding='utf-8'))}")
     elif drawn:

@@ -5,16 +5,20 @@
         tensors.safetensors   every tensor of the state
         state.json            everything else, pointing at the tensors by name
         manifest.json         size and SHA-256 of the two files above; written last
+      step-….aside-1        what was no whole checkpoint, and stood where one belongs
       .writing-…, .deleting-… a save or a deletion that was under way
 
 A folder named `step-…` exists only after all of its bytes, and its manifest, are on the disk.
+What has another name, or is no folder, is the user's own, and left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from genkit import disk
+
+NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as f"{step:08d}" writes it
+LEFTOVER = re.compile(rf"\.(writing|deleting)-{NAME.pattern}")
+ASIDE = 10  # that are kept: a disk that damages more is not to be trained on
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
@@ -105,7 +114,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
     At every instant the newest complete checkpoint is untouched. A step that is already saved
     and intact is left as it is. Those of later steps are damaged, or the run would have gone on
-    from them: they are deleted, too.
+    from them: they are set aside, as is whatever else stands in the new one's place.
 
     Raises:
         CheckpointError: the disk refused (full, read-only, …); earlier checkpoints are intact.
@@ -114,21 +123,22 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     scratch = folder / f".writing-{final.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if final.exists():
-            if problem(final) is None:
+        if os.path.lexists(final):
+            if not final.is_symlink() and final.is_dir() and problem(final) is None:
                 return final
-            _delete(final)
+            set_aside(final)
         _write(scratch, state)
         scratch.rename(final)
-        sync(folder)
-        earlier = [old for old in _steps(folder) if old.name <= final.name]
-        for old in _steps(folder):
-            if old not in earlier[:keep]:
-                _delete(old)
+        disk.sync(folder)
+        found = steps(folder)
+        for later in (other for other in found if step_of(other) > step):
+            set_aside(later)
+        for old in [other for other in found if step_of(other) <= step][keep:]:
+            _delete(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(
-            f"could not save {final}: {error}. Earlier checkpoints are intact: "
+            f"could not save {final}: {disk.reason(error)}. Earlier checkpoints are intact: "
             "make room or change the disk, then go on with --resume"
         ) from error
     return final
@@ -141,25 +151,17 @@ def _write(scratch: Path, state: dict[str, Any]) -> None:
     tree = pack(state, tensors)
     save_file({name: t.contiguous() for name, t in tensors.items()}, scratch / TENSORS)
     (scratch / STATE).write_text(json.dumps(tree), encoding="utf-8")
+    shutil.copymode(scratch / STATE, scratch / TENSORS)  # which safetensors lets nobody else read
     manifest = {name: _seal(scratch / name) for name in (TENSORS, STATE)}
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
-    sync(scratch / MANIFEST)
-    sync(scratch)
+    disk.sync(scratch / MANIFEST)
+    disk.sync(scratch)
 
 
 def _seal(path: Path) -> dict[str, Any]:
     """Push a file to the disk and describe it for the manifest."""
-    sync(path)
+    disk.sync(path)
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def sync(path: Path) -> None:
-    """Push a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:
@@ -175,10 +177,28 @@ def _delete(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename what stands in a checkpoint's place and is no whole one: nothing of it is lost.
+
+    Raises:
+        CheckpointError: many were set aside before.
+    """
+    if len(list(path.parent.glob("step-*.aside-*"))) >= ASIDE:
+        raise CheckpointError(
+            f"{path.parent} holds {ASIDE} checkpoints that were damaged (step-….aside-…): look at "
+            "this disk, and delete them to go on"
+        )
+    names = (path.with_name(f"{path.name}.aside-{number}") for number in itertools.count(1))
+    place = next(name for name in names if not os.path.lexists(name))
+    path.rename(place)
+    disk.sync(path.parent)
+    return place
+
+
 def clean(folder: Path) -> None:
     """Remove what a killed process left half written or half deleted."""
-    for pattern in (".writing-*", ".deleting-*"):
-        for leftover in folder.glob(pattern):
+    for leftover in folder.glob(".*"):
+        if LEFTOVER.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
 
 
@@ -191,9 +211,12 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
     Returns:
         Its path, or None when there is none, and one line for each newer one that is damaged.
+
+    Raises:
+        CheckpointError: the folder, or a checkpoint in it, cannot be read.
     """
     problems: list[str] = []
-    for checkpoint in _steps(folder):
+    for checkpoint in steps(folder):
         found = problem(checkpoint)
         if found is None:
             return checkpoint, problems
@@ -201,40 +224,85 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def _steps(folder: Path) -> list[Path]:
-    """List the checkpoints in `folder`, newest first."""
-    return sorted(folder.glob("step-*"), key=lambda p: int(p.name[5:]), reverse=True)
+def steps(folder: Path) -> list[Path]:
+    """List the checkpoints in `folder`, newest first.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                e.name
+                for e in entries
+                if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
+            ]
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
+        raise CheckpointError(
+            f"{folder} cannot be read ({disk.reason(error)}): nothing was changed; make its disk "
+            "readable, then go on"
+        ) from error
+    return sorted((folder / name for name in names), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def problem(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None when every byte is as it was written."""
+    """Say what is wrong with a checkpoint, or None when every byte is as it was written.
+
+    Raises:
+        CheckpointError: it cannot be read, which is no damage: its disk may come back.
+    """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = json.loads(disk.read(checkpoint / MANIFEST))
         for name in (TENSORS, STATE):
             path, want = checkpoint / name, manifest[name]
             if path.stat().st_size != want["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, {want['bytes']} were written"
             if _sha256(path) != want["sha256"]:
                 return f"{name} does not have the SHA-256 that its manifest records"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
     except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error!r})"
+        missing = Path(str(error.filename))
+        gone = isinstance(error, FileNotFoundError) and not missing.is_symlink()
+        if gone and checkpoint.is_dir():
+            return f"{missing.name} is missing"
+        raise _unreadable(checkpoint, error) from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        return f"{MANIFEST} cannot be read ({disk.reason(error)})"
     return None
+
+
+def _unreadable(checkpoint: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint} cannot be read ({disk.reason(error)}): nothing was changed; make its disk "
+        "readable, or move it elsewhere to go on from an earlier one"
+    )
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
     """Read a checkpoint back, on the CPU.
 
     Raises:
-        CheckpointError: any byte differs from what was written.
+        CheckpointError: any byte differs from what was written, or it cannot be read.
     """
     found = problem(checkpoint)
     if found is not None:
         raise CheckpointError(f"{checkpoint} is damaged: {found}")
-    return unpack(
-        json.loads((checkpoint / STATE).read_text(encoding="utf-8")),
-        load_file(checkpoint / TENSORS),
-    )
+    try:
+        tree = json.loads(disk.read(checkpoint / STATE))
+        state = unpack(tree, load_file(checkpoint / TENSORS))
+        if not isinstance(state, dict):
+            raise TypeError(f"a {type(state).__name__}")
+        return state
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+    except (ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{checkpoint} holds no state of a run ({disk.reason(error)}); move it elsewhere to go "
+            "on from an earlier one"
+        ) from error

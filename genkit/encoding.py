@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from genkit import tables
-from genkit.checkpoints import sync
 from genkit.data import documents
+from genkit.disk import sync
 from genkit.errors import panics_are_errors
 
 BLOCK = 1 << 18  # characters encoded at a time
@@ -259,11 +259,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     for leftover in path.parent.glob(".writing-*"):  # of a process that was killed
         if time.time() - leftover.stat().st_mtime > 3600:
             leftover.unlink(missing_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    os.close(handle)
+    scratch = path.with_name(f".writing-{uuid.uuid4().hex}")
     try:
-        yield Path(name)
-        sync(Path(name))
-        Path(name).replace(path)
+        scratch.touch(exist_ok=False)
+        mode = scratch.stat().st_mode
+        yield scratch
+        scratch.chmod(mode)  # the umask's: safetensors lets nobody else read
+        sync(scratch)
+        scratch.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)

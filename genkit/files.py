@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 PREFIX = "genkit-scratch-"  # of folders that last no longer than their process
 PROC = Path("/proc/self/fd")  # on Linux: links to what is open
 
 
-def open_regular(file: Path, folder: Path) -> int:
-    """Open a file that lies in a folder, and return its descriptor.
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading, and never wait for a pipe or a device.
 
-    A pipe or a device is not waited for. A link counts by where it leads: inside the folder or,
-    in a snapshot of the Hub's cache, to the blobs of that cache.
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def open_inside(file: Path, folder: Path) -> BufferedReader:
+    """Open a regular file that lies in a folder.
+
+    A link counts by where it leads: inside the folder or, in a snapshot of the Hub's cache, to the
+    blobs of that cache.
 
     Raises:
         ValueError: it is no regular file, or a link that leads out of the folder.
@@ -28,20 +43,18 @@ def open_regular(file: Path, folder: Path) -> int:
     target = _inside(file, folder)
     if not stat.S_ISREG(target.lstat().st_mode):
         raise ValueError(f"{file} is no regular file")
-    handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    opened = open_regular(target)
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError(f"{file} is no regular file")
         if PROC.is_dir():  # a folder on the way may be another by now
-            _inside(by_descriptor(handle), folder, file)
+            _inside(by_descriptor(opened.fileno()), folder, file)
     except BaseException:
-        os.close(handle)
+        opened.close()
         raise
-    return handle
+    return opened
 
 
-def read_regular(file: Path, folder: Path, limit: int) -> bytes:
-    """Read a file that lies in a folder, as `open_regular` does.
+def read_inside(file: Path, folder: Path, limit: int) -> bytes:
+    """Read a regular file that lies in a folder, as `open_inside` does.
 
     Args:
         limit: the most bytes that it may have.
@@ -50,7 +63,7 @@ def read_regular(file: Path, folder: Path, limit: int) -> bytes:
         ValueError: it is no regular file, leads out of the folder, or is larger.
         OSError: it cannot be read.
     """
-    with os.fdopen(open_regular(file, folder), "rb") as opened:
+    with open_inside(file, folder) as opened:
         found = opened.read(limit + 1)
     if len(found) > limit:
         raise ValueError(f"{file} has more than {limit:,} bytes")

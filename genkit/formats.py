@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from genkit.inputs import open_regular
+from genkit.files import open_regular
 from genkit.tables import ARROW, COLUMNS, DATA, LINES, LIST, Head, Request
 
 RATIO = 100  # how many times its size a file may hold, where that is more than the memory

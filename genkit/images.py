@@ -26,7 +26,7 @@ from tqdm import tqdm
 from genkit import pixels, tables, workers
 from genkit.data import is_saved_dataset, load_hub, take_split
 from genkit.encoding import cache_folder, written_whole
-from genkit.inputs import open_regular
+from genkit.files import open_regular
 from genkit.pixels import ImageError
 
 DIGITS = "digits"

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import errno
-import os
-import stat
 from collections.abc import Iterator
-from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+from genkit.files import open_regular
+
 PIECE = 1 << 22  # bytes read at a time
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading, and never wait for a pipe or a device.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(handle, "rb")
 
 
 def read_pieces(path: Path, name: str) -> Iterator[str]:

@@ -62,7 +62,7 @@ def kind_of(folder: Path, argument: str = "model") -> str:
 
 def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
     try:
-        settings = json.loads(files.read_regular(folder / name, folder, LARGEST).decode())
+        settings = json.loads(files.read_inside(folder / name, folder, LARGEST).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{argument}: {str(folder)!r} holds no model ({name}: {error}); give the folder of one "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from genkit import disk
 from genkit.images import blocks
 
 GAP = 2  # pixels of the images, between them
@@ -82,8 +83,8 @@ def progress(grids: Sequence[Path], names: Sequence[str], path: Path, side: int)
     """
     strips = []
     for file in grids:
-        with Image.open(file) as picture:
-            strips.append(picture.crop((0, 0, picture.width, (picture.height - 1) // side)))
+        picture = _open(file)
+        strips.append(picture.crop((0, 0, picture.width, (picture.height - 1) // side)))
     _stack(names, strips, path)
 
 
@@ -95,10 +96,7 @@ def film(grids: Sequence[Path], names: Sequence[str], path: Path) -> None:
         names: what to write above each.
         path: the GIF to write.
     """
-    font, sheets = ImageFont.load_default(FONT), []
-    for file in grids:
-        with Image.open(file) as picture:
-            sheets.append(picture.convert("RGB"))
+    font, sheets = ImageFont.load_default(FONT), [_open(file) for file in grids]
     width, height = sheets[0].width, sheets[0].height + 2 * FONT
     reel = Image.new("RGB", (width, height * len(sheets)), PAPER)
     pen = ImageDraw.Draw(reel)
@@ -114,11 +112,23 @@ def film(grids: Sequence[Path], names: Sequence[str], path: Path) -> None:
     save(first, path, "gif", save_all=True, append_images=rest, duration=times, loop=0)
 
 
+def _open(file: Path) -> Image.Image:
+    """Read a picture that `grid` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's own, by format and damage
+        raise ValueError(f"{file} is damaged ({error}); delete it, then go on") from error
+
+
 def save(picture: Image.Image, path: Path, kind: str = "png", **options: Any) -> None:
     """Write the picture whole or not at all."""
-    scratch = path.with_name(f".{path.name}.writing")
-    picture.save(scratch, kind, **options)
-    scratch.replace(path)
+    with disk.written_whole(path) as scratch:
+        picture.save(scratch, kind, **options)
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:

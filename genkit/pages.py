@@ -7,7 +7,7 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genkit import tokens
+from genkit import disk, tokens
 
 if TYPE_CHECKING:
     from genkit.explain import Alternatives, Choice, Span
@@ -63,9 +63,8 @@ def alternatives(record: Alternatives, path: Path) -> None:
         scale=", ".join(_css(i / 8) for i in range(9)),
         text=fragment(record),
     )
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(page, encoding="utf-8", newline="")
-    scratch.replace(path)
+    with disk.written_whole(path) as scratch:
+        scratch.write_text(page, encoding="utf-8", newline="")
 
 
 def fragment(record: Alternatives) -> str:

@@ -18,7 +18,7 @@ import matplotlib.patheffects
 import numpy as np
 from matplotlib.path import Path as Curve
 
-from genkit import tokens
+from genkit import disk, tokens
 
 if TYPE_CHECKING:
     from genkit.decoding import Candidate
@@ -497,6 +497,5 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _save(figure: matplotlib.figure.Figure, path: Path) -> None:
     """Write the picture whole or not at all."""
-    scratch = path.with_name(f".{path.name}.writing")
-    figure.savefig(scratch, format="png")
-    scratch.replace(path)
+    with disk.written_whole(path) as scratch:
+        figure.savefig(scratch, format="png")

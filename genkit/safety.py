@@ -144,8 +144,7 @@ def _copy_files(
         if not (MODEL.fullmatch(file.name) or (code and CODE.fullmatch(file.name))):
             continue
         if file.suffix == ".safetensors":
-            handle = files.open_regular(file, source)
-            stack.callback(os.close, handle)
-            (place / file.name).symlink_to(files.by_descriptor(handle))
+            opened = stack.enter_context(files.open_inside(file, source))
+            (place / file.name).symlink_to(files.by_descriptor(opened.fileno()))
         else:
-            (place / file.name).write_bytes(files.read_regular(file, source, LARGEST))
+            (place / file.name).write_bytes(files.read_inside(file, source, LARGEST))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
 from genkit import launch
-from genkit.folder import RUN_FILE
+from genkit.folder import ELSEWHERE, RUN_FILE, read_record
 from genkit.sharing import check_name
 
 UNSET = object()  # what the command line did not say
@@ -132,10 +131,8 @@ def parse(cls: type[S], preset: Preset[S], argv: list[str] | None = None) -> S:
 
 def _resumed(cls: type[S], given: dict[str, Any]) -> S:
     output_dir = given.get("output_dir", cls.output_dir)
-    record = Path(output_dir) / RUN_FILE
-    if not record.exists():
-        raise ValueError(f"output_dir: there is no run to resume in {output_dir}")
-    saved = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    saved = read_record(Path(output_dir))["settings"]
+    _check_saved(cls, saved, Path(output_dir) / RUN_FILE)
     changed = [n for n in given if n not in HARMLESS and n in saved and given[n] != saved[n]]
     if changed and not given.get("accept_changes"):
         listed = ", ".join(f"{n} {saved[n]!r} -> {given[n]!r}" for n in changed)
@@ -144,6 +141,29 @@ def _resumed(cls: type[S], given: dict[str, Any]) -> S:
             "Leave them out, or pass --accept_changes to go on with the new values"
         )
     return cls(**({n: v for n, v in saved.items() if n not in TRANSIENT} | given))
+
+
+def _check_saved(cls: type[S], saved: dict[str, Any], record: Path) -> None:
+    """Refuse settings that this recipe cannot have written."""
+    hints = get_type_hints(cls)
+    unknown = [name for name in saved if name not in hints]
+    if unknown:
+        raise ValueError(
+            f"resume: {record} has the setting {unknown[0]}, which this recipe does not have; go "
+            "on with the recipe that started the run"
+        )
+    for name, value in saved.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{record} is damaged (its {name} is {value!r}); {ELSEWHERE}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value out of JSON is of a setting's type."""
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if get_args(hint):  # a union
+        return any(_fits(value, each) for each in get_args(hint))
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def _fill(settings: S, values: dict[str, Any]) -> S:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from genkit import card, files, kinds, privacy, safety
+from genkit import card, files, gallery, kinds, privacy, safety
 
 # files of genkit that hold classes of pipelines
 FAMILIES = tuple(name[0] for name in kinds.PIPELINES if isinstance(name, tuple))
@@ -21,7 +21,6 @@ FAMILIES = tuple(name[0] for name in kinds.PIPELINES if isinstance(name, tuple))
 EXTRAS = ("metrics.jsonl", "LICENSE", "LICENSE.md", "LICENSE.txt", *card.PICTURES)
 LARGEST = 64 << 20  # bytes of an extra
 TRIES = 5
-SAMPLE = re.compile(r"step-\d+\.(md|png)")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -80,10 +79,8 @@ def _is_linked(file: Path, place: Path) -> bool:
 def _take_extras(source: Path, staged: Path) -> None:
     """Take what the recipe left beside the model, and the samples that the card shows."""
     named = re.findall(r"\((samples/step-\d+\.(?:md|png))\)", _card(source))
-    found = sorted(
-        file.name for file in source.glob("samples/step-*") if SAMPLE.fullmatch(file.name)
-    )
-    for name in (*EXTRAS, *(named or [f"samples/{last}" for last in found[-1:]])):
+    last = [f"samples/{sample.name}" for sample in gallery.find(source)[-1:]]
+    for name in (*EXTRAS, *(named or last)):
         if (source / name).is_symlink() or (source / name).exists():
             data = _read(source / name, source)
             (staged / name).parent.mkdir(exist_ok=True)
@@ -99,7 +96,7 @@ def _card(source: Path) -> str:
 
 def _read(file: Path, source: Path) -> bytes:
     try:
-        return files.read_regular(file, source, LARGEST)
+        return files.read_inside(file, source, LARGEST)
     except (OSError, ValueError) as error:
         raise ValueError(f"folder: {error}") from None
 

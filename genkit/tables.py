@@ -20,7 +20,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
 
-from genkit.inputs import open_regular
+from genkit.files import open_regular
 
 KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 ARROW = "arrow"  # what `datasets` saves

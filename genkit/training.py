@@ -27,6 +27,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from genkit import checkpoints, launch, plots
+from genkit import checkpoints, disk, launch, plots
 from genkit.folder import RunFolder
 from genkit.optim import averaging, rate_factor
 from genkit.progress import Clock, Progress
@@ -121,6 +122,7 @@ class Run:
         self._logged = 0  # the last step in the log
         self._signal = 0
         self._signal_time = 0.0
+        self._continued = False  # after it was stopped, since the last update
         self._stopping = False
         self._pusher: Pusher | None = None
         self._saved_at = 0.0
@@ -152,12 +154,34 @@ class Run:
         if not self.settings.dry_run:
             self.on_main(lambda: self.folder.claim(self.settings.resume))
             self._exit.callback(self.folder.release)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._exit.callback(signal.signal, number, signal.signal(number, self._on_signal))
-        self._exit.callback(self.accelerator.end_training)
+        self._listen()
+        self._exit.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = self._on_thread_error
+        self._exit.callback(self._end_training)
         if self.settings.push_to_hub and not self.settings.dry_run:
             self.on_main(self._prepare_push)
         return self
+
+    def _on_thread_error(self, told: threading.ExceptHookArgs) -> None:
+        """Say in one line that the disk refused what a tracker's own thread writes."""
+        if isinstance(told.exc_value, OSError):
+            self.say(f"the tracker lost figures: {disk.reason(told.exc_value)}")
+            return
+        threading.__excepthook__(told)
+
+    def _end_training(self) -> None:
+        with self._tracking():
+            self.accelerator.end_training()
+
+    def _listen(self) -> None:
+        """Let signals end the run after a step, and tell when the process was stopped."""
+        handlers: dict[int, Any] = {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal}
+        if hasattr(signal, "SIGHUP"):  # of a terminal that is closed; not on Windows
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+                handlers[signal.SIGHUP] = self._on_signal
+            handlers[signal.SIGCONT] = self._on_continue
+        for number, handler in handlers.items():
+            self._exit.callback(signal.signal, number, signal.signal(number, handler))
 
     def _prepare_push(self) -> None:
         settings = self.settings
@@ -188,13 +212,24 @@ class Run:
         self.on_main(lambda: self.folder.identify(settings, facts, self.settings.accept_changes))
         if self.settings.report_to:
             plain = {name: value for name, value in settings.items() if value is not None}
-            self.accelerator.init_trackers("genkit", plain)
+            with self._tracking():
+                self.accelerator.init_trackers("genkit", plain)
+
+    @contextlib.contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """Name the folder when the disk refuses what a tracker writes."""
+        with disk.refusals_named(self.folder.path, "what the tracker keeps in "):
+            yield
 
     def say(self, text: str) -> None:
-        """Print a line, once, above the progress bar."""
-        if self.is_main:
+        """Print a line, once, above the progress bar; a terminal that is gone ends no run."""
+        if not self.is_main:
+            return
+        try:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     # ---- networks -----------------------------------------------------------------------------
 
@@ -360,13 +395,20 @@ class Run:
     def _agree(self, loss: float) -> float:
         """Average the loss over processes; take the time from the main one, a signal from any."""
         orphaned = self._launcher is not None and os.getppid() != self._launcher
-        seconds, stop = self.clock.seconds, float(self._signal != 0 or orphaned)
+        stop, stopped = float(self._signal != 0 or orphaned), float(self._continued)
+        times = [self.clock.seconds, self.clock.usual]
+        self._continued = False
         if self.processes > 1:
-            mine = [loss / self.processes, seconds if self.is_main else 0.0, stop]
+            times = times if self.is_main else [0.0, 0.0]
+            mine = [loss / self.processes, stop, stopped, *times]
             told = torch.tensor(mine, dtype=torch.float64, device=self.device)
             torch.distributed.all_reduce(told)
-            loss, seconds, stop = told.tolist()
-        self.progress.seconds = seconds
+            loss, stop, stopped, *times = told.tolist()
+        self.progress.seconds = times[1] if stopped else times[0]
+        if stopped:
+            self.clock.set(self.progress.seconds)
+        else:
+            self.clock.lap(self.progress.seconds)
         self._stopping = self._stopping or stop > 0
         return loss
 
@@ -390,7 +432,7 @@ class Run:
         self.say(f"{what}; step skipped")
         if progress.skips <= MAX_SKIPS:
             return
-        checkpoint = None if self.settings.dry_run else self._newest()
+        checkpoint = None if self.settings.dry_run else self._look_for_newest()
         if progress.rollbacks == MAX_ROLLBACKS or checkpoint is None:
             raise TrainingDivergedError(
                 f"{what}, after {progress.rollbacks} roll-backs that each halved the rate. Lower "
@@ -422,6 +464,9 @@ class Run:
         if not self._signal:
             self._signal, self._signal_time = number, time.monotonic()
             self.say("stopping after this step; once more to stop at once, without saving")
+
+    def _on_continue(self, number: int, frame: FrameType | None) -> None:
+        self._continued = True
 
     def stop(self) -> None:
         """End the run after this step, as a signal does; to be said on every process."""
@@ -528,13 +573,15 @@ class Run:
         if self.is_main:
             self.folder.append(line)
         if self.settings.report_to:
-            self.accelerator.log(values, step=self.progress.step)
+            with self._tracking():
+                self.accelerator.log(values, step=self.progress.step)
 
     # ---- saving and restoring -----------------------------------------------------------------
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Put the model into the run's folder; see RunFolder.publish."""
         if self.is_main and not self.settings.dry_run:
+            self.folder.sync_log()
             self.folder.publish(write)
             if self._pusher is not None and self.settings.push_often:
                 self._pusher.start()
@@ -545,6 +592,7 @@ class Run:
             state = {"progress": asdict(self.progress)}
             state |= {name: network.state() for name, network in self.networks.items()}
             keep = self.settings.keep_checkpoints
+            self.folder.sync_log()
             checkpoints.save(self.folder.checkpoints, self.progress.step, state, keep)
         self._saved_at = time.monotonic()
 
@@ -559,27 +607,29 @@ class Run:
         """
         if self.settings.dry_run:
             return
-        checkpoint = self._newest() if self.settings.resume else None
+        checkpoint = self._agree_on(*self.folder.start) if self.settings.resume else None
         if checkpoint is not None:
             self._load(checkpoint)
             self.say(f"resumed after step {self.progress.step}")
             return
         if self.settings.resume:
-            self.say("no complete checkpoint: the run starts again from its first step")
+            self.say("the run had not made a step: it starts with the first")
         if self.is_main:
             self.folder.forget_after(-1)
         if before:
             before()
         self.save()
 
-    def _newest(self) -> Path | None:
-        """Return the newest complete checkpoint, the same on every process."""
-        step = -1
-        if self.is_main:
-            found, problems = checkpoints.newest(self.folder.checkpoints)
-            for problem in problems:
-                self.say(f"{problem}; using an earlier one")
-            step = int(found.name[5:]) if found else -1
+    def _look_for_newest(self) -> Path | None:
+        found: list[tuple[Path | None, list[str]]] = []
+        self.on_main(lambda: found.append(self.folder.newest()))
+        return self._agree_on(*(found[0] if found else (None, [])))
+
+    def _agree_on(self, found: Path | None, problems: list[str]) -> Path | None:
+        """Return the checkpoint that the main process has found, on every process."""
+        for problem in problems:
+            self.say(problem)
+        step = checkpoints.step_of(found) if found else -1
         if self.processes > 1:
             told = torch.tensor([step], device=self.device)
             torch.distributed.broadcast(told, src=0)
@@ -592,8 +642,9 @@ class Run:
             for name, network in self.networks.items():
                 network.load(state[name])
             self.progress = Progress(**state["progress"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"resume: {checkpoint} does not fit this run: {error}") from error
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            told = " ".join(str(error).split())
+            raise ValueError(f"resume: {checkpoint} does not fit this run: {told}") from error
         self.clock.set(self.progress.seconds)
         self._logged = self.progress.step
         self._saved_at = time.monotonic()

@@ -209,7 +209,8 @@ def save(
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=end)
     network.save_pretrained(folder)
     lm.save_tokenizer(corpus.tokenizer, folder)
-    before = next(line for line in run.folder.log() if "val_loss" in line)
+    judgements = (line for line in run.folder.log() if "val_loss" in line)
+    before = next((line for line in judgements if line["step"] == 0), {})  # none in a lost log
     method = (
         f"adapters of rank {settings.lora_rank}, merged" if settings.lora_rank else "all weights"
     )
@@ -221,7 +222,7 @@ def save(
         f"({method}) on {len(corpus.train):,} tokens of {settings.text} for "
         f"{run.progress.step:,} steps.",
         usage=USAGE,
-        figures={f"{name}, before": before[name] for name in judged} | judged,
+        figures={f"{name}, before": before[name] for name in judged if name in before} | judged,
         protocol=f"Mean over all {len(corpus.val):,} tokens of the validation text, in order, "
         f"in windows of {settings.context} that do not overlap; {weights} weights, float32; data "
         f"{corpus.facts}; seed {settings.seed}.",

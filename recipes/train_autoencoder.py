@@ -22,7 +22,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit import autoencoder, card, data, hub, images, latent, launch, mosaic, pixels, tables
+from genkit import (
+    autoencoder,
+    card,
+    data,
+    gallery,
+    hub,
+    images,
+    latent,
+    launch,
+    mosaic,
+    pixels,
+    tables,
+)
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -246,8 +258,8 @@ def draw(
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(made, folder / f"step-{run.progress.step:08d}.png", COLUMNS)
-    grids = sorted(folder.glob("step-*.png"))
-    names = [f"step {int(grid.stem[5:])}" for grid in grids]
+    grids = gallery.find(run.folder.path, ".png")
+    names = [f"step {gallery.step(grid)}" for grid in grids]
     mosaic.progress(grids, names, run.folder.path / "progress.png", 1)
     if settings.latent_dim > 1 and len(val) > 2:
         draw_map(run, settings, pipeline, val)

@@ -26,6 +26,7 @@ from genkit import (
     data,
     denoising,
     diffusion,
+    gallery,
     hub,
     images,
     launch,
@@ -295,8 +296,8 @@ def draw(
     folder.mkdir(exist_ok=True)
     made = sampling.draw(pipeline, range(SIDE * SIDE), told, options)
     mosaic.grid(made, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = sorted(folder.glob("step-*.png"))
-    steps_done = (int(grid.stem.removeprefix("step-")) for grid in grids)
+    grids = gallery.find(run.folder.path, ".png")
+    steps_done = (gallery.step(grid) for grid in grids)
     names = [f"{step * run.batch_size / 1000:,.0f}k" for step in steps_done]
     mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
     mosaic.film(grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif")

@@ -23,7 +23,20 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from genkit import adversarial, card, data, gan, hub, images, launch, mosaic, pixels, plots, tables
+from genkit import (
+    adversarial,
+    card,
+    data,
+    gallery,
+    gan,
+    hub,
+    images,
+    launch,
+    mosaic,
+    pixels,
+    plots,
+    tables,
+)
 from genkit.adversarial import Batch, Game
 from genkit.cli import clean_errors
 from genkit.evaluation import proportional, sample
@@ -394,8 +407,8 @@ def draw(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images)
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = sorted(folder.glob("step-*.png"))
-    shown = (int(grid.stem.removeprefix("step-")) * seen(settings) for grid in grids)
+    grids = gallery.find(run.folder.path, ".png")
+    shown = (gallery.step(grid) * seen(settings) for grid in grids)
     names = [f"{images / 1000:,.0f}k" if images >= 10_000 else f"{images:,}" for images in shown]
     mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
     mosaic.film(grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit import card, data, images, launch, lm, mosaic, pixel_lm, pixels, tables
+from genkit import card, data, gallery, images, launch, lm, mosaic, pixel_lm, pixels, tables
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -195,8 +195,8 @@ def draw(run: Run, pipeline: pixel_lm.PixelPipeline, val: Images) -> None:
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = sorted(folder.glob("step-*.png"))
-    names = [f"step {int(grid.stem.removeprefix('step-'))}" for grid in grids]
+    grids = gallery.find(run.folder.path, ".png")
+    names = [f"step {gallery.step(grid)}" for grid in grids]
     mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
     some = np.unique(np.linspace(0, len(val) - 1, HALVES, dtype=int))  # of all classes
     seen, kept = val.batch(some), val.size[1] // 2

@@ -21,7 +21,19 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from genkit import autoencoder, card, data, hub, images, latent, launch, mosaic, pixels, tables
+from genkit import (
+    autoencoder,
+    card,
+    data,
+    gallery,
+    hub,
+    images,
+    latent,
+    launch,
+    mosaic,
+    pixels,
+    tables,
+)
 from genkit.cli import clean_errors
 from genkit.images import Images
 from genkit.optim import optimizers
@@ -342,8 +354,8 @@ def draw(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = sorted(folder.glob("step-*.png"))
-    names = [f"step {int(grid.stem[5:])}" for grid in grids]
+    grids = gallery.find(run.folder.path, ".png")
+    names = [f"step {gallery.step(grid)}" for grid in grids]
     mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
     some = np.unique(np.linspace(0, len(val) - 1, 12, dtype=int))
     parts = batch(settings, val, pipe.latent_shape, run.device, some, 1, generators[0])

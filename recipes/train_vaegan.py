@@ -26,6 +26,7 @@ from genkit import (
     autoencoder,
     card,
     data,
+    gallery,
     gan,
     hub,
     images,
@@ -270,8 +271,8 @@ def draw(run: Run, pipeline: autoencoder.AutoencoderPipeline, val: Images) -> No
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     mosaic.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = sorted(folder.glob("step-*.png"))
-    names = [f"step {int(grid.stem[5:])}" for grid in grids]
+    grids = gallery.find(run.folder.path, ".png")
+    names = [f"step {gallery.step(grid)}" for grid in grids]
     mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
     mosaic.film(grids, names, run.folder.path / "progress.gif")
     some = val.batch(np.unique(np.linspace(0, len(val) - 1, 12, dtype=int)))

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -123,6 +125,70 @@ def run_here(recipe: str, *arguments: str | Path) -> None:
     """Run a recipe in this process: the seconds that a launch takes are saved."""
     with recipe_module(recipe, *arguments) as module:
         module.main()
+
+
+@contextlib.contextmanager
+def full_disk(limit: int = 0) -> Iterator[None]:
+    """Let no file grow beyond `limit` bytes: writes fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def listing(folder: Path) -> dict[str, bytes | str]:
+    """Return all that lies in a folder: the bytes of files, and where links lead."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        else:
+            found[name] = path.read_bytes() if path.is_file() else "no file"
+    return found
+
+
+# a run of one weight, of a step in 10 ms, that ends by a signal
+STEPPING = """
+import sys, time, torch
+from genkit import optim
+from genkit.settings import RunSettings
+from genkit.training import Run
+
+told = RunSettings(
+    output_dir=sys.argv[1], batch_size=4, max_minutes=60.0, ema=0.0, mixed_precision="no",
+    compile=False, save_minutes=60.0,
+)
+with Run(told) as run:
+    network = torch.nn.Linear(1, 1)
+    run.network("model", network, [torch.optim.SGD(network.parameters(), lr=0.1)])
+    run.restore()
+    start = time.monotonic()
+    try:
+        for _ in run.steps():
+            time.sleep(0.01)
+            run.backward(network(torch.ones(2, 1)).square().mean())
+            run.update()
+    finally:
+        lost = time.monotonic() - start - run.progress.seconds
+        if run.is_main:
+            run.folder.write("lost", str(lost))
+"""
+
+
+def wait_for_steps(folder: Path, running: subprocess.Popen, steps: int) -> None:
+    """Wait until a run has made so many steps more."""
+    log = folder / "metrics.jsonl"
+
+    def count() -> int:
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    until = count() + steps
+    while count() < until:
+        assert running.poll() is None, "the run ended by itself"
+        time.sleep(0.01)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

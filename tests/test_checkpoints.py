@@ -1,10 +1,10 @@
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import full_disk, listing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,7 +121,9 @@ def test_damaged_checkpoints_never_push_out_good_ones(tmp_path, keep):
     checkpoints.save(tmp_path, 35, state(35), keep=keep)
     assert checkpoints.newest(tmp_path) == (tmp_path / "step-00000035", [])
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["step-00000030", "step-00000035"][-keep:]
+    aside = ["step-00000040.aside-1", "step-00000045.aside-1"]
+    assert names == ["step-00000030", "step-00000035"][-keep:] + aside
+    assert (tmp_path / aside[1] / checkpoints.STATE).exists()
 
 
 def test_every_single_flipped_byte_is_found(tmp_path):
@@ -143,25 +145,186 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
-FULL_DISK = """
-import resource, sys, torch
-from pathlib import Path
-from genkit import checkpoints
-folder = Path(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-try:
-    checkpoints.save(folder, 2, {"a": torch.ones(10_000), "b": ["x" * 10] * 5000}, keep=1)
-except checkpoints.CheckpointError as error:
-    print(error)
-"""
+# ---- what is no checkpoint
+
+
+def foreign(folder: Path, good: Path) -> None:
+    """Put files and folders of the user's own among checkpoints."""
+    folder.mkdir(exist_ok=True)
+    for name in ("step-00000010.bak", "step-00000010 (copy)", "step-10", "step-000000010", "mine"):
+        (folder / name).mkdir()
+        (folder / name / checkpoints.MANIFEST).write_text("mine")
+    for name in ("step-00000009", "step-٠٠٠٠٠٠١٠", ".writing-notes", ".deleting-step-00000003"):
+        (folder / name).write_text("mine")
+    (folder / "step-00000008").symlink_to(good)
+    (folder / ".writing-step-00000004").symlink_to(good)
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path):
+    elsewhere = checkpoints.save(tmp_path / "elsewhere", 8, state(8), keep=1)
+    folder = tmp_path / "checkpoints"
+    foreign(folder, elsewhere)
+    before = listing(tmp_path)
+    assert checkpoints.newest(folder) == (None, [])
+    for step in (1, 2, 3):
+        checkpoints.save(folder, step, state(step), keep=1)
+    checkpoints.clean(folder)
+    assert checkpoints.newest(folder) == (folder / "step-00000003", [])
+    after = listing(tmp_path)
+    ours = {name for name in after if name.startswith("checkpoints/step-00000003")}
+    assert {name: after[name] for name in after.keys() - ours} == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "damaged"])
+def test_what_stands_in_a_checkpoints_place_is_set_aside(tmp_path, kind):
+    place = tmp_path / "step-00000009"
+    for turn in (1, 2):
+        if kind == "file":
+            place.write_text("mine")
+        elif kind == "link":
+            place.symlink_to("nowhere")
+        else:
+            checkpoints.save(tmp_path, 9, state(9), keep=1)
+            flip_a_bit(place / checkpoints.TENSORS)
+        checkpoints.save(tmp_path, 9, state(9), keep=1)
+        assert checkpoints.newest(tmp_path) == (place, [])
+        assert os.path.lexists(f"{place}.aside-{turn}")
+        checkpoints._delete(place)
+    for turn in range(3, checkpoints.ASIDE + 1):
+        Path(f"{place}.aside-{turn}").mkdir()
+    place.write_text("mine")
+    with pytest.raises(checkpoints.CheckpointError, match="look at this disk, and delete them"):
+        checkpoints.save(tmp_path, 9, state(9), keep=1)
+    assert place.read_text() == "mine"
+
+
+def test_steps_of_nine_digits_come_after_those_of_eight(tmp_path):
+    for step in (99_999_999, 100_000_000):
+        checkpoints.save(tmp_path, step, state(1), keep=2)
+    found, _ = checkpoints.newest(tmp_path)
+    assert checkpoints.step_of(found) == 100_000_000
+
+
+# ---- what cannot be read is not damaged
+
+
+def a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def a_share_that_is_away(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/mnt/away/file")
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("harm", [a_loop, a_share_that_is_away])
+@pytest.mark.parametrize("name", [checkpoints.TENSORS, checkpoints.STATE, checkpoints.MANIFEST])
+def test_what_cannot_be_read_is_no_damage(tmp_path, harm, name):
+    checkpoints.save(tmp_path, 1, state(1), keep=5)
+    away = checkpoints.save(tmp_path, 2, state(2), keep=5)
+    harm(away / name)
+    before = listing(tmp_path)
+    for look in (lambda: checkpoints.newest(tmp_path), lambda: checkpoints.load(away)):
+        with pytest.raises(checkpoints.CheckpointError, match="step-00000002 cannot be read"):
+            look()
+    assert listing(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path):
+    assert checkpoints.newest(tmp_path / "checkpoints") == (None, [])
+    for target in ("checkpoints", "/mnt/away"):
+        (tmp_path / "checkpoints").symlink_to(target)
+        with pytest.raises(checkpoints.CheckpointError, match="checkpoints cannot be read"):
+            checkpoints.newest(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints").unlink()
+
+
+@pytest.mark.parametrize("name", ["", "step-00000002", "step-00000002/state.json"])
+def test_what_nobody_may_read_is_no_damage(tmp_path, name):
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        checkpoints.save(folder, step, state(step), keep=5)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    (folder / name).chmod(0)
+    try:
+        if os.geteuid() == 0:  # who may read all
+            os.seteuid(65534)
+        with pytest.raises(checkpoints.CheckpointError) as refused:
+            checkpoints.newest(folder)
+    finally:
+        os.seteuid(os.getuid())
+    (folder / name).chmod(0o755)
+    assert "cannot be read (Permission denied): nothing was changed" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [checkpoints.TENSORS, checkpoints.STATE, checkpoints.MANIFEST])
+def test_nobody_waits_for_a_pipe(tmp_path, name):
+    checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=5)
+    a_pipe(checkpoint / name)
+    with pytest.raises(checkpoints.CheckpointError, match=r"regular file|has 0 bytes"):
+        checkpoints.load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "3",
+        "[]",
+        '{"dict": 3}',
+        '{"dict": [[["a"], 1]]}',
+        '{"dict": [["a", {"tensor": "b"}]]}',
+        '{"a": 1, "b": 2}',
+        "{}",
+        '{"nothing": 1}',
+        "[" * 100_000,
+        "NaN NaN",
+    ],
+)
+def test_a_state_of_odd_shape_is_named(tmp_path, odd):
+    checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=5)
+    (checkpoint / checkpoints.STATE).write_text(odd)
+    sealed = {
+        n: checkpoints._seal(checkpoint / n) for n in (checkpoints.TENSORS, checkpoints.STATE)
+    }
+    (checkpoint / checkpoints.MANIFEST).write_text(json.dumps(sealed))
+    assert checkpoints.problem(checkpoint) is None
+    with pytest.raises(checkpoints.CheckpointError, match="step-00000001 holds no state of a run"):
+        checkpoints.load(checkpoint)
+
+
+@pytest.mark.parametrize("odd", ["", "3", "[]", "{}", '{"state.json": 3}', "[" * 100_000, "\xff"])
+def test_a_manifest_of_odd_shape_is_damage(tmp_path, odd):
+    checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=5)
+    (checkpoint / checkpoints.MANIFEST).write_text(odd, encoding="latin-1")
+    found, (problem,) = checkpoints.newest(tmp_path)
+    assert found is None and "step-00000001 is damaged: manifest.json" in problem
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_have_the_modes_that_the_umask_says(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=1)
+    finally:
+        os.umask(old)
+    modes = {path.stat().st_mode & 0o777 for path in checkpoint.iterdir()}
+    assert modes == {0o666 & ~umask}
 
 
 @pytest.mark.parametrize("limit", [50, 5_000, 45_000])
 def test_a_refusing_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
     good = checkpoints.save(tmp_path, 1, {"a": torch.ones(4)}, keep=1)
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "step-00000002" in told and "intact" in told
+    state = {"a": torch.ones(10_000), "b": ["x" * 10] * 5000}
+    with full_disk(limit), pytest.raises(checkpoints.CheckpointError) as refused:
+        checkpoints.save(tmp_path, 2, state, keep=1)
+    assert "step-00000002" in str(refused.value) and "intact" in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoints.newest(tmp_path) == (good, [])

@@ -1,11 +1,14 @@
 """Runs of several processes, and runs that are killed."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import ON_CPU, ROOT, TINY, TWO
+from conftest import ON_CPU, PORT, ROOT, STEPPING, TINY, TWO, wait_for_steps
 
 
 @pytest.mark.parametrize("processes", ["2", pytest.param("4", marks=pytest.mark.slow)])
@@ -27,6 +30,25 @@ def test_the_readmes_two_process_launch(train, trained, text_file, tmp_path):
     done = train(*words[-4:], "--resume", "--accept_changes", launcher=config, env=ON_CPU)
     assert done.returncode == 0, done.stderr
     assert "resumed after step 8" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_stop_of_any_process_is_no_training(tmp_path):
+    """The main process waits for the other one meanwhile, and its clock goes on."""
+    both = ON_CPU | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", STEPPING, str(tmp_path)]
+    main, other = (
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | both | {"RANK": n, "LOCAL_RANK": n})
+        for n in "01"
+    )
+    wait_for_steps(tmp_path, main, 10)
+    other.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    other.send_signal(signal.SIGCONT)
+    wait_for_steps(tmp_path, main, 10)
+    other.send_signal(signal.SIGHUP)  # ends both
+    assert (main.wait(60), other.wait(60)) == (0, 0)
+    assert float((tmp_path / "lost").read_text()) > 2
 
 
 @pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), TWO])

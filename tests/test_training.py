@@ -1,16 +1,24 @@
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import pty
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, STEPPING, full_disk, listing, wait_for_steps
 
-from genkit import checkpoints, optim
+from genkit import checkpoints, mosaic, optim, plots
+from genkit.folder import RunFolder
 from genkit.progress import Clock
 from genkit.settings import RunSettings, parse
 from genkit.training import Run, TrainingDivergedError
@@ -457,3 +465,384 @@ def test_publishing_is_all_or_nothing(tmp_path):
             run.publish(fail)
         assert (tmp_path / "a.txt").read_text() == "old"
         assert not (tmp_path / ".publishing").exists()
+
+
+# ---- what makes a folder a run, and what is damaged in it
+
+
+def finished_run(folder: Path) -> None:
+    """Leave a run of 20 steps, its model, a sample, and files of the user's own."""
+    (folder / "checkpoints" / "step-00000010.bak").mkdir(parents=True)
+    (folder / "samples").mkdir()
+    (folder / "samples" / "step-00000010 (copy).md").write_text("mine")
+    (folder / "samples" / "step-99.md").write_text("mine")
+    (folder / "samples" / "step-00000030.md").symlink_to("step-99.md")
+    with Run(settings(folder, save_steps=10)) as run:
+        run.identify(data="abc")
+        linear_run(run)
+        run.folder.write("samples/step-00000020.md", "the newest")
+        run.publish(lambda place: (place / "model.safetensors").write_bytes(b"the best"))
+
+
+def resume(folder: Path, **changes) -> Run:
+    """Go on with it for ten steps more."""
+    told = parse(RunSettings, no_preset, ["--output_dir", str(folder), "--resume"])
+    with Run(dataclasses.replace(told, max_steps=30, **changes)) as run:
+        run.identify(data="abc")
+        linear_run(run)
+    return run
+
+
+def test_the_users_own_files_are_left_alone(tmp_path):
+    finished_run(tmp_path)
+    for name in ("step-00000019.md", "step-00000021.png"):
+        (tmp_path / "samples" / name).write_text("the run's, and of a step to come")
+    before = listing(tmp_path)
+    assert resume(tmp_path).progress.step == 30
+    after = listing(tmp_path)
+    own = [name for name in before if "copy" in name or "bak" in name or "99" in name]
+    own += ["samples/step-00000030.md", "samples/step-00000019.md", "samples/step-00000020.md"]
+    assert len(own) == 6 and all(after[name] == before[name] for name in own)
+    assert "samples/step-00000021.png" not in after
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", "checkpoints", "model.safetensors"])
+@pytest.mark.parametrize("record", [True, False])
+def test_a_part_of_a_run_is_a_run(tmp_path, kept, record):
+    """Whatever else is missing, a new one is refused, and all that there was is still there."""
+    finished_run(tmp_path)
+    for name in {"metrics.jsonl", "checkpoints", "model.safetensors"} - {kept}:
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not record:
+        (tmp_path / "run.json").unlink()
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=r"^output_dir: .* holds (another run|model\.safetensors)"):
+        Run(settings(tmp_path)).__enter__()
+    assert listing(tmp_path) == before
+    if not record:
+        with pytest.raises(ValueError, match=r"run.json is missing.*put back a copy"):
+            resume(tmp_path)
+        assert listing(tmp_path) == before
+
+
+def test_a_start_that_failed_keeps_what_is_not_its_own(tmp_path):
+    with Run(settings(tmp_path)) as run:
+        run.identify(data="abc")
+        network = torch.nn.Linear(1, 1)
+        run.network("model", network, optim.optimizers(network, run.settings))
+        run.restore()
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    with Run(settings(tmp_path, seed=1)) as run:
+        linear_run(run)
+    assert run.progress.step == 20
+    assert (tmp_path / "checkpoints" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_killed_before_its_first_step_starts_again(tmp_path, capsys):
+    finished_run(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "seconds": 0.0, "val_loss": 1.0}\n')
+    assert resume(tmp_path).progress.step == 30
+    assert "had not made a step" in capsys.readouterr().out
+
+
+def damage_all(folder: Path) -> None:
+    for checkpoint in checkpoints.steps(folder / "checkpoints"):
+        (checkpoint / checkpoints.TENSORS).write_bytes(b"short")
+
+
+def lose_all(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints")
+
+
+def lose_the_log_too(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "metrics.jsonl").unlink()
+
+
+def empty(folder: Path) -> None:
+    lose_all(folder)
+    (folder / "checkpoints").mkdir()
+
+
+def take_away(folder: Path) -> None:
+    lose_all(folder)
+    (folder / "checkpoints").symlink_to("/mnt/away")
+
+
+def make_unreadable(folder: Path) -> None:
+    manifest = checkpoints.steps(folder / "checkpoints")[0] / checkpoints.MANIFEST
+    manifest.unlink()
+    manifest.symlink_to(checkpoints.MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (damage_all, r"step-00000020 is damaged.*step-00000010 is damaged.*start in another fol"),
+        (lose_all, "checkpoints holds no checkpoint.*is a disk away"),
+        (lose_the_log_too, "checkpoints holds no checkpoint.*is a disk away"),
+        (empty, "checkpoints holds no checkpoint.*is a disk away"),
+        (take_away, "checkpoints cannot be read.*make its disk readable"),
+        (make_unreadable, "step-00000020 cannot be read.*or move it elsewhere"),
+    ],
+)
+def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(tmp_path, harm, message):
+    finished_run(tmp_path)
+    harm(tmp_path)
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=message) as refused:
+        resume(tmp_path)
+    assert "\n" not in str(refused.value) and listing(tmp_path) == before
+
+
+def test_a_damaged_checkpoint_is_kept_for_who_wants_to_look(tmp_path, capsys):
+    finished_run(tmp_path)
+    newest = tmp_path / "checkpoints" / "step-00000020"
+    (newest / checkpoints.TENSORS).write_bytes(b"short")
+    assert resume(tmp_path).progress.step == 30
+    told = capsys.readouterr().out
+    assert "step-00000020 is damaged" in told and "it is now step-00000020.aside-1" in told
+    assert "resumed after step 10" in told
+    aside = newest.with_name("step-00000020.aside-1")
+    assert (aside / checkpoints.TENSORS).read_bytes() == b"short"
+
+
+RECORD = {"settings": {}, "facts": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", b"", "run.json is damaged .*put back a copy of it"),
+        ("run.json", b"\xf8{}", "run.json is damaged"),
+        ("run.json", b'{"settings": {"seed": 0', "run.json is damaged"),
+        ("run.json", b"[" * 100_000, "run.json is damaged"),
+        ("run.json", b"[1]", "run.json is damaged .it is no JSON object"),
+        ("run.json", {"facts": {}}, "run.json is damaged .it holds no settings"),
+        ("run.json", {"settings": {}}, "run.json is damaged .it holds no facts"),
+        ("run.json", {"settings": [], "facts": {}}, "it holds no settings"),
+        ("run.json", {"settings": {"seed": "0"}, "facts": {}}, "damaged .its seed is '0'"),
+        ("run.json", {"settings": {"depth": 2}, "facts": {}}, "has the setting depth, which this"),
+        ("run.json", None, "run.json cannot be read"),
+        ("metrics.jsonl", b"3\n", "metrics.jsonl is damaged: line 1 .*delete that line"),
+        ("metrics.jsonl", b'{"step": 1}\n{"st\n{"step": 2}\n', "is damaged: line 2 "),
+        ("metrics.jsonl", b'{"step": 1}\n{"\xff": 2}\n', "is damaged: line 2 "),
+        ("metrics.jsonl", b'{"step": 1}\n{}\n', "is damaged: line 2 "),
+        ("metrics.jsonl", b'{"step": 1}\n\n', "is damaged: line 2 "),
+        ("metrics.jsonl", b'{"step": "1"}\n', "is damaged: line 1 "),
+        ("metrics.jsonl", b'{"step": 1, "loss": "low"}\n', "is damaged: line 1 "),
+        ("metrics.jsonl", None, "metrics.jsonl cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, message):
+    finished_run(tmp_path)
+    file = tmp_path / name
+    file.unlink()
+    if content is None:
+        os.mkfifo(file)  # which nobody waits for
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=message) as refused:
+        resume(tmp_path)
+    assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"progress": 3},
+        {"progress": {"step": "20"}},
+        {"progress": {"step": 20, "pace": 1}},
+        {"progress": {"step": 20}, "model": 3},
+        {"progress": {"step": 20}, "model": {"module": {"weight": torch.ones(7)}}},
+        {"progress": {"step": 20}, "model": {"module": {"weight": torch.ones(1, 1)},
+         "average": None, "optimizers": ["x"]}},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_odd_shape_is_named(tmp_path, odd):
+    finished_run(tmp_path)
+    newest = tmp_path / "checkpoints" / "step-00000020"
+    shutil.rmtree(newest)
+    checkpoints.save(newest.parent, 20, odd, keep=2)
+    with pytest.raises(ValueError, match="step-00000020 does not fit this run") as refused:
+        resume(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"), [('{"step": 2, "lo', 1), ('{"step": 2}', 2), ("\0\0\0", 1), ("", 1)]
+)
+def test_a_last_line_that_was_cut_is_not_glued_to_the_next(tmp_path, cut, kept):
+    log = RunFolder(tmp_path)
+    log.log_file.write_text('{"step": 1}\n' + cut)
+    assert [line["step"] for line in log.log()] == [1, 2][:kept]
+    log.append({"step": 3})
+    assert [line["step"] for line in log_of(tmp_path)] == [*[1, 2][:kept], 3]
+
+
+def test_a_log_goes_on_after_a_resume_without_it(tmp_path):
+    finished_run(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    resume(tmp_path)
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(21, 31))
+
+
+# ---- a disk that is full
+
+
+def picture(path: Path) -> None:
+    mosaic.grid(torch.zeros(4, 3, 8, 8), path)
+
+
+def curve(path: Path) -> None:
+    plots.loss_curve([{"step": 1, "loss": 1.0}], path)
+
+
+def model(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    def write(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        save_file({"weights": torch.zeros(100)}, folder / path.name)
+
+    RunFolder(path.parent).publish(write)
+
+
+def tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    made = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    RunFolder(path.parent).publish(lambda folder: made.save(str(folder / path.name)))
+
+
+WRITTEN: dict[str, Callable[[Path], None]] = {
+    "run.json": lambda path: RunFolder(path.parent).identify({"seed": 1}, {"data": "abc"}, True),
+    "metrics.jsonl": lambda path: RunFolder(path.parent).append({"step": 1, "loss": 1.0}),
+    "samples.md": lambda path: RunFolder(path.parent).write("samples.md", "a sample of text"),
+    "samples.png": picture,
+    "loss.png": curve,
+    "model.safetensors": model,
+    "tokenizer.json": tokenizer,
+}
+
+
+@pytest.mark.parametrize("limit", [0, 10])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, name, limit):
+    file, write = tmp_path / name, WRITTEN[name]
+    write(file)
+    before = listing(tmp_path)
+    with full_disk(limit), pytest.raises(OSError, match="could not write") as refused:
+        write(file)
+    told = str(refused.value)
+    assert str(tmp_path) in told and "as it was; make room" in told and "\n" not in told
+    assert listing(tmp_path) == before
+    write(file)
+    if name == "metrics.jsonl":
+        assert [line["step"] for line in log_of(tmp_path)] == [1, 1]
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(tmp_path):
+    def train_until_it_is_full() -> None:
+        with Run(settings(tmp_path, save_steps=2)) as run, contextlib.ExitStack() as disk:
+            run.identify(data="abc")
+            network = torch.nn.Linear(1, 1, bias=False)
+            run.network("model", network, optim.optimizers(network, run.settings))
+            run.restore()
+            for step in run.steps():
+                run.backward(network(torch.ones(1, 1)).square().mean())
+                run.update()
+                if step == 4:
+                    disk.enter_context(full_disk(600))
+
+    with pytest.raises((OSError, ValueError), match="make room"):
+        train_until_it_is_full()
+    assert checkpoints.newest(tmp_path / "checkpoints")[1] == []
+    assert resume(tmp_path).progress.step == 30
+
+
+def test_a_tracker_on_a_full_disk_is_one_line(tmp_path, capsys):
+    with (
+        pytest.raises(OSError, match="could not write what the tracker keeps"),
+        Run(settings(tmp_path, report_to="tensorboard")) as run,
+    ):
+        run.identify(data="abc")
+        with full_disk(2000):
+            for _ in range(10_000):
+                run.log(loss=1.0)
+    assert "the tracker lost figures: File too large" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_a_model_has_the_modes_that_the_umask_says(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        for name, write in WRITTEN.items():
+            write(tmp_path / name)
+        resumed = RunFolder(tmp_path)
+        resumed.publish(lambda place: (place / "unet").mkdir() or model(place / "unet" / "x"))
+    finally:
+        os.umask(old)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= len(WRITTEN)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+# ---- signals
+
+
+def newest_is_last(folder: Path) -> bool:
+    """Whether a run that ended has saved its last step."""
+    found, _ = checkpoints.newest(folder / "checkpoints")
+    return checkpoints.step_of(found) == log_of(folder)[-1]["step"] > 0
+
+
+def test_a_closed_terminal_saves(tmp_path):
+    """The hang-up comes, and from then on nothing can be printed."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", STEPPING, str(tmp_path)]
+    lead = "import os, fcntl, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY); "
+    lead += "os.execv(sys.argv[1], sys.argv[1:])"
+    running = subprocess.Popen(
+        [sys.executable, "-c", lead, *command], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT
+    )
+    os.close(theirs)
+    wait_for_steps(tmp_path, running, 3)
+    os.close(ours)
+    assert running.wait(60) == 0
+    assert newest_is_last(tmp_path)
+
+
+def test_nohup_is_heeded_and_a_stop_is_no_training(tmp_path):
+    """SIGHUP ends nothing that was started under nohup; SIGSTOP counts no minutes."""
+    command = ["nohup", sys.executable, "-c", STEPPING, str(tmp_path)]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for_steps(tmp_path, running, 3)
+    running.send_signal(signal.SIGHUP)
+    wait_for_steps(tmp_path, running, 20)
+    running.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    running.send_signal(signal.SIGCONT)
+    wait_for_steps(tmp_path, running, 3)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 0 and newest_is_last(tmp_path)
+    assert float((tmp_path / "lost").read_text()) > 2
+    seconds = [line["seconds"] for line in log_of(tmp_path)]
+    assert seconds == sorted(seconds) and seconds[-1] > 0.2
+
+
+def test_a_lap_in_which_the_process_was_stopped_is_as_long_as_the_one_before():
+    clock = Clock()
+    clock.set(10.0)
+    clock.lap(10.5)
+    clock.set(100.0)  # as if a clock that ran had come there
+    assert clock.usual == 100.0  # no lap begins before a time that was set
+    with clock.running():
+        clock.set(10.0)
+        clock.lap(10.5)
+        clock._sum += 90  # the process was stopped so long
+        assert clock.seconds > 100 and clock.usual == 11.0
