@@ -18,7 +18,7 @@ ROOM = 32  # jobs of all at once; fewer than gradio has threads
 BUDGET = 1 << 16  # of a session at once: images times steps, tokens times texts, characters
 TURN = 0.1  # seconds, where others wait
 PATIENCE = 1.0  # seconds without a step, after which the next job computes beside
-GRACE = 5.0  # seconds that a job waits for somebody to listen
+GRACE = 3.0  # seconds that a job waits while nobody listens
 HALF = 30.0  # seconds that halve the time that somebody had
 
 Visitor = tuple[str, str]  # address, session
@@ -34,15 +34,18 @@ class Job:
 
     Args:
         heard: tells whether somebody still waits for it.
+        last: when somebody was seen to wait.
         work: that it has claimed.
+        spent: seconds of its turns.
         waits: for its turn.
         dropped: must end.
     """
 
     visitor: Visitor
     heard: Callable[[], bool]
-    began: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
     work: int = 0
+    spent: float = 0.0
     waits: bool = False
     dropped: bool = False
 
@@ -185,7 +188,8 @@ class Desk:
         now = time.monotonic()
         if job.dropped:
             raise DroppedError("stopped, as others wait and you asked for most")
-        if not job.heard() and now > job.began + GRACE:
+        job.last = now if job.heard() else job.last
+        if now > job.last + GRACE:
             raise DroppedError("stopped, as nobody listened")
         if self._turn and now < self._since + PATIENCE:
             return False
@@ -197,8 +201,9 @@ class Desk:
         self._turn, self._since = job, now
         return True
 
-    def _had(self, job: Job) -> tuple[float, float]:
-        return self._spent.get(job.visitor[0], 0.0), self._spent.get(job.visitor, 0.0)
+    def _had(self, job: Job) -> tuple[float, float, float]:
+        address, session = self._spent.get(job.visitor[0], 0.0), self._spent.get(job.visitor, 0.0)
+        return address, session, job.spent
 
     def _end_turn(self, job: Job) -> None:
         """Note the time that a turn took, if it is this job's; what is long ago counts less."""
@@ -207,6 +212,7 @@ class Desk:
         now = time.monotonic()
         fading, self._faded = 0.5 ** ((now - self._faded) / HALF), now
         self._spent = {who: s * fading for who, s in self._spent.items() if s * fading > 0.01}
+        job.spent += now - self._since
         for who in (job.visitor[0], job.visitor):
             self._spent[who] = self._spent.get(who, 0.0) + now - self._since
         self._turn = None
