@@ -141,7 +141,7 @@ def ask(
     named.setdefault("Content-Type", "application/json")
     request = urllib.request.Request(address, body, named, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=100) as answer:
             return answer.status, answer.read().decode(errors="replace"), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:

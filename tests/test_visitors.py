@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import threading
@@ -135,7 +136,7 @@ def test_an_origin_is_of_the_pages_scheme_and_port(address):
 
 @contextlib.contextmanager
 def wired(answer):
-    """Serve an application behind the guard in a thread, on connections as the page's."""
+    """Serve an application behind the guard in a thread, on connections as the page's is."""
     config = uvicorn.Config(guard.Guard(answer, None, None), http=wire.Protocol, log_level=60)
     server = uvicorn.Server(config)
     with genkit.app._listen("127.0.0.1", 0) as listening:
@@ -488,6 +489,8 @@ def test_files_of_any_size_are_not_read(run, monkeypatch):
 # ---- the token
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # gradio leaves event loops open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_token_is_in_no_command_line(tmp_path, monkeypatch, capsys):
     served = []
     monkeypatch.setattr(genkit.app._Server, "run", lambda server, sockets: served.append(server))
@@ -518,3 +521,4 @@ def test_the_token_is_in_no_command_line(tmp_path, monkeypatch, capsys):
         cli.main(["app", "--help"])
     told = capsys.readouterr().out
     assert "GENKIT_TOKEN" in told and "--token_file" in told
+    gc.collect()  # of those loops, while they are allowed
