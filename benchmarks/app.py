@@ -1,10 +1,11 @@
-"""How soon the web page is ready with three small models, and how soon it redraws.
+"""How soon the web page is ready with small models, redraws, and serves one visitor among many.
 
-    python benchmarks/app.py [--repeats 60]
+    python benchmarks/app.py [--repeats 60] [--greedy 21]
 
 Ready is from the start of the process to the first page that is served. Redrawing is of the next
 token's distribution, from a move of the temperature's slider to the new bars: in Chromium if there
-is one, with all that the browser does, otherwise the request alone.
+is one, with all that the browser does, otherwise the request alone. Greedy visitors ask for 64
+images of 1,000 steps each; another one then asks for 16 of 20 steps, and for the next token.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ from app_models import (  # type: ignore[import-not-found]  # noqa: E402
     browser,
     served,
 )
+from visitors import DRAW, Visitor  # type: ignore[import-not-found]  # noqa: E402
 
 MODELS = ("language", "reader", "two_latents")
+SOME = ["told", "one after the other", 0, 16, "dpm++", 20, 1.0]  # images, and steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=60, help="redrawings")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--greedy", type=int, default=21, help="visitors who ask for much")
+    arguments = parser.parse_args()
+    repeats = arguments.repeats
     with tempfile.TemporaryDirectory() as folder:
         for name in MODELS:
             MAKE[name](Path(folder) / name)
@@ -48,6 +53,46 @@ def main() -> None:
             times = in_browser(address, repeats) or [timed(address, i) for i in range(repeats)]
     tell = 1000 * statistics.median(times), 1000 * sorted(times)[int(0.95 * len(times))]
     print(f"redrawn in {tell[0]:.0f} ms (median), {tell[1]:.0f} ms (95 %), {repeats} times")
+    crowd(arguments.greedy)
+
+
+def crowd(count: int, times: int = 10) -> None:
+    """Tell how soon a visitor is served among so many greedy ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("language", "told"):
+            MAKE[name](Path(folder) / name)
+        with served([folder]) as address:
+            redraw(address)
+            greedy = [Visitor(address, f"greedy{i}") for i in range(count)]
+            for each in greedy:
+                each.choose("told")
+                each.join("draw", DRAW)
+                each.listen()
+            took = [served_in(address, f"other{i}") for i in range(times)]
+            done = sum(bool(each.done) for each in greedy)
+            for each in greedy:
+                each.leave()
+    drawn, written = ([pair[i] for pair in took] for i in range(2))
+    print(
+        f"beside {count} greedy visitors, {done} of them done, another has its images after "
+        f"{statistics.median(drawn):.2f} s (at most {max(drawn):.2f}) and the next token after "
+        f"{statistics.median(written):.2f} s (at most {max(written):.2f})"
+    )
+
+
+def served_in(address: str, session: str) -> tuple[float, float]:
+    """Return the seconds until a new visitor has some images, and the next token."""
+    visitor = Visitor(address, session)
+    visitor.choose("told")
+    start = time.perf_counter()
+    visitor.join("draw", SOME)
+    visitor.listen()
+    assert "16 of" in visitor.wait()[0]
+    drawn = time.perf_counter()
+    call = {"data": ["language", "The ", 1.0], "session_hash": session}
+    assert "nexts" in ask(f"{address}gradio_api/run/next_tokens", call)[1]
+    visitor.leave()
+    return drawn - start, time.perf_counter() - drawn
 
 
 def redraw(address: str, temperature: float = 1.0) -> None:

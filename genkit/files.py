@@ -41,7 +41,11 @@ def open_inside(file: Path, folder: Path) -> BufferedReader:
         OSError: it cannot be read.
     """
     target = _inside(file, folder)
-    if not stat.S_ISREG(target.lstat().st_mode):
+    try:
+        regular = stat.S_ISREG(target.lstat().st_mode)
+    except NotADirectoryError:
+        regular = False
+    if not regular:
         raise ValueError(f"{file} is no regular file")
     opened = open_regular(target)
     try:

@@ -109,6 +109,13 @@ SERVE = "import json, sys; from genkit.app import serve; serve(**json.loads(sys.
 @contextlib.contextmanager
 def served(models: list[str], **options: object) -> Iterator[str]:
     """Serve the page from a process; yield its address."""
+    with served_by(models, **options) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def served_by(models: list[str], **options: object) -> Iterator[tuple[str, int]]:
+    """Serve the page from a process; yield its address and the process."""
     told = json.dumps({"models": models, "port": 0, **options})
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
@@ -118,7 +125,7 @@ def served(models: list[str], **options: object) -> Iterator[str]:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "genkit is at" in line, "the page did not start"
-        yield line.split()[-1]
+        yield line.split()[-1], process.pid
     finally:
         process.terminate()
         process.wait(20)
@@ -134,7 +141,7 @@ def ask(
     named.setdefault("Content-Type", "application/json")
     request = urllib.request.Request(address, body, named, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=100) as answer:
             return answer.status, answer.read().decode(errors="replace"), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:

@@ -18,7 +18,7 @@ except ImportError:
 import uvicorn
 from fastapi import FastAPI
 
-from genkit.app import answer, finding, guard, images, parts, runs, write
+from genkit.app import answer, finding, guard, images, parts, runs, wire, write
 from genkit.app.finding import Shelf
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -84,10 +84,10 @@ class _Server(uvicorn.Server):
     """Says when it is ready, and then loads a model of each kind ahead of its use."""
 
     def __init__(self, app: guard.Guard, ready: Callable[[], None], shelf: Shelf) -> None:
-        # access logs would tell tokens
-        super().__init__(
-            uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
-        )
+        # access logs would tell tokens; a header may not say where a request comes from
+        options: dict[str, Any] = {"access_log": False, "proxy_headers": False, "ws": "none"}
+        options |= {"log_level": "critical", "timeout_graceful_shutdown": 1}
+        super().__init__(uvicorn.Config(app, http=wire.Protocol, **options))
         self.ready, self.shelf = ready, shelf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -103,10 +103,8 @@ def warm_up(shelf: Shelf) -> None:
     loads = {finding.TEXT: write.load, finding.ANSWERS: answer.load, finding.IMAGES: images.load}
     for kind, load in loads.items():
         for name in shelf.names(kind)[:1]:
-            try:
+            with contextlib.suppress(BaseException):  # of a tokenizer's extension, too
                 load(shelf, name)
-            except ValueError:
-                continue
 
 
 # ---------------------------------------------------------------------------------------------
@@ -125,7 +123,7 @@ def build(shelf: Shelf) -> gr.Blocks:
             images.tab(shelf, shown)
         with gr.Tab("Runs", id="runs"):
             runs.tab(shelf, page)
-    page.queue(api_open=False, max_size=20, default_concurrency_limit=1)
+    page.queue(api_open=False, max_size=64, default_concurrency_limit=None)  # see work.Desk
     return page
 
 

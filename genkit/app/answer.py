@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from genkit.app import finding, parts
+from genkit.app import finding, parts, work
 from genkit.app.finding import Shelf
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def load(shelf: Shelf, name: str) -> Reader:
     """Load a model by its name in the page."""
     from genkit import qa
 
-    return parts.loaded(qa.load, shelf.pick(finding.ANSWERS, name))
+    return parts.loaded(qa.load, shelf.pick(finding.ANSWERS, name), compile=False)
 
 
 def _answer(shelf: Shelf, name: str, question: str, context: str) -> str:
@@ -58,7 +58,8 @@ def _answer(shelf: Shelf, name: str, question: str, context: str) -> str:
 
     model = load(shelf, name)
     parts.limited("question", question)
-    return show(qa.answer(question, parts.limited("text", context), model=model, top_k=BEST))
+    work.DESK.claim(len(parts.limited("text", context)), "characters")
+    return show(qa.answer(question, context, model=model, top_k=BEST))
 
 
 def show(record: Answer) -> str:

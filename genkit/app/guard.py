@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import re
@@ -10,6 +12,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from genkit.app import work
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -17,6 +21,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "genkit"
 LARGEST = 1 << 20  # bytes of a request: two long texts
+BODY = 30.0  # seconds for the body of a request to come
+ONCE = ("host", "origin", "cookie", "content-length", "transfer-encoding")  # in a request, at most
+LISTENS = "/gradio_api/queue/data"  # where outcomes of queued jobs are waited for
+HEARD = "genkit.heard"  # in a request's scope: tells whether somebody waits for its answer
 # No upload, no file of this machine, no fetching of addresses, no editor: none of it is needed
 NEEDED = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.*"
@@ -43,6 +51,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class RefusedError(Exception):
+    """A request is not answered, with a status and why."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class Guard:
     """Stands before the page, for every kind of request.
 
@@ -62,14 +78,13 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        refused = self._refuse(scope, headers)
-        if refused:
-            return await _answer(send, *refused)
+        try:
+            self._check(scope, _headers(scope))
+            body = await _read(receive)
+        except RefusedError as refused:
+            return await _answer(send, refused.status, str(refused))
         extra = list(HEADERS)
-        if self.token is not None and self._is_right(_asked(scope)):
+        if self.token is not None and self._is_right(_asked(scope, "token")):
             cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
             extra.append((b"set-cookie", cookie.encode()))
 
@@ -78,26 +93,82 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *extra]
             await send(message)
 
-        await self.app(scope, receive, send_more)
+        await self._pass(scope, body, receive, send_more)
 
-    def _refuse(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Say why not, as status and text."""
+    async def _pass(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Pass a request on, and know all the while whether somebody waits for the answer."""
+        gone, unread = asyncio.Event(), [body]
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+        async def replay() -> MutableMapping[str, Any]:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        scope[HEARD] = lambda: not gone.is_set()
+        visitor = address(scope), _asked(scope, "session_hash")
+        listens = scope["path"].rstrip("/") == LISTENS
+        watching = asyncio.create_task(watch())
+        try:
+            with work.DESK.listening(visitor) if listens else contextlib.nullcontext():
+                await self.app(scope, replay, send)
+        finally:
+            watching.cancel()
+
+    def _check(self, scope: Scope, headers: dict[str, str]) -> None:
+        """Refuse what is not for this page, not allowed, or not needed."""
         host = headers.get("host", "")
         if self.hosts is not None and _name(host) not in self.hosts:
-            return 400, "this page is not of that host"
-        if self.token is not None and not self._is_right(_asked(scope) or _kept(headers)):
-            return 401, "open the address that genkit printed, with its token"
-        if "origin" in headers and headers["origin"].partition("://")[2] != host:
-            return 403, "another page asked"
+            raise RefusedError(400, "this page is not of that host")
+        if self.token is not None and not self._is_right(_asked(scope, "token") or _kept(headers)):
+            raise RefusedError(401, "open the address that genkit printed, with its token")
+        if "origin" in headers and headers["origin"] != f"{scope['scheme']}://{host}":
+            raise RefusedError(403, "another page asked")
         if not NEEDED.fullmatch(scope["path"]):
-            return 404, "there is no such thing here"
+            raise RefusedError(404, "there is no such thing here")
         length = headers.get("content-length", "0" if scope["method"] != "POST" else "")
-        if not length.isdecimal() or int(length) > LARGEST:
-            return 413, f"a request must tell its length, at most {LARGEST:,} bytes"
-        return None
+        if "transfer-encoding" in headers and length:
+            raise RefusedError(400, "a request has a length or an encoding, not both")
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > LARGEST:
+            raise RefusedError(413, f"a request must tell its length, at most {LARGEST:,} bytes")
 
     def _is_right(self, given: str) -> bool:
         return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def address(scope: Scope) -> str:
+    """Return where a request comes from."""
+    return (scope.get("client") or ("",))[0]
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return headers by name; those that decide may stand there once."""
+    headers: dict[str, str] = {}
+    for name, value in ((n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"]):
+        if name in ONCE and name in headers:
+            raise RefusedError(400, f"a request has one header {name}, not two")
+        headers[name] = value
+    return headers
+
+
+async def _read(receive: Receive) -> bytes:
+    """Read a body, counting what comes, whatever its headers say."""
+    body, more = b"", True
+    try:
+        async with asyncio.timeout(BODY):
+            while more:
+                message = await receive()
+                body, more = body + message.get("body", b""), message.get("more_body", False)
+                if len(body) > LARGEST:
+                    raise RefusedError(413, f"a request has at most {LARGEST:,} bytes")
+    except TimeoutError:
+        raise RefusedError(408, "the body of a request takes too long") from None
+    return body
 
 
 def _name(host: str) -> str | None:
@@ -108,8 +179,10 @@ def _name(host: str) -> str | None:
         return None
 
 
-def _asked(scope: Scope) -> str:
-    return parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+def _asked(scope: Scope, name: str) -> str:
+    """Return what an address asks for by a name: the last, as the page takes it."""
+    query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return query.get(name, [""])[-1]
 
 
 def _kept(headers: dict[str, str]) -> str:
@@ -121,6 +194,8 @@ def _kept(headers: dict[str, str]) -> str:
 
 
 async def _answer(send: Send, status: int, text: str) -> None:
+    body = text.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *HEADERS]
+    headers += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
+    await send({"type": "http.response.body", "body": body})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import finding, parts
+from genkit.app import finding, parts, work
 from genkit.app.finding import Shelf
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     changes = [about, known, label, diffusion, scheduler, steps, guidance, walks, denoising]
     changes += [samples, way, noise]  # of the model before
     assert len(changes) == CHANGES, "an output of `_configure` is missing"
-    configure = parts.event(_configure, shelf, CHANGES - 1)
+    configure = parts.event(_configure, shelf, [gr.skip()] * (CHANGES - 1))
     gr.on([model.input, shown.select], configure, [model, known], changes, api_name="about_images")
     scheduler.input(_steps, scheduler, steps, api_name=False, queue=False)
 
@@ -88,9 +88,9 @@ def _plane(shelf: Shelf, asked: list[Any], known: gr.State) -> None:
     with gr.Row():
         across = gr.Slider(0, 1, 0.5, step=0.01, label="Across", min_width=150)
         up = gr.Slider(0, 1, 0.5, step=0.01, label="Up", min_width=150)
-    drag = parts.event(_drag, shelf, 2)
+    drag = parts.event(_drag, shelf, [gr.skip()] * 2)
     pad.input(drag, [*asked, pad], [here, across, up], api_name="drag", **parts.LIVE)
-    slide = parts.event(_slide, shelf, 1)
+    slide = parts.event(_slide, shelf, [gr.skip()])
     gr.on(
         [known.change, across.input, up.input, *(given.input for given in asked[1:])],
         slide, [*asked, across, up], [here, pad], api_name="slide", **parts.LIVE,
@@ -176,6 +176,14 @@ def _noisily(pipeline: Any, scheduler: str, steps: int, guidance: float) -> dict
     return {"scheduler": scheduler, "steps": steps, **told}
 
 
+def _claim(pipeline: Any, images: int, options: dict[str, Any] | None = None) -> None:
+    """Claim the work of drawing images; options are those of `_noisily`."""
+    from genkit import sampling
+
+    steps = sampling.find(pipeline, **(options or {})).evaluations
+    work.DESK.claim(images * steps, "images times steps")
+
+
 # ---------------------------------------------------------------------------------------------
 # What is drawn
 
@@ -191,10 +199,11 @@ def _draw(
     if classes:
         every = label in (None, EVERY)
         told = [i % classes for i in range(int(count))] if every else int(str(label))
+    options = _noisily(pipeline, *how)
+    _claim(pipeline, int(count), options)
     made = genkit.sample(
-        shelf.pick(finding.IMAGES, name), int(count), seed=seed, label=told,
-        **_noisily(pipeline, *how),
-    )  # fmt: skip
+        shelf.pick(finding.IMAGES, name), int(count), seed=seed, label=told, **options
+    )
     labels = [""] * len(made.seeds) if made.labels is None else [f" · {i}" for i in made.labels]
     captions = [f"{own}{kind}" for own, kind in zip(made.seeds, labels, strict=True)]
     drawn = map(parts.picture, made.images, captions)
@@ -239,6 +248,7 @@ def _slide(
     pipeline = load(shelf, name)
     if isinstance(pipeline, PixelPipeline):
         return "", "0.5 0.5"  # it has no latents
+    _claim(pipeline, 1)
     own = _one(pipeline, label)
     latents = place(pipeline, _seeded(seed), across, up)
     (image,) = pipelines.decode(pipeline, latents, None if own is None else [own])
@@ -258,6 +268,7 @@ def _walk(
     from genkit import latent
 
     pipeline = load(shelf, name)
+    _claim(pipeline, 2 * int(number))  # on two lines
     first, last = (latent.draw(pipeline, 1, _seeded(own))[0] for own in (seed, end))
     way = latent.interpolate(pipeline, first, last, int(number), _one(pipeline, label))
     return parts.hint(f"On the great circle: {way}.") + parts.strip(
@@ -269,9 +280,9 @@ def _denoise(shelf: Shelf, name: str, label: str | None, seed: int | None, *how:
     from genkit import denoising
 
     pipeline = load(shelf, name)
-    shown = denoising.strip(
-        pipeline, _seeded(seed), _one(pipeline, label), **_noisily(pipeline, *how)
-    )
+    options = _noisily(pipeline, *how)
+    _claim(pipeline, 1, options)
+    shown = denoising.strip(pipeline, _seeded(seed), _one(pipeline, label), **options)
     times = [f"{time:.0f}" for time in shown.times]
     rows = [list(map(parts.picture, images, times)) for images in (shown.mixed, shown.clean)]
     seen, told = (parts.strip(row) for row in rows)

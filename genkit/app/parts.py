@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import importlib
 import io
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from genkit.app import guard, work
 from genkit.app.finding import Shelf
 
 if TYPE_CHECKING:
     import torch
 
 LONGEST = 20_000  # characters of a text that is sent
+MESSAGE = 1000  # characters of what went wrong
 SEEDS = 2**53  # whole numbers that a browser tells apart
 LIVE: dict[str, Any] = {  # of what follows a finger: only the last place matters
     "queue": False,
@@ -31,33 +35,53 @@ _loading = threading.Lock()
 def import_verbs() -> None:
     """Import what events use, which takes seconds; transformers' modules bear one thread alone."""
     with _loading:
-        for name in VERBS:
-            importlib.import_module(f"genkit.{name}")
+        _import_verbs()
 
 
-def loaded(load: Callable[[str], Any], model: str) -> Any:
+@functools.cache
+def _import_verbs() -> None:
+    for name in VERBS:
+        importlib.import_module(f"genkit.{name}")
+    work.watch()
+
+
+def loaded(load: Callable[..., Any], model: str, **options: Any) -> Any:
     """Load a model, or return it if it is loaded: one at a time, so that none is loaded twice."""
-    with _loading:
-        return load(model)
+    with work.DESK.aside(), _loading:
+        return load(model, **options)
 
 
-def event(work: Callable[..., Any], shelf: Shelf, others: int = 0) -> Callable[..., Any]:
+def event(do: Callable[..., Any], shelf: Shelf, others: Sequence[Any] = ()) -> Callable[..., Any]:
     """Make an event of a function: what cannot work is shown as a line in its first output.
 
     Args:
-        work: called with the shelf and the event's inputs.
-        others: outputs beside the first, which then stay as they are.
+        do: called with the shelf and the event's inputs, as a job of whoever asks.
+        others: what goes to the outputs beside the first then.
     """
 
-    def safe(*inputs: Any) -> Any:
-        import_verbs()
+    def safe(request: gr.Request, *inputs: Any) -> Any:
+        scope = request.request.scope
+        visitor = guard.address(scope), request.session_hash or ""
+        queued = scope["path"].rstrip("/").endswith("/queue/join")
+        heard = (lambda: work.DESK.is_heard(visitor)) if queued else scope[guard.HEARD]
         try:
-            return work(shelf, *inputs)
-        except (ValueError, OSError) as error:
-            line = problem(str(error))
-            return (line, *[gr.skip()] * others) if others else line
+            with work.DESK.job(visitor, heard):
+                import_verbs()
+                return do(shelf, *inputs)
+        except BaseException as error:  # of a tokenizer's regular expression, too
+            line = problem(_told(error))
+            return (line, *others) if others else line
 
     return safe
+
+
+def _told(error: BaseException) -> str:
+    """Say what went wrong in one line; what nobody foresaw is printed as a whole, too."""
+    text = " ".join(str(error).split())[:MESSAGE]
+    if isinstance(error, ValueError | OSError | work.DroppedError):
+        return text
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {text}"
 
 
 def problem(text: str) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import json
+import os
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,16 @@ import gradio as gr
 
 from genkit.app import curves, finding, parts
 from genkit.app.finding import Shelf
+from genkit.files import read_inside
 
 SECONDS = 2.0  # between looks
 APART = ("step", "seconds", "rate")  # of an entry: what is no curve of its own
 VARIED = {"entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 1.0}  # as real images are
+JUDGED = ("distance", *VARIED)  # what an evaluation of a game has
+FILES = (*finding.OF_RUN, "floor.json", "loss.png")
+SAMPLE = re.compile(r"step-([0-9]{1,15})\.(md|png)")
+TEXT, PICTURE, LOG = 1 << 20, 1 << 24, 1 << 26  # bytes of a file, at most
+LARGEST = 1e30  # a figure
 SILENT = 0.1  # nats an image that latents say at least, unless they say nothing
 HINT = (
     "No run was named. Train something, for example with "
@@ -34,7 +44,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         run = parts.chooser(names, "Run")
         axis = gr.Radio(["logarithmic", "linear"], value="logarithmic", label="Loss axis")
     view, seen = parts.canvas("run"), gr.State("")
-    look = parts.event(_look, shelf, 1)
+    look = parts.event(_look, shelf, [""])  # after a problem, look anew
     options: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     gr.on(
         [page.load, run.input, axis.input, gr.Timer(SECONDS).tick],
@@ -45,33 +55,91 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
 def _look(shelf: Shelf, name: str, axis: str, seen: str) -> tuple[Any, Any]:
     """Draw a run anew if it was written to."""
     folder = Path(shelf.pick(finding.RUNS, name))
-    files = [*(folder / name for name in (*finding.OF_RUN, "loss.png")), *folder.glob("samples/*")]
-    times = [(file.name, *_stamp(file)) for file in files if file.exists()]
+    times = [_stamp(folder / file) for file in (*FILES, *_samples(folder)[:1])]
     stamp = json.dumps([name, axis, times])
     if stamp == seen:
         return gr.skip(), gr.skip()
-    return show(folder, axis == "logarithmic"), stamp
+    return _shown(folder, axis == "logarithmic", stamp), stamp
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_mtime_ns, found.st_size
+def _stamp(file: Path) -> tuple[str, int, int] | None:
+    try:
+        found = file.lstat()
+    except OSError:
+        return None
+    return file.name, found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=8)
+def _shown(folder: Path, log_axis: bool, stamp: str) -> str:
+    """Draw a run once for all who look at it."""
+    return show(folder, log_axis)
 
 
 def show(folder: Path, log_axis: bool) -> str:
     """Write all there is to see of a run."""
-    from genkit.folder import RunFolder
-
-    log = RunFolder(folder).log()
+    log = read_log(folder)
     if not log:
-        return parts.hint("This run has not made a step yet.") + _samples(folder)
+        return parts.hint("This run has not made a step yet.") + _newest(folder)
     last = log[-1]
-    head = f"step {last['step']:,} · {last.get('seconds', 0):,.0f} s"
+    head = f"step {last['step']:,} · {last.get('seconds') or 0:,.0f} s"
     return (
         f'<div class="run"><p class="head">{head}</p>{_warnings(folder, log)}'
-        f'<div class="panels">{_panels(log, log_axis)}</div>{_samples(folder)}{_picture(folder)}'
+        f'<div class="panels">{_panels(log, log_axis)}</div>{_newest(folder)}{_picture(folder)}'
         "</div>"
     )
+
+
+# ---------------------------------------------------------------------------------------------
+# Files: regular ones, whatever else lies in the folder
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the figures of a run, null where one is not finite; lines without a step are left out.
+
+    Raises:
+        ValueError: the file is not such as can be read.
+    """
+    lines = []
+    for line in _text(folder, "metrics.jsonl", LOG).splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and type(entry.get("step")) is int:
+                lines.append({k: v for k, v in entry.items() if v is None or _is_figure(v)})
+    return [line for line in lines if line.get("step", -1) >= 0]
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) in (int, float) and -LARGEST < value < LARGEST
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """Read what is set out by name; empty if there is no such file."""
+    try:
+        found = json.loads(_text(folder, name, TEXT) or "{}")
+    except RecursionError:
+        found = None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is damaged ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is damaged (no names)")
+    return found
+
+
+def _text(folder: Path, name: str, limit: int) -> str:
+    try:
+        return read_inside(folder / name, folder, limit).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _samples(folder: Path) -> list[str]:
+    """Name the samples, the newest first."""
+    with contextlib.suppress(OSError), os.scandir(folder / "samples") as inside:
+        regular = [file.name for file in inside if file.is_file(follow_symlinks=False)]
+        steps = [(int(m[1]), m[0]) for m in map(SAMPLE.fullmatch, regular) if m]
+        return [f"samples/{name}" for _, name in sorted(steps, reverse=True)]
+    return []
 
 
 # ---------------------------------------------------------------------------------------------
@@ -83,7 +151,7 @@ def _panels(log: list[dict[str, Any]], log_axis: bool) -> str:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for entry in log:
         for name, value in entry.items():
-            if name not in APART and isinstance(value, int | float):
+            if name not in APART and value is not None:
                 found[name].append((entry["step"], value))
     losses = {name: found.pop(name) for name in list(found) if name.endswith("loss")}
     panels = [curves.draw("loss", losses, log_axis)] if losses else []
@@ -113,38 +181,50 @@ def troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
         step, value = divergences[-1]
         advice = "try kl_warmup, free_bits or a lower beta"
         lines.append(f"step {step:,}: collapse: the latents say {value:.3f} nats; {advice}")
-    if any("coverage" in entry for entry in log):
-        floor = VARIED | _read(folder / "floor.json")
-        loss = _read(folder / "run.json").get("settings", {}).get("loss") or "wasserstein"
-        lines += map(str, monitor.troubles(log, loss, floor))
+    judged = [e for e in log if "coverage" not in e or all(map(_is_figure, map(e.get, JUDGED)))]
+    if any("coverage" in entry for entry in judged):
+        try:
+            lines += map(str, monitor.troubles(judged, _loss(folder), _floor(folder)))
+        except ValueError as error:
+            lines.append(str(error))
     return lines
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def _loss(folder: Path) -> str:
+    """Return the loss that a game was started with."""
+    from genkit.adversarial import LOSSES
+
+    settings = _read(folder, "run.json").get("settings")
+    found = settings.get("loss") if isinstance(settings, dict) else None
+    return found if found in LOSSES else "wasserstein"
+
+
+def _floor(folder: Path) -> dict[str, float]:
+    """Return the figures of real images, as far as they are known."""
+    found = _read(folder, "floor.json").items()
+    return VARIED | {name: value for name, value in found if _is_figure(value)}
 
 
 # ---------------------------------------------------------------------------------------------
 # Samples
 
 
-def _samples(folder: Path) -> str:
+def _newest(folder: Path) -> str:
     """Show the newest samples."""
-    files = [f for f in folder.glob("samples/step-*") if f.suffix in (".md", ".png")]
-    if not files:
-        return ""
-    newest = max(files, key=lambda file: int(file.stem.removeprefix("step-")))
-    head = f"<h3>Samples of step {int(newest.stem.removeprefix('step-')):,}</h3>"
-    if newest.suffix == ".md":
-        return f"{head}<pre>{html.escape(newest.read_text(encoding='utf-8'))}</pre>"
-    address = parts.data_address(newest.read_bytes())
-    return f'{head}<img class="sheet" alt="samples" src="{address}">'
+    for name in _samples(folder)[:1]:
+        step = int("".join(filter(str.isdigit, name)))
+        head = f"<h3>Samples of step {step:,}</h3>"
+        if name.endswith(".md"):
+            return f"{head}<pre>{html.escape(_text(folder, name, TEXT))}</pre>"
+        address = parts.data_address(read_inside(folder / name, folder, PICTURE))
+        return f'{head}<img class="sheet" alt="samples" src="{address}">'
+    return ""
 
 
 def _picture(folder: Path) -> str:
     """Show the recipe's own picture of the run, on demand."""
-    file = folder / "loss.png"
-    if not file.exists():
+    try:
+        address = parts.data_address(read_inside(folder / "loss.png", folder, PICTURE))
+    except FileNotFoundError:
         return ""
-    address = parts.data_address(file.read_bytes())
     return f'<details><summary>loss.png</summary><img alt="loss" src="{address}"></details>'

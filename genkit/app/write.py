@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import finding, parts
+from genkit.app import finding, parts, work
 from genkit.app.finding import Shelf
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TEMPERATURES = [round(0.05 * i, 2) for i in range(1, 41)]
 TOP = 10
 STRATEGIES = ["sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive"]
+TEXTS = {"beam": 4, "diverse_beam": 4, "contrastive": 4}  # that are weighed at once
 HINT = (
     "No language model was named. Train one with "
     "<code>accelerate launch recipes/train_charlm.py</code>, then start the page with its folder: "
@@ -72,9 +73,15 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
 
 def load(shelf: Shelf, name: str) -> LanguageModel:
     """Load a model by its name in the page."""
+
+    return _loaded(shelf.pick(finding.TEXT, name))
+
+
+def _loaded(model: str) -> LanguageModel:
+    """Load a model, and leave it as it is: nobody waits for a compiler, and it does turns."""
     from genkit import language
 
-    return parts.loaded(language.load, shelf.pick(finding.TEXT, name))
+    return parts.loaded(language.load, model, compile=False)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -92,14 +99,15 @@ def next_tokens(model: str, prompt: str) -> NextTokens:
     """Return the likeliest next tokens at every place of the slider: the model is asked once."""
     from genkit import language
 
-    return _next_tokens(model, language.stamp(Path(model)), parts.limited("prompt", prompt))
+    work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
+    return _next_tokens(model, language.stamp(Path(model)), prompt)
 
 
 @functools.lru_cache(maxsize=64)
 def _next_tokens(model: str, stamp: int, prompt: str) -> NextTokens:
-    from genkit import explain, language
+    from genkit import explain
 
-    loaded = parts.loaded(language.load, model)
+    loaded = _loaded(model)
     top = min(TOP, loaded.model.config.vocab_size)
     return explain.next_tokens(prompt, model=loaded, temperatures=TEMPERATURES, top=top)
 
@@ -138,7 +146,9 @@ def _write(
     options: dict[str, Any] = {"strategy": strategy, "max_new_tokens": int(longest)}
     options |= {"temperature": temperature} if strategy == "sample" else {}
     options |= {"seed": seed} if strategy in DRAWS else {}
-    record = generation.generate(parts.limited("prompt", prompt), model=model, **options)
+    work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
+    work.DESK.claim(int(longest) * TEXTS.get(strategy, 1), "tokens times texts")
+    record = generation.generate(prompt, model=model, **options)
     drawn = "" if record.seed is None else f"seed {record.seed} · "
     head, text = _coloured(record, model) if record.continues else ("", html.escape(record.text))
     head = html.escape(drawn + head)
@@ -161,7 +171,8 @@ def _beams(shelf: Shelf, name: str, prompt: str) -> str:
     from genkit import explain
 
     model = load(shelf, name)
-    return tree(explain.beam_tree(parts.limited("prompt", prompt), model=model))
+    work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
+    return tree(explain.beam_tree(prompt, model=model))
 
 
 def tree(record: BeamTree) -> str:

@@ -1,0 +1,241 @@
+"""Jobs of visitors: they compute by turns, within each one's share, and end when nobody listens.
+
+A turn goes to whoever had the least time of late, by address first and by session second: another
+session is not another visitor. Turns change between the layers of a network, see `watch`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+SHARE = 8  # jobs of a session at once
+ROOM = 32  # jobs of all at once; fewer than gradio has threads
+BUDGET = 1 << 16  # of a session at once: images times steps, tokens times texts, characters
+TURN = 0.1  # seconds, where others wait
+PATIENCE = 1.0  # seconds without a step, after which the next job computes beside
+GRACE = 3.0  # seconds that a job waits while nobody listens
+HALF = 30.0  # seconds that halve the time that somebody had
+
+Visitor = tuple[str, str]  # address, session
+
+
+class DroppedError(Exception):
+    """A job ends before it is done."""
+
+
+@dataclass(eq=False)
+class Job:
+    """What a visitor asked for.
+
+    Args:
+        heard: tells whether somebody still waits for it.
+        last: when somebody was seen to wait.
+        work: that it has claimed.
+        spent: seconds of its turns.
+        waits: for its turn.
+        dropped: must end.
+    """
+
+    visitor: Visitor
+    heard: Callable[[], bool]
+    last: float = field(default_factory=time.monotonic)
+    work: int = 0
+    spent: float = 0.0
+    waits: bool = False
+    dropped: bool = False
+
+
+class Desk:
+    """Where jobs are taken in, and wait for their turns."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: list[Job] = []  # as they came
+        self._turn: Job | None = None
+        self._since = 0.0
+        self._spent: dict[str | Visitor, float] = {}  # seconds of an address, of a session
+        self._faded = 0.0
+        self._listeners: Counter[Visitor] = Counter()
+        self._own = threading.local()
+
+    # -----------------------------------------------------------------------------------------
+    # For those who ask
+
+    @contextmanager
+    def listening(self, visitor: Visitor) -> Iterator[None]:
+        """Know that a visitor waits for the outcome of what it queued."""
+        with self._changed:
+            self._listeners[visitor] += 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners -= Counter([visitor])
+
+    def is_heard(self, visitor: Visitor) -> bool:
+        """Tell whether a visitor waits for the outcome of what it queued."""
+        return self._listeners[visitor] > 0
+
+    @contextmanager
+    def job(self, visitor: Visitor, heard: Callable[[], bool]) -> Iterator[None]:
+        """Do a job in this thread, when it is its turn.
+
+        Raises:
+            ValueError: there are too many.
+            DroppedError: nobody listens any more, or it gives way to others.
+        """
+        job = Job(visitor, heard)
+        self._take_in(job)
+        self._own.job = job
+        try:
+            self._wait(job)
+            yield
+        finally:
+            self._own.job = None
+            with self._changed:
+                self._jobs.remove(job)
+                self._end_turn(job)
+
+    def _take_in(self, job: Job) -> None:
+        """Take a job in; where there is no more room, whoever has most of it gives way."""
+        with self._changed:
+            jobs = [other for other in self._jobs if not other.dropped]
+            if sum(other.visitor == job.visitor for other in jobs) >= SHARE:
+                raise ValueError(f"{SHARE} things that you asked for are not done; wait for one")
+            if len(jobs) >= ROOM:
+                most = _greediest([*jobs, job])
+                if most is job:
+                    raise ValueError("this page has too much to do; try again in a while")
+                most.dropped = True
+                self._changed.notify_all()
+            self._jobs.append(job)
+
+    # -----------------------------------------------------------------------------------------
+    # For the job of this thread; without one, these do nothing
+
+    def claim(self, work: int, what: str) -> None:
+        """Add to what a job will do.
+
+        Args:
+            what: the work is of, for the message.
+
+        Raises:
+            ValueError: its session has more to do than it may.
+        """
+        job = self._mine()
+        if job is None:
+            return
+        with self._changed:
+            own = [other for other in self._jobs if other.visitor == job.visitor]
+            if sum(other.work for other in own) + work > BUDGET:
+                raise ValueError(
+                    f"{what}: {work:,} are too much beside what else you asked for; "
+                    f"all together may be {BUDGET:,}"
+                )
+            job.work += work
+
+    def pause(self) -> None:
+        """Let others take their turns, if this job had its own.
+
+        Raises:
+            DroppedError: nobody listens any more, or the job gives way to others.
+        """
+        job = self._mine()
+        if job is None or (self._turn is job and time.monotonic() < self._since + TURN):
+            return
+        with self._changed:
+            self._end_turn(job)
+        self._wait(job)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let others take their turns while this job waits for something else."""
+        job = self._mine()
+        if job is None:
+            yield
+            return
+        with self._changed:
+            self._end_turn(job)
+        self._own.job = None
+        try:
+            yield
+        finally:
+            self._own.job = job
+        self._wait(job)
+
+    # -----------------------------------------------------------------------------------------
+    # Turns
+
+    def _mine(self) -> Job | None:
+        return getattr(self._own, "job", None)
+
+    def _wait(self, job: Job) -> None:
+        with self._changed:
+            job.waits = True
+            try:
+                while not self._begins_turn(job):
+                    self._changed.wait(TURN)  # somebody may have gone
+            finally:
+                job.waits = False
+
+    def _begins_turn(self, job: Job) -> bool:
+        now = time.monotonic()
+        if job.dropped:
+            raise DroppedError("stopped, as others wait and you asked for most")
+        job.last = now if job.heard() else job.last
+        if now > job.last + GRACE:
+            raise DroppedError("stopped, as nobody listened")
+        if self._turn and now < self._since + PATIENCE:
+            return False
+        ready = [other for other in self._jobs if other.waits and other.heard()]
+        if not ready or min(ready, key=self._had) is not job:
+            return False
+        if self._turn:
+            self._end_turn(self._turn)
+        self._turn, self._since = job, now
+        return True
+
+    def _had(self, job: Job) -> tuple[float, float, float]:
+        address, session = self._spent.get(job.visitor[0], 0.0), self._spent.get(job.visitor, 0.0)
+        return address, session, job.spent
+
+    def _end_turn(self, job: Job) -> None:
+        """Note the time that a turn took, if it is this job's; what is long ago counts less."""
+        if self._turn is not job:
+            return
+        now = time.monotonic()
+        fading, self._faded = 0.5 ** ((now - self._faded) / HALF), now
+        self._spent = {who: s * fading for who, s in self._spent.items() if s * fading > 0.01}
+        job.spent += now - self._since
+        for who in (job.visitor[0], job.visitor):
+            self._spent[who] = self._spent.get(who, 0.0) + now - self._since
+        self._turn = None
+        self._changed.notify_all()
+
+
+def _greediest(jobs: list[Job]) -> Job:
+    """Return the job to give way: of the address that has most, of its session that has most."""
+    addresses = Counter(job.visitor[0] for job in jobs)
+    sessions = Counter(job.visitor for job in jobs)
+    return max(
+        reversed(jobs), key=lambda job: (addresses[job.visitor[0]], sessions[job.visitor], job.work)
+    )
+
+
+DESK = Desk()
+
+
+def watch() -> None:
+    """Pause in front of every layer of every network, once and for all."""
+    import torch
+
+    def pause(_layer: torch.nn.Module, _inputs: object) -> None:
+        DESK.pause()
+
+    torch.nn.modules.module.register_module_forward_pre_hook(pause)
