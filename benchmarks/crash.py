@@ -94,6 +94,7 @@ def random_kills(crash: "Crash", kills: int, whole: float, rng: random.Random) -
         crash.compare(folder, mine)
         shutil.rmtree(folder)
         runs += 1
+        print(f"{done} of {kills} kills", flush=True)
     each = (time.monotonic() - start) / done
     print(
         f"{done} kills over {runs} runs, and {asked} signals to end: all ended bit-identical to "
@@ -205,7 +206,7 @@ class Crash:
     def _train(self, folder: Path, rank: int, port: int, at_event: int, report: bool) -> None:
         if hasattr(os, "sched_setaffinity"):  # one thread: so tiny a network gains nothing by two
             cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {cores[rank % len(cores)]})
+            os.sched_setaffinity(0, {cores[(os.getppid() + rank) % len(cores)]})
         quiet = os.open(self.work / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
