@@ -1,7 +1,8 @@
 """Jobs of visitors: they compute by turns, within each one's share, and end when nobody listens.
 
 A turn goes to whoever had the least time of late, by address first and by session second: another
-session is not another visitor. Turns change between the layers of a network, see `watch`.
+session is not another visitor. A session's time counts for more in a large job. Turns change
+between the layers of a network, see `watch`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 SHARE = 8  # jobs of a session at once
 ROOM = 32  # jobs of all at once; fewer than gradio has threads
 BUDGET = 1 << 16  # of a session at once: images times steps, tokens times texts, characters
+LARGE = 4096  # work of a job in which time counts twice; thrice in one of double that, and so on
 TURN = 0.1  # seconds, where others wait
 PATIENCE = 1.0  # seconds without a step, after which the next job computes beside
 GRACE = 3.0  # seconds that a job waits while nobody listens
@@ -203,7 +205,7 @@ class Desk:
 
     def _had(self, job: Job) -> tuple[float, float, float]:
         address, session = self._spent.get(job.visitor[0], 0.0), self._spent.get(job.visitor, 0.0)
-        return address, session, job.spent
+        return address, session * (1 + job.work / LARGE), job.spent
 
     def _end_turn(self, job: Job) -> None:
         """Note the time that a turn took, if it is this job's; what is long ago counts less."""
