@@ -174,10 +174,9 @@ def _part(name: str, home: Path) -> Any:
 def _folders(home: Path) -> Iterator[Part]:
     hub, told = _hub(home / "scratch/hf")
     os.environ |= told
-    import fuzz_folders
-    import fuzz_models
-    import fuzz_watch
     import torch
+
+    from benchmarks import fuzz_folders, fuzz_models, fuzz_watch
 
     torch.set_num_threads(1)
     try:
@@ -221,14 +220,14 @@ def _hub(cache: Path) -> tuple[int, dict[str, str]]:
 
 @contextlib.contextmanager
 def _runs(home: Path) -> Iterator[Part]:
-    import fuzz_runs
+    from benchmarks import fuzz_runs
 
     yield fuzz_runs.Runs(home)
 
 
 @contextlib.contextmanager
 def _requests(home: Path) -> Iterator[Part]:
-    import fuzz_requests
+    from benchmarks import fuzz_requests
 
     with fuzz_requests.serving(home) as part:
         yield part

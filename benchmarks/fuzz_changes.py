@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_watch import SECRET, World
 from safetensors.numpy import load_file, save_file
+
+from benchmarks.fuzz_watch import SECRET, World
 
 Change = list[Any]
 HEADERS = ["longer", "shorter", "huge", "negative", "empty", "million", "overlap", "beyond"]
@@ -38,8 +39,8 @@ EXTRA += [
     "$(touch x).json",
 ]
 # what a change raises that does not go with those before it
-CANNOT = (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration)
-CANNOT += (RecursionError, OverflowError, struct.error)
+CANNOT: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, StopIteration)
+CANNOT += (AttributeError, RecursionError, OverflowError, struct.error)
 CODE = "from pathlib import Path\nPath({canary!r}).touch()\nclass Own: pass\nGenerator = X = Own\n"
 
 

@@ -13,7 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fuzz_changes import (
+from hypothesis import strategies as st
+
+from benchmarks.fuzz_changes import (
     CANNOT,
     CODE,
     EXTRA,
@@ -28,9 +30,8 @@ from fuzz_changes import (
     spoil,
     written,
 )
-from fuzz_models import MAKE, PUSH, USES
-from fuzz_watch import SECONDS, SECRET, Outcome, World, watch
-from hypothesis import strategies as st
+from benchmarks.fuzz_models import MAKE, PUSH, USES
+from benchmarks.fuzz_watch import SECONDS, SECRET, Outcome, World, watch
 
 Example = dict[str, Any]  # "kind", "use" and "changes"
 
@@ -262,7 +263,13 @@ BROUGHT += ["LICENSE", "custom_generate/generate.py", "modeling_own.py", "text_e
 PICKLES = ["pytorch_model.bin", "adapter_model.bin", "model.pt", "adapter.eng.bin", "spk_dict.pt"]
 PICKLES += ["unet/diffusion_pytorch_model.bin", "generator/diffusion_pytorch_model.bin"]
 PICKLES += ["model.safetensors", "optimizer.pt", "text_encoder/pytorch_model.bin"]
-SHARDS = ["../../outside/out.safetensors", "@outside/out.safetensors", "pytorch_model.bin", "..", 3]
+SHARDS: list[Any] = [
+    "../../outside/out.safetensors",
+    "@outside/out.safetensors",
+    "pytorch_model.bin",
+    "..",
+    3,
+]
 SHARDS += ["a/b.safetensors", "model.safetensors", "missing.safetensors", "..\\out.safetensors", ""]
 
 # ---------------------------------------------------------------------------------------------

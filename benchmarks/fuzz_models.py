@@ -6,26 +6,22 @@ import contextlib
 import io
 import json
 import os
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import app_models  # type: ignore[import-not-found]
+import test_imagining  # type: ignore[import-not-found]
+import test_sampling  # type: ignore[import-not-found]
 import torch
-from fuzz_watch import SECRET, Refused
 from safetensors.torch import load_file, save_file
 
-sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("", "tests")]
-
-import app_models  # type: ignore[import-not-found]  # noqa: E402
-import test_imagining  # type: ignore[import-not-found]  # noqa: E402
-import test_sampling  # type: ignore[import-not-found]  # noqa: E402
-
-import genkit  # noqa: E402
-from genkit import classifier, cli, extractor, hub, lm, staging  # noqa: E402
-from genkit.features import load_extractor  # noqa: E402
-from genkit.gan import GANPipeline, Generator  # noqa: E402
+import genkit
+from benchmarks.fuzz_watch import SECRET, Refused
+from genkit import classifier, cli, extractor, hub, lm, staging
+from genkit.features import load_extractor
+from genkit.gan import GANPipeline, Generator
 
 # ---------------------------------------------------------------------------------------------
 # Folders

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 
 import app_models  # type: ignore[import-not-found]
 import psutil
-from fuzz_watch import MEMORY, SECONDS, SECRET, Outcome
 from hypothesis import strategies as st
+
+from benchmarks.fuzz_watch import MEMORY, SECONDS, SECRET, Outcome
 
 Example = dict[str, Any]
 JOIN = "/gradio_api/queue/join"
@@ -52,18 +53,8 @@ HEADERS = [
     *(("X-\u00e9", "\u00ff"), ("Bad Name", "x"), ("Authorization", "Basic x"), ("", "x")),
     *(("X-Forwarded-Host", "evil"), ("X-Gradio-Target", "http://127.0.0.1"), ("Cookie", "\x01")),
 ]  # fmt: skip
-LENGTHS = [
-    "right",
-    "right",
-    "right",
-    "none",
-    "chunked",
-    "both",
-    "twice",
-    "short",
-    "long",
-    "endless",
-]
+LENGTHS = ["right", "none", "chunked", "both", "twice", "short", "long", "endless"]
+OFTEN = ["right"] * 30 + LENGTHS[:5] * 3 + LENGTHS  # what is waited for is rare
 VALUES: list[Any] = [None, True, 0, -1, 2.5, 1e308, "NaN", "", "The ", "x" * 10_000, [], {}, [[]]]
 VALUES += ["language", "reader", "two_latents", "gan", "told", "../x", "/etc/passwd", "@secret"]
 VALUES += [10**9, 1 << 63, 10**400, "-1", {"path": "@secret"}, ["a"] * 1000, "<script>", "\ud800"]

@@ -20,10 +20,21 @@ from typing import Any
 
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  imported before the first fork
-from fuzz_changes import CANNOT, CODE, SPELLINGS, Bomb, Change, edit, head, paths, spell, spoil
-from fuzz_watch import SECRET, Outcome, Refused, World, watch
 from hypothesis import strategies as st
 
+from benchmarks.fuzz_changes import (
+    CANNOT,
+    CODE,
+    SPELLINGS,
+    Bomb,
+    Change,
+    edit,
+    head,
+    paths,
+    spell,
+    spoil,
+)
+from benchmarks.fuzz_watch import SECRET, Outcome, Refused, World, watch
 from genkit import charlm, checkpoints, plots, training  # noqa: F401
 
 Example = dict[str, Any]  # "resume" and "changes"
