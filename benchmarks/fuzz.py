@@ -138,9 +138,10 @@ class Tally:
             print(f"'{json.dumps(small)}'", flush=True)
 
     def _smaller(self, example: Example, sort: str) -> Example:
-        """Leave out changes as long as the example fails in the same way."""
-        for i in range(len(example["changes"])):
-            fewer = example | {"changes": example["changes"][:i] + example["changes"][i + 1 :]}
+        """Leave out changes, or headers, as long as the example fails in the same way."""
+        name = "changes" if "changes" in example else "headers"
+        for i in range(len(example[name])):
+            fewer = example | {name: example[name][:i] + example[name][i + 1 :]}
             outcome = self.part.run(fewer)
             if outcome and outcome.kind == "failure" and _sort(outcome.text) == sort:
                 return self._smaller(fewer, sort)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import genkit
 from benchmarks.fuzz_watch import SECRET, Refused
-from genkit import classifier, cli, extractor, hub, lm, staging
+from genkit import classifier, cli, extractor, hub, kinds, lm, safety, staging
 from genkit.features import load_extractor
 from genkit.gan import GANPipeline, Generator
 
@@ -161,7 +161,9 @@ def _command(*words: str) -> Callable[[Path], object]:
 
 
 def _stage(folder: Path) -> object:
-    """Stage what a push would send, and look at it."""
+    """Stage what a push would send, as it does before it starts a program, and look at it."""
+    kinds.kind_of(folder, "folder")
+    safety.check(folder, argument="folder")
     staged = Path(os.environ["TMPDIR"]) / "staged"
     staged.mkdir()
     staging.stage(folder, staged, "user/name")

@@ -69,10 +69,11 @@ class World:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._events = self._libc.inotify_init1(os.O_NONBLOCK)
 
-    def guard(self) -> None:
-        """Notice from now on what is opened or changed outside."""
+    def guard(self, opened: bool = True) -> None:
+        """Notice from now on what is changed outside, and what is `opened`."""
         for folder in (self.outside, *filter(Path.is_dir, self.outside.rglob("*"))):
-            every = 0x002 | 0x004 | 0x020 | 0x040 | 0x080 | 0x100 | 0x200  # inotify(7)
+            every = 0x002 | 0x004 | 0x040 | 0x080 | 0x100 | 0x200  # inotify(7)
+            every |= 0x020 if opened else 0
             self._libc.inotify_add_watch(self._events, str(folder).encode(), every)
 
     def touched(self) -> list[str]:
