@@ -261,6 +261,8 @@ def serving(home: Path) -> Iterator[Requests]:
     secret.write_text(SECRET)
     os.environ["GRADIO_TEMP_DIR"] = str(home / "gradio")
     models = [str(home / "models" / name) for name in MODELS]
+    log = os.open(home / "log", os.O_WRONLY | os.O_CREAT)  # gradio tells it what it refuses
+    os.dup2(log, 2)
     with app_models.served(models) as address:
         process = psutil.Process().children()[-1]
         yield Requests(address, secret, process)
