@@ -350,13 +350,17 @@ def test_the_sample_that_a_card_shows_is_pushed_with_it(models, tmp_path):
         shutil.copytree(models["gan"], source, ignore=shutil.ignore_patterns("checkpoints"))
         staged.mkdir()
         (last,) = source.glob("samples/step-*.png")
-        last.rename(source / "samples" / "step-2.png")
-        shutil.copy(source / "samples" / "step-2.png", source / "samples" / "step-1.png")
+        last.rename(source / "samples" / "step-00000002.png")
+        shutil.copy(
+            source / "samples" / "step-00000002.png", source / "samples" / "step-00000001.png"
+        )
         card = source / "README.md"
-        shown = f"step-{steps[0]}.png" if number == 0 else "none"
+        shown = f"step-{steps[0]:08d}.png" if number == 0 else "none"
         card.write_text(card.read_text().replace(last.name, shown))
         staging.stage(source, staged, "user/name")
-        assert [file.name for file in (staged / "samples").iterdir()] == [f"step-{steps[0]}.png"]
+        assert [file.name for file in (staged / "samples").iterdir()] == [
+            f"step-{steps[0]:08d}.png"
+        ]
 
 
 def test_what_is_public_is_not_pushed_to_as_private(models, pushed, server, environment_of):
