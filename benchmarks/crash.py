@@ -217,7 +217,7 @@ class Crash:
         if at_event:
             sys.addaudithook(_die_at(at_event, folder / "checkpoints"))
         sys.argv = [str(self.recipe), "--output_dir", str(folder)]
-        sys.argv += ["--max_steps", str(STEPS), "--save_steps", "4", "--evaluations", "3"]
+        sys.argv += ["--max_steps", str(STEPS), "--save_steps", "4", "--evaluations", "2"]
         sys.argv += self.words
         if (folder / "run.json").exists():
             sys.argv += ["--resume"]

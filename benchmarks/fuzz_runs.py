@@ -47,7 +47,7 @@ ODD: list[Any] = [None, True, [], {}, "", "x", -1, 2.5, 10**12, 1 << 63, 10**400
 ODD += [{"@deep": 1000}, {"@repeat": ["x", 100_000]}, "NaN", "@outside/out"]
 FOREIGN = ["notes.txt", "checkpoints/step-00000010.bak", "checkpoints/notes", "checkpoints/step-x"]
 FOREIGN += ["samples/step-9.md", "samples/step-00000010 (copy).md", "samples/mine.png", "a/b/c.txt"]
-FOREIGN += ["checkpoints/step-00000009/mine.txt", "checkpoints/.writing-mine", ".publishing/mine"]
+FOREIGN += ["checkpoints/step-00000009/mine.txt", "checkpoints/.writing-mine"]
 FOREIGN += ["checkpoints/step--1", "checkpoints/step-٣", "model.safetensors.bak", ".lock.mine"]
 FOREIGN += [
     "samples/step-٣.md",

@@ -33,6 +33,7 @@ NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as f"{step:08d}" writes 
 LEFTOVER = re.compile(rf"\.(writing|deleting)-{NAME.pattern}")
 ASIDE = 10  # that are kept: a disk that damages more is not to be trained on
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+FILES = (TENSORS, STATE, MANIFEST)
 
 
 class CheckpointError(ValueError):
@@ -134,7 +135,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         for later in (other for other in found if step_of(other) > step):
             set_aside(later)
         for old in [other for other in found if step_of(other) <= step][keep:]:
-            _delete(old)
+            delete(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(
@@ -169,8 +170,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _delete(checkpoint: Path) -> None:
-    """Delete by renaming first, so that a half-deleted checkpoint never looks like one."""
+def delete(checkpoint: Path) -> None:
+    """Delete by renaming first, so that a half-deleted checkpoint never looks like one.
+
+    What the user has put into it stays, in a folder that is set aside.
+    """
+    if {entry.name for entry in os.scandir(checkpoint)} - set(FILES):
+        place = set_aside(checkpoint)
+        for name in FILES:
+            (place / name).unlink(missing_ok=True)
+        return
     doomed = checkpoint.with_name(f".deleting-{checkpoint.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
@@ -235,7 +244,7 @@ def steps(folder: Path) -> list[Path]:
             names = [
                 e.name
                 for e in entries
-                if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
+                if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False) and _is_ours(e)
             ]
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.is_symlink():
@@ -245,6 +254,11 @@ def steps(folder: Path) -> list[Path]:
             "readable, then go on"
         ) from error
     return sorted((folder / name for name in names), key=step_of, reverse=True)
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Tell a checkpoint, whole or not, from a folder that the user gave such a name."""
+    return any(os.path.lexists(f"{entry.path}/{name}") for name in FILES)
 
 
 def step_of(checkpoint: Path) -> int:

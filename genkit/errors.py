@@ -13,15 +13,15 @@ def is_panic(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def panics_are_errors(argument: str = "model") -> Iterator[None]:
-    """Turn a panic of a model's tokenizer, such as of a regex that tries too long, into an error.
+    """Turn what a model's tokenizer raises, such as at a regex that tries too long, into an error.
 
     Raises:
-        ValueError: it panicked.
+        ValueError: it panicked, or raised a bare Exception, as tokenizers does.
     """
     try:
         yield
     except BaseException as error:
-        if not is_panic(error):
+        if not is_panic(error) and type(error) is not Exception:
             raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{argument}: its tokenizer cannot read this text: {reason}") from None

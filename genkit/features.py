@@ -72,6 +72,7 @@ class Classifier:
         normal = preprocessing.get("do_normalize", True)
         self.mean = preprocessing["image_mean"] if normal else 0.0
         self.std = preprocessing["image_std"] if normal else 1.0
+        self.normal = [_by_channel(each, self.channels) for each in (self.mean, self.std)]
         told = {k: v for k, v in model.config.to_dict().items() if k not in UNTOLD}
         facts = [told, self.size, self.scale, self.mean, self.std, weights_hash(model)]
         self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -103,11 +104,16 @@ class Classifier:
             )
         pixels = resized(images.to(self.device), self.size)
         pixels = (pixels + 1) * self.scale
-        mean, std = (
-            torch.as_tensor(each, device=pixels.device).view(-1, 1, 1)
-            for each in (self.mean, self.std)
-        )
+        mean, std = (each.to(pixels.device) for each in self.normal)
         return (pixels.expand(-1, self.channels, -1, -1) - mean) / std
+
+
+def _by_channel(values: Any, channels: int) -> torch.Tensor:
+    """Return a number for all channels, or one for each, to compute with images."""
+    found = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    if len(found) not in (1, channels) or not found.isfinite().all():
+        raise ValueError(f"{values} is not a number for each of {channels} channels")
+    return found
 
 
 def _side(preprocessing: dict[str, Any]) -> tuple[int, int] | None:
@@ -204,9 +210,9 @@ def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
                 output_loading_info=True,
             )
             safe_weights.check_loaded(model, told)
+            return Classifier(model.eval().to(device), preprocessing, str(name))
     finally:
         logging.set_verbosity(verbosity)
-    return Classifier(model.eval().to(device), preprocessing, str(name))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class RunFolder:
                 "name another folder"
             )
         for checkpoint in saved:
-            shutil.rmtree(checkpoint)
+            checkpoints.delete(checkpoint)
 
     def _logged(self) -> bool:
         return self.log_file.exists() and self.log_file.stat().st_size > 0
@@ -127,8 +127,8 @@ class RunFolder:
         """Give the lock back."""
         self._lock.release()
 
-    def identify(self, settings: dict[str, Any], facts: dict[str, Any], accept: bool) -> None:
-        """Record the run's settings and input.
+    def identify(self, facts: dict[str, Any], accept: bool) -> None:
+        """Compare the run's input with what it was started with.
 
         Raises:
             ValueError: the folder's run had other input, and `accept` is false.
@@ -143,7 +143,12 @@ class RunFolder:
                     f"resume: the run in {self.path} was started with other input: {listed}. "
                     "Give it the same, or pass --accept_changes"
                 )
-        disk.write_text(record, json.dumps({"settings": settings, "facts": facts}, indent=2))
+
+    def record(self, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Write down the run's settings and input."""
+        disk.write_text(
+            self.path / RUN_FILE, json.dumps({"settings": settings, "facts": facts}, indent=2)
+        )
 
     def append(self, line: dict[str, float]) -> None:
         """Add a line to the log; numbers that are not finite, which JSON cannot hold, as null."""

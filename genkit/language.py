@@ -101,7 +101,7 @@ def load(
 def stamp(folder: Path) -> int:
     """Tell when a folder's model was last written: what is loaded once is loaded again then."""
     files = (*folder.glob("*.safetensors"), *folder.glob("*.json"))
-    return max((file.stat().st_mtime_ns for file in files), default=0)
+    return max((file.lstat().st_mtime_ns for file in files), default=0)
 
 
 def check_precision(dtype: str | None, quantize: str | None) -> None:

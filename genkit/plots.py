@@ -38,7 +38,7 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     trained = [(e["step"], e["loss"]) for e in log if e.get("loss") is not None]
-    judged = [(e["step"], e["val_loss"]) for e in log if "val_loss" in e]
+    judged = [(e["step"], e["val_loss"]) for e in log if e.get("val_loss") is not None]
     if trained:
         steps, losses = np.array(trained, dtype=float).T
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1)

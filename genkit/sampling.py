@@ -158,7 +158,7 @@ def load(model: str, revision: str | None = None) -> Any:
     """
     folder = hub.fetch(model, revision).resolve()
     files = [file for pattern in MODEL for file in folder.glob(pattern)]
-    return _load(folder, max((file.stat().st_mtime_ns for file in files), default=0))
+    return _load(folder, max((file.lstat().st_mtime_ns for file in files), default=0))
 
 
 @functools.lru_cache(maxsize=4)

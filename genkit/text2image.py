@@ -209,7 +209,7 @@ def load(source: Source, trust_remote_code: bool = False) -> DiffusionPipeline:
 def _stamp(folder: Path) -> int:
     """Tell when a model was last written: what is loaded once is loaded again then."""
     files = (*folder.glob("*.json"), *folder.glob("*/*"))
-    return max(file.stat().st_mtime_ns for file in files)
+    return max(file.lstat().st_mtime_ns for file in files)
 
 
 @functools.lru_cache(maxsize=1)

@@ -116,6 +116,7 @@ class Run:
         self.progress = Progress()
         self.clock = Clock()
         self.compile_seconds = 0.0
+        self._facts: dict[str, Any] = {}  # what the run is made of
         self._numbers: dict[str, float] = {}  # of the last step, for the log
         self._finite = True  # every update of the step under way
         self._launcher = launch.launcher()
@@ -201,15 +202,15 @@ class Run:
             self._pusher.finish() if kind is None else self._pusher.stop()
 
     def identify(self, **facts: Any) -> None:
-        """Record what the run is made of (data by hash, …); refuse to resume with anything else."""
+        """Say what the run is made of (data by hash, …); refuse to resume with anything else."""
         if self.settings.dry_run:
             return
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         mine = torch.tensor([int(digest[:6], 16)], dtype=torch.float32, device=self.device)
         if self.sum(mine.clone()).item() != self.processes * mine.item():
             raise ValueError(f"data: the processes do not read the same; here it is {facts}")
-        settings = asdict(self.settings)
-        self.on_main(lambda: self.folder.identify(settings, facts, self.settings.accept_changes))
+        self._facts, settings = facts, asdict(self.settings)
+        self.on_main(lambda: self.folder.identify(facts, self.settings.accept_changes))
         if self.settings.report_to:
             plain = {name: value for name, value in settings.items() if value is not None}
             with self._tracking():
@@ -610,8 +611,10 @@ class Run:
         checkpoint = self._agree_on(*self.folder.start) if self.settings.resume else None
         if checkpoint is not None:
             self._load(checkpoint)
+            self._record()
             self.say(f"resumed after step {self.progress.step}")
             return
+        self._record()
         if self.settings.resume:
             self.say("the run had not made a step: it starts with the first")
         if self.is_main:
@@ -619,6 +622,11 @@ class Run:
         if before:
             before()
         self.save()
+
+    def _record(self) -> None:
+        """Write down what the run is made of, now that it goes on."""
+        settings, facts = asdict(self.settings), self._facts
+        self.on_main(lambda: self.folder.record(settings, facts))
 
     def _look_for_newest(self) -> Path | None:
         found: list[tuple[Path | None, list[str]]] = []

@@ -720,7 +720,7 @@ def tokenizer(path: Path) -> None:
 
 
 WRITTEN: dict[str, Callable[[Path], None]] = {
-    "run.json": lambda path: RunFolder(path.parent).identify({"seed": 1}, {"data": "abc"}, True),
+    "run.json": lambda path: RunFolder(path.parent).record({"seed": 1}, {"data": "abc"}),
     "metrics.jsonl": lambda path: RunFolder(path.parent).append({"step": 1, "loss": 1.0}),
     "samples.md": lambda path: RunFolder(path.parent).write("samples.md", "a sample of text"),
     "samples.png": picture,
