@@ -491,3 +491,45 @@ def test_a_run_that_may_not_push_ends_before_it_begins(text_file, environment_of
 def test_settings_of_a_push_that_cannot_be(given, message):
     with pytest.raises(ValueError, match=message):
         RunSettings(**given)
+
+
+# ---- refused
+
+REFUSALS = """
+import sys
+import genkit
+for repository, revision, private in [
+    ("user/text", "draft", True),
+    ("user/new", "refs/pr/1", False),
+    ("user/new", "../main", False),
+    ("user/theirs", "draft", False),
+]:
+    try:
+        genkit.push(sys.argv[1], repository, revision=revision, private=private)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_refused_push_changes_nothing_on_the_hub(models, pushed, server, environment_of):
+    tree = {"README.md": b"# Another model", "config.json": b"{}", "model.safetensors": b"weights"}
+    server.repositories["user/theirs"] = Repository(private=False)
+    server.repositories["user/theirs"].commit("main", tree)
+    before = {name: dict(each.branches) for name, each in server.repositories.items()}
+    done = python(REFUSALS, environment_of(), models["text"])
+    assert len(done.stdout.splitlines()) == 4, done.stdout + done.stderr
+    after = {name: dict(each.branches) for name, each in server.repositories.items()}
+    assert after == before
+
+
+def test_cards_and_copies_tell_nothing_of_this_machine(models, pushed, server):
+    """Neither paths of data and runs, nor any file that the card does not list."""
+    for name in models:
+        tree = server.tree(f"user/{name}")
+        listed = re.findall(r"^- (.+)$", tree["README.md"].decode().partition("## Files")[2], re.M)
+        assert set(tree) == {*listed, ".gitattributes"}
+        for path, data in tree.items():
+            assert str(models[name].parent).encode() not in data, path
+            assert not re.search(rb"/tmp/|/home/|" + str(ROOT).encode(), data) or path.endswith(
+                (".safetensors", ".png", ".gif", "tokenizer.json")
+            ), path
