@@ -36,6 +36,7 @@ HINT = (
 )
 VERSION = 1  # of the cache: raised when what an extractor sees changes
 PIXELS = 16  # the longest side of what `Pixels` sees
+SIDE = 4096  # the most pixels that a classifier may look at, each way
 BATCH, VALUES = 256, 1 << 21  # images at once, and the most values of theirs
 UNTOLD = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
 
@@ -67,6 +68,8 @@ class Classifier:
             )
         self.head, self.channels = layers[-1], inputs[0].in_channels
         self.size = _side(preprocessing)
+        if self.size and not 0 < max(self.size) <= SIDE:
+            raise ValueError(f"it looks at {self.size} pixels; a side may have {SIDE:,}")
         scale = preprocessing.get("rescale_factor", 1 / 255)
         self.scale = 127.5 * (scale if preprocessing.get("do_rescale", True) else 1)
         normal = preprocessing.get("do_normalize", True)

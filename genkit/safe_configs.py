@@ -17,8 +17,7 @@ from genkit.safe_weights import Contents
 
 DEPTH = 50  # of settings within settings
 LAYERS = 1000  # that a network of any weights may have
-PIXELS = 1024  # a side of the images of a network of any weights
-SIDE = 4096  # pixels of what a classifier looks at
+PIXELS = 2048  # a side of the images of a network of any weights
 TIMES = 1_000_000  # of a scheduler
 GROWTH = 64  # times as long as a text may become before it is cut into tokens
 # what a tokenizer.json must have, or escape, to replace parts of a text or to pad it that far
@@ -36,7 +35,7 @@ CODE = {"quantization_config", "fusion_config"}
 KERNELS = re.compile(r"_*(attn|experts)_implementation.*")
 OWN_KERNELS = {"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"}
 # where transformers and diffusers write where they found a model, and never read it
-REMEMBERED = {"special_tokens_map_file", "tokenizer_file"}
+REMEMBERED = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
 FILES = re.compile(r".*(^|_)(file|files|filename|path|dir|folder|vocab|merges)")
 COUNTS = re.compile(r".*(^|_)(layers?|blocks?|depths?|layers_per_\w+|repeats?)")
 SIZES = re.compile(r".*(^|_)(sample_size|image_size|pos_embed_max_size)")
@@ -97,9 +96,7 @@ def _check_settings(file: Path, settings: Any, contents: Contents | None, code: 
             _check_code(file, name, value)
         if file.name == "config.json" and contents is not None:
             _check_size(file, name, value, contents)
-        elif file.name == "preprocessor_config.json":
-            _check_most(file, name, value, SIDE)
-        elif file.name == "scheduler_config.json":
+        elif file.name == "scheduler_config.json" and name.endswith("timesteps"):
             _check_most(file, name, value, TIMES)
 
 

@@ -16,7 +16,7 @@ from genkit import errors, files, safe_configs, safe_weights
 
 # What loaders read, by the names that transformers and diffusers give; never pickles
 MODEL = re.compile(
-    r"(config|generation_config|model_index|scheduler_config|preprocessor_config|processor_config"
+    r"(config|generation_config|model_index|scheduler_config|(video_)?preprocessor_config|processor_config"
     r"|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
     r"|chat_template)\.json|(vocab|merges)\.txt|\w[\w.-]*\.(model|jinja)"
     r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors"

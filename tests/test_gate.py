@@ -178,6 +178,19 @@ SETTINGS = {
 }
 
 
+def test_settings_that_lead_nowhere_are_fine(tmp_path):
+    """As many models on the Hub have them."""
+    folder = make("text", tmp_path)
+    edit(folder / "config.json", _name_or_path="user/base", auto_map={}, rope_theta=1e6)
+    edit(folder / "config.json", quantization_config=None, _attn_implementation="sdpa")
+    told = {
+        "name_or_path": "user/base",
+        "special_tokens_map_file": "/home/me/special_tokens_map.json",
+    }
+    edit(folder / "tokenizer_config.json", vocab_file="vocab.json", init_inputs=[], **told)
+    USE["text"](folder)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_setting_that_leads_elsewhere_is_refused(tmp_path, name, nested):
