@@ -103,7 +103,7 @@ def _read(file: Path, source: Path) -> bytes:
 
 def _stamps(source: Path) -> dict[Path, int]:
     """Tell when the files of a model were written."""
-    found = [*source.glob("*"), *source.glob("*/*")]
+    found = [*source.glob("*"), *source.glob("[!.]*/*")]  # hidden folders are nobody's components
     return {file: file.lstat().st_mtime_ns for file in found if safety.MODEL.fullmatch(file.name)}
 
 
