@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -26,7 +27,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,11 @@ def listing(folder: Path) -> dict[str, bytes | str]:
         else:
             found[name] = path.read_bytes() if path.is_file() else "no file"
     return found
+
+
+def saved(names: Iterable[str]) -> set[str]:
+    """Return the checkpoints among names: a signal to end writes one wherever the run is."""
+    return {name for name in names if re.fullmatch(r"checkpoints/step-\d{8}", name)}
 
 
 def stages(crash: "Crash") -> None:
@@ -249,7 +255,11 @@ class Crash:
         found, own = listing(folder), mine or {}
         lost = [name for name in own if found.get(name) != own[name]]
         assert not lost, f"{folder.name}: what was the user's own has changed: {lost}"
-        odd = found.keys() ^ own.keys() ^ listing(whole).keys() ^ (own.keys() & PLACES)
+        left, right = (saved(names) for names in (found.keys() - own.keys(), listing(whole)))
+        assert len(left) == len(right), f"{folder.name}: its checkpoints are {left}"
+        names = {name for name in found if not name.startswith(tuple(left - own.keys()))}
+        expected = {name for name in listing(whole) if not name.startswith(tuple(right))}
+        odd = names ^ own.keys() ^ expected ^ (own.keys() & PLACES)
         assert not odd, f"{folder.name}: left over, or missing: {odd}"
 
 

@@ -163,6 +163,8 @@ def head(file: Path, how: str, number: int) -> None:
         file.write_bytes(struct.pack("<Q", told[how]) + data[8:])
         return
     names = [name for name in header if name != "__metadata__"]
+    if how in ("nan", "inf"):  # which whole numbers cannot be
+        names = [name for name in names if header[name]["dtype"] == "F32"]
     name = names[number % len(names)]
     tensor = header[name]
     first, last = tensor["data_offsets"]

@@ -72,6 +72,7 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
                 output_loading_info=True,
             )
             safe_weights.check_loaded(model)
+            safe_weights.check_tokens(model, tokenizer)
     finally:
         logging.set_verbosity(verbosity)
     lacking = [name for name in told["missing_keys"] if name.startswith(model.base_model_prefix)]

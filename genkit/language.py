@@ -160,5 +160,6 @@ def _load(
             private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
         )
         safe_weights.check_loaded(model, report)
+        safe_weights.check_tokens(model, tokenizer)
     precision = quantize or dtype or "float32"
     return LanguageModel(model.to(device).eval(), tokenizer, name, precision, compile)

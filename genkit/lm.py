@@ -151,6 +151,7 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTr
             output_loading_info=True,
         )
         safe_weights.check_loaded(model, report)
+        safe_weights.check_tokens(model, tokenizer)
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ValueError(
             f"init_from: the tokenizer in {name!r} is a slow one, or has no token for the end "

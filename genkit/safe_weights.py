@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.modules import module as hooks
+from transformers import PreTrainedModel
 
 HEADER = 16 << 20  # bytes that the list of a file's tensors may have
 TENSORS = 100_000  # that a file may hold
@@ -105,6 +106,18 @@ def check_loaded(network: torch.nn.Module, report: Mapping[str, Any] | None = No
                 f"{tensor.numel() - finite:,} of the {tensor.numel():,} numbers of its weights "
                 f"{name} are not finite"
             )
+
+
+def check_tokens(network: PreTrainedModel, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose tokens the network has no embeddings for.
+
+    Raises:
+        ValueError: it gives such a token for any text.
+    """
+    most = max(tokenizer("a").input_ids, default=0)
+    known = network.get_input_embeddings().num_embeddings
+    if most >= known:
+        raise ValueError(f"its tokenizer gives a token {most:,}; the network has {known:,}")
 
 
 def count_finite(tensor: torch.Tensor) -> int:

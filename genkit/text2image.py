@@ -127,6 +127,9 @@ def find(model: str, revision: str | None = None, trust_remote_code: bool = Fals
             "give one of them, such as a StableDiffusionPipeline"
         )
     absent = tuple(part for part, kind in index.items() if kind == [None, None])
+    for part in absent:
+        if part not in pipeline._optional_components:
+            raise ValueError(f"model: {model!r} lacks its {part}; give a whole one")
     return Source(model, folder, pipeline, settings, absent)
 
 
