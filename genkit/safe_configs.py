@@ -15,6 +15,7 @@ from typing import Any
 from genkit import kinds
 from genkit.safe_weights import Contents
 
+SETTINGS = 8 << 20  # bytes of a file of settings
 DEPTH = 50  # of settings within settings
 LAYERS = 1000  # that a network of any weights may have
 PIXELS = 2048  # a side of the images of a network of any weights
@@ -71,6 +72,8 @@ def read(file: Path) -> Any:
     Raises:
         ValueError: it is none.
     """
+    if file.name != "tokenizer.json" and file.stat().st_size > SETTINGS:
+        raise ValueError(f"{file} has more than {SETTINGS:,} bytes, which no settings have")
     try:
         return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:

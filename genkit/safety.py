@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from genkit import errors, files, safe_configs, safe_weights
 
 # What loaders read, by the names that transformers and diffusers give; never pickles
 MODEL = re.compile(
-    r"(config|generation_config|model_index|scheduler_config|(video_)?preprocessor_config|processor_config"
-    r"|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
-    r"|chat_template)\.json|(vocab|merges)\.txt|\w[\w.-]*\.(model|jinja)"
+    r"(config|generation_config|model_index|scheduler_config|(video_)?preprocessor_config"
+    r"|processor_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
+    r"|vocab|chat_template)\.json|(vocab|merges)\.txt|\w[\w.-]*\.(model|jinja)"
     r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors"
     r"|\w[\w.-]*\.safetensors\.index(\.\w+)?\.json"
 )
 CODE = re.compile(r"\w[\w.-]*\.(py|json|txt)")  # and what code may read
-LARGEST = 64 << 20  # bytes of a file of settings
+LARGEST = 48 << 20  # bytes of a file of settings, or of a vocabulary
 ENTRIES = 100_000  # files and folders that are looked at
 HINT = (
     "give the folder of a model that a recipe trained, or the id of one on the Hub with weights in "
@@ -107,14 +108,21 @@ def _check_entries(folder: Path) -> None:
                 f"{folder} holds more than {ENTRIES:,} files; give a model's own folder"
             )
         for entry in (Path(home, name) for name in (*folders, *names)):
-            if entry.is_symlink():
-                files.check_inside(entry, folder)
-            elif not entry.is_file() and not entry.is_dir():
-                raise ValueError(f"{entry} is no regular file")
+            with contextlib.suppress(FileNotFoundError):  # a run writes there, and deletes
+                _check_entry(entry, folder)
+
+
+def _check_entry(entry: Path, folder: Path) -> None:
+    mode = entry.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        files.check_inside(entry, folder)
+    elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{entry} is no regular file")
 
 
 def _refuse(error: OSError) -> None:
-    raise error
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _copy(source: Path, private: Path, code: bool, stack: contextlib.ExitStack) -> list[Path]:
