@@ -72,13 +72,13 @@ def load(name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
                 output_loading_info=True,
             )
             safe_weights.check_loaded(model)
+            qa.check_tokenizer(tokenizer, name)
             safe_weights.check_tokens(model, tokenizer)
     finally:
         logging.set_verbosity(verbosity)
     lacking = [name for name in told["missing_keys"] if name.startswith(model.base_model_prefix)]
     if lacking:
         raise ValueError(f"init_from: the weights in {name!r} lack {sorted(lacking)}")
-    qa.check_tokenizer(tokenizer, name)
     reader = qa.Reader(model, tokenizer, name)
     if not reader.has_null:
         raise ValueError(

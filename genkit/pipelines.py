@@ -76,6 +76,8 @@ def load(folder: str | Path, weights: str | None = None) -> Pipeline:
             f"model: {str(folder)!r} holds a model of the kind {kind}; image models of the recipes "
             f"{RECIPES} are known"
         )
+    if kind == kinds.PIXELS:
+        return pixel_lm.load(folder)
     with safety.opened(folder) as private:
         pipeline = _load(kind, private, weights or "averaged")
         for part in vars(pipeline).values():
@@ -85,8 +87,6 @@ def load(folder: str | Path, weights: str | None = None) -> Pipeline:
 
 
 def _load(kind: str, folder: Path, weights: str) -> Pipeline:
-    if kind == kinds.PIXELS:
-        return pixel_lm.load(folder)
     if kind == kinds.AUTOENCODER:
         return autoencoder.load(folder)
     if kind == kinds.GAN:

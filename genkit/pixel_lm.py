@@ -22,7 +22,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.pil_utils import numpy_to_pil
 from transformers import Cache, DynamicLayer, LlamaForCausalLM, PreTrainedModel
 
-from genkit import lm
+from genkit import lm, safe_weights, safety
 from genkit.decoding import Filters, choose
 from genkit.lm import loss as loss
 
@@ -355,16 +355,16 @@ def load(folder: str | Path) -> PixelPipeline:
         ValueError: there is none.
     """
     try:
-        _check_config(Path(folder) / "config.json")
-        model, told = LlamaForCausalLM.from_pretrained(
-            str(folder),
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-        if told["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
+        with safety.opened(folder) as private:
+            _check_config(private / "config.json")
+            model, report = LlamaForCausalLM.from_pretrained(
+                private,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+            safe_weights.check_loaded(model, report)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"model: {str(folder)!r} holds no language model of pixels ({error}); give the folder "

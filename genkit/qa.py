@@ -197,8 +197,8 @@ def _load(
                 "give a model trained for question answering, or train it by recipes/train_qa.py"
             )
         safe_weights.check_loaded(model)
+        check_tokenizer(tokenizer, name)
         safe_weights.check_tokens(model, tokenizer)
-    check_tokenizer(tokenizer, name)
     precision = quantize or dtype or "float32"
     return Reader(model.to(device).eval(), tokenizer, name, precision, compile)
 

@@ -191,7 +191,7 @@ def _check_class(file: Path, name: str, value: list[Any]) -> None:
     if not isinstance(found, type) or not issubclass(found, data):
         raise ValueError(
             f"{file}: the {name} is of the class {value!r:.200}, which neither diffusers nor "
-            "transformers has"
+            "transformers has; if you trust its code, genkit.imagine takes trust_remote_code=True"
         )
 
 

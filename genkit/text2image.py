@@ -128,7 +128,7 @@ def find(model: str, revision: str | None = None, trust_remote_code: bool = Fals
         )
     absent = tuple(part for part, kind in index.items() if kind == [None, None])
     for part in absent:
-        if part not in pipeline._optional_components:
+        if part in ("scheduler", "vae", "unet", "transformer", "tokenizer", "text_encoder"):
             raise ValueError(f"model: {model!r} lacks its {part}; give a whole one")
     return Source(model, folder, pipeline, settings, absent)
 

@@ -189,7 +189,7 @@ def test_what_stands_in_a_checkpoints_place_is_set_aside(tmp_path, kind):
         checkpoints.save(tmp_path, 9, state(9), keep=1)
         assert checkpoints.newest(tmp_path) == (place, [])
         assert os.path.lexists(f"{place}.aside-{turn}")
-        checkpoints._delete(place)
+        checkpoints.delete(place)
     for turn in range(3, checkpoints.ASIDE + 1):
         Path(f"{place}.aside-{turn}").mkdir()
     place.write_text("mine")

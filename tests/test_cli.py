@@ -159,10 +159,10 @@ def test_answer_prints_alternatives_of_several_questions(reader, course, capsys,
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--context", "no-such-file"], "No such file or directory: 'no-such-file'"),
+        (["--context", "no-such-file"], "context: cannot read no-such-file"),
         (["--context", "latin"], "context: latin is not UTF-8 at byte 3"),
         (["--context", "empty"], "context: empty is empty; give a text"),
-        (["--context", "."], "Is a directory: '.'"),
+        (["--context", "."], "context: cannot read .:"),
         (["", "--context", "text"], "question[1] is empty; give a text"),
         (["--context", "text", "--top-k", "0"], "top_k must be a whole number, 1 or more, got 0"),
         (["--context", "text", "--doc-stride", "99"], "more than doc_stride=99"),

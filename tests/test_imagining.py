@@ -455,11 +455,13 @@ def test_code_beside_a_model_is_not_run(copy, tmp_path):
     index = json.loads((copy / "model_index.json").read_text())
     for name, kind in kinds.items():
         change_index(copy, **index | {name: kind})
-        what = "is none of diffusers' text-to-image" if name == "_class_name" else f"the {name} of"
+        what = (
+            "is none of diffusers' text-to-image" if name == "_class_name" else f"the {name} is of"
+        )
         for trusted in (False, True) if name == "_class_name" else (False,):
             refused(copy, rf"model: .*{what}", trust_remote_code=trusted)
     change_index(copy, **index)
-    refused(copy, "(?s)model: .* contains custom code in None.py")
+    imagine("a fox", model=copy, **FAST)  # what is not asked for is not in the way
     assert not (tmp_path / "canary").exists()
 
 
@@ -469,7 +471,7 @@ def test_code_is_run_by_those_who_trust_it(copy, tmp_path, sd):
     code += "class Mine(UNet2DConditionModel):\n    pass\n"
     (copy / "unet" / "mine.py").write_text(code)
     change_index(copy, unet=["mine", "Mine"])
-    refused(copy, "the unet of .* is a mine.Mine, .* give trust_remote_code=True")
+    refused(copy, "the unet is of the class .*mine.*Mine.* trust_remote_code=True")
     assert not (tmp_path / "canary").exists()
     trusted = imagine("a fox", model=copy, trust_remote_code=True, **FAST)
     assert same(trusted, imagine("a fox", model=sd, **FAST)) and (tmp_path / "canary").exists()
@@ -508,9 +510,9 @@ def test_an_adapter_that_leads_elsewhere_is_refused(copy):
 
 
 def test_what_is_no_text_to_image_pipeline_is_told_of(copy, tmp_path):
-    refused(tmp_path, "model: .* holds no pipeline .*No such file")
+    refused(tmp_path, "model: .* holds no pipeline")
     (copy / "model_index.json").write_text("no JSON")
-    refused(copy, "model: .* holds no pipeline")
+    refused(copy, "model: .*model_index.json cannot be read as JSON")
     unet = UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 8),
@@ -526,7 +528,7 @@ def test_what_is_no_text_to_image_pipeline_is_told_of(copy, tmp_path):
 def test_damaged_settings_are_told_of(copy):
     for damaged in ("no JSON", "[1]"):
         (copy / "unet" / "config.json").write_text(damaged)
-        refused(copy, f"model: '{copy}' holds no pipeline")
+        refused(copy, f"model: {copy / 'unet' / 'config.json'} ")
 
 
 def test_damaged_weights_are_told_of(copy):
@@ -536,7 +538,7 @@ def test_damaged_weights_are_told_of(copy):
         weights.write_bytes(damaged)
         refused(copy, f"model: {weights} is not what safetensors holds")
     shutil.rmtree(copy / "unet")
-    refused(copy, f"model: cannot load '{copy}'")
+    refused(copy, "names a component that has no folder: 'unet'")
 
 
 def test_importing_genkit_imports_no_diffusers():

@@ -529,7 +529,9 @@ def test_folders_that_are_no_classifier_are_refused(classifier, tmp_path):
     )
     refused(save(text, tmp_path / "text"), "extractor: cannot load .*text")
     backbone = ResNetModel(make_resnet(["a", "b"]).config)
-    refused(save(backbone, tmp_path / "backbone"), "weights in .* lack .*classifier.1.bias")
+    refused(
+        save(backbone, tmp_path / "backbone"), "extractor: .*backbone.* lack .*classifier.1.bias"
+    )
     bare = save(make_resnet(["a"]), tmp_path / "bare")
     (bare / "preprocessor_config.json").unlink()
     refused(bare, "extractor: cannot load .*bare")

@@ -364,6 +364,7 @@ def test_the_preset_fills_what_was_left_open():
 def test_resuming_takes_the_runs_settings_and_refuses_others(tmp_path):
     with Run(settings(tmp_path, seed=7)) as run:
         run.identify(data="abc")
+        run.restore()
     words = ["--output_dir", str(tmp_path), "--resume"]
     assert parse(RunSettings, no_preset, words).seed == 7
     assert parse(RunSettings, no_preset, [*words, "--seed", "7"]).seed == 7

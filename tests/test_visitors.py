@@ -272,11 +272,11 @@ def test_a_panic_is_a_line(address):
     text = "a" * 30 + "b"
     call = {"data": ["panics", text, 1.0]}
     code, found, _ = ask(f"{address}gradio_api/run/next_tokens", call)
-    assert code == 200 and "problem" in found and "PanicException" in found
+    assert code == 200 and "problem" in found and "its tokenizer cannot read" in found
     visitor = Visitor(address, "panics")
     assert visitor.join("write", ["panics", text, "greedy", 1.0, 5, None]) == 200
     visitor.listen()
-    assert "PanicException" in visitor.wait()[0]
+    assert "its tokenizer cannot read" in visitor.wait()[0]
     visitor.leave()
     assert ask(f"{address}config")[0] == 200
 
@@ -433,7 +433,10 @@ def test_links_of_a_run_are_not_followed(run):
         (run.parent / "loss.png").write_bytes(b"secret")
         (run / name).symlink_to(run.parent / name)
         found = shown(run)
-        assert name == "samples" or f"{name} in {run} cannot be read" in found
+        assert (
+            name == "samples"
+            or f"{run.name}/{name} is a link that leads out of its folder" in found
+        )
         assert "first text" not in found and "data:image" not in found
         (run / name).unlink()
 
@@ -445,7 +448,7 @@ def test_pipes_of_a_run_are_not_waited_for(tmp_path, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     found = shown(folder)
-    assert f"{name} in {folder} is no regular file" in found
+    assert f"{folder.name}/{name} is no regular file" in found
 
 
 def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):
@@ -482,7 +485,7 @@ def test_damaged_settings_of_a_run_are_named(tmp_path):
 
 def test_files_of_any_size_are_not_read(run, monkeypatch):
     monkeypatch.setattr(runs, "LOG", 100)
-    with pytest.raises(ValueError, match=r"metrics.jsonl in .* has more than 100 bytes"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl has more than 100 bytes"):
         runs.show(run, False)
 
 

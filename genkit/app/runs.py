@@ -128,9 +128,17 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 def _text(folder: Path, name: str, limit: int) -> str:
     try:
-        return read_inside(folder / name, folder, limit).decode(errors="replace")
+        return _bytes(folder, name, limit).decode(errors="replace")
     except FileNotFoundError:
         return ""
+
+
+def _bytes(folder: Path, name: str, limit: int) -> bytes:
+    """Read a file of a run; what is wrong with it is said without telling where runs lie."""
+    try:
+        return read_inside(folder / name, folder, limit)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(folder), folder.name)) from None
 
 
 def _samples(folder: Path) -> list[str]:
@@ -216,7 +224,7 @@ def _newest(folder: Path) -> str:
         head = f"<h3>Samples of step {step:,}</h3>"
         if name.endswith(".md"):
             return f"{head}<pre>{html.escape(_text(folder, name, TEXT))}</pre>"
-        address = parts.data_address(read_inside(folder / name, folder, PICTURE))
+        address = parts.data_address(_bytes(folder, name, PICTURE))
         return f'{head}<img class="sheet" alt="samples" src="{address}">'
     return ""
 
@@ -224,7 +232,7 @@ def _newest(folder: Path) -> str:
 def _picture(folder: Path) -> str:
     """Show the recipe's own picture of the run, on demand."""
     try:
-        address = parts.data_address(read_inside(folder / "loss.png", folder, PICTURE))
+        address = parts.data_address(_bytes(folder, "loss.png", PICTURE))
     except FileNotFoundError:
         return ""
     return f'<details><summary>loss.png</summary><img alt="loss" src="{address}"></details>'
