@@ -258,7 +258,10 @@ def steps(folder: Path) -> list[Path]:
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Tell a checkpoint, whole or not, from a folder that the user gave such a name."""
-    return any(os.path.lexists(f"{entry.path}/{name}") for name in FILES)
+    try:
+        return not set(FILES).isdisjoint(os.listdir(entry.path))
+    except OSError:  # which whoever reads it will say
+        return True
 
 
 def step_of(checkpoint: Path) -> int:
