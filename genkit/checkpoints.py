@@ -259,7 +259,7 @@ def steps(folder: Path) -> list[Path]:
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Tell a checkpoint, whole or not, from a folder that the user gave such a name."""
     try:
-        return not set(FILES).isdisjoint(os.listdir(entry.path))
+        return any(file.name in FILES for file in Path(entry.path).iterdir())
     except OSError:  # which whoever reads it will say
         return True
 
