@@ -388,7 +388,7 @@ def test_a_folder_that_does_not_load_is_not_pushed(models, tmp_path):
 
 # ---- killed
 
-KILLS = 20
+KILLS = 50
 VERSION = """
 import sys
 import genkit
@@ -400,7 +400,9 @@ genkit.push(sys.argv[1], "user/killed")
 @pytest.mark.slow
 def test_a_killed_push_leaves_a_whole_model(models, server, environment_of, tmp_path):
     """Between the two models that are pushed in turn, there is none at any moment."""
-    environment = environment_of()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = environment_of() | {"TMPDIR": str(scratch)}
     both = [models["text"], models["pixels"]]
     trees = []
     for folder in both:
@@ -434,6 +436,7 @@ def test_a_killed_push_leaves_a_whole_model(models, server, environment_of, tmp_
     staging.validate(folder, kinds.kind_of(folder))
     done = python(VERSION, environment, both[0])  # and a push after it is as any other
     assert done.returncode == 0 and server.tree("user/killed") == trees[0], done.stderr
+    assert not list(scratch.glob("genkit-*"))  # nor of any before it
 
 
 # ---- by a recipe
