@@ -68,10 +68,12 @@ class Classifier:
             )
         self.head, self.channels = layers[-1], inputs[0].in_channels
         self.size = _side(preprocessing)
-        if self.size and not 0 < max(self.size) <= SIDE:
+        if self.size and not all(type(side) is int and 0 < side <= SIDE for side in self.size):
             raise ValueError(f"it looks at {self.size} pixels; a side may have {SIDE:,}")
         scale = preprocessing.get("rescale_factor", 1 / 255)
-        self.scale = 127.5 * (scale if preprocessing.get("do_rescale", True) else 1)
+        self.scale = 127.5 * (float(scale) if preprocessing.get("do_rescale", True) else 1)
+        if not math.isfinite(self.scale):
+            raise ValueError(f"rescale_factor is {scale}; a number is needed")
         normal = preprocessing.get("do_normalize", True)
         self.mean = preprocessing["image_mean"] if normal else 0.0
         self.std = preprocessing["image_std"] if normal else 1.0
