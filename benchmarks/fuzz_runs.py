@@ -101,6 +101,7 @@ def change(folder: Path, made: Change, world: World) -> None:
     elif kind == "without":
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     elif kind == "pickle":
+        file.unlink(missing_ok=True)  # it may be a link by now
         file.write_bytes(pickle.dumps(Bomb(world.canary)))
     if kind in ("set", "head") and name.startswith("checkpoints") and "manifest" not in name:
         _seal(file)  # or nobody would read what is in it

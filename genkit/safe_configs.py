@@ -20,6 +20,7 @@ DEPTH = 50  # of settings within settings
 LAYERS = 1000  # that a network of any weights may have
 PIXELS = 2048  # a side of the images of a network of any weights
 TIMES = 1_000_000  # of a scheduler
+ADDED = 20_000  # tokens beside a vocabulary: tokenizers takes the square of the time for them
 GROWTH = 64  # times as long as a text may become before it is cut into tokens
 # what a tokenizer.json must have, or escape, to replace parts of a text or to pad it that far
 SUSPECT_WORDS = (b'"Replace"', b'"Fixed"', b'"pad_to_multiple_of"', b"\\u00")
@@ -94,10 +95,12 @@ def _check_settings(file: Path, settings: Any, contents: Contents | None, code: 
     needs_keys = ("config.json", "_config.json")
     if file.name.endswith(needs_keys) and not isinstance(settings, dict):
         raise ValueError(f"{file} holds no settings of a model")
-    for name, value in _walk(file, settings):
+    for name, value in _walk(file, {file.stem: settings}):
         _check_names(file, name, value)
         if not code:
             _check_code(file, name, value)
+        if "token" in file.name and isinstance(value, list | dict) and len(value) > ADDED:
+            raise ValueError(f"{file}: {name!r} lists {len(value):,} tokens; at most {ADDED:,}")
         if file.name == "config.json" and contents is not None:
             _check_size(file, name, value, contents)
         elif file.name == "scheduler_config.json" and name.endswith("timesteps"):
@@ -221,11 +224,16 @@ def _check_most(file: Path, name: str, value: Any, most: int) -> None:
 def _check_tokenizer(file: Path) -> None:
     """Refuse a tokenizer that makes a text many times as long, or pads it to gigabytes."""
     data = file.read_bytes()  # whose vocabulary takes as long to read as a model
+    added = data.count(b'"single_word"')
+    if added > ADDED:
+        raise ValueError(f"{file} adds {added:,} tokens; at most {ADDED:,} are read")
     if not any(word in data for word in SUSPECT_WORDS) or not SUSPECT.search(data):
         return
     tokenizer = read(file)
     if not isinstance(tokenizer, dict):
         raise ValueError(f"{file} holds no tokenizer")
+    if len(tokenizer.get("added_tokens") or ()) > ADDED:
+        raise ValueError(f"{file} adds more than {ADDED:,} tokens")
     growth = 1.0
     for step in _steps(file, tokenizer.get("normalizer")):
         growth *= _growth(step)

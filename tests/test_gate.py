@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_safety import CANARY, MAKE, USE, Bomb, weights_of
 
 import genkit
-from genkit import files, lm, safe_weights, safety, staging
+from genkit import files, lm, safe_configs, safe_weights, safety, staging
 from genkit.cli import clean_errors
 
 RUNS = "from pathlib import Path\nPath({!r}).touch()\nclass Generator: pass\n"
@@ -361,6 +361,20 @@ def test_a_normalizer_that_does_not_is_fine(tmp_path):
     step = {"type": "Replace", "pattern": {"String": "b"}, "content": "a"}
     edit(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [step] * 12})
     assert genkit.generate("acb", model=folder, max_new_tokens=1).prompt == "acb"
+
+
+@pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
+def test_very_many_added_tokens_are_refused(tmp_path, file):
+    folder = make("text", tmp_path)
+    names = [f"<{i}>" for i in range(safe_configs.ADDED + 1)]
+    if file == "added_tokens.json":
+        (folder / file).write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    elif file == "tokenizer_config.json":
+        edit(folder / file, extra_special_tokens=names)
+    else:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        edit(folder / file, added_tokens=[{"id": 9, "content": name} | flags for name in names])
+    refused("text", folder, file)
 
 
 # ---- tokenizers that panic
