@@ -59,6 +59,7 @@ class RunFolder:
                 "name a folder that can be created or written"
             ) from None
         try:
+            self._check_places()
             if resume:
                 self.log()  # which must be readable, before anything is set aside
                 self.start = self.newest()
@@ -68,6 +69,12 @@ class RunFolder:
         except BaseException:
             self.release()
             raise
+
+    def _check_places(self) -> None:
+        """Refuse folders where files of the run go, before a step is made."""
+        for name in (RUN_FILE, LOG_FILE, "loss.png"):
+            if (self.path / name).is_dir():
+                raise ValueError(f"output_dir: {self.path / name} is a folder; move it elsewhere")
 
     def _make_room(self) -> None:
         """Refuse what a new run would overwrite; one that never made a step is nothing, and goes.

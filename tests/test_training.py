@@ -847,3 +847,12 @@ def test_a_lap_in_which_the_process_was_stopped_is_as_long_as_the_one_before():
         clock.lap(10.5)
         clock._sum += 90  # the process was stopped so long
         assert clock.seconds > 100 and clock.usual == 11.0
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "loss.png"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_a_step(tmp_path, name, resume):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"output_dir: .*{name} is a folder"):
+        RunFolder(tmp_path).claim(resume)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([".lock", name])
