@@ -72,7 +72,7 @@ class RunFolder:
 
     def _check_places(self) -> None:
         """Refuse folders where files of the run go, before a step is made."""
-        for name in (RUN_FILE, LOG_FILE, "loss.png"):
+        for name in (RUN_FILE, LOG_FILE, "loss.png", *list_model(self.path)):
             if (self.path / name).is_dir():
                 raise ValueError(f"output_dir: {self.path / name} is a folder; move it elsewhere")
 

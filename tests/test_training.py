@@ -849,7 +849,7 @@ def test_a_lap_in_which_the_process_was_stopped_is_as_long_as_the_one_before():
         assert clock.seconds > 100 and clock.usual == 11.0
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "loss.png"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "loss.png", "model.safetensors"])
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_in_the_place_of_a_file_is_refused_before_a_step(tmp_path, name, resume):
     (tmp_path / name).mkdir()
