@@ -295,7 +295,7 @@ def _bring(folder: Path, what: str, name: Any, world: World) -> None:
     else:  # another's settings, or weights, in a place where somebody may look for them
         tables = (folder / "config.json", folder / "model_index.json")
         own = next(table for table in tables if table.exists())
-        shutil.copyfile(own, file)
+        shutil.copyfile(own, file, follow_symlinks=False)  # which may lead out by now
 
 
 def change(folder: Path, made: Change, world: World) -> None:

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from genkit import disk
 
-NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as f"{step:08d}" writes it
+NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})")  # as f"{step:08d}" writes it
 LEFTOVER = re.compile(rf"\.(writing|deleting)-{NAME.pattern}")
 ASIDE = 10  # that are kept: a disk that damages more is not to be trained on
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"

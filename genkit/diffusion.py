@@ -457,12 +457,22 @@ def load(folder: str | Path) -> DenoisingPipeline:
         )
         if told["missing_keys"]:
             raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
+        _check_sides(unet)
     except (OSError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"model: {str(folder)!r} holds no diffusion model ({error}); give the folder of one "
             "that recipes/train_diffusion.py trained, or that diffusers saved as a DDPMPipeline"
         ) from error
     return DenoisingPipeline(unet.eval(), scheduler)
+
+
+def _check_sides(unet: UNet2DModel) -> None:
+    """Refuse images whose sides cannot be halved as often as the network does."""
+    size = unet.config.sample_size
+    step = 2 ** (len(unet.config.block_out_channels) - 1)
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    if not all(type(side) is int and side >= step and side % step == 0 for side in sides):
+        raise ValueError(f"its sample_size is {size}; sides are multiples of {step}")
 
 
 def _check(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -44,16 +44,23 @@ def refusals_named(path: Path, what: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
     """Give a scratch file beside `path` that becomes it once all of its bytes are on the disk.
+
+    Args:
+        scratch: of a name that no other process uses, where several may write the same file.
 
     Raises:
         WriteError: the disk refused; the file that was there is as it was.
     """
-    scratch = path.with_name(f".{path.name}.writing")
+    scratch = scratch or path.with_name(f".{path.name}.writing")
     with refusals_named(path):
         try:
+            scratch.unlink(missing_ok=True)  # of a process that was killed
+            scratch.touch()
+            mode = scratch.stat().st_mode
             yield scratch
+            scratch.chmod(mode)  # the umask's: safetensors lets nobody else read
             sync(scratch)
             scratch.replace(path)
             sync(path.parent)

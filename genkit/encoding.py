@@ -23,9 +23,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from genkit import tables
+from genkit import disk, tables
 from genkit.data import documents
-from genkit.disk import sync
 from genkit.errors import panics_are_errors
 
 BLOCK = 1 << 18  # characters encoded at a time
@@ -259,13 +258,5 @@ def written_whole(path: Path) -> Iterator[Path]:
     for leftover in path.parent.glob(".writing-*"):  # of a process that was killed
         if time.time() - leftover.stat().st_mtime > 3600:
             leftover.unlink(missing_ok=True)
-    scratch = path.with_name(f".writing-{uuid.uuid4().hex}")
-    try:
-        scratch.touch(exist_ok=False)
-        mode = scratch.stat().st_mode
+    with disk.written_whole(path, path.with_name(f".writing-{uuid.uuid4().hex}")) as scratch:
         yield scratch
-        scratch.chmod(mode)  # the umask's: safetensors lets nobody else read
-        sync(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -75,11 +75,11 @@ class Classifier:
         if not math.isfinite(self.scale):
             raise ValueError(f"rescale_factor is {scale}; a number is needed")
         normal = preprocessing.get("do_normalize", True)
-        self.mean = preprocessing["image_mean"] if normal else 0.0
-        self.std = preprocessing["image_std"] if normal else 1.0
-        self.normal = [_by_channel(each, self.channels) for each in (self.mean, self.std)]
+        mean = preprocessing["image_mean"] if normal else 0.0
+        std = preprocessing["image_std"] if normal else 1.0
+        self.normal = [_by_channel(each, self.channels) for each in (mean, std)]
         told = {k: v for k, v in model.config.to_dict().items() if k not in UNTOLD}
-        facts = [told, self.size, self.scale, self.mean, self.std, weights_hash(model)]
+        facts = [told, self.size, self.scale, mean, std, weights_hash(model)]
         self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @torch.inference_mode()

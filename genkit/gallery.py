@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})\.(md|png)")  # as f"{step:08d}" writes it
+NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})\.(md|png)")  # as f"{step:08d}" writes it
 
 
 def find(run: Path, suffix: str | None = None) -> list[Path]:

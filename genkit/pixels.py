@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_BYTES = 1 << 26  # of a file, unless told otherwise
+MAX_BYTES = 1 << 26  # of a file, by default
 MAX_PIXELS = 1 << 26  # of a picture, by its header, before anything is decoded; as above
 MIN_SIDE = 8  # pixels: less shows nothing
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads EPS by running a program

@@ -54,8 +54,8 @@ def opened(
 
     Raises:
         ValueError: a file is none, leads elsewhere or is not what its name says; settings name
-            what lies outside the folder or sizes that cannot be; weights are missing, not in
-            safetensors, not whole or not finite.
+            what lies outside the folder or sizes that cannot be; there are no weights in
+            safetensors, or not all of them. What a loader refuses inside the block, too.
     """
     source = Path(folder)
     with files.scratch_folder() as scratch, contextlib.ExitStack() as stack:
@@ -84,18 +84,6 @@ def _line(error: BaseException, argument: str, private: Path, source: Path) -> s
     if isinstance(error, ValueError) and str(source) in text:
         return f"{argument}: {text}"
     return f"{argument}: cannot load {str(source)!r}: {text or type(error).__name__}"
-
-
-def check_link(file: Path, folder: Path, argument: str = "model") -> None:
-    """Refuse a file of a folder that is a link out of it.
-
-    Raises:
-        ValueError: it is.
-    """
-    try:
-        files.check_inside(file, folder)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None
 
 
 def _check_entries(folder: Path) -> None:

@@ -22,7 +22,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from genkit import files, hub, kinds, safety, staging
+from genkit import files, hub, kinds, staging
 
 WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # of whatever model
 # Of an earlier model of genkit's, at the top of its repository
@@ -80,7 +80,6 @@ def push(
     check_branch(revision)
     source = Path(folder)
     kind = kinds.kind_of(source, "folder")
-    safety.check(source, argument="folder")
     with files.scratch_folder() as scratch:
         staged = scratch / "model"
         staged.mkdir()
@@ -212,10 +211,10 @@ def _refusals(repository: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, httpx2.HTTPError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         response = getattr(error, "response", None)
         denied = response is not None and response.status_code in (401, 403)
-        advice = " Log in by `hf auth login` with a token that may write;" if denied else ";"
+        advice = "; log in by `hf auth login` with a token that may write;" if denied else ";"
         raise ValueError(
             f"repository: {repository} cannot be pushed to: {reason:.300}{advice} what "
             "was there is untouched"

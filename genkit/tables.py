@@ -24,7 +24,7 @@ from genkit.files import open_regular
 
 KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 ARROW = "arrow"  # what `datasets` saves
-MEMORY = 1 << 10  # MiB of the process that reads, unless told otherwise
+MEMORY = 1 << 10  # MiB of the process that reads, by default
 COLUMNS, LINES, LIST, DATA = "columns", "lines", "list", "data"  # layouts
 START = """
 import json, sys

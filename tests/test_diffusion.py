@@ -580,6 +580,8 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         (lambda f: drop_a_weight(f / WEIGHTS), "its weights lack .'conv_in.bias'."),
         (lambda f: edit(f / "unet/config.json", block_out_channels=[8, 24]), "shape"),
         (lambda f: edit(f / "unet/config.json", down_block_types=["A", "B"]), "A"),
+        (lambda f: edit(f / "unet/config.json", sample_size=1), "sample_size is 1"),
+        (lambda f: edit(f / "unet/config.json", sample_size=[8, 7]), r"sample_size is \[8, 7\]"),
         (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler"),
         (
             lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="score"),

@@ -6,14 +6,13 @@ import contextlib
 import functools
 import html
 import json
-import os
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from genkit import gallery
 from genkit.app import curves, finding, parts
 from genkit.app.finding import Shelf
 from genkit.files import read_inside
@@ -23,7 +22,6 @@ APART = ("step", "seconds", "rate")  # of an entry: what is no curve of its own
 VARIED = {"entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 1.0}  # as real images are
 JUDGED = ("distance", *VARIED)  # what an evaluation of a game has
 FILES = (*finding.OF_RUN, "floor.json", "loss.png")
-SAMPLE = re.compile(r"step-([0-9]{1,15})\.(md|png)")
 TEXT, PICTURE, LOG = 1 << 20, 1 << 24, 1 << 26  # bytes of a file, at most
 LARGEST = 1e30  # a figure
 SILENT = 0.1  # nats an image that latents say at least, unless they say nothing
@@ -55,7 +53,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
 def _look(shelf: Shelf, name: str, axis: str, seen: str) -> tuple[Any, Any]:
     """Draw a run anew if it was written to."""
     folder = Path(shelf.pick(finding.RUNS, name))
-    times = [_stamp(folder / file) for file in (*FILES, *_samples(folder)[:1])]
+    times = [_stamp(file) for file in (*(folder / name for name in FILES), *_samples(folder)[:1])]
     stamp = json.dumps([name, axis, times])
     if stamp == seen:
         return gr.skip(), gr.skip()
@@ -141,13 +139,12 @@ def _bytes(folder: Path, name: str, limit: int) -> bytes:
         raise ValueError(str(error).replace(str(folder), folder.name)) from None
 
 
-def _samples(folder: Path) -> list[str]:
-    """Name the samples, the newest first."""
-    with contextlib.suppress(OSError), os.scandir(folder / "samples") as inside:
-        regular = [file.name for file in inside if file.is_file(follow_symlinks=False)]
-        steps = [(int(m[1]), m[0]) for m in map(SAMPLE.fullmatch, regular) if m]
-        return [f"samples/{name}" for _, name in sorted(steps, reverse=True)]
-    return []
+def _samples(folder: Path) -> list[Path]:
+    """List the samples, the newest first."""
+    try:
+        return gallery.find(folder)[::-1]
+    except OSError:
+        return []
 
 
 # ---------------------------------------------------------------------------------------------
@@ -219,10 +216,10 @@ def _floor(folder: Path) -> dict[str, float]:
 
 def _newest(folder: Path) -> str:
     """Show the newest samples."""
-    for name in _samples(folder)[:1]:
-        step = int("".join(filter(str.isdigit, name)))
-        head = f"<h3>Samples of step {step:,}</h3>"
-        if name.endswith(".md"):
+    for sample in _samples(folder)[:1]:
+        head = f"<h3>Samples of step {gallery.step(sample):,}</h3>"
+        name = f"samples/{sample.name}"
+        if sample.suffix == ".md":
             return f"{head}<pre>{html.escape(_text(folder, name, TEXT))}</pre>"
         address = parts.data_address(_bytes(folder, name, PICTURE))
         return f'{head}<img class="sheet" alt="samples" src="{address}">'
