@@ -34,13 +34,24 @@ def refusals_named(path: Path, what: str = "") -> Iterator[None]:
     except WriteError:
         raise
     except Exception as error:
-        # safetensors and tokenizers have exceptions of their own that only tell it in words
-        if not isinstance(error, OSError) and "os error" not in str(error):
+        if not _is_refusal(error, path):
             raise
         raise WriteError(
             f"could not write {what}{path}: {reason(error)}. What was there before is as it was; "
             "make room or change the disk, then try again"
         ) from error
+
+
+def _is_refusal(error: Exception, path: Path) -> bool:
+    """Tell the disk's refusal to write below a folder from an error of what was to be written."""
+    if not isinstance(error, OSError):
+        # safetensors and tokenizers have exceptions of their own that only tell it in words
+        return "os error" in str(error)
+    if error.errno is None:  # a process that was ended, a stream that stopped
+        return False
+    named = error.filename
+    folder = os.fsdecode(path if path.is_dir() else path.parent)
+    return not isinstance(named, str | bytes) or os.fsdecode(named).startswith(folder)
 
 
 @contextlib.contextmanager
