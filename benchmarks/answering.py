@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 
 import genkit
-from genkit import qa
+from genkit.qa import answering
+from genkit.qa.reader import load_reader
 
 PEER = """
 import json, sys, time, warnings
@@ -75,12 +76,12 @@ def short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
     """Answers and speed on contexts of a paragraph."""
     questions, contexts = map(list, zip(*pairs, strict=True))
     peer, best = pipeline(arguments, questions, contexts, arguments.batches)
-    exact: list[qa.Answer] = []
+    exact: list[answering.Answer] = []
     for precision in PRECISIONS:
-        reader = qa.load(arguments.model, compile=True, **precision)
+        reader = load_reader(arguments.model, compile=True, **precision)
         genkit.answer(questions[:8], contexts[:8], model=reader)
         seconds: list[float] = []
-        rows: list[qa.Answer] = []
+        rows: list[answering.Answer] = []
         for _ in range(arguments.repeat):
             start = time.perf_counter()
             rows = genkit.answer(  # type: ignore[assignment]
@@ -97,7 +98,7 @@ def short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
     compare(exact, peer)
 
 
-def compare(ours: list[qa.Answer], peers: list[dict[str, Any]]) -> None:
+def compare(ours: list[answering.Answer], peers: list[dict[str, Any]]) -> None:
     """Say which answers are not the pipeline's, and by how much."""
     same = 0
     for mine, its in zip(ours, peers, strict=True):
@@ -120,7 +121,7 @@ def document(arguments: argparse.Namespace, questions: list[str]) -> None:
     few = questions[: arguments.peer_questions]
     _, rate = pipeline(arguments, few, [text] * len(few), arguments.batches)
     for precision in PRECISIONS:
-        reader = qa.load(arguments.model, compile=True, **precision)
+        reader = load_reader(arguments.model, compile=True, **precision)
         genkit.answer(questions[0], text[:10_000], model=reader)
         for stride in (128, 32):
             with Memory() as memory:

@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit import autoencoder, images
+from genkit.data import images
+from genkit.models import autoencoder, autoencoder_losses
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 BLOCK = 100  # images judged together
@@ -123,7 +124,7 @@ class Clock(TrainingCallback):
 
 
 def nats(x):
-    # as genkit.autoencoder.negative_log_likelihood does
+    # as genkit.models.autoencoder.negative_log_likelihood does
     told, samples = model.encoder(x), asked["samples"]
     mean, logvar = told.embedding, told.log_covariance
     noise = torch.randn(samples, *mean.shape, generator=draws)
@@ -227,10 +228,10 @@ def main() -> None:
 
 def write(arguments: argparse.Namespace) -> None:
     """Decode the images, and toss the coins of the test images' pixels once for all."""
-    test = images.load(arguments.test).pixels
+    test = images.load_images(arguments.test).pixels
     coins = torch.Generator().manual_seed(0)
     binary = torch.bernoulli(torch.from_numpy(test / 255), generator=coins)
-    np.save(arguments.work / "train.npy", images.load(arguments.train).pixels)
+    np.save(arguments.work / "train.npy", images.load_images(arguments.train).pixels)
     np.save(arguments.work / "test.npy", test)
     np.save(arguments.work / "binary.npy", 255 * binary.byte().numpy())
 
@@ -320,7 +321,7 @@ def genkit(
     setting = setting.format(**settings)
     setting += "float32" if settings["mixed_precision"] == "no" else settings["mixed_precision"]
     setting += f", compiled in {compiled} s" if compiled else ", not compiled"
-    figure = judge(arguments, autoencoder.load(folder)) if judge else float("nan")
+    figure = judge(arguments, autoencoder.load_autoencoder(folder)) if judge else float("nan")
     count = last["step"] * settings["batch_size"]
     trained = Trained("genkit", setting, last["seconds"], count, figure)
     return trained, float(compiled)
@@ -331,7 +332,7 @@ def nats(arguments: argparse.Namespace, pipeline: autoencoder.AutoencoderPipelin
     binary = torch.from_numpy(np.load(arguments.work / "binary.npy")) / 127.5 - 1
     draws = torch.Generator().manual_seed(0)
     each = [
-        autoencoder.negative_log_likelihood(
+        autoencoder_losses.negative_log_likelihood(
             pipeline.vae, block, arguments.samples, "bernoulli", 1.0, draws
         )
         for block in binary.split(BLOCK)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from genkit import charlm, data
+from genkit.data import characters, text
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
 
 def write(path: Path, size: int, symbols: str) -> int:
     """Repeat the embedded corpus, each time with another line, so that no two parts are equal."""
-    prose = "".join(piece for document in data.documents(data.EMBEDDED) for piece in document)
+    prose = "".join(piece for document in text.documents(text.EMBEDDED) for piece in document)
     prose = prose.encode("ascii", "ignore").decode() + symbols
     with path.open("w", encoding="utf-8", newline="") as file:
         for i in range(size // len(prose.encode())):
@@ -45,7 +45,7 @@ def write(path: Path, size: int, symbols: str) -> int:
 
 def read(path: Path) -> float:
     start = time.monotonic()
-    charlm.read(str(path), "text", None, val_fraction=0.1, context=256)
+    characters.read_characters(str(path), "text", None, val_fraction=0.1, context=256)
     return time.monotonic() - start
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import transformers.models.llama.modeling_llama  # noqa: F401  imported before the first fork
 
-from genkit import charlm, plots, training  # noqa: F401
+from genkit.training import run  # noqa: F401
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 STEPS = 60

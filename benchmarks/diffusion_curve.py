@@ -16,12 +16,13 @@ from pathlib import Path
 
 import matplotlib.figure
 
-from genkit import diffusion, images, sampling
-from genkit.evaluation import proportional
-from genkit.features import Extractor, Seen, load_extractor, look, look_once
-from genkit.images import Images
-from genkit.judge import as_images
+from genkit.data import images
+from genkit.data.images import Images, proportional
+from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
 from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.judge import as_images
+from genkit.models import diffusion
+from genkit.vision import sampling
 
 EVALUATIONS = (5, 10, 20, 50)
 MANY, FINE = 1000, 250
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--output", type=Path, default=Path("runs/diffusion_curve.png"))
     arguments = parser.parse_args()
-    train = images.load(arguments.mnist / "train-00000-of-00001.parquet")
+    train = images.load_images(arguments.mnist / "train-00000-of-00001.parquet")
     extractor = load_extractor(arguments.extractor)
     judge = Bench(arguments.model, train, extractor, look_once(train, extractor), arguments.dtype)
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -63,7 +64,7 @@ class Bench:
     ) -> None:
         self.model, self.train, self.extractor, self.real = model, train, extractor, real
         self.dtype = dtype
-        self.pipeline = sampling.load(str(model))
+        self.pipeline = sampling.load_image_model(str(model))
         self.scheduler = self.pipeline.scheduler
 
     def distance(self, name: str, steps: int, count: int) -> tuple[int, float]:

@@ -23,13 +23,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import genkit
-from genkit import diffusion, images, noising
-from genkit.evaluation import proportional
-from genkit.features import load_extractor, look, look_once
-from genkit.judge import as_images
+from genkit.data import images
+from genkit.data.images import proportional
+from genkit.metrics.features import load_extractor, look, look_once
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import label_accuracy
+from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
+from genkit.models import diffusion, diffusion_losses
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_diffusion.py"
 COUNT, COVERED, K, SIDE, RESOLUTION = 10_000, 2000, 5, 8192, 32
@@ -65,7 +66,7 @@ def share(folder: Path) -> None:
     middle, last = log[len(log) // 2], log[-1]
     rate = (last["step"] - middle["step"]) / (last["seconds"] - middle["seconds"])
     batch = settings["batch_size"]
-    flops = operations(diffusion.load(folder), batch) * rate
+    flops = operations(diffusion.load_diffusion(folder), batch) * rate
     most = matrix_rate()
     print(
         f"{rate * batch:,.0f} images a second, {flops / 1e12:.1f} TFLOP/s, "
@@ -79,7 +80,7 @@ def operations(pipeline: diffusion.DenoisingPipeline, batch: int) -> float:
     pixels = torch.randn(1, *pipeline.latent_shape)
     place, labels = torch.full((1,), 0.5), torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        noising.loss(
+        diffusion_losses.loss(
             pipeline.unet, pixels, pixels, labels, 1000 * place, place, place, "epsilon"
         ).backward()
     return counter.get_total_flops() * batch
@@ -103,7 +104,10 @@ def matrix_rate() -> float:
 def judge(arguments: argparse.Namespace) -> None:
     """Print how good the images are."""
     part = arguments.mnist / "train-00000-of-00001.parquet"
-    train, extractor = images.load(part, resolution=RESOLUTION), load_extractor(arguments.extractor)
+    train, extractor = (
+        images.load_images(part, resolution=RESOLUTION),
+        load_extractor(arguments.extractor),
+    )
     real = look_once(train, extractor)
     labels = np.random.default_rng(0).permutation(proportional(train, COUNT))
     drawn = genkit.sample(arguments.output, COUNT, label=labels.tolist(), seed=0, dtype="bfloat16")

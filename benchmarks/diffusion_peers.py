@@ -57,12 +57,13 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 import genkit
-from genkit import images, mosaic, sampling
-from genkit.features import Extractor, Seen, load_extractor, look, look_once
-from genkit.images import Images
-from genkit.judge import as_images
+from genkit.data import images, order
+from genkit.data.images import Images
+from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
 from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
+from genkit.vision import image_grid, sampling
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_diffusion.py"
 COVERED, K, SHOWN, BLOCK = 2000, 5, 64, 100
@@ -93,7 +94,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     arguments.output.mkdir(parents=True, exist_ok=True)
-    train = images.load(str(parts(arguments.mnist)[0]))
+    train = images.load_images(str(parts(arguments.mnist)[0]))
     extractor = load_extractor(arguments.extractor)
     real = look_once(train, extractor)
     print(f"{'':28}" + "".join(f"{name:>12}" for name in COLUMNS), flush=True)
@@ -157,7 +158,7 @@ def measure(
     """Judge images of a model, and draw some into a picture beside the file."""
     torch.manual_seed(0)
     made = trained.draw(arguments.count)
-    mosaic.grid(made[:SHOWN], file.with_suffix(".png"))
+    image_grid.grid(made[:SHOWN], file.with_suffix(".png"))
     fake = look(as_images(made, None, []), extractor)
     some = np.random.default_rng(0).permutation(len(real))[:COVERED]
     return {
@@ -187,7 +188,7 @@ def train_genkit(
     settings = json.loads((folder / "run.json").read_text())["settings"]
     how = {"steps": arguments.steps, "scheduler": arguments.sampler}
     return Trained(
-        sampling.load(str(folder)).unet.num_parameters(),
+        sampling.load_image_model(str(folder)).unet.num_parameters(),
         last["seconds"],
         last["step"] * settings["batch_size"],
         lambda count: genkit.sample(folder, count, seed=0, **how).images,
@@ -314,7 +315,7 @@ class Clock:
 
     def trained(self, unet: torch.nn.Module, draw: Callable[[int], torch.Tensor]) -> Trained:
         def blockwise(count: int) -> torch.Tensor:
-            return torch.cat([draw(len(block)).cpu() for block in images.blocks(count, BLOCK)])
+            return torch.cat([draw(len(block)).cpu() for block in order.blocks(count, BLOCK)])
 
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         return Trained(parameters, self.seconds, self.images, blockwise)

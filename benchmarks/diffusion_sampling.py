@@ -19,10 +19,11 @@ import torch
 from diffusers import DDPMPipeline
 
 import genkit
-from genkit import diffusion, images
-from genkit.features import load_extractor, look, look_once
-from genkit.judge import as_images
+from genkit.data import images
+from genkit.metrics.features import load_extractor, look, look_once
 from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.judge import as_images
+from genkit.models import diffusion
 
 
 def main() -> None:
@@ -91,7 +92,7 @@ def ours(arguments: argparse.Namespace, dtype: str, compile: bool = False) -> Wa
 
 def compare(arguments: argparse.Namespace, ways: dict[str, Way]) -> None:
     """Tell the distance from MNIST's training images in both precisions."""
-    train = images.load(arguments.mnist / "train-00000-of-00001.parquet")
+    train = images.load_images(arguments.mnist / "train-00000-of-00001.parquet")
     extractor = load_extractor(arguments.extractor)
     real, found = look_once(train, extractor), {}
     for name in ("float32", "bfloat16"):

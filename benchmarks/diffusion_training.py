@@ -35,8 +35,8 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
-from genkit import images
-from genkit.images import Images
+from genkit.data import images
+from genkit.data.images import Images
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_diffusion.py"
 SKIPPED = 5  # steps before time counts
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("recipe_arguments", nargs="*", help="after --, flags for the recipe")
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    train = images.load(arguments.images)
+    train = images.load_images(arguments.images)
     rates: dict[str, list[float]] = {"recipe": [], "example": []}
     for _ in range(arguments.rounds):
         rate, config, batch_size = recipe(arguments)

@@ -29,14 +29,16 @@ import torch
 from safetensors import safe_open
 
 import genkit
-from genkit import images, kinds, launch, mosaic, pipelines, sampling
-from genkit.evaluation import proportional
-from genkit.features import Extractor, Seen, load_extractor, look, look_once
-from genkit.images import Images
-from genkit.judge import as_images
+from genkit import machine
+from genkit.data import images
+from genkit.data.images import Images, proportional
+from genkit.hub import kinds
+from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
+from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
+from genkit.vision import image_grid, pipelines, sampling
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FAMILIES = {
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--output", type=Path, default=Path("runs/families"))
     arguments = parser.parse_args()
-    train, test = (images.load(part) for part in parts(arguments.mnist))
+    train, test = (images.load_images(part) for part in parts(arguments.mnist))
     extractor = load_extractor(arguments.extractor)
     real = look_once(train, extractor)
     lines = [f"{'':12}" + "".join(f"{name:>15}" for name in COLUMNS)]
@@ -93,7 +95,7 @@ def main() -> None:
     seen = look_once(some, extractor)
     lines.append(told("test images", figures(seen, real, len(extractor.names))))
     (arguments.output / "families.txt").write_text("\n".join(lines) + "\n")
-    mosaic.rows(strips, arguments.output / "families.png")
+    image_grid.rows(strips, arguments.output / "families.png")
     print(f"table and samples: {arguments.output / 'families.txt'}, families.png")
 
 
@@ -118,9 +120,13 @@ def spread(train: Images, count: int) -> np.ndarray:
 
 def drawn(family: str, folder: Path, count: int, labels: np.ndarray) -> Any:
     """Draw by classes from a model that is told them."""
-    told = labels[:count].tolist() if pipelines.count_classes(sampling.load(str(folder))) else None
+    told = (
+        labels[:count].tolist()
+        if pipelines.count_classes(sampling.load_image_model(str(folder)))
+        else None
+    )
     way = WAYS.get(family, {})
-    if way and launch.fast_bf16():
+    if way and machine.fast_bf16():
         way = way | {"dtype": "bfloat16"}
     return genkit.sample(folder, count, label=told, seed=0, **way)
 

@@ -19,7 +19,7 @@ CODE = """
 import json, sys, time, warnings
 warnings.filterwarnings("ignore")
 import genkit
-from genkit.language import LanguageModel
+from genkit.text.language_model import LanguageModel
 folder, compile, tokens = json.loads(sys.argv[1])
 language = genkit.load(folder, compile=compile)
 start = time.perf_counter()

@@ -13,7 +13,7 @@ import sys
 import time
 
 import genkit
-from genkit.generation import LanguageModel
+from genkit.text.generation import LanguageModel
 
 CODE = """
 import sys

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.fuzz_watch import SECRET, World
-from genkit import safety
+from genkit.hub import safety
 
 Change = list[Any]
 HEADERS = ["longer", "shorter", "huge", "negative", "empty", "million", "overlap", "beyond"]

@@ -19,9 +19,12 @@ from safetensors.torch import load_file, save_file
 
 import genkit
 from benchmarks.fuzz_watch import SECRET, Refused
-from genkit import classifier, cli, extractor, hub, kinds, lm, safety, staging
-from genkit.features import load_extractor
-from genkit.gan import GANPipeline, Generator
+from genkit import cli
+from genkit.hub import kinds, safety, staging, vendoring
+from genkit.metrics.features import load_extractor
+from genkit.models import classifier, lm
+from genkit.models.gan import GANPipeline, Generator
+from genkit.qa import model
 
 # ---------------------------------------------------------------------------------------------
 # Folders
@@ -53,7 +56,7 @@ def two_weights(folder: Path) -> None:
     for variant in (None, "raw"):
         generator = Generator((1, 8, 8), 3, widths=(8,), patch=4).eval()
         if variant is None:
-            hub.save_pipeline(GANPipeline(generator), folder)
+            vendoring.save_pipeline(GANPipeline(generator), folder)
         else:
             generator.save_pretrained(folder / "generator", variant=variant)
 
@@ -192,7 +195,7 @@ PUSH = "push"  # the one use that may connect and start programs
 LANGUAGE = {
     "generate": _generate,
     "perplexity": _score,
-    "init_from": lambda folder: type(lm.load(str(folder))[0]).__name__,
+    "init_from": lambda folder: type(lm.load_lm(str(folder))[0]).__name__,
     "command": _command("generate", "The ", "--model", "FOLDER", "--max-new-tokens", "3"),
 }
 SAMPLE = ("sample", "FOLDER", "-n", "1", "--json")
@@ -203,7 +206,7 @@ OF_KIND: dict[str, dict[str, Callable[[Path], object]]] = {
     "sharded": LANGUAGE,
     "answers": {
         "answer": _answer,
-        "init_from": lambda folder: type(extractor.load(str(folder))[0]).__name__,
+        "init_from": lambda folder: type(model.load_extractor(str(folder))[0]).__name__,
         "command": _command("answer", "Where?", "--context", __file__, "--model", "FOLDER"),
     },
     "classifier": {"features": _look},

@@ -35,7 +35,8 @@ from benchmarks.fuzz_changes import (
     spoil,
 )
 from benchmarks.fuzz_watch import SECRET, Outcome, Refused, World, watch
-from genkit import charlm, checkpoints, plots, training  # noqa: F401
+from genkit.training import checkpoints
+from genkit.training import run as training  # noqa: F401
 
 Example = dict[str, Any]  # "resume" and "changes"
 RECIPE = Path(__file__).parent.parent / "recipes/train_charlm.py"

@@ -40,14 +40,15 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from genkit import adversarial, gan, images
-from genkit.adversarial import Batch, Game
-from genkit.features import Classifier, Seen, load_extractor, look
-from genkit.images import Images
-from genkit.judge import as_images
+from genkit.data import images
+from genkit.data.images import Images
+from genkit.metrics.features import Classifier, Seen, load_extractor, look
 from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import K, manifold
-from genkit.optim import averaging, rate_factor
+from genkit.models import gan, gan_losses
+from genkit.models.gan_losses import Batch, Game
+from genkit.training.optim import averaging, rate_factor
 
 DRAWN = 10_000  # points judged
 COVERED = 2000  # of them, for coverage
@@ -209,7 +210,7 @@ def play(
                 )
                 scored = update(discriminator, optimizers[0], loss, rate)
                 if game.weight_clip:
-                    adversarial.clip_weights(discriminator, game.weight_clip)
+                    gan_losses.clip_weights(discriminator, game.weight_clip)
             discriminator.requires_grad_(False)
             loss = game.generator_loss(discriminator, generator, batch(training, real, chance))
             norms.append((scored, update(generator, optimizers[1], loss, rate)))
@@ -243,7 +244,7 @@ def batch(
 ) -> Batch:
     count = training.batch_size
     noise = torch.randn(count, training.latent_dim, generator=chance)
-    return Batch(real(chance), noise, torch.rand(count, adversarial.CHANCES, generator=chance))
+    return Batch(real(chance), noise, torch.rand(count, gan_losses.CHANCES, generator=chance))
 
 
 # ---- points
@@ -384,7 +385,7 @@ def judged(
 
 def on_images(arguments: argparse.Namespace) -> Results:
     """Yield a row and images for each loss and seed."""
-    train, test = images.load(arguments.train), images.load(arguments.test)
+    train, test = images.load_images(arguments.train), images.load_images(arguments.test)
     extractor = load_extractor(arguments.extractor)
     assert isinstance(extractor, Classifier), "Inception tells no digits"
     order = np.random.default_rng(0).permutation(len(test))

@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from genkit import gan, images
-from genkit.images import Images
-from genkit.optim import BatchedMuon
+from genkit.data import images
+from genkit.data.images import Images
+from genkit.models import gan
+from genkit.training.optim import BatchedMuon
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_gan.py"
 SKIPPED = 5  # steps before time counts

@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genkit import gan, images
-from genkit.evaluation import proportional, sample
-from genkit.features import Extractor, Seen, load_extractor, look, look_once
-from genkit.images import Images
-from genkit.judge import as_images
+from genkit.data import images
+from genkit.data.images import Images, proportional
+from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
+from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
+from genkit.models import gan
+from genkit.vision.evaluation import sample
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_gan.py"
 RUNS = ("modern", "modern --conditional", "dcgan")
@@ -45,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = [arguments.mnist / f"{part}-00000-of-00001.parquet" for part in ("train", "test")]
     extractor = load_extractor(arguments.extractor)
-    train, test = (images.load(part) for part in parts)
+    train, test = (images.load_images(part) for part in parts)
     real = look_once(train, extractor)
     print(f"{'':32}" + "".join(f"{name:>16}" for name in COLUMNS), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,7 +65,7 @@ def main() -> None:
 
 def measure(folder: Path, train: Images, real: Seen, extractor: Extractor) -> dict[str, float]:
     """Draw from a saved GAN, and compare with the images it was trained on."""
-    pipeline = gan.load(folder)
+    pipeline = gan.load_gan(folder)
     labels = None
     if pipeline.generator.config.labels:  # shuffled, so that the first ones are of all classes
         labels = np.random.default_rng(0).permutation(proportional(train, COUNT))

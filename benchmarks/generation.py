@@ -25,7 +25,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, PreTrainedModel
 
 import genkit
-from genkit.language import LanguageModel
+from genkit.text.language_model import LanguageModel
 
 WEIGHTS = 123.7e6  # that are read for a token, the tied head included
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

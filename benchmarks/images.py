@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from genkit import images, pixels, workers
+from genkit.data import images, pixels, workers
 
 CHUNK = 256  # files that a task decodes
 BATCH = 256
@@ -101,7 +101,7 @@ def decode(files: list[workers.File], resolution: int | None) -> list[np.ndarray
 def epochs(mnist: str) -> None:
     for name in ("first", "second"):
         start = time.monotonic()
-        found = images.load(mnist)
+        found = images.load_images(mnist)
         print(f"{len(found):,} images, {name} load: {time.monotonic() - start:.2f} s")
     order = np.random.default_rng(0).permutation(len(found))
     start = time.monotonic()

@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from genkit import data, generation, rescoring
-from genkit.lexicon import WORD, Lexicon, words
+from genkit.data.text import documents
+from genkit.text import correction, language_model, rescoring
+from genkit.text.lexicon import WORD, Lexicon, words
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_charlm.py"
 KEEP, EDIT_COST, MAX_EDITS, UNKNOWN = 0.95, 5.0, 2, 0.01  # the defaults of `correct`
@@ -52,17 +53,17 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, work: Path) -> None:
-    text = "\n".join("".join(document) for document in data.documents(arguments.text))
+    text = "\n".join("".join(document) for document in documents(arguments.text))
     borders = [int(len(text) * share) for share in (0.9, 0.95)]
     train, dev, test = text[: borders[0]], text[borders[0] : borders[1]], text[borders[1] :]
     lexicon, rng = Lexicon(words(train)), random.Random(arguments.seed)
     tuned = corrupted(dev, arguments.dev_sentences, arguments.error_rate, rng)
     tested = corrupted(test, arguments.sentences, arguments.error_rate, rng)
     folder = arguments.model or fit(train, arguments, work)
-    language = generation.load(folder)
+    language = language_model.load_language_model(folder)
 
     def by_model(texts: list[str], alpha: float) -> list[str]:
-        found = rescoring.correct(
+        found = correction.correct(
             texts,
             model=language,
             lexicon=lexicon,

@@ -30,11 +30,13 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
-from genkit import gan, images, mosaic
-from genkit.evaluation import sample
-from genkit.features import Classifier, load_extractor, look
-from genkit.images import Images
-from genkit.judge import as_images
+from genkit.data import images
+from genkit.data.images import Images
+from genkit.metrics.features import Classifier, load_extractor, look
+from genkit.metrics.judge import as_images
+from genkit.models import gan
+from genkit.vision import image_grid
+from genkit.vision.evaluation import sample
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_gan.py"
 DIGITS, CHANNELS = 10, 3
@@ -55,14 +57,14 @@ def main() -> None:
     arguments = parser.parse_args()
     classifier = load_extractor(arguments.classifier)
     assert isinstance(classifier, Classifier), "Inception tells no digits"
-    train, test = images.load(arguments.train), images.load(arguments.test)
+    train, test = images.load_images(arguments.train), images.load_images(arguments.test)
     with tempfile.TemporaryDirectory() as work:
         table = Path(work) / "stacked.parquet"
         write(stacked(train, arguments.images, arguments.seed), table)
         pipeline = trained(arguments, table, Path(work) / "run")
     made = sample(pipeline.to(classifier.device), arguments.samples)
     if arguments.picture:
-        mosaic.grid(made[:SHOWN], arguments.picture)
+        image_grid.grid(made[:SHOWN], arguments.picture)
     real = torch.from_numpy(stacked(test, arguments.samples, arguments.seed + 1)) / 127.5 - 1
     print(f"{'':10}{'modes of 1,000':>16}{'reverse KL':>12}")
     for name, each, source in (("generated", made, train), ("real", real, test)):
@@ -121,7 +123,7 @@ def trained(arguments: argparse.Namespace, table: Path, folder: Path) -> gan.GAN
         f"preset {settings['preset']}: {last['step']:,} steps, {shown:,} images in "
         f"{last['seconds'] / 60:.1f} minutes"
     )
-    return gan.load(folder)
+    return gan.load_gan(folder)
 
 
 # ---- measure

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genkit import charlm, data, optim
-from genkit.settings import RunSettings
+from genkit.data.order import Windows
+from genkit.models import lm
+from genkit.training import optim
+from genkit.training.settings import RunSettings
 
 VOCABULARY, CONTEXT, BATCH, BLOCK = 65, 64, 12, 50
 
@@ -59,19 +61,19 @@ def run(step: Callable[[], None]) -> float:
 
 def genkit_step(ids: np.ndarray, half: bool) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = charlm.make_model("llama", VOCABULARY, CONTEXT, 4, 128, 4, 0.0)
+    model = lm.make_model("llama", VOCABULARY, CONTEXT, 4, 128, 4, 0.0)
     model.set_attn_implementation("eager" if half else "sdpa")
     told = RunSettings(
         optimizer="adamw", learning_rate=1e-3, muon_learning_rate=1e-3, weight_decay=0.1
     )
     (optimizer,) = optim.optimizers(model, told)
-    windows = data.Windows(ids, CONTEXT, seed=0)
+    windows = Windows(ids, CONTEXT, seed=0)
     count = [0]
 
     @torch.compile
     def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return charlm.loss(model, inputs, targets)
+            return lm.loss(model, inputs, targets)
 
     def step() -> None:
         positions = count[0] * BATCH + np.arange(BATCH)

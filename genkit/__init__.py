@@ -1,45 +1,61 @@
-"""genkit: train, run, look inside, measure and share generative models."""
+"""genkit: train, run, look inside, measure and share generative models.
+
+The verbs (`genkit.generate`, `sample`, `answer`, ...) are the front door. Behind it, from the
+bottom up; a package imports from those above it in this list:
+
+- `files`, `errors`, `machine`, `seeds`, `plots`: files written whole, clean errors, this machine
+- `hub`: what is trusted, downloaded, staged and pushed; model cards
+- `data`: texts, corpora, tokenizers, images, questions: what goes in
+- `models`: networks and their losses, a family a file
+- `engine`: what makes a network fast on this machine: compiled, packed, quantised
+- `text`: generate, explain, score, correct
+- `metrics`: figures with their protocol
+- `qa`: answers from a text
+- `vision`: sample, imagine, walk a latent space, look inside diffusion
+- `training`: the run that every recipe shares
+- `commands`, `app`: the `genkit` command and the page
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genkit.evaluation import evaluate as evaluate
-    from genkit.explain import alternatives as alternatives
-    from genkit.explain import beam_tree as beam_tree
-    from genkit.explain import next_tokens as next_tokens
-    from genkit.explain import temperature_series as temperature_series
-    from genkit.generation import generate as generate
-    from genkit.generation import stream as stream
-    from genkit.imagining import imagine as imagine
+    from genkit.hub.pushing import push as push
     from genkit.loading import load as load
-    from genkit.metrics.perplexity import perplexity as perplexity
-    from genkit.qa import answer as answer
-    from genkit.rescoring import correct as correct
-    from genkit.rescoring import rescore as rescore
-    from genkit.sampling import sample as sample
-    from genkit.sharing import push as push
+    from genkit.qa.answering import answer as answer
+    from genkit.text.alternatives import alternatives as alternatives
+    from genkit.text.correction import correct as correct
+    from genkit.text.explain import beam_tree as beam_tree
+    from genkit.text.explain import next_tokens as next_tokens
+    from genkit.text.explain import temperature_series as temperature_series
+    from genkit.text.generation import generate as generate
+    from genkit.text.generation import stream as stream
+    from genkit.text.perplexity import perplexity as perplexity
+    from genkit.text.rescoring import rescore as rescore
+    from genkit.vision.evaluation import evaluate as evaluate
+    from genkit.vision.imagining import imagine as imagine
+    from genkit.vision.sampling import sample as sample
 
 __version__ = "0.1.0"
 
 # Each verb is imported on first use, so that `import genkit` is quick.
 _HOMES = {
-    "generate": "genkit.generation",
-    "stream": "genkit.generation",
+    "generate": "genkit.text.generation",
+    "stream": "genkit.text.generation",
     "load": "genkit.loading",
-    "next_tokens": "genkit.explain",
-    "temperature_series": "genkit.explain",
-    "beam_tree": "genkit.explain",
-    "alternatives": "genkit.explain",
-    "answer": "genkit.qa",
-    "imagine": "genkit.imagining",
-    "push": "genkit.sharing",
-    "perplexity": "genkit.metrics.perplexity",
-    "evaluate": "genkit.evaluation",
-    "rescore": "genkit.rescoring",
-    "correct": "genkit.rescoring",
-    "sample": "genkit.sampling",
+    "next_tokens": "genkit.text.explain",
+    "temperature_series": "genkit.text.explain",
+    "beam_tree": "genkit.text.explain",
+    "alternatives": "genkit.text.alternatives",
+    "answer": "genkit.qa.answering",
+    "imagine": "genkit.vision.imagining",
+    "push": "genkit.hub.pushing",
+    "perplexity": "genkit.text.perplexity",
+    "evaluate": "genkit.vision.evaluation",
+    "rescore": "genkit.text.rescoring",
+    "correct": "genkit.text.correction",
+    "sample": "genkit.vision.sampling",
 }
 __all__ = list(_HOMES)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import os
 import sys
-from collections.abc import Iterator
 
-from genkit.errors import is_panic
+from genkit.errors import clean_errors
 
 # Subcommand and its line in --help; a module of genkit/commands each
 COMMANDS = {
@@ -22,21 +19,6 @@ COMMANDS = {
     "push": "share a model on the Hub",
     "app": "open the page: write, answer, draw, watch runs",
 }
-
-
-@contextlib.contextmanager
-def clean_errors() -> Iterator[None]:
-    """Turn a bad argument, or a disk or a file that refuses, into one line and exit code 2."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-    except BaseException as error:
-        if not isinstance(error, ValueError | OSError) and not is_panic(error):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def main(argv: list[str] | None = None) -> None:

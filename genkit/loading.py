@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genkit import hub, kinds
-from genkit.language import DEFAULT, HINT, REVISION
+from genkit.hub import download, kinds
+from genkit.text.language_model import DEFAULT, HINT, REVISION
 
 
 def load(
@@ -36,27 +36,27 @@ def load(
     """
     if model == DEFAULT and revision is None and not Path(model).is_dir():
         revision = REVISION
-    kind = kinds.kind_of(hub.fetch_settings(model, revision, hint=HINT))
+    kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compile}
     options["trust_remote_code"] = trust_remote_code
     # only what this kind of model needs is imported
     if kind == kinds.TEXT:
-        from genkit import language
+        from genkit.text import language_model
 
-        return language.load(model, revision=revision, **options)
+        return language_model.load_language_model(model, revision=revision, **options)
     if kind == kinds.ANSWERS:
-        from genkit import qa
+        from genkit.qa import reader
 
-        return qa.load(model, revision=revision, **options)
+        return reader.load_reader(model, revision=revision, **options)
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(f"{name}: {value!r} is for models of text, and this is a {kind} model")
     if kind == kinds.CLASSIFIER:
-        from genkit import features
+        from genkit.metrics import features
 
         return features.load_extractor(model, revision)
     if kind in kinds.IMAGES:
-        from genkit import sampling
+        from genkit.vision import sampling
 
-        return sampling.load(str(model), revision)
+        return sampling.load_image_model(str(model), revision)
     raise ValueError(f"model: {str(model)!r} is for genkit.imagine, which loads it")

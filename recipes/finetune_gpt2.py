@@ -18,22 +18,29 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from genkit import card, data, encoding, generation, launch, lm, lora, reading, tables
-from genkit.cli import clean_errors
-from genkit.language import DEFAULT, REVISION
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import files, machine
+from genkit.data import tables
+from genkit.data.corpus import Corpus, read_corpus, split_corpus
+from genkit.data.order import Windows
+from genkit.data.text import EMBEDDED
+from genkit.errors import clean_errors
+from genkit.hub import card
+from genkit.models import lm, lora
+from genkit.text import generation, kv_cache
+from genkit.text.language_model import DEFAULT, REVISION
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/gpt2-tuned", "folder of the run and of the model")
-    text: str = setting(data.EMBEDDED, "file, folder or dataset; or the embedded corpus")
+    text: str = setting(EMBEDDED, "file, folder or dataset; or the embedded corpus")
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
     val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
@@ -74,8 +81,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     rates = {"learning_rate": 5e-5, "muon_learning_rate": 2e-3, "weight_decay": 0.01}
     if settings.lora_rank:  # adapters start from nothing
         rates |= {"learning_rate": 5e-4}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
-    compiled = device == "cuda" and launch.can_compile()  # on a CPU it takes longer than it saves
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+    compiled = device == "cuda" and machine.can_compile()  # on a CPU it takes longer than it saves
     return run | rates | precision | {"optimizer": "adamw", "ema": 0.0, "compile": compiled}
 
 
@@ -86,21 +93,23 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            network, tokenizer = lm.load(settings.init_from, settings.init_revision)
+            network, tokenizer = lm.load_lm(settings.init_from, settings.init_revision)
             settings.context = choose_context(settings, network)
-            parts = encoding.split(
+            parts = split_corpus(
                 settings.text,
                 settings.text_column,
                 settings.val_text,
                 settings.val_fraction,
                 settings.table_memory,
             )
-            corpus = encoding.read(*parts, tokenizer, settings.context)
-        train = data.Windows(corpus.train, settings.context, settings.seed)
+            corpus = read_corpus(*parts, tokenizer, settings.context)
+        train = Windows(corpus.train, settings.context, settings.seed)
 
         # ---- model
-        corpus.facts["model_sha256"] = lm.weights_hash(network)
-        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
+        corpus.facts["model_sha256"] = files.weights_hash(network)
+        network.set_attn_implementation(
+            machine.attention(run.device.type, settings.mixed_precision)
+        )
         if settings.lora_rank:
             network = lora.add_adapters(network, settings.lora_rank)
         model = run.network("model", network, optimizers(network, settings))
@@ -130,7 +139,7 @@ def main() -> None:
 
 def choose_context(settings: Settings, network: PreTrainedModel) -> int:
     """Return the length of a window."""
-    most = reading.context_length(network)
+    most = kv_cache.context_length(network)
     if settings.context and settings.context > most:
         raise ValueError(f"context: {settings.context} is more than the model's own, {most}")
     return settings.context or min(512, most)
@@ -144,7 +153,7 @@ def trainable(network: PreTrainedModel) -> int:
 # ---- evaluate
 
 
-def judge(run: Run, settings: Settings, corpus: encoding.Corpus) -> None:
+def judge(run: Run, settings: Settings, corpus: Corpus) -> None:
     """Evaluate the model as it would be saved, and save it if it is the best."""
     network = run.weights().eval()
     whole = lora.merged(network) if settings.lora_rank else network
@@ -155,7 +164,7 @@ def judge(run: Run, settings: Settings, corpus: encoding.Corpus) -> None:
 
 
 def evaluate(
-    run: Run, settings: Settings, corpus: encoding.Corpus, network: PreTrainedModel
+    run: Run, settings: Settings, corpus: Corpus, network: PreTrainedModel
 ) -> dict[str, float]:
     """Judge the model on the whole validation text, and let it write."""
     context = settings.context
@@ -170,9 +179,9 @@ def evaluate(
     }
 
 
-def write_samples(run: Run, corpus: encoding.Corpus, language: generation.LanguageModel) -> None:
+def write_samples(run: Run, corpus: Corpus, language: generation.LanguageModel) -> None:
     """Continue the first tokens of the validation text at several temperatures."""
-    start = corpus.val[: reading.context_length(language.model)].tolist()
+    start = corpus.val[: kv_cache.context_length(language.model)].tolist()
     prompt = corpus.tokenizer.decode(start[:8], skip_special_tokens=True)
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:
@@ -198,7 +207,7 @@ print(genkit.generate("The", model=model, seed=1))
 def save(
     run: Run,
     settings: Settings,
-    corpus: encoding.Corpus,
+    corpus: Corpus,
     network: PreTrainedModel,
     judged: dict[str, float],
     folder: Path,

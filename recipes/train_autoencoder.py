@@ -22,31 +22,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit import (
-    autoencoder,
-    card,
-    data,
-    gallery,
-    hub,
-    images,
-    latent,
-    launch,
-    mosaic,
-    pixels,
-    tables,
-)
-from genkit.cli import clean_errors
-from genkit.images import Images
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import machine
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images
+from genkit.data.order import Order, blocks
+from genkit.errors import clean_errors
+from genkit.hub import card, gallery, vendoring
+from genkit.models import autoencoder, autoencoder_losses
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
+from genkit.vision import image_grid, latent, pipelines
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/autoencoder", "folder of the run and of the model")
     images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
@@ -74,7 +67,7 @@ class Settings(RunSettings):
         for name, allowed in {
             "network": autoencoder.NETWORKS,
             "likelihood": autoencoder.LIKELIHOODS,
-            "noise": (None, *autoencoder.NOISES),
+            "noise": (None, *autoencoder_losses.NOISES),
         }.items():
             if getattr(self, name) not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice)
@@ -110,8 +103,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
     rates |= {"optimizer": "adamw" if settings.network == "dense" else "muon"}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
-    return run | rates | precision | {"compile": launch.can_compile()}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+    return run | rates | precision | {"compile": machine.can_compile()}
 
 
 def main() -> None:
@@ -137,7 +130,7 @@ def main() -> None:
             run.say(f"skipped: {problem}")
         if len(train) < 2:
             raise ValueError("images: there is 1 to train on; give two or more")
-        order = data.Order(len(train), settings.seed)
+        order = Order(len(train), settings.seed)
 
         # ---- model
         network = autoencoder.Autoencoder(
@@ -189,7 +182,7 @@ def batch(
     """Look up images: as they are seen, as they should come out, and their classes for the head."""
     clean = noisy = part.batch(which)
     if settings.noise:
-        noisy = autoencoder.corrupt(clean, settings.noise, settings.amount, generator)
+        noisy = autoencoder_losses.corrupt(clean, settings.noise, settings.amount, generator)
     labels = part.classes(which, device) if settings.head_weight else None
     return noisy.to(device), clean.to(device), labels
 
@@ -204,7 +197,7 @@ def total_loss(
     """Return the reconstruction's loss and, weighted, that of telling the class."""
     sign = -1 if settings.invert else 1
     seen = model(sign * noisy)
-    loss = autoencoder.reconstruction_loss(seen, sign * clean, settings.likelihood)
+    loss = autoencoder_losses.reconstruction_loss(seen, sign * clean, settings.likelihood)
     if labels is None:
         return loss
     return loss + settings.head_weight * F.cross_entropy(seen["logits"], labels)
@@ -216,12 +209,12 @@ def total_loss(
 def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
     """Judge the model on all validation images, and draw what it makes of some."""
     network = run.weights().eval()
-    blocks = list(images.blocks(len(val), BLOCK))
+    chunks = list(blocks(len(val), BLOCK))
     sums = torch.zeros(3, dtype=torch.float64)
-    for i in range(run.accelerator.process_index, len(blocks), run.processes):
+    for i in range(run.accelerator.process_index, len(chunks), run.processes):
         # what is drawn depends on the block alone, so that evaluations compare
         generator = torch.Generator().manual_seed(i)
-        sums += judge(settings, network, batch(settings, val, run.device, blocks[i], generator))
+        sums += judge(settings, network, batch(settings, val, run.device, chunks[i], generator))
     loss, error, right = (run.sum(sums) / len(val)).tolist()
     judged = {"val_loss": loss, "mse": error}
     if settings.head_weight:
@@ -254,13 +247,13 @@ def draw(
     made = pipeline.reconstruct(noisy)
     named = {"original": clean} | ({"noisy": noisy} if settings.noise else {})
     named["cleaned" if settings.noise else "reconstruction"] = made
-    mosaic.rows(named, run.folder.path / "reconstructions.png")
+    image_grid.rows(named, run.folder.path / "reconstructions.png")
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
-    mosaic.grid(made, folder / f"step-{run.progress.step:08d}.png", COLUMNS)
+    image_grid.grid(made, folder / f"step-{run.progress.step:08d}.png", COLUMNS)
     grids = gallery.find(run.folder.path, ".png")
     names = [f"step {gallery.step(grid)}" for grid in grids]
-    mosaic.progress(grids, names, run.folder.path / "progress.png", 1)
+    image_grid.progress(grids, names, run.folder.path / "progress.png", 1)
     if settings.latent_dim > 1 and len(val) > 2:
         draw_map(run, settings, pipeline, val)
 
@@ -273,7 +266,7 @@ def draw_map(
     generator = torch.Generator().manual_seed(0)
     _, clean, _ = batch(settings, val, run.device, some, generator)
     classes = val.classes(some) if val.labels is not None else None
-    latents = latent.encode(pipeline, clean)
+    latents = pipelines.encode(pipeline, clean)
     if not (latents == latents[0]).all():
         found = latent.scatter(latents, classes, val.names)
         found.save(run.folder.path / "latents.png")
@@ -314,7 +307,7 @@ def save(
     some = np.arange(0, len(train), -(-len(train) // FITTED))
     seen = (batch(settings, train, run.device, part)[1] for part in np.array_split(some, 10))
     network.fit_prior(torch.cat([pipeline.encode(each) for each in seen]))
-    hub.save_pipeline(pipeline, folder)
+    vendoring.save_pipeline(pipeline, folder)
     network.train()
     names = ("resolution", "channels", "skip_corrupt")
     options = [f", {n}={v}" for n in names if (v := getattr(settings, n))]

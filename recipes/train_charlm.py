@@ -14,23 +14,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genkit import card, charlm, data, generation, launch, lm, reading, tables
-from genkit.cli import clean_errors
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from transformers import PreTrainedModel
+
+from genkit import machine
+from genkit.data import characters, tables
+from genkit.data.characters import CharacterCorpus
+from genkit.data.order import Windows
+from genkit.data.text import EMBEDDED
+from genkit.errors import clean_errors
+from genkit.hub import card
+from genkit.models import lm
+from genkit.text import generation, kv_cache
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting(
         "runs/charlm", "folder of the run and of the model; runs/charlm-tuned with --init_from"
     )
-    text: str = setting(data.EMBEDDED, "file, folder or dataset; or the embedded corpus")
+    text: str = setting(EMBEDDED, "file, folder or dataset; or the embedded corpus")
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
     val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
@@ -85,8 +94,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
     if settings.init_from:  # gently: it knows something already
         rates |= {"learning_rate": 1e-3, "muon_learning_rate": 0.005}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
-    step = {"optimizer": "muon", "ema": 0.0, "compile": launch.can_compile()}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+    step = {"optimizer": "muon", "ema": 0.0, "compile": machine.can_compile()}
     return shape | run | rates | precision | step
 
 
@@ -99,7 +108,7 @@ def main() -> None:
         origin = start_from(settings.init_from) if settings.init_from else None
         context = origin.model.config.max_position_embeddings if origin else settings.context
         with run.accelerator.local_main_process_first():
-            corpus = charlm.read(
+            corpus = characters.read_characters(
                 settings.text,
                 settings.text_column,
                 settings.val_text,
@@ -108,13 +117,15 @@ def main() -> None:
                 origin.tokenizer if origin else None,
                 settings.table_memory,
             )
-        train = data.Windows(corpus.train, context, settings.seed)
+        train = Windows(corpus.train, context, settings.seed)
 
         # ---- model
-        network = charlm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
-        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
+        network = lm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
+        network.set_attn_implementation(
+            machine.attention(run.device.type, settings.mixed_precision)
+        )
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(charlm.loss)
+        loss = run.lower(lm.loss)
         run.say(
             f"{network.num_parameters():,} parameters · {len(corpus.train):,} characters to train "
             f"on, {len(corpus.val):,} to validate · {len(train) * context:,} an epoch"
@@ -138,15 +149,15 @@ def main() -> None:
 
 def start_from(name: str) -> generation.LanguageModel:
     """Load the character model to fine-tune."""
-    model, tokenizer = lm.load(name)  # not generate's own copy, which training would change
-    if not charlm.is_character_tokenizer(tokenizer):
+    model, tokenizer = lm.load_lm(name)  # not generate's own copy, which training would change
+    if not characters.is_character_tokenizer(tokenizer):
         raise ValueError(f"init_from: {name!r} is not a character model of this recipe")
     return generation.LanguageModel(model, tokenizer, name)
 
 
-def make(settings: Settings, corpus: charlm.Corpus) -> charlm.PreTrainedModel:
+def make(settings: Settings, corpus: CharacterCorpus) -> PreTrainedModel:
     """Build a new model."""
-    return charlm.make_model(
+    return lm.make_model(
         settings.architecture,
         vocab_size=len(corpus.tokenizer),
         context=settings.context,
@@ -160,21 +171,21 @@ def make(settings: Settings, corpus: charlm.Corpus) -> charlm.PreTrainedModel:
 # ---- evaluate
 
 
-def evaluate(run: Run, corpus: charlm.Corpus, context: int) -> dict[str, float]:
+def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float]:
     """Judge the model on the whole validation text, and let it write."""
     network = run.weights().eval()
     windows = run.share(math.ceil((len(corpus.val) - 1) / context))
-    nats, characters = run.sum(charlm.total_loss(network, corpus.val, context, windows)).tolist()
-    judged = {"val_loss": nats / characters, "bits_per_character": nats / characters / math.log(2)}
+    nats, count = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
+    judged = {"val_loss": nats / count, "bits_per_character": nats / count / math.log(2)}
     if run.is_main:
         write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
     network.train()
     return judged
 
 
-def write_samples(run: Run, corpus: charlm.Corpus, language: generation.LanguageModel) -> None:
+def write_samples(run: Run, corpus: CharacterCorpus, language: generation.LanguageModel) -> None:
     """Continue the first characters of the validation text at several temperatures."""
-    start = corpus.val[: reading.context_length(language.model)].tolist()
+    start = corpus.val[: kv_cache.context_length(language.model)].tolist()
     prompt = corpus.tokenizer.decode(start, skip_special_tokens=True)[:16]
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:
@@ -198,13 +209,17 @@ print(genkit.generate("The ", model=model, seed=1))
 
 
 def save(
-    run: Run, settings: Settings, corpus: charlm.Corpus, judged: dict[str, float], folder: Path
+    run: Run,
+    settings: Settings,
+    corpus: CharacterCorpus,
+    judged: dict[str, float],
+    folder: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
     network.save_pretrained(folder)
-    charlm.save_tokenizer(corpus.tokenizer, folder)
+    lm.save_tokenizer(corpus.tokenizer, folder)
     text = card.card(
         run.folder.path,
         title="A character language model",

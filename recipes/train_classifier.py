@@ -20,19 +20,23 @@ import accelerate
 import numpy as np
 import torch
 
-from genkit import card, classifier, data, images, launch, pixels, plots, tables
-from genkit.cli import clean_errors
-from genkit.images import Images
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import machine, plots
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images
+from genkit.data.order import Order
+from genkit.errors import clean_errors
+from genkit.hub import card
+from genkit.models import classifier
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/classifier", "folder of the run and of the model")
     images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
@@ -82,7 +86,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     if not (settings.epochs or settings.max_steps or settings.max_minutes):
         run |= {"epochs": 30.0} if device == "cuda" else {"max_minutes": 3.5}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.05}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     # on a CPU, what is compiled is slower than oneDNN's own convolutions
     return run | rates | precision | {"optimizer": "adamw", "ema": 0.0, "compile": False}
 
@@ -111,7 +115,7 @@ def main() -> None:
         check(run, settings, train)
         if settings.shift is None:
             settings.shift = round(min(train.size[1:]) / SHIFT)
-        order = data.Order(len(train), settings.seed)
+        order = Order(len(train), settings.seed)
 
         # ---- model
         network = classifier.make_model(train.names, train.size, settings.depth, settings.width)

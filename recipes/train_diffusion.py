@@ -6,7 +6,7 @@
     accelerate launch recipes/train_diffusion.py --output_dir runs/diffusion --resume
 
 The model in the output folder is at any time the best so far, in diffusers' layout: a stock
-DDPMPipeline, or with --conditional the pipeline that genkit/diffusion.py has.
+DDPMPipeline, or with --conditional the pipeline that genkit/models/diffusion.py has.
 """
 
 from __future__ import annotations
@@ -21,37 +21,27 @@ import numpy as np
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
-from genkit import (
-    card,
-    data,
-    denoising,
-    diffusion,
-    gallery,
-    hub,
-    images,
-    launch,
-    mosaic,
-    noising,
-    pixels,
-    quick,
-    sampling,
-    tables,
-)
-from genkit.cli import clean_errors
-from genkit.evaluation import proportional
-from genkit.images import Images
+from genkit import machine
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images, proportional
+from genkit.data.order import Order
+from genkit.engine import unet
+from genkit.errors import clean_errors
+from genkit.hub import card, gallery, vendoring
+from genkit.metrics.monitor import Monitor
 from genkit.metrics.neighbours import K
-from genkit.monitor import Monitor
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit.models import diffusion, diffusion_losses
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
+from genkit.vision import denoising, image_grid, sampling
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/diffusion", "folder of the run and of the model")
     images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
@@ -137,8 +127,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     run |= {} if settings.objective == "flow" else {"schedule": SCHEDULES[settings.objective]}
     run |= {"label_drop": 0.1} if settings.conditional else {}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.008, "weight_decay": 0.0}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
-    compiles = device == "cuda" and launch.can_compile()
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+    compiles = device == "cuda" and machine.can_compile()
     if settings.compile and device != "cuda":
         raise ValueError(
             "compile: on a CPU torch's compiler gets the gradient of upsampled features wrong, and "
@@ -169,14 +159,14 @@ def main() -> None:
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")
-        order = data.Order(len(train), settings.seed)
+        order = Order(len(train), settings.seed)
 
         # ---- model
         scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
         network = make(settings, train, run.device.type)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.lower(
-            partial(noising.loss, objective=settings.objective, min_snr=settings.min_snr)
+            partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
         )
         look_up = partial(batch, run, settings, scheduler, train, order)
         run.say(
@@ -189,7 +179,7 @@ def main() -> None:
         monitor = made[0] if made else None
         pipeline = diffusion.DenoisingPipeline(run.weights(), scheduler)
         dtype = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-        ask = quick.Quick(run.weights(), dtype, False)
+        ask = unet.Quick(run.weights(), dtype, False)
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
@@ -229,7 +219,7 @@ def batch(
     settings: Settings,
     scheduler: diffusion.Scheduler,
     train: Images,
-    order: data.Order,
+    order: Order,
     rows: np.ndarray,
 ) -> Parts:
     """Look up images and draw all else; a row's draws are the same at any number of processes."""
@@ -239,12 +229,12 @@ def batch(
     generator = torch.Generator().manual_seed(int(words[0]))
     noise = torch.randn(run.batch_size, *train.size, generator=generator)[places]
     shuffled = torch.randperm(run.batch_size, generator=generator)
-    ranks = noising.spread_ranks(shuffled, torch.rand(1, generator=generator))[places]
+    ranks = diffusion_losses.spread_ranks(shuffled, torch.rand(1, generator=generator))[places]
     labels = None
     if settings.label_drop:
         dropped = torch.rand(run.batch_size, generator=generator)[places] < settings.label_drop
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
-    way = noising.by_rank(scheduler, ranks)
+    way = diffusion_losses.by_rank(scheduler, ranks)
     images = train.batch(which, run.device)
     told = (part.to(run.device) for part in (way.times, way.signal, way.grain))
     return images, noise.to(run.device), labels, *told
@@ -268,7 +258,7 @@ def evaluate(
     if monitor is not None:
         labels = proportional(train, settings.judged).tolist() if settings.conditional else None
         options = {"num_inference_steps": settings.judged_steps, "network": ask}
-        drawn = sampling.draw(pipeline, range(settings.judged), labels, options)
+        drawn = sampling.draw_samples(pipeline, range(settings.judged), labels, options)
         by_time = denoising.loss_by_time(pipeline, spread(val), ask)
         by_time.save(run.folder.path / "loss_by_time.png")
         figures = {"val_loss": by_time.mean} | monitor.look(drawn, labels)
@@ -294,13 +284,15 @@ def draw(
     options = {"num_inference_steps": settings.judged_steps, "network": ask}
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
-    made = sampling.draw(pipeline, range(SIDE * SIDE), told, options)
-    mosaic.grid(made, folder / f"step-{run.progress.step:08d}.png", SIDE)
+    made = sampling.draw_samples(pipeline, range(SIDE * SIDE), told, options)
+    image_grid.grid(made, folder / f"step-{run.progress.step:08d}.png", SIDE)
     grids = gallery.find(run.folder.path, ".png")
     steps_done = (gallery.step(grid) for grid in grids)
     names = [f"{step * run.batch_size / 1000:,.0f}k" for step in steps_done]
-    mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
-    mosaic.film(grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif")
+    image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
+    image_grid.film(
+        grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif"
+    )
 
 
 # ---- save
@@ -355,7 +347,7 @@ def save(
     """Write the model as diffusers does, with its card."""
     network = pipeline.unet
     if settings.conditional:
-        hub.save_pipeline(pipeline, folder)
+        vendoring.save_pipeline(pipeline, folder)
         usage = TOLD_USAGE
     else:
         DDPMPipeline(network, pipeline.scheduler).save_pretrained(folder)
@@ -363,7 +355,7 @@ def save(
     shown = run.progress.step * run.batch_size
     weights = "averaged" if settings.ema else "raw"
     precision = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-    how = sampling.find(pipeline, settings.judged_steps)
+    how = sampling.find_sampler(pipeline, settings.judged_steps)
     told = ", of classes in the training images' proportions," if settings.conditional else ""
     text = card.card(
         run.folder.path,

@@ -23,36 +23,30 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from genkit import (
-    adversarial,
-    card,
-    data,
-    gallery,
-    gan,
-    hub,
-    images,
-    launch,
-    mosaic,
-    pixels,
-    plots,
-    tables,
-)
-from genkit.adversarial import Batch, Game
-from genkit.cli import clean_errors
-from genkit.evaluation import proportional, sample
-from genkit.images import Images
+from genkit import machine
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images, proportional
+from genkit.data.order import Order
+from genkit.errors import clean_errors
+from genkit.hub import card, gallery, vendoring
+from genkit.metrics.collapse import troubles
+from genkit.metrics.monitor import Monitor
 from genkit.metrics.neighbours import K
-from genkit.monitor import Monitor, troubles
-from genkit.optim import player_optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit.models import gan, gan_losses
+from genkit.models.gan_losses import Batch, Game
+from genkit.training import curves
+from genkit.training.optim import player_optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
+from genkit.vision import image_grid
+from genkit.vision.evaluation import sample
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/gan", "folder of the run and of the model")
     images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
@@ -76,7 +70,7 @@ class Settings(RunSettings):
     conditional: bool = setting(False, "make a class on demand; ac_wgan always does")
     generator_told: str | None = setting(None, "the class: product or concatenation")
     discriminator_told: str | None = setting(None, "concatenation, auxiliary or projection")
-    loss: str | None = setting(None, ", ".join(adversarial.LOSSES))
+    loss: str | None = setting(None, ", ".join(gan_losses.LOSSES))
     critic_steps: int | None = setting(None, "of the discriminator for one of the generator")
     r1: float | None = setting(None, "weight of the squared gradient at real images")
     r2: float | None = setting(None, "weight of the squared gradient at generated images")
@@ -201,14 +195,14 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     values |= chosen | ({"max_minutes": None} if "max_steps" in chosen else {})
     # a preset's own regularizers make way for a loss or a limit that was asked for
     loss = settings.loss or values["loss"]
-    values |= {} if loss in adversarial.TARGETED else {"label_noise": 0.0}
+    values |= {} if loss in gan_losses.TARGETED else {"label_noise": 0.0}
     values |= {} if loss == "wasserstein" else {"gradient_penalty": 0.0, "weight_clip": 0.0}
     values |= {"r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0} if settings.weight_clip else {}
     rate = settings.learning_rate or values["learning_rate"]
     if settings.learning_rate or "discriminator_learning_rate" not in values:
         values["discriminator_learning_rate"] = rate
     modern = settings.preset == "modern"
-    return values | {"mixed_precision": "bf16" if modern and launch.fast_bf16() else "no"}
+    return values | {"mixed_precision": "bf16" if modern and machine.fast_bf16() else "no"}
 
 
 def main() -> None:
@@ -233,7 +227,7 @@ def main() -> None:
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")
-        order = data.Order(len(train), settings.seed)
+        order = Order(len(train), settings.seed)
 
         parts = run.processes * settings.gradient_accumulation
         if run.batch_size // parts % settings.packing:
@@ -274,7 +268,7 @@ def main() -> None:
                     run.backward(losing(look_up(rows, 0), penalty), "discriminator")
                 run.update("discriminator")
                 if settings.weight_clip:
-                    adversarial.clip_weights(discriminator, settings.weight_clip)
+                    gan_losses.clip_weights(discriminator, settings.weight_clip)
             discriminator.requires_grad_(False)
             for rows in run.rows(settings.critic_steps - 1, settings.critic_steps):
                 run.backward(winning(look_up(rows, 1)), "generator")
@@ -342,7 +336,7 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
 
 
 def batch(
-    run: Run, settings: Settings, train: Images, order: data.Order, rows: np.ndarray, role: int
+    run: Run, settings: Settings, train: Images, order: Order, rows: np.ndarray, role: int
 ) -> Batch:
     """Look up images and draw all else; a row's draws are the same at any number of processes."""
     _, which = order(rows)
@@ -351,7 +345,7 @@ def batch(
     generator = torch.Generator().manual_seed(int(words[0]))
     count = run.batch_size
     noise = torch.randn(count, settings.latent_dim, generator=generator)[places]
-    chances = torch.rand(count, adversarial.CHANCES, generator=generator)[places]
+    chances = torch.rand(count, gan_losses.CHANCES, generator=generator)[places]
     grain = None
     strength = settings.instance_noise * max(0.0, 1 - run.fraction)
     if strength:
@@ -385,7 +379,7 @@ def show(
 ) -> None:
     """Draw how the game goes, on the main process."""
     assert monitor is not None, "only the main process draws"
-    plots.game(log, monitor.floor, troubles(log, settings.loss, monitor.floor), path)
+    curves.game(log, monitor.floor, troubles(log, settings.loss, monitor.floor), path)
 
 
 def warn(run: Run, settings: Settings, monitor: Monitor | None) -> bool:
@@ -406,12 +400,14 @@ def draw(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images)
     made = pipeline(SIDE * SIDE, generators, told, output_type="pt").images
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
-    mosaic.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
+    image_grid.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
     grids = gallery.find(run.folder.path, ".png")
     shown = (gallery.step(grid) * seen(settings) for grid in grids)
     names = [f"{images / 1000:,.0f}k" if images >= 10_000 else f"{images:,}" for images in shown]
-    mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
-    mosaic.film(grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif")
+    image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
+    image_grid.film(
+        grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif"
+    )
 
 
 def seen(settings: Settings) -> int:
@@ -447,7 +443,7 @@ def save(
 ) -> None:
     """Write the model as diffusers does, with its card; weights that are not averaged beside it."""
     network, raw = run.weights("generator"), run.networks["generator"].module
-    hub.save_pipeline(gan.GANPipeline(network), folder)
+    vendoring.save_pipeline(gan.GANPipeline(network), folder)
     gan.Generator.save_pretrained(raw, folder / "generator", variant=gan.RAW)
     shown = run.progress.step * seen(settings)
     told = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""

@@ -20,20 +20,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit import card, data, gallery, images, launch, lm, mosaic, pixel_lm, pixels, tables
-from genkit.cli import clean_errors
-from genkit.images import Images
-from genkit.optim import optimizers
-from genkit.pixel_lm import Pixels
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import machine
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images
+from genkit.data.order import Order
+from genkit.errors import clean_errors
+from genkit.hub import card, gallery
+from genkit.models import lm
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
+from genkit.vision import image_grid, pixel_lm
+from genkit.vision.pixel_lm import Pixels
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/pixels", "folder of the run and of the model")
     images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
@@ -87,9 +92,9 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
         run = {"batch_size": 16, "max_minutes": 1.0, "judged": 200}
     shape |= {"heads": lm.count_heads(shape["width"])}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     # on a CPU, compiling takes as long as the digits do
-    step = {"optimizer": "muon", "ema": 0.0, "compile": device == "cuda" and launch.can_compile()}
+    step = {"optimizer": "muon", "ema": 0.0, "compile": device == "cuda" and machine.can_compile()}
     return shape | run | rates | precision | step
 
 
@@ -114,14 +119,16 @@ def main() -> None:
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")
-        order = data.Order(len(train), settings.seed)
+        order = Order(len(train), settings.seed)
         val = val.take(np.unique(np.linspace(0, len(val) - 1, settings.judged, dtype=int)))
 
         # ---- model
         labels = train.count_classes() if settings.conditional else 0
         pixels = Pixels(train.size, settings.levels, labels, train.names[:labels])
         network = make(settings, pixels)
-        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
+        network.set_attn_implementation(
+            machine.attention(run.device.type, settings.mixed_precision)
+        )
         model = run.network("model", network, optimizers(network, settings))
         loss, look_up = run.lower(pixel_lm.loss), partial(batch, pixels, train, run.device)
         run.say(
@@ -194,10 +201,10 @@ def draw(run: Run, pipeline: pixel_lm.PixelPipeline, val: Images) -> None:
     samples = pipeline(SIDE * SIDE, generators, told, output_type="pt").images
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
-    mosaic.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
+    image_grid.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
     grids = gallery.find(run.folder.path, ".png")
     names = [f"step {gallery.step(grid)}" for grid in grids]
-    mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
+    image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
     some = np.unique(np.linspace(0, len(val) - 1, HALVES, dtype=int))  # of all classes
     seen, kept = val.batch(some), val.size[1] // 2
     classes = val.classes(some) if pipeline.labels else None
@@ -207,7 +214,7 @@ def draw(run: Run, pipeline: pixel_lm.PixelPipeline, val: Images) -> None:
     for i in range(TRIES):
         own = [torch.Generator().manual_seed(i * len(some) + j) for j in range(len(some))]
         named[f"completion {i + 1}"] = pipeline.complete(seen, classes, kept, own)
-    mosaic.rows(named, run.folder.path / "completions.png")
+    image_grid.rows(named, run.folder.path / "completions.png")
 
 
 # ---- save

@@ -21,12 +21,19 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from genkit import card, data, encoding, extractor, launch, lm, plots, qa, squad, tables
-from genkit.cli import clean_errors
-from genkit.metrics.calibration import fit_temperature
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import files, machine
+from genkit.data import squad, tables
+from genkit.data.corpus import tokenizer_hash
+from genkit.data.order import Order
+from genkit.errors import clean_errors
+from genkit.hub import card
+from genkit.metrics.calibration import fit_temperature, reliability
+from genkit.models import lm
+from genkit.qa import reader, training
+from genkit.qa.model import load_extractor, make_model, make_tokenizer
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
 
 # ---- settings
 
@@ -35,7 +42,7 @@ DEFAULT = "distilbert/distilbert-base-cased"
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/qa", "folder of the run and of the model")
     data: str = setting("rajpurkar/squad", "questions: a file in SQuAD's format, or a dataset")
@@ -99,7 +106,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
             run |= {"epochs": 20.0} if device == "cuda" else {"max_minutes": 10.0}
         else:
             run |= {"epochs": 2.0}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     # windows differ in length, and each length would be compiled
     return run | rates | precision | {"optimizer": "adamw", "ema": 0.0, "compile": False}
 
@@ -118,17 +125,19 @@ def main() -> None:
             network, tokenizer = start(settings, parts[0])
             settings.max_seq_len, settings.doc_stride = choose_size(settings, tokenizer)
             size = settings.max_seq_len, settings.doc_stride
-            train = extractor.Questions(parts[0], tokenizer, *size)
+            train = training.Questions(parts[0], tokenizer, *size)
             part = [parts[1][i] for i in run.share(len(parts[1]))]
-            mine = extractor.Questions(part, tokenizer, *size)
-        order = data.Order(len(train.windows), settings.seed)
+            mine = training.Questions(part, tokenizer, *size)
+        order = Order(len(train.windows), settings.seed)
         known = facts(settings, parts, network, tokenizer)
         corpus = Corpus(tokenizer, parts[1], mine, squad.has_impossible(parts[0]), known)
 
         # ---- model
-        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
+        network.set_attn_implementation(
+            machine.attention(run.device.type, settings.mixed_precision)
+        )
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(extractor.loss)
+        loss = run.lower(training.loss)
         run.say(
             f"{network.num_parameters():,} parameters · {len(parts[0]):,} questions to train on, "
             f"{len(parts[1]):,} to validate · {len(train.windows):,} windows of up to "
@@ -160,7 +169,7 @@ class Corpus:
 
     tokenizer: Any
     val: list[squad.Example]
-    mine: extractor.Questions  # this process's part of them
+    mine: training.Questions  # this process's part of them
     impossible: bool  # it was trained on questions without an answer
     facts: dict[str, str]  # which data and which start it is, by content hash
 
@@ -175,11 +184,11 @@ def check_count(run: Run, count: int) -> None:
 def start(settings: Settings, examples: list[squad.Example]) -> tuple[PreTrainedModel, Any]:
     """Return the model to start from, and its tokenizer."""
     if not settings.from_scratch:
-        return extractor.load(settings.init_from, settings.init_revision)
-    positions = settings.max_seq_len or qa.MAX_SEQ_LEN
-    tokenizer = extractor.make_tokenizer(examples, settings.vocab_size, positions)
+        return load_extractor(settings.init_from, settings.init_revision)
+    positions = settings.max_seq_len or reader.MAX_SEQ_LEN
+    tokenizer = make_tokenizer(examples, settings.vocab_size, positions)
     shape = settings.depth, settings.width, settings.heads
-    return extractor.make_model(len(tokenizer), positions, *shape), tokenizer
+    return make_model(len(tokenizer), positions, *shape), tokenizer
 
 
 def choose_size(settings: Settings, tokenizer: Any) -> tuple[int, int]:
@@ -189,8 +198,10 @@ def choose_size(settings: Settings, tokenizer: Any) -> tuple[int, int]:
         raise ValueError(
             f"max_seq_len: {settings.max_seq_len} is more than the model's own, {most}"
         )
-    length = settings.max_seq_len or min(qa.MAX_SEQ_LEN, most)
-    stride = min(qa.DOC_STRIDE, length // 2) if settings.doc_stride is None else settings.doc_stride
+    length = settings.max_seq_len or min(reader.MAX_SEQ_LEN, most)
+    stride = (
+        min(reader.DOC_STRIDE, length // 2) if settings.doc_stride is None else settings.doc_stride
+    )
     return length, stride
 
 
@@ -203,8 +214,8 @@ def facts(
     """Name what the run is made of by content hash."""
     known = {"train_sha256": squad.content_hash(parts[0])}
     known |= {"val_sha256": squad.content_hash(parts[1])}
-    known |= {"tokenizer_sha256": encoding.tokenizer_hash(tokenizer)}
-    return known | ({} if settings.from_scratch else {"model_sha256": lm.weights_hash(network)})
+    known |= {"tokenizer_sha256": tokenizer_hash(tokenizer)}
+    return known | ({} if settings.from_scratch else {"model_sha256": files.weights_hash(network)})
 
 
 # ---- evaluate
@@ -215,26 +226,26 @@ class Judged:
     """What an evaluation found out."""
 
     figures: dict[str, float]
-    calibration: qa.Calibration
-    verdict: extractor.Verdict
+    calibration: reader.Calibration
+    verdict: training.Verdict
 
 
 def evaluate(run: Run, settings: Settings, corpus: Corpus) -> Judged:
     """Judge the model on all validation questions, and write some of its answers."""
     network = run.weights().eval()
-    logits, nats = extractor.look(network, corpus.mine)
+    logits, nats = training.look(network, corpus.mine)
     network.train()
     total = torch.tensor([nats, len(logits)], dtype=torch.float64)
     nats, windows = run.sum(total).tolist()
-    half = extractor.halves(len(corpus.val))[list(run.share(len(corpus.val)))]
+    half = training.halves(len(corpus.val))[list(run.share(len(corpus.val)))]
     temperature, *of_half = temperatures(logits, corpus.mine, half)
     others = np.array(of_half)[1 - half]  # what one half taught judges the other
-    mine = extractor.readings(logits, corpus.mine, settings.max_answer_len, others)
-    verdict = extractor.judge(gather_object(mine), corpus.val)
+    mine = training.readings(logits, corpus.mine, settings.max_answer_len, others)
+    verdict = training.judge(gather_object(mine), corpus.val)
     figures = {"val_loss": nats / windows, **verdict.figures, "temperature": temperature}
     if run.is_main:
         write_samples(run, corpus, verdict)
-    learnt = qa.Calibration(
+    learnt = reader.Calibration(
         temperature,
         verdict.threshold,
         corpus.impossible,
@@ -245,9 +256,9 @@ def evaluate(run: Run, settings: Settings, corpus: Corpus) -> Judged:
     return Judged(figures, learnt, verdict)
 
 
-def temperatures(logits: np.ndarray, part: extractor.Questions, half: np.ndarray) -> list[float]:
+def temperatures(logits: np.ndarray, part: training.Questions, half: np.ndarray) -> list[float]:
     """Fit a temperature to the questions of all processes, and to each half of them."""
-    mine = logits, extractor.gold_classes(part), half[part.windows.row]
+    mine = logits, training.gold_classes(part), half[part.windows.row]
     logits, classes, of = (
         np.concatenate(each) for each in zip(*gather_object([mine]), strict=True)
     )
@@ -257,7 +268,7 @@ def temperatures(logits: np.ndarray, part: extractor.Questions, half: np.ndarray
     ]
 
 
-def write_samples(run: Run, corpus: Corpus, verdict: extractor.Verdict) -> None:
+def write_samples(run: Run, corpus: Corpus, verdict: training.Verdict) -> None:
     """Show what was answered to some of the questions."""
     lines = [f"# Step {run.progress.step}\n", "| | question | answer | confidence | gold |"]
     lines.append("|---|---|---|---|---|")
@@ -290,7 +301,7 @@ def save(run: Run, settings: Settings, corpus: Corpus, judged: Judged, folder: P
     network.save_pretrained(folder)
     lm.save_tokenizer(corpus.tokenizer, folder)
     verdict = judged.verdict
-    plots.reliability(verdict.confidences, verdict.right, folder / "calibration.png")
+    reliability(verdict.confidences, verdict.right, folder / "calibration.png")
     origin = "a new encoder" if settings.from_scratch else settings.init_from
     rules = "2.0" if squad.has_impossible(corpus.val) else "1.1"
     text = card.card(

@@ -21,31 +21,24 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from genkit import (
-    autoencoder,
-    card,
-    data,
-    gallery,
-    hub,
-    images,
-    latent,
-    launch,
-    mosaic,
-    pixels,
-    tables,
-)
-from genkit.cli import clean_errors
-from genkit.images import Images
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import machine
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images
+from genkit.data.order import Order, blocks
+from genkit.errors import clean_errors
+from genkit.hub import card, gallery, vendoring
+from genkit.models import autoencoder, autoencoder_losses
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
+from genkit.vision import image_grid, latent, pipelines
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/vae", "folder of the run and of the model")
     images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
@@ -129,9 +122,9 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
     rates |= {"optimizer": "adamw" if settings.network == "dense" else "muon"}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     # AutoencoderKL compiles for longer than it is faster
-    return shape | run | rates | precision | {"compile": launch.can_compile() and not spatial}
+    return shape | run | rates | precision | {"compile": machine.can_compile() and not spatial}
 
 
 def main() -> None:
@@ -155,7 +148,7 @@ def main() -> None:
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")
-        order = data.Order(len(train), settings.seed)
+        order = Order(len(train), settings.seed)
 
         # ---- model
         network = make(settings, train)
@@ -279,7 +272,7 @@ def elbo_loss(
     """Negative evidence lower bound, by one sample."""
     pixels = settings.likelihood, settings.scale or 1.0
     out = model(seen, noise, labels)
-    return autoencoder.variational_loss(out, seen, *pixels, beta, settings.free_bits)
+    return autoencoder_losses.variational_loss(out, seen, *pixels, beta, settings.free_bits)
 
 
 def bound_loss(
@@ -292,7 +285,7 @@ def bound_loss(
     """Negative importance-weighted bound, by as many samples as there is noise for."""
     pixels = settings.likelihood, settings.scale or 1.0
     out = model(seen, noise, labels)
-    return -autoencoder.importance_weighted_bound(out, noise, seen, *pixels).mean()
+    return -autoencoder_losses.importance_weighted_bound(out, noise, seen, *pixels).mean()
 
 
 # ---- evaluate
@@ -302,12 +295,12 @@ def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
     """Judge the model on the validation images, and draw what it makes of some."""
     network = run.weights().eval()
     pipe, samples = pipeline(network), settings.importance_samples
-    blocks = list(images.blocks(len(val), BLOCK))
+    chunks = list(blocks(len(val), BLOCK))
     sums = torch.zeros(5, dtype=torch.float64)
-    for i in range(run.accelerator.process_index, len(blocks), run.processes):
+    for i in range(run.accelerator.process_index, len(chunks), run.processes):
         # what is drawn depends on the block alone, so that evaluations compare
         generator = torch.Generator().manual_seed(i)
-        parts = batch(settings, val, pipe.latent_shape, run.device, blocks[i], samples, generator)
+        parts = batch(settings, val, pipe.latent_shape, run.device, chunks[i], samples, generator)
         sums += judge(settings, network, parts, settings.nll_images - BLOCK * i, generator)
     loss, count, kl, nats, estimated = run.sum(sums).tolist()
     judged = {"val_loss": loss / count, "kl": kl / count}
@@ -331,15 +324,17 @@ def judge(
     seen, noise, labels = parts
     pixels = settings.likelihood, settings.scale or 1.0
     out = network(*parts)
-    kl = autoencoder.gaussian_kl(out["mean"], out["logvar"]).sum()
+    kl = autoencoder_losses.gaussian_kl(out["mean"], out["logvar"]).sum()
     if settings.importance_samples > 1:
-        loss = -autoencoder.importance_weighted_bound(out, noise, seen, *pixels).mean()
+        loss = -autoencoder_losses.importance_weighted_bound(out, noise, seen, *pixels).mean()
     else:
-        loss = autoencoder.variational_loss(out, seen, *pixels, settings.beta, settings.free_bits)
+        loss = autoencoder_losses.variational_loss(
+            out, seen, *pixels, settings.beta, settings.free_bits
+        )
     sums = [len(seen) * loss.item(), len(seen), kl.item(), 0.0, 0.0]
     if (count := min(len(seen), some)) > 0:
         known = labels[:count] if labels is not None else None
-        nats = autoencoder.negative_log_likelihood(
+        nats = autoencoder_losses.negative_log_likelihood(
             network, seen[:count], settings.nll_samples, *pixels, generator, known
         )
         sums[3:] = [nats.sum().item(), count]
@@ -353,14 +348,14 @@ def draw(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
     samples = pipe(SIDE * SIDE, generators, told, output_type="pt").images
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
-    mosaic.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
+    image_grid.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
     grids = gallery.find(run.folder.path, ".png")
     names = [f"step {gallery.step(grid)}" for grid in grids]
-    mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
+    image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
     some = np.unique(np.linspace(0, len(val) - 1, 12, dtype=int))
     parts = batch(settings, val, pipe.latent_shape, run.device, some, 1, generators[0])
     named = {"original": parts[0], "reconstruction": pipe.reconstruct(parts[0], parts[2])}
-    mosaic.rows(named, run.folder.path / "reconstructions.png")
+    image_grid.rows(named, run.folder.path / "reconstructions.png")
     draw_map(run, settings, pipe, val)
 
 
@@ -372,7 +367,7 @@ def draw_map(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
     generator = torch.Generator().manual_seed(0)
     seen, _, told = batch(settings, val, pipe.latent_shape, run.device, some, 1, generator)
     classes = val.classes(some) if val.labels is not None else None
-    latents = latent.encode(pipe, seen, told)
+    latents = pipelines.encode(pipe, seen, told)
     if not (latents == latents[0]).all():
         found = latent.scatter(latents, classes, val.names)
         found.save(run.folder.path / "latents.png")
@@ -409,7 +404,7 @@ def save(
 ) -> None:
     """Write the model as diffusers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
-    hub.save_pipeline(pipeline(network), folder)
+    vendoring.save_pipeline(pipeline(network), folder)
     bound = f"{settings.importance_samples} importance samples"
     plain = f"beta {settings.beta:g} and {settings.free_bits:g} nats free in each latent"
     how = bound if settings.importance_samples > 1 else plain

@@ -21,33 +21,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit import (
-    adversarial,
-    autoencoder,
-    card,
-    data,
-    gallery,
-    gan,
-    hub,
-    images,
-    launch,
-    mosaic,
-    pixels,
-    tables,
-)
-from genkit.adversarial import Batch, Game
-from genkit.cli import clean_errors
-from genkit.images import Images
-from genkit.optim import optimizers, player_optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import machine
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images
+from genkit.data.order import Order, blocks
+from genkit.errors import clean_errors
+from genkit.hub import card, gallery, vendoring
+from genkit.models import autoencoder, autoencoder_losses, gan, gan_losses
+from genkit.models.gan_losses import Batch, Game
+from genkit.training.optim import optimizers, player_optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
+from genkit.vision import image_grid
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/vaegan", "folder of the run and of the model")
     images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
@@ -65,7 +57,7 @@ class Settings(RunSettings):
     latent_dim: int = setting(32, "length of the latent vector")
     beta: float = setting(1.0, "weight of the divergence from the prior")
     gamma: float = setting(0.01, "weight of rebuilding against passing for real, in the decoder")
-    loss: str = setting("relativistic", ", ".join(adversarial.LOSSES))
+    loss: str = setting("relativistic", ", ".join(gan_losses.LOSSES))
     r1: float = setting(1.0, "weight of the squared gradient at real images")
     r2: float = setting(1.0, "weight of the squared gradient at generated images")
     penalty_every: int = setting(4, "steps between penalties, which then weigh as much")
@@ -104,7 +96,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     values: dict[str, Any] = {"batch_size": 64, "ema": 0.999, "optimizer": "muon"}
     values |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 5.0}
     values |= {"learning_rate": 1e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
-    return values | {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
+    return values | {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
 
 
 def main() -> None:
@@ -129,7 +121,7 @@ def main() -> None:
             )
         for problem in train.skipped:
             run.say(f"skipped: {problem}")
-        order = data.Order(len(train), settings.seed)
+        order = Order(len(train), settings.seed)
 
         # ---- model
         network, discriminator = make(settings, train)
@@ -225,7 +217,7 @@ def model_loss(
     the second; here all of that is divided by gamma, which changes its rate alone.
     """
     seen = model(real, noise[:1])
-    kl = autoencoder.gaussian_kl(seen["mean"], seen["logvar"]).sum(1).mean()
+    kl = autoencoder_losses.gaussian_kl(seen["mean"], seen["logvar"]).sum(1).mean()
     with torch.no_grad():
         wanted = discriminator.look(real).float()
     features = discriminator.look(seen["prediction"][0]).float()
@@ -238,7 +230,7 @@ def model_loss(
 def pairs(real: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> Batch:
     """Put half of the real images beside their reconstructions, the others beside new images."""
     half = len(real) // 2
-    chances = torch.zeros(len(real), adversarial.CHANCES, device=real.device)  # none is taken
+    chances = torch.zeros(len(real), gan_losses.CHANCES, device=real.device)  # none is taken
     return Batch(real, torch.cat([latents[:half], noise[1, half:]]), chances)
 
 
@@ -249,13 +241,13 @@ def pairs(real: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> Bat
 def evaluate(run: Run, val: Images) -> dict[str, float]:
     """Judge the model on the validation images, and draw what it makes of some."""
     network = run.weights().eval()
-    blocks = list(images.blocks(len(val), BLOCK))
+    chunks = list(blocks(len(val), BLOCK))
     sums = torch.zeros(2, dtype=torch.float64)
-    for i in range(run.accelerator.process_index, len(blocks), run.processes):
-        real = val.batch(blocks[i], run.device)
+    for i in range(run.accelerator.process_index, len(chunks), run.processes):
+        real = val.batch(chunks[i], run.device)
         seen = network(real)
         error = F.mse_loss(seen["prediction"][0], real).item() / 4  # of values in [0, 1]
-        kl = autoencoder.gaussian_kl(seen["mean"], seen["logvar"]).sum(1).mean().item()
+        kl = autoencoder_losses.gaussian_kl(seen["mean"], seen["logvar"]).sum(1).mean().item()
         sums += len(real) * torch.tensor([error, kl], dtype=torch.float64)
     error, kl = (run.sum(sums) / len(val)).tolist()
     if run.is_main:
@@ -270,14 +262,14 @@ def draw(run: Run, pipeline: autoencoder.AutoencoderPipeline, val: Images) -> No
     made = pipeline(SIDE * SIDE, generators, output_type="pt").images
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
-    mosaic.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
+    image_grid.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
     grids = gallery.find(run.folder.path, ".png")
     names = [f"step {gallery.step(grid)}" for grid in grids]
-    mosaic.progress(grids, names, run.folder.path / "progress.png", SIDE)
-    mosaic.film(grids, names, run.folder.path / "progress.gif")
+    image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
+    image_grid.film(grids, names, run.folder.path / "progress.gif")
     some = val.batch(np.unique(np.linspace(0, len(val) - 1, 12, dtype=int)))
     named = {"original": some, "reconstruction": pipeline.reconstruct(some)}
-    mosaic.rows(named, run.folder.path / "reconstructions.png")
+    image_grid.rows(named, run.folder.path / "reconstructions.png")
 
 
 # ---- save
@@ -306,7 +298,7 @@ def save(
 ) -> None:
     """Write the model as diffusers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
-    hub.save_pipeline(autoencoder.AutoencoderPipeline(network), folder)
+    vendoring.save_pipeline(autoencoder.AutoencoderPipeline(network), folder)
     text = card.card(
         run.folder.path,
         title="A VAE-GAN of images",

@@ -15,21 +15,28 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from genkit import card, data, generation, launch, reading, tables, wordlm
-from genkit.cli import clean_errors
-from genkit.optim import optimizers
-from genkit.settings import RunSettings, parse, setting
-from genkit.training import Run
+from genkit import machine
+from genkit.data import tables, words
+from genkit.data.corpus import Corpus
+from genkit.data.order import Windows
+from genkit.data.text import EMBEDDED
+from genkit.errors import clean_errors
+from genkit.hub import card
+from genkit.models import lm
+from genkit.text import generation, kv_cache
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
 
 # ---- settings
 
 
 @dataclass
 class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/settings.py."""
+    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
 
     output_dir: str = setting("runs/wordlm", "folder of the run and of the model")
-    text: str = setting(data.EMBEDDED, "file, folder or dataset; or the embedded corpus")
+    text: str = setting(EMBEDDED, "file, folder or dataset; or the embedded corpus")
     text_column: str = setting("text", "column of a dataset that holds the text")
     val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
     val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
@@ -78,8 +85,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     shape |= {"heads": max(1, shape["width"] // 64), "context": 128, "dropout": 0.0}
     shape |= {"architecture": "llama"}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
-    precision = {"mixed_precision": "bf16" if launch.fast_bf16() else "no"}
-    step = {"optimizer": "muon", "ema": 0.0, "compile": launch.can_compile()}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+    step = {"optimizer": "muon", "ema": 0.0, "compile": machine.can_compile()}
     return shape | run | rates | precision | step
 
 
@@ -90,7 +97,7 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            corpus = wordlm.read(
+            corpus = words.read_words(
                 settings.text,
                 settings.text_column,
                 settings.val_text,
@@ -100,13 +107,15 @@ def main() -> None:
                 settings.lower,
                 settings.table_memory,
             )
-        train = data.Windows(corpus.train, settings.context, settings.seed)
+        train = Windows(corpus.train, settings.context, settings.seed)
 
         # ---- model
         network = make(settings, corpus)
-        network.set_attn_implementation(launch.attention(run.device.type, settings.mixed_precision))
+        network.set_attn_implementation(
+            machine.attention(run.device.type, settings.mixed_precision)
+        )
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(wordlm.loss)
+        loss = run.lower(lm.loss)
         run.say(
             f"{network.num_parameters():,} parameters · {len(corpus.train):,} words to train "
             f"on, {len(corpus.val):,} to validate · {len(train) * settings.context:,} an epoch"
@@ -128,9 +137,9 @@ def main() -> None:
         run.say(f"the best model is in {run.folder.path}")
 
 
-def make(settings: Settings, corpus: wordlm.Corpus) -> PreTrainedModel:
+def make(settings: Settings, corpus: Corpus) -> PreTrainedModel:
     """Build a new model."""
-    network = wordlm.make_model(
+    network = lm.make_model(
         settings.architecture,
         vocab_size=len(corpus.tokenizer),
         context=settings.context,
@@ -139,22 +148,22 @@ def make(settings: Settings, corpus: wordlm.Corpus) -> PreTrainedModel:
         heads=settings.heads,
         dropout=settings.dropout,
     )
-    network.generation_config.suppress_tokens = [wordlm.UNKNOWN_ID]  # it writes words only
+    network.generation_config.suppress_tokens = [words.UNKNOWN_ID]  # it writes words only
     return network
 
 
 # ---- evaluate
 
 
-def evaluate(run: Run, corpus: wordlm.Corpus, context: int) -> dict[str, float]:
+def evaluate(run: Run, corpus: Corpus, context: int) -> dict[str, float]:
     """Judge the model on the whole validation text, and let it write."""
     network = run.weights().eval()
     windows = run.share(math.ceil((len(corpus.val) - 1) / context))
-    nats, words = run.sum(wordlm.total_loss(network, corpus.val, context, windows)).tolist()
-    unknown, spelling = wordlm.unknown(corpus)
+    nats, count = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
+    unknown, spelling = words.unknown_words(corpus)
     judged = {
-        "val_loss": nats / words,
-        "perplexity": math.exp(nats / words),
+        "val_loss": nats / count,
+        "perplexity": math.exp(nats / count),
         "bits_per_character": (nats / math.log(2) + spelling) / corpus.val_characters,
         "unknown": unknown,
     }
@@ -164,9 +173,9 @@ def evaluate(run: Run, corpus: wordlm.Corpus, context: int) -> dict[str, float]:
     return judged
 
 
-def write_samples(run: Run, corpus: wordlm.Corpus, language: generation.LanguageModel) -> None:
+def write_samples(run: Run, corpus: Corpus, language: generation.LanguageModel) -> None:
     """Continue the first words of the validation text at several temperatures."""
-    start = corpus.val[: reading.context_length(language.model)].tolist()
+    start = corpus.val[: kv_cache.context_length(language.model)].tolist()
     prompt = corpus.tokenizer.decode(start[:4], skip_special_tokens=True)
     lines = [f"# Step {run.progress.step}\n"]
     for temperature in TEMPERATURES:
@@ -190,13 +199,13 @@ print(genkit.generate("The", model=model, seed=1))
 
 
 def save(
-    run: Run, settings: Settings, corpus: wordlm.Corpus, judged: dict[str, float], folder: Path
+    run: Run, settings: Settings, corpus: Corpus, judged: dict[str, float], folder: Path
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
     network.save_pretrained(folder)
-    wordlm.save_tokenizer(corpus.tokenizer, folder)
+    lm.save_tokenizer(corpus.tokenizer, folder)
     text = card.card(
         run.folder.path,
         title="A language model over words",

@@ -15,8 +15,10 @@ import torch
 from readers import pointer
 from test_sampling import adversarial, autoencoder, denoiser
 
-from genkit import charlm, hub, lm
-from genkit.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.data import characters
+from genkit.hub import vendoring
+from genkit.models import lm
+from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -30,7 +32,7 @@ BAD = {"distance": 90.0, "entropy": 0.1, "duplicates": 0.9, "spread": 0.05, "cov
 
 
 def language(folder: Path) -> None:
-    tokenizer = charlm.make_tokenizer(LETTERS)
+    tokenizer = characters.make_tokenizer(LETTERS)
     model = lm.make_model("llama", len(tokenizer), 64, 1, 32, 2, 0.0)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(4)  # that something is likely
@@ -47,7 +49,7 @@ def reader(folder: Path) -> None:
 def two_latents(folder: Path) -> None:
     model = Autoencoder((1, 8, 8), 2, widths=(16,), variational=True).eval()
     model.fit_prior(torch.randn(50, 2) * 2 + 1)
-    hub.save_pipeline(AutoencoderPipeline(model), folder)
+    vendoring.save_pipeline(AutoencoderPipeline(model), folder)
 
 
 def write_log(folder: Path, log: list[dict]) -> None:

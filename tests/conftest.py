@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from genkit import checkpoints
+from genkit.training import checkpoints
 
 ROOT = Path(__file__).parent.parent
 SHAPE = "--depth 1 --width 32 --heads 2 --context 32"
@@ -153,9 +153,9 @@ def listing(folder: Path) -> dict[str, bytes | str]:
 # a run of one weight, of a step in 10 ms, that ends by a signal
 STEPPING = """
 import sys, time, torch
-from genkit import optim
-from genkit.settings import RunSettings
-from genkit.training import Run
+from genkit.training import optim
+from genkit.training.settings import RunSettings
+from genkit.training.run import Run
 
 told = RunSettings(
     output_dir=sys.argv[1], batch_size=4, max_minutes=60.0, ema=0.0, mixed_precision="no",

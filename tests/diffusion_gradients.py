@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from genkit import data, diffusion, images, noising
-from genkit.settings import parse
-from genkit.training import Run
+from genkit.data import images
+from genkit.data.order import Order
+from genkit.models import diffusion, diffusion_losses
+from genkit.training.run import Run
+from genkit.training.settings import parse
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("1", "2")  # of gradient accumulation
@@ -43,14 +45,16 @@ def main(folder: str) -> None:
 
 def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     """Return the loss and the gradients of a step, on the main process."""
-    train = images.load("digits")
-    order = data.Order(len(train), settings.seed)
+    train = images.load_images("digits")
+    order = Order(len(train), settings.seed)
     run = Run(settings)  # not entered: on leaving, the processes would part
     torch.manual_seed(settings.seed)
     scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
     network = recipe.make(settings, train, "cpu")
     model = run.network("model", network, [])
-    loss = run.lower(partial(noising.loss, objective=settings.objective, min_snr=settings.min_snr))
+    loss = run.lower(
+        partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
+    )
     run.progress.step = 3
     for rows in run.rows():
         run.backward(loss(model, *recipe.batch(run, settings, scheduler, train, order, rows)))

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from genkit import data, images
-from genkit.adversarial import LOSSES
-from genkit.settings import parse
-from genkit.training import Run
+from genkit.data import images
+from genkit.data.order import Order
+from genkit.models.gan_losses import LOSSES
+from genkit.training.run import Run
+from genkit.training.settings import parse
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("1", "2")  # of gradient accumulation
@@ -58,8 +59,8 @@ def main(folder: str) -> None:
 def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     """Return both players' gradients of the first step, on the main process."""
     game = recipe.rules(settings)
-    train = images.load("digits")
-    order = data.Order(len(train), settings.seed)
+    train = images.load_images("digits")
+    order = Order(len(train), settings.seed)
     run = Run(settings)  # not entered: on leaving, the processes would part
     torch.manual_seed(settings.seed)
     generator, discriminator = recipe.players(settings, train)

@@ -22,7 +22,7 @@ from transformers import (
     RobertaForQuestionAnswering,
 )
 
-from genkit.qa import Reader
+from genkit.qa.reader import Reader
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. Where is the café? In Zürich, naïve Zoë!",

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genkit import adversarial
-from genkit.adversarial import CHANCES, LOSSES, SPENT, Batch, Game
+from genkit.models import gan_losses
+from genkit.models.gan_losses import CHANCES, LOSSES, SPENT, Batch, Game
 
 floats = st.floats(-8, 8, width=32)
 
@@ -24,20 +24,20 @@ def scores(count=64, seed=0):
 # ---- losses
 
 
-@pytest.mark.parametrize("loss", adversarial.CROSS_ENTROPY)
+@pytest.mark.parametrize("loss", gan_losses.CROSS_ENTROPY)
 def test_a_classifiers_loss_is_cross_entropy(loss):
     real, fake = scores()
     ones, zeros = torch.ones_like(real), torch.zeros_like(fake)
     wanted = F.binary_cross_entropy_with_logits(real, ones)
     wanted = wanted + F.binary_cross_entropy_with_logits(fake, zeros)
-    torch.testing.assert_close(adversarial.discriminator_loss(loss, real, fake), wanted)
+    torch.testing.assert_close(gan_losses.discriminator_loss(loss, real, fake), wanted)
     # beyond 0 and 1 too: -(t log p + (1 - t) log(1 - p))
     aims = torch.linspace(0.9, 1.1, 64), torch.linspace(-0.1, 0.1, 64)
     wanted = sum(
         -(aim * F.logsigmoid(score) + (1 - aim) * F.logsigmoid(-score)).mean()
         for aim, score in zip(aims, (real, fake), strict=True)
     )
-    torch.testing.assert_close(adversarial.discriminator_loss(loss, real, fake, *aims), wanted)
+    torch.testing.assert_close(gan_losses.discriminator_loss(loss, real, fake, *aims), wanted)
 
 
 def test_generators_lose_what_the_papers_say():
@@ -54,7 +54,7 @@ def test_generators_lose_what_the_papers_say():
     }
     assert set(wanted) == set(LOSSES)
     for loss, value in wanted.items():
-        torch.testing.assert_close(adversarial.generator_loss(loss, real, fake), value)
+        torch.testing.assert_close(gan_losses.generator_loss(loss, real, fake), value)
 
 
 def test_other_discriminators_lose_what_the_papers_say():
@@ -66,14 +66,14 @@ def test_other_discriminators_lose_what_the_papers_say():
         "relativistic": -(real - fake).sigmoid().log().mean(),
     }
     for loss, value in wanted.items():
-        torch.testing.assert_close(adversarial.discriminator_loss(loss, real, fake), value)
+        torch.testing.assert_close(gan_losses.discriminator_loss(loss, real, fake), value)
 
 
 def test_minimax_is_a_game_of_zero_sum():
     real, fake = scores()
-    nothing = adversarial.discriminator_loss("minimax", real, torch.full_like(fake, -1e4))
-    both = adversarial.discriminator_loss("minimax", real, fake)
-    won = adversarial.generator_loss("minimax", real, fake)
+    nothing = gan_losses.discriminator_loss("minimax", real, torch.full_like(fake, -1e4))
+    both = gan_losses.discriminator_loss("minimax", real, fake)
+    won = gan_losses.generator_loss("minimax", real, fake)
     torch.testing.assert_close(both - nothing, -won)
 
 
@@ -86,7 +86,7 @@ def test_the_likelihood_loss_follows_the_gradient_of_the_log_likelihood():
     (likelihood,) = torch.autograd.grad((data * made.log()).sum(), share)
     best = (data / made.detach()).log()
     losses = torch.stack(
-        [adversarial.generator_loss("maximum_likelihood", s[None], s[None]) for s in best]
+        [gan_losses.generator_loss("maximum_likelihood", s[None], s[None]) for s in best]
     )
     (loss,) = torch.autograd.grad((made * losses).sum(), share)  # by the score-function estimator
     torch.testing.assert_close(loss, -likelihood)
@@ -96,12 +96,12 @@ def test_the_likelihood_loss_follows_the_gradient_of_the_log_likelihood():
 def test_losses_are_finite_at_any_score_and_ask_for_the_right_direction(pairs):
     real, fake = (torch.tensor(each, requires_grad=True) for each in zip(*pairs, strict=True))
     for loss in LOSSES:
-        lost = adversarial.discriminator_loss(loss, real, fake)
+        lost = gan_losses.discriminator_loss(loss, real, fake)
         up, down = torch.autograd.grad(lost, (real, fake), allow_unused=True)
         assert lost.isfinite()
         if loss != "least_squares":  # which pulls back what is beyond its target
             assert (up <= 0).all() and (down >= 0).all()
-        won = adversarial.generator_loss(loss, real, fake)
+        won = gan_losses.generator_loss(loss, real, fake)
         (pull,) = torch.autograd.grad(won, fake)
         assert won.isfinite()
         if loss != "least_squares":
@@ -110,11 +110,11 @@ def test_losses_are_finite_at_any_score_and_ask_for_the_right_direction(pairs):
 
 def test_targets_are_smoothed_and_moved_down():
     chances = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
-    real, fake = adversarial.targets(chances, smoothing=0.1, noise=0.05)
+    real, fake = gan_losses.targets(chances, smoothing=0.1, noise=0.05)
     torch.testing.assert_close(real, 0.9 - 0.05 * chances[:, 0])
     torch.testing.assert_close(fake, -0.05 * chances[:, 1])
     assert real.min() < 0.851 and real.max() > 0.899
-    real, fake = adversarial.targets(chances)
+    real, fake = gan_losses.targets(chances)
     assert (real == 1).all() and (fake == 0).all()
 
 
@@ -128,10 +128,10 @@ def curved(images):
 
 def test_the_squared_gradient_is_each_images_own():
     images = torch.randn(5, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    squares = adversarial.squared_gradient(curved(images), images)
+    squares = gan_losses.squared_gradient(curved(images), images)
     torch.testing.assert_close(squares, images.detach().pow(6).flatten(1).sum(1))
     alone = [
-        adversarial.squared_gradient(curved(one), one)
+        gan_losses.squared_gradient(curved(one), one)
         for one in (images[i : i + 1].detach().requires_grad_() for i in range(5))
     ]
     torch.testing.assert_close(squares, torch.cat(alone))
@@ -140,9 +140,9 @@ def test_the_squared_gradient_is_each_images_own():
 def test_penalties_of_a_linear_critic_have_closed_forms():
     weight = torch.tensor([3.0, 4.0], requires_grad=True)  # of norm 5
     images = torch.randn(7, 2, requires_grad=True)
-    squares = adversarial.squared_gradient(images @ weight, images)
+    squares = gan_losses.squared_gradient(images @ weight, images)
     torch.testing.assert_close(squares, torch.full((7,), 25.0))
-    penalty = adversarial.gradient_penalty(squares)
+    penalty = gan_losses.gradient_penalty(squares)
     torch.testing.assert_close(penalty, torch.tensor(16.0))
     (slope,) = torch.autograd.grad(penalty, weight)  # 2 (norm - 1) w / norm
     torch.testing.assert_close(slope, 8 * weight.detach() / 5)
@@ -165,13 +165,13 @@ def test_the_gradient_of_a_penalty_is_that_of_differences():
 
     assert torch.autograd.gradcheck(penalty, tuple(critic.parameters()))
     seen = images.clone().requires_grad_()
-    ours = adversarial.squared_gradient(critic(seen).squeeze(1), seen).mean()
+    ours = gan_losses.squared_gradient(critic(seen).squeeze(1), seen).mean()
     torch.testing.assert_close(ours, penalty(*critic.parameters()))
 
 
 def test_a_critic_without_slope_has_a_finite_penalty():
     images = torch.zeros(3, 2, requires_grad=True)
-    penalty = adversarial.gradient_penalty(adversarial.squared_gradient(curved(images), images))
+    penalty = gan_losses.gradient_penalty(gan_losses.squared_gradient(curved(images), images))
     penalty.backward()
     assert penalty.item() == pytest.approx(1, abs=1e-5) and images.grad.isfinite().all()
 
@@ -179,7 +179,7 @@ def test_a_critic_without_slope_has_a_finite_penalty():
 def test_a_mixture_lies_between_the_two():
     real, fake = torch.randn(2, 6, 1, 4, 4)
     chances = torch.tensor([0.0, 1.0, 0.25, 0.5, 0.75, 0.9])
-    between = adversarial.mixed(real, fake, chances)
+    between = gan_losses.mixed(real, fake, chances)
     torch.testing.assert_close(between[0], fake[0])
     torch.testing.assert_close(between[1], real[1])
     torch.testing.assert_close(between[2], 0.25 * real[2] + 0.75 * fake[2])
@@ -188,14 +188,14 @@ def test_a_mixture_lies_between_the_two():
 def test_clipped_weights_stay_inside():
     module = torch.nn.Linear(50, 50)
     before = module.weight.detach().clone()
-    adversarial.clip_weights(module, 0.01)
+    gan_losses.clip_weights(module, 0.01)
     assert module.weight.abs().max() <= 0.01 and module.bias.abs().max() <= 0.01
     torch.testing.assert_close(module.weight.detach(), before.clamp(-0.01, 0.01))
 
 
 def test_a_pack_holds_neighbours_side_by_side():
     images = torch.arange(6 * 2 * 2 * 2).float().view(6, 2, 2, 2)
-    packed = adversarial.pack(images, 3)
+    packed = gan_losses.pack(images, 3)
     assert packed.shape == (2, 6, 2, 2)
     for i in range(6):
         assert (packed[i // 3, 2 * (i % 3) : 2 * (i % 3) + 2] == images[i]).all()
@@ -212,22 +212,22 @@ def pictures(count=16, channels=3, side=8):
 
 def test_nothing_asked_for_changes_nothing():
     images, chances = pictures()
-    assert adversarial.augment(images, chances, ()) is images
+    assert gan_losses.augment(images, chances, ()) is images
 
 
-@pytest.mark.parametrize("policy", adversarial.POLICIES)
+@pytest.mark.parametrize("policy", gan_losses.POLICIES)
 def test_augmentations_treat_each_row_by_its_own_chances(policy):
     images, chances = pictures()
-    whole = adversarial.augment(images, chances, (policy,))
+    whole = gan_losses.augment(images, chances, (policy,))
     assert not torch.equal(whole, images)
     for i in range(len(images)):
-        alone = adversarial.augment(images[i : i + 1], chances[i : i + 1], (policy,))
+        alone = gan_losses.augment(images[i : i + 1], chances[i : i + 1], (policy,))
         torch.testing.assert_close(alone[0], whole[i])
 
 
 def test_translation_shifts_by_an_eighth_of_the_side_at_most():
     images, chances = pictures(200, side=16)
-    moved = adversarial.augment(images, chances, ("translation",))
+    moved = gan_losses.augment(images, chances, ("translation",))
     padded, found = F.pad(images, (2, 2, 2, 2)), set()
     for before, after in zip(padded, moved, strict=True):
         matches = [
@@ -243,7 +243,7 @@ def test_translation_shifts_by_an_eighth_of_the_side_at_most():
 
 def test_what_is_cut_out_is_a_square_of_half_the_side():
     images, chances = pictures(200, side=16)
-    holes = (adversarial.augment(images, chances, ("cutout",)) == 0).all(1)
+    holes = (gan_losses.augment(images, chances, ("cutout",)) == 0).all(1)
     rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
     assert torch.equal(holes.sum((1, 2)), rows * columns)  # a rectangle
     assert rows.max() == columns.max() == 8 and rows.min() >= 4 and columns.min() >= 4
@@ -251,7 +251,7 @@ def test_what_is_cut_out_is_a_square_of_half_the_side():
 
 def test_colours_change_as_the_paper_says():
     images, chances = pictures()
-    changed = adversarial.augment(images, chances, ("colour",))
+    changed = gan_losses.augment(images, chances, ("colour",))
     for i in range(len(images)):
         brightness, saturation, contrast = chances[i, :3].tolist()
         wanted = images[i] + brightness - 0.5
@@ -265,7 +265,7 @@ def test_gradients_pass_through_augmentations():
     images = images.double().requires_grad_()
 
     def changed(some):
-        return adversarial.augment(some, chances.double(), adversarial.POLICIES)
+        return gan_losses.augment(some, chances.double(), gan_losses.POLICIES)
 
     assert torch.autograd.gradcheck(changed, images)
 
@@ -356,7 +356,7 @@ def test_instance_noise_and_packs_reach_the_discriminator():
     Game("hinge", packing=2).discriminator_loss(watch, made, batch)
     noisy = (batch.real + batch.grain[0], made(batch.noise) + batch.grain[1])
     for got, images in zip(seen, noisy, strict=True):
-        torch.testing.assert_close(got, adversarial.pack(images, 2))
+        torch.testing.assert_close(got, gan_losses.pack(images, 2))
 
 
 @pytest.mark.parametrize(

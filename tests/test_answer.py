@@ -31,7 +31,9 @@ from tokenizers import processors
 from transformers import CanineTokenizer, DistilBertConfig, DistilBertForMaskedLM
 
 import genkit
-from genkit import marking, qa, tokens
+from genkit.qa import answering
+from genkit.qa.reader import Reader, load_reader
+from genkit.text import highlight, token_names
 
 QUESTION = "Where is the fox?"
 reader = functools.cache(random_reader)
@@ -188,7 +190,7 @@ def test_a_row_does_not_depend_on_its_batch(kind, monkeypatch):
     alone = [genkit.answer(*row, **options) for row in zip(questions, contexts, strict=True)]
     assert len({record.answer for record in alone}) > 3
     for most in (1, 200, 1024, 10**6):
-        monkeypatch.setitem(qa.BATCH, "cpu", most)
+        monkeypatch.setitem(answering.BATCH, "cpu", most)
         order = random.Random(most).sample(range(len(contexts)), len(contexts))
         rows = genkit.answer([questions[i] for i in order], [contexts[i] for i in order], **options)
         for i, row in zip(order, rows, strict=True):
@@ -221,7 +223,7 @@ def test_a_loaded_folder_answers_as_the_model_in_memory(pointing, saved):
     context = "the alpha fox omega is lazy"
     record = genkit.answer(QUESTION, context, model=saved)
     close(record, genkit.answer(QUESTION, context, model=pointing))
-    assert qa.load(saved) is qa.load(str(saved))
+    assert load_reader(saved) is load_reader(str(saved))
     precise = genkit.answer(QUESTION, context, model=saved, quantize="int8")
     assert precise.answer == record.answer
 
@@ -233,7 +235,7 @@ def test_token_types_reach_a_model_whose_tokenizer_keeps_still_about_them():
     inputs = quiet.tokenizer(QUESTION, context, return_token_type_ids=True, return_tensors="pt")
     assert inputs["token_type_ids"].any()
     expected = quiet.model(**inputs)
-    windows = qa.Windows([QUESTION], [context], quiet.tokenizer, 64, 0)
+    windows = answering.Windows([QUESTION], [context], quiet.tokenizer, 64, 0)
     found = quiet.model(**windows.inputs(np.arange(1), quiet.model))
     torch.testing.assert_close(found.start_logits, expected.start_logits)
     del inputs["token_type_ids"]
@@ -310,7 +312,7 @@ def test_a_text_whose_likeliest_spans_are_blank_has_no_answer():
         model.get_input_embeddings().weight[:, 0] = 1
         model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("a")] = torch.eye(16)[1]
         model.qa_outputs.weight[:, 1] = -9  # never "a"
-    shy = qa.Reader(model.eval(), tokenizer, "shy")
+    shy = Reader(model.eval(), tokenizer, "shy")
     record = genkit.answer("Where?", "\n" * 30 + "a", model=shy)
     assert record.answer == "" and record.score == record.null_score
     assert genkit.answer("Where?", "\n" * 3 + "a", model=shy).answer == "a"
@@ -335,7 +337,7 @@ def without_cls():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A [SEP]", pair="$A [SEP] $B [SEP]", special_tokens=[("[SEP]", 3)]
     )
-    return qa.Reader(reader("uncased").model, tokenizer, "plain")
+    return Reader(reader("uncased").model, tokenizer, "plain")
 
 
 def test_a_model_without_cls_cannot_tell_that_there_is_none():
@@ -356,7 +358,7 @@ def calibrated(saved, folder, **known):
     config = json.loads((folder / "config.json").read_text())
     known = {"temperature": 1.0, "threshold": 0.0, "impossible": False} | known
     (folder / "config.json").write_text(json.dumps(config | {"calibration": known}))
-    return qa.load(folder)
+    return load_reader(folder)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -448,7 +450,7 @@ def test_only_readers_are_loaded(saved, trained, tmp_path):
     DistilBertForMaskedLM(config).save_pretrained(headless)
     for folder in (headless, trained):
         with pytest.raises(ValueError, match=r"model: .* has no trained span head: it lacks"):
-            qa.load(folder)
+            load_reader(folder)
     with pytest.raises(ValueError, match=r"model: cannot load '.*nowhere'.*recipes/train_qa.py"):
         genkit.answer(QUESTION, "the fox", model=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="dtype must be one of"):
@@ -458,19 +460,19 @@ def test_only_readers_are_loaded(saved, trained, tmp_path):
 def test_a_tokenizer_must_know_places_and_put_the_question_first(saved, tmp_path):
     left = tmp_path / "left"
     shutil.copytree(saved, left)
-    tokenizer = qa.load(saved).tokenizer.__class__.from_pretrained(saved, padding_side="left")
+    tokenizer = load_reader(saved).tokenizer.__class__.from_pretrained(saved, padding_side="left")
     tokenizer.save_pretrained(left)
     with pytest.raises(
         ValueError, match=r"model: the tokenizer of '.*left' is a slow one, or pads"
     ):
-        qa.load(left)
+        load_reader(left)
     slow = tmp_path / "slow"
     shutil.copytree(saved, slow)
     for path in slow.glob("tokenizer*"):
         path.unlink()
     CanineTokenizer().save_pretrained(slow)
     with pytest.raises(ValueError, match=r"model: the tokenizer of '.*slow' is a slow one"):
-        qa.load(slow)
+        load_reader(slow)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -479,12 +481,12 @@ def test_a_tokenizer_must_know_places_and_put_the_question_first(saved, tmp_path
 
 def record_of(context, answer):
     start = context.index(answer)
-    return qa.Answer(
+    return answering.Answer(
         "?", answer, 0.5, start, start + len(answer), (0, len(context)), 0.1, None, context
     )
 
 
-@pytest.mark.parametrize("form", marking.FORMS)
+@pytest.mark.parametrize("form", highlight.FORMS)
 @anything
 @given(context=texts, places=st.tuples(st.floats(0, 1), st.floats(0, 1)), whole=st.booleans())
 def test_a_highlight_is_the_text_with_the_answer_marked(form, context, places, whole):
@@ -493,11 +495,11 @@ def test_a_highlight_is_the_text_with_the_answer_marked(form, context, places, w
     assume(answer)
     start = context.index(answer, start)
     end = start + len(answer)
-    record = qa.Answer("?", answer, 0.5, start, end, (0, 0), None, None, context)
+    record = answering.Answer("?", answer, 0.5, start, end, (0, 0), None, None, context)
     first, last = (0, len(context)) if whole else record.sentence
     assert 0 <= first <= start and end <= last <= len(context)
     write = {"text": str, "html": html.escape, "terminal": harmless}[form]
-    opening, closing = marking.MARKS[form]
+    opening, closing = highlight.MARKS[form]
     parts = context[first:start], answer, context[end:last]
     before, inside, after = map(write, parts)
     shown = record.highlight(form, whole)
@@ -514,7 +516,7 @@ def harmless(text):
     for c, following in zip(text, (text + " ")[1:], strict=True):
         steers = unicodedata.category(c) == "Cc" or unicodedata.bidirectional(c) in turns
         fine = c in "\n\t" or (c == "\r" and following == "\n")
-        found += tokens.visible(c) if steers and not fine else c
+        found += token_names.visible(c) if steers and not fine else c
     return found
 
 
@@ -604,7 +606,7 @@ def test_the_answers_of_the_lecture_are_shown_in_its_text(lecture):
     context, expected = lecture
     for known in expected:
         window = (0, len(context))
-        record = qa.Answer(
+        record = answering.Answer(
             **known, window=window, null_score=None, confidence=None, context=context
         )
         assert context[record.start : record.end] == record.answer == str(record)

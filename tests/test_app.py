@@ -24,8 +24,16 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 import genkit  # noqa: E402
 import genkit.app  # noqa: E402
-from genkit import latent, sampling  # noqa: E402
-from genkit.app import finding, guard, images  # noqa: E402
+from genkit.app import (  # noqa: E402
+    finding,
+    guard,
+    images,
+)
+from genkit.vision import (  # noqa: E402
+    latent,
+    pipelines,
+    sampling,
+)
 
 ENDED = re.compile("/gradio_api/queue/data")  # a stream, which the page ends itself
 
@@ -211,9 +219,11 @@ def test_an_answer_is_marked_in_its_place(page, models, artefacts):
     page.get_by_label("Question").fill("where is the dog?")
     page.get_by_role("button", name="Answer", exact=True).click()
     page.locator("#answer mark").wait_for()
-    from genkit import qa
+    from genkit.qa import reader
 
-    record = genkit.answer("where is the dog?", context, model=qa.load(models / "reader"), top_k=5)
+    record = genkit.answer(
+        "where is the dog?", context, model=reader.load_reader(models / "reader"), top_k=5
+    )
     assert page.locator("#answer mark").inner_text() == record.answer == "alpha dog omega"
     assert page.locator("#answer .answered").inner_text() == context
     rows = page.locator("#answer tbody tr").all_inner_texts()
@@ -265,15 +275,15 @@ def test_samples_and_a_drag_across_the_plane(page, models, artefacts):
     page.wait_for_function("e => Math.abs(e.value - 0.9) < 0.02", arg=settled.element_handle())
     across, up = (float(n) for n in page.locator("#pad span").evaluate(PLACE).split(" "))
     assert (across, up) == (pytest.approx(0.9, abs=0.02), pytest.approx(0.8, abs=0.02))
-    pipeline = sampling.load(str(models / "two_latents"))
+    pipeline = sampling.load_image_model(str(models / "two_latents"))
     quantiles = torch.special.ndtri(torch.tensor([[across, up]], dtype=torch.float64)).float()
     latents = latent.placed(pipeline, quantiles)
-    wanted = levels(latent.decode(pipeline, latents)[0])
+    wanted = levels(pipelines.decode(pipeline, latents)[0])
     assert np.abs(here(page).astype(int) - wanted).max() <= 1
     assert np.abs(before.astype(int) - wanted).max() > 10
     slide(page, "Up", 0.2)
     moved = images.place(pipeline, 0, across, 0.2)
-    wanted = levels(latent.decode(pipeline, moved)[0])
+    wanted = levels(pipelines.decode(pipeline, moved)[0])
     page.wait_for_function("document.querySelector('#pad span').style.bottom == '20%'")
     page.get_by_role("button", name="Walk").click()
     page.locator("#between img").nth(7).wait_for()

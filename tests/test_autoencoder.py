@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
-from genkit import autoencoder
-from genkit.autoencoder import Autoencoder
+from genkit.models import autoencoder, autoencoder_losses
+from genkit.models.autoencoder import Autoencoder
 
 SIZE = (1, 8, 8)
 KINDS = list(
@@ -134,7 +134,7 @@ def test_a_stock_model_in_training_is_called_alike():
     seen = autoencoder.Spatial(vae)(images, noise)
     assert seen["mean"].shape == seen["logvar"].shape == (3, 2, 8, 8)
     assert seen["prediction"].shape == (2, 3, *SIZE)
-    loss = autoencoder.variational_loss(seen, images, "gaussian", 1.0)
+    loss = autoencoder_losses.variational_loss(seen, images, "gaussian", 1.0)
     posterior = vae.encode(images).latent_dist
     decoded = vae.decode(posterior.mean + posterior.std * noise[1]).sample
     torch.testing.assert_close(seen["prediction"][1], decoded, rtol=1e-4, atol=1e-5)
@@ -150,20 +150,20 @@ def test_a_stock_model_in_training_is_called_alike():
 def test_the_divergence_is_that_of_torch():
     mean, logvar = random(7, 3, seed=1), random(7, 3, seed=2)
     expected = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0))
-    torch.testing.assert_close(autoencoder.gaussian_kl(mean, logvar), expected)
+    torch.testing.assert_close(autoencoder_losses.gaussian_kl(mean, logvar), expected)
     zero = torch.zeros(2, 3)
-    assert (autoencoder.gaussian_kl(zero, zero) == 0).all()
+    assert (autoencoder_losses.gaussian_kl(zero, zero) == 0).all()
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 def test_likelihoods_are_those_of_torch(scale):
     images, prediction = some_images(4), 3 * random(5, 4, *SIZE)
-    found = autoencoder.log_likelihood(prediction, images, "gaussian", scale)
+    found = autoencoder_losses.log_likelihood(prediction, images, "gaussian", scale)
     expected = Normal(prediction.double(), scale).log_prob(images.double()).sum((2, 3, 4))
     assert found.shape == (5, 4)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
     for grey in (images, images.sign()):
-        found = autoencoder.log_likelihood(prediction, grey, "bernoulli", scale)
+        found = autoencoder_losses.log_likelihood(prediction, grey, "bernoulli", scale)
         pixels = Bernoulli(logits=prediction.double(), validate_args=False)  # greys are chances
         expected = pixels.log_prob((grey.double() + 1) / 2).sum((2, 3, 4))
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
@@ -175,7 +175,7 @@ def test_reconstruction_is_measured_per_pixel(likelihood, variational):
     model = network(likelihood=likelihood, variational=variational)
     images = some_images(4)
     seen = model(images)
-    found = autoencoder.reconstruction_loss(seen, images, likelihood)
+    found = autoencoder_losses.reconstruction_loss(seen, images, likelihood)
     prediction = seen["prediction"][0]
     if likelihood == "gaussian":
         expected = ((prediction - images) ** 2).mean()
@@ -206,7 +206,7 @@ def test_the_loss_weighs_the_divergence(likelihood, beta, free_bits):
     seen = model(images, random(2, 6, 3))
     fit, kl = parts(seen, images, likelihood, 0.7)
     assert kl.min() > 0 and (not free_bits or kl.min() < free_bits)
-    found = autoencoder.variational_loss(seen, images, likelihood, 0.7, beta, free_bits)
+    found = autoencoder_losses.variational_loss(seen, images, likelihood, 0.7, beta, free_bits)
     expected = beta * torch.stack([max(k, torch.tensor(free_bits)) for k in kl]).sum() - fit
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
 
@@ -216,7 +216,9 @@ def test_free_bits_cost_nothing_and_pull_at_nothing():
     mean, logvar = mean.requires_grad_(), logvar.requires_grad_()
     mean.data[:, 1] += 3  # the second dimension says more than is free
     seen = {"mean": mean, "logvar": logvar, "prediction": torch.zeros(1, 8, *SIZE)}
-    autoencoder.variational_loss(seen, torch.zeros(8, *SIZE), "gaussian", 1.0, 1.0, 0.5).backward()
+    autoencoder_losses.variational_loss(
+        seen, torch.zeros(8, *SIZE), "gaussian", 1.0, 1.0, 0.5
+    ).backward()
     for gradient in (mean.grad, logvar.grad):
         assert (gradient[:, 0] == 0).all() and (gradient[:, 1] != 0).all()
 
@@ -230,7 +232,7 @@ def test_a_bound_of_one_sample_is_the_evidence_lower_bound(likelihood):
         one = {"mean": seen["mean"], "logvar": seen["logvar"]}
         singles = torch.stack(
             [
-                autoencoder.importance_weighted_bound(
+                autoencoder_losses.importance_weighted_bound(
                     one | {k: seen[k][i : i + 1] for k in ("latents", "prediction")},
                     noise[i : i + 1],
                     images,
@@ -240,8 +242,8 @@ def test_a_bound_of_one_sample_is_the_evidence_lower_bound(likelihood):
                 for i in range(2000)
             ]
         )
-        fit = autoencoder.log_likelihood(seen["prediction"], images, likelihood).mean(0)
-        expected = fit - autoencoder.gaussian_kl(seen["mean"], seen["logvar"]).sum(1)
+        fit = autoencoder_losses.log_likelihood(seen["prediction"], images, likelihood).mean(0)
+        expected = fit - autoencoder_losses.gaussian_kl(seen["mean"], seen["logvar"]).sum(1)
     error = singles.std(0) / math.sqrt(len(singles))
     assert ((singles.mean(0) - expected).abs() < 4 * error).all() and error.max() < 0.1
 
@@ -279,7 +281,7 @@ def test_with_the_exact_posterior_the_bound_is_the_likelihood(samples):
     noise = random(samples, 6, 2)
     with torch.no_grad():
         seen = model(images, noise)
-        found = autoencoder.importance_weighted_bound(seen, noise, images, "gaussian", 0.5)
+        found = autoencoder_losses.importance_weighted_bound(seen, noise, images, "gaussian", 0.5)
     expected = log_evidence(images, weight, bias, 0.5)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3)
 
@@ -295,7 +297,7 @@ def test_with_another_posterior_the_bound_grows_towards_the_likelihood():
             noise = random(samples, 6, 2, seed=seed)
             seen = model(images, noise)
             found.append(
-                autoencoder.importance_weighted_bound(seen, noise, images, "gaussian", 0.5)
+                autoencoder_losses.importance_weighted_bound(seen, noise, images, "gaussian", 0.5)
             )
         return torch.stack(found).double().mean(0)
 
@@ -311,18 +313,20 @@ def test_with_another_posterior_the_bound_grows_towards_the_likelihood():
 def test_the_likelihood_is_estimated_whatever_fits_into_memory(monkeypatch, at_once):
     model, weight, bias = linear_gaussian(0.5, exact=False)
     images = some_images(6)
-    monkeypatch.setattr(autoencoder, "AT_ONCE", at_once)
+    monkeypatch.setattr(autoencoder_losses, "AT_ONCE", at_once)
 
     def figure(samples: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(3)
-        return autoencoder.negative_log_likelihood(
+        return autoencoder_losses.negative_log_likelihood(
             model, images, samples, "gaussian", 0.5, generator
         )
 
     noise = torch.randn(20, 6, 2, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         seen = model(images, noise)
-        expected = -autoencoder.importance_weighted_bound(seen, noise, images, "gaussian", 0.5)
+        expected = -autoencoder_losses.importance_weighted_bound(
+            seen, noise, images, "gaussian", 0.5
+        )
     torch.testing.assert_close(figure(20), expected, rtol=0, atol=1e-3)
     exact = -log_evidence(images, weight, bias, 0.5)
     torch.testing.assert_close(figure(20_000).double(), exact, rtol=0, atol=0.05)
@@ -334,8 +338,8 @@ def test_the_likelihood_is_estimated_whatever_fits_into_memory(monkeypatch, at_o
 @pytest.mark.parametrize("amount", [0.0, 0.1, 0.5, 1.0])
 def test_masks_and_salt_change_a_share_of_the_pixels_and_no_other(amount):
     images = 0.9 * some_images(200, (3, 16, 16))
-    masked = autoencoder.corrupt(images, "mask", amount, torch.Generator().manual_seed(1))
-    salted = autoencoder.corrupt(images, "salt", amount, torch.Generator().manual_seed(2))
+    masked = autoencoder_losses.corrupt(images, "mask", amount, torch.Generator().manual_seed(1))
+    salted = autoencoder_losses.corrupt(images, "salt", amount, torch.Generator().manual_seed(2))
     for spoilt, values in ((masked, {-1.0}), (salted, {-1.0, 1.0})):
         changed = (spoilt != images).any(1)
         assert changed.float().mean().item() == pytest.approx(amount, abs=0.01)
@@ -353,20 +357,20 @@ def test_masks_and_salt_change_a_share_of_the_pixels_and_no_other(amount):
 def test_gaussian_noise_has_its_deviation_and_stays_in_range(amount):
     generator = torch.Generator().manual_seed(0)
     middle = torch.zeros(100, 1, 16, 16)
-    noise = autoencoder.corrupt(middle, "gaussian", amount, generator)
+    noise = autoencoder_losses.corrupt(middle, "gaussian", amount, generator)
     assert noise.std().item() == pytest.approx(amount, rel=0.03)
     assert noise.mean().item() == pytest.approx(0, abs=0.01)
-    edge = autoencoder.corrupt(torch.ones(100, 1, 16, 16), "gaussian", amount, generator)
+    edge = autoencoder_losses.corrupt(torch.ones(100, 1, 16, 16), "gaussian", amount, generator)
     assert edge.max() == 1
     expected = 1 - amount * math.sqrt(1 / (2 * math.pi))  # half of the noise is cut off
     assert edge.mean().item() == pytest.approx(expected, abs=0.005)
 
 
-@pytest.mark.parametrize("noise", autoencoder.NOISES)
+@pytest.mark.parametrize("noise", autoencoder_losses.NOISES)
 def test_noise_is_a_matter_of_the_generator_alone(noise):
     images, before = some_images(4), torch.get_rng_state()
     first, second, other = (
-        autoencoder.corrupt(images, noise, 0.5, torch.Generator().manual_seed(seed))
+        autoencoder_losses.corrupt(images, noise, 0.5, torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, second) and not torch.equal(first, other)

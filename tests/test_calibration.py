@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genkit import plots
+from genkit.metrics import calibration
 from genkit.metrics.calibration import (
     FLATTEST,
     SHARPEST,
@@ -273,7 +273,7 @@ def test_the_picture_shows_how_often_it_is_right(tmp_path):
     blue, red = [], []
     for right in range(5):
         outcomes = [True] * right + [False] * (4 - right)
-        plots.reliability([1.0] * 4, outcomes, tmp_path / "picture.png")
+        calibration.reliability([1.0] * 4, outcomes, tmp_path / "picture.png")
         pixels = matplotlib.image.imread(tmp_path / "picture.png")[..., :3]
         blue.append(int((pixels[..., 2] > pixels[..., 0] + 0.15).sum()))
         red.append(int((pixels[..., 0] > pixels[..., 2] + 0.15).sum()))
@@ -285,5 +285,5 @@ def test_the_picture_shows_how_often_it_is_right(tmp_path):
 
 def test_no_picture_of_bad_confidences(tmp_path):
     with pytest.raises(ValueError, match=r"confidences must be between 0 and 1, got 1\.2"):
-        plots.reliability([1.2], [True], tmp_path / "picture.png")
+        calibration.reliability([1.2], [True], tmp_path / "picture.png")
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from genkit import charlm, lm
+from genkit.data import characters
+from genkit.models import lm
 
 ODD = [
     "",
@@ -27,7 +28,7 @@ ODD += ["  two  spaces ", " . , n't 's ?", "\u2581", "\x00\x01", "\U0010ffff"]
 def tokenizer(tmp_path_factory):
     """Saved and loaded: what users have."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    charlm.save_tokenizer(charlm.make_tokenizer("abc <eos>\n\N{SNOWMAN}"), folder)
+    lm.save_tokenizer(characters.make_tokenizer("abc <eos>\n\N{SNOWMAN}"), folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     return AutoTokenizer.from_pretrained(folder)
@@ -49,12 +50,12 @@ def test_any_text_comes_back(tokenizer, text):
 
 def test_one_token_a_character(tokenizer):
     assert len(tokenizer("abc\N{SNOWMAN}").input_ids) == 4
-    assert charlm.is_character_tokenizer(tokenizer)
-    assert charlm.unknown_characters(tokenizer, "abxc\u20acx") == ["x", "\u20ac"]
+    assert characters.is_character_tokenizer(tokenizer)
+    assert characters.unknown_characters(tokenizer, "abxc\u20acx") == ["x", "\u20ac"]
 
 
 def test_extending_keeps_every_id(tokenizer):
-    longer = charlm.extend(tokenizer, "ab\N{SNOWMAN}xyz")
+    longer = characters.extend(tokenizer, "ab\N{SNOWMAN}xyz")
     assert tokenizer.get_vocab().items() <= longer.get_vocab().items()
     assert len(longer) == len(tokenizer) + 3
     assert longer("abc\n").input_ids == tokenizer("abc\n").input_ids
@@ -65,14 +66,14 @@ def test_extending_keeps_every_id(tokenizer):
 def test_the_table_gives_the_tokenizers_ids(tokenizer, tmp_path_factory, text):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(text.encode())
-    ids = charlm.encode(str(path), charlm.survey(str(path)), tokenizer)
+    ids = characters.encode(str(path), characters.survey(str(path)), tokenizer)
     assert ids.tolist() == tokenizer(text).input_ids
 
 
 def test_big_vocabularies_have_wider_ids(tmp_path):
     text = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
     (tmp_path / "text.txt").write_text(text)
-    corpus = charlm.read(str(tmp_path / "text.txt"), "text", None, 0.5, context=10)
+    corpus = characters.read_characters(str(tmp_path / "text.txt"), "text", None, 0.5, context=10)
     assert corpus.train.dtype == np.uint32
     assert corpus.tokenizer.decode(corpus.val.tolist()) == text[35_000:]
 
@@ -80,11 +81,11 @@ def test_big_vocabularies_have_wider_ids(tmp_path):
 def test_the_cache_follows_the_content(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcabc")
-    first = charlm.read(str(path), "text", None, 0.5, context=1)
-    again = charlm.read(str(path), "text", None, 0.5, context=1)
+    first = characters.read_characters(str(path), "text", None, 0.5, context=1)
+    again = characters.read_characters(str(path), "text", None, 0.5, context=1)
     assert first.train.base.filename == again.train.base.filename
     path.write_text("abcabd")
-    changed = charlm.read(str(path), "text", None, 0.5, context=1)
+    changed = characters.read_characters(str(path), "text", None, 0.5, context=1)
     assert changed.facts != first.facts
     assert changed.tokenizer.decode(changed.val.tolist()) == "abd"
 
@@ -92,18 +93,18 @@ def test_the_cache_follows_the_content(tmp_path):
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("a text of this test alone")
-    surveyed = charlm.survey(str(path))
+    surveyed = characters.survey(str(path))
     path.write_text("a text of this test alone, changed")
     with pytest.raises(ValueError, match="changed while it was read"):
-        charlm.encode(str(path), surveyed, charlm.make_tokenizer("abc"))
-    left = [file.name for file in charlm.cache_folder().glob(".writing-*")]
+        characters.encode(str(path), surveyed, characters.make_tokenizer("abc"))
+    left = [file.name for file in characters.cache_folder().glob(".writing-*")]
     assert left == []
 
 
 def test_documents_are_separated(tmp_path):
     for name, text in {"1.txt": "ab", "2.txt": "cd<eos>"}.items():
         (tmp_path / name).write_text(text)
-    corpus = charlm.read(str(tmp_path), "text", None, 0.2, context=1)
+    corpus = characters.read_characters(str(tmp_path), "text", None, 0.2, context=1)
     ids = [*corpus.train.tolist(), *corpus.val.tolist()]
     eos = corpus.tokenizer.eos_token_id
     assert ids.index(eos) == 2 and ids.count(eos) == 1
@@ -114,7 +115,7 @@ def test_a_validation_text_of_its_own(tmp_path):
     (tmp_path / "a.txt").write_text("abababab")
     (tmp_path / "b.txt").write_text("cdcdcd")
     a, b = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
-    corpus = charlm.read(a, "text", b, 0.1, context=2)
+    corpus = characters.read_characters(a, "text", b, 0.1, context=2)
     assert corpus.tokenizer.decode(corpus.train.tolist()) == "abababab"
     assert corpus.tokenizer.decode(corpus.val.tolist()) == "cdcdcd"
 
@@ -131,15 +132,15 @@ def test_a_validation_text_of_its_own(tmp_path):
 def test_short_texts_are_refused(tmp_path, length, fraction, message):
     (tmp_path / "text.txt").write_text("x" * length)
     with pytest.raises(ValueError, match=message):
-        charlm.read(str(tmp_path / "text.txt"), "text", None, fraction, context=8)
+        characters.read_characters(str(tmp_path / "text.txt"), "text", None, fraction, context=8)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_loss_is_transformers_own(architecture):
     torch.manual_seed(0)
-    model = charlm.make_model(architecture, 300, 17, 1, 32, 2, 0.0)
+    model = lm.make_model(architecture, 300, 17, 1, 32, 2, 0.0)
     ids = torch.randint(300, (3, 17))
-    ours = charlm.loss(model, ids[:, :-1], ids[:, 1:])
+    ours = lm.loss(model, ids[:, :-1], ids[:, 1:])
     assert torch.isclose(ours, model(ids, labels=ids).loss, rtol=1e-5)
     logits = model(ids[:, :-1]).logits.log_softmax(-1)
     exact = -logits.gather(-1, ids[:, 1:, None]).mean()
@@ -148,18 +149,18 @@ def test_the_loss_is_transformers_own(architecture):
 
 def test_evaluation_covers_every_character_once_however_it_is_shared():
     torch.manual_seed(0)
-    model = charlm.make_model("llama", 300, 16, 1, 32, 2, 0.0).eval()
+    model = lm.make_model("llama", 300, 16, 1, 32, 2, 0.0).eval()
     ids = np.random.default_rng(0).integers(0, 300, 16 * 70 + 6).astype(np.uint16)
     windows = math.ceil((len(ids) - 1) / 16)
-    whole = charlm.total_loss(model, ids, 16, range(windows))
+    whole = lm.total_loss(model, ids, 16, range(windows))
     assert whole[1] == len(ids) - 1
     parts = [range(0, 3), range(3, 68), range(68, windows)]
-    shared = sum(charlm.total_loss(model, ids, 16, part) for part in parts)
+    shared = sum(lm.total_loss(model, ids, 16, part) for part in parts)
     assert torch.allclose(whole, shared, rtol=1e-6)
     by_hand = 0.0
     for first in range(0, len(ids) - 1, 16):
         window = torch.from_numpy(ids[first : first + 17].astype(np.int64))[None]
-        by_hand += charlm.loss(model, window[:, :-1], window[:, 1:]).item() * (window.numel() - 1)
+        by_hand += lm.loss(model, window[:, :-1], window[:, 1:]).item() * (window.numel() - 1)
     assert math.isclose(whole[0].item(), by_hand, rel_tol=1e-6)
 
 
@@ -174,4 +175,4 @@ def test_every_depth_has_heads_that_fit(depth):
 
 def test_shapes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="width: 30 does not divide into 4 heads"):
-        charlm.make_model("llama", 300, 16, 1, 30, 4, 0.0)
+        lm.make_model("llama", 300, 16, 1, 30, 4, 0.0)

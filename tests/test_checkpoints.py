@@ -8,7 +8,7 @@ from conftest import full_disk, listing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genkit import checkpoints
+from genkit.training import checkpoints
 
 LEAVES = st.one_of(
     st.none(),
@@ -55,10 +55,10 @@ def test_an_optimizer_goes_on_as_if_nothing_happened(tmp_path, optimizer):
     model, rule = build()
     step(model, rule)
     saved = {"model": model.state_dict(), "optimizer": rule.state_dict()}
-    path = checkpoints.save(tmp_path, 1, saved, keep=1)
+    path = checkpoints.save_checkpoint(tmp_path, 1, saved, keep=1)
     step(model, rule)
     again, other = build()
-    loaded = checkpoints.load(path)
+    loaded = checkpoints.load_checkpoint(path)
     again.load_state_dict(loaded["model"])
     other.load_state_dict(loaded["optimizer"])
     step(again, other)
@@ -66,21 +66,21 @@ def test_an_optimizer_goes_on_as_if_nothing_happened(tmp_path, optimizer):
 
 
 def test_tied_weights_are_written_once(tmp_path):
-    path = checkpoints.save(tmp_path, 1, state(1), keep=1)
+    path = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=1)
     assert (path / checkpoints.TENSORS).stat().st_size < 1.5 * 64 * 64 * 4
-    loaded = checkpoints.load(path)["model"]
+    loaded = checkpoints.load_checkpoint(path)["model"]
     assert torch.equal(loaded["a"], state(1)["model"]["a"])
     assert torch.equal(loaded["a"], loaded["tied"])
 
 
 def test_what_json_cannot_hold_is_refused(tmp_path):
     with pytest.raises(TypeError, match="state/a is a set"):
-        checkpoints.save(tmp_path, 1, {"a": {1}}, keep=1)
+        checkpoints.save_checkpoint(tmp_path, 1, {"a": {1}}, keep=1)
 
 
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 10, 11):
-        checkpoints.save(tmp_path, step, state(step), keep=2)
+        checkpoints.save_checkpoint(tmp_path, step, state(step), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
     assert checkpoints.newest(tmp_path) == (tmp_path / "step-00000011", [])
 
@@ -98,27 +98,27 @@ def cut_short(path: Path) -> None:
 @pytest.mark.parametrize("harm", [flip_a_bit, cut_short, Path.unlink])
 @pytest.mark.parametrize("name", [checkpoints.TENSORS, checkpoints.STATE, checkpoints.MANIFEST])
 def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, harm, name):
-    good = checkpoints.save(tmp_path, 1, state(1), keep=5)
-    bad = checkpoints.save(tmp_path, 2, state(2), keep=5)
+    good = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=5)
+    bad = checkpoints.save_checkpoint(tmp_path, 2, state(2), keep=5)
     harm(bad / name)
     found, problems = checkpoints.newest(tmp_path)
     assert found == good
     assert len(problems) == 1 and str(bad) in problems[0] and "damaged" in problems[0]
     with pytest.raises(checkpoints.CheckpointError, match="damaged"):
-        checkpoints.load(bad)
-    checkpoints.save(tmp_path, 2, state(2), keep=5)
+        checkpoints.load_checkpoint(bad)
+    checkpoints.save_checkpoint(tmp_path, 2, state(2), keep=5)
     assert checkpoints.newest(tmp_path) == (bad, [])
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_damaged_checkpoints_never_push_out_good_ones(tmp_path, keep):
     for step in (30, 40, 45):
-        checkpoints.save(tmp_path, step, state(step), keep=5)
+        checkpoints.save_checkpoint(tmp_path, step, state(step), keep=5)
     flip_a_bit(tmp_path / "step-00000045" / checkpoints.TENSORS)
     flip_a_bit(tmp_path / "step-00000040" / checkpoints.TENSORS)
     found, problems = checkpoints.newest(tmp_path)
     assert found.name == "step-00000030" and len(problems) == 2
-    checkpoints.save(tmp_path, 35, state(35), keep=keep)
+    checkpoints.save_checkpoint(tmp_path, 35, state(35), keep=keep)
     assert checkpoints.newest(tmp_path) == (tmp_path / "step-00000035", [])
     names = sorted(path.name for path in tmp_path.iterdir())
     aside = ["step-00000040.aside-1", "step-00000045.aside-1"]
@@ -127,7 +127,7 @@ def test_damaged_checkpoints_never_push_out_good_ones(tmp_path, keep):
 
 
 def test_every_single_flipped_byte_is_found(tmp_path):
-    path = checkpoints.save(tmp_path, 1, {"a": torch.ones(2)}, keep=1)
+    path = checkpoints.save_checkpoint(tmp_path, 1, {"a": torch.ones(2)}, keep=1)
     for name in (checkpoints.TENSORS, checkpoints.STATE):
         whole = (path / name).read_bytes()
         for i in range(len(whole)):
@@ -138,7 +138,7 @@ def test_every_single_flipped_byte_is_found(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_swept(tmp_path):
-    checkpoints.save(tmp_path, 1, state(1), keep=1)
+    checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=1)
     (tmp_path / ".writing-step-00000002").mkdir()
     (tmp_path / ".deleting-step-00000000").mkdir()
     checkpoints.clean(tmp_path)
@@ -161,13 +161,13 @@ def foreign(folder: Path, good: Path) -> None:
 
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path):
-    elsewhere = checkpoints.save(tmp_path / "elsewhere", 8, state(8), keep=1)
+    elsewhere = checkpoints.save_checkpoint(tmp_path / "elsewhere", 8, state(8), keep=1)
     folder = tmp_path / "checkpoints"
     foreign(folder, elsewhere)
     before = listing(tmp_path)
     assert checkpoints.newest(folder) == (None, [])
     for step in (1, 2, 3):
-        checkpoints.save(folder, step, state(step), keep=1)
+        checkpoints.save_checkpoint(folder, step, state(step), keep=1)
     checkpoints.clean(folder)
     assert checkpoints.newest(folder) == (folder / "step-00000003", [])
     after = listing(tmp_path)
@@ -184,9 +184,9 @@ def test_what_stands_in_a_checkpoints_place_is_set_aside(tmp_path, kind):
         elif kind == "link":
             place.symlink_to("nowhere")
         else:
-            checkpoints.save(tmp_path, 9, state(9), keep=1)
+            checkpoints.save_checkpoint(tmp_path, 9, state(9), keep=1)
             flip_a_bit(place / checkpoints.TENSORS)
-        checkpoints.save(tmp_path, 9, state(9), keep=1)
+        checkpoints.save_checkpoint(tmp_path, 9, state(9), keep=1)
         assert checkpoints.newest(tmp_path) == (place, [])
         assert os.path.lexists(f"{place}.aside-{turn}")
         checkpoints.delete(place)
@@ -194,13 +194,13 @@ def test_what_stands_in_a_checkpoints_place_is_set_aside(tmp_path, kind):
         Path(f"{place}.aside-{turn}").mkdir()
     place.write_text("mine")
     with pytest.raises(checkpoints.CheckpointError, match="look at this disk, and delete them"):
-        checkpoints.save(tmp_path, 9, state(9), keep=1)
+        checkpoints.save_checkpoint(tmp_path, 9, state(9), keep=1)
     assert place.read_text() == "mine"
 
 
 def test_steps_of_nine_digits_come_after_those_of_eight(tmp_path):
     for step in (99_999_999, 100_000_000):
-        checkpoints.save(tmp_path, step, state(1), keep=2)
+        checkpoints.save_checkpoint(tmp_path, step, state(1), keep=2)
     found, _ = checkpoints.newest(tmp_path)
     assert checkpoints.step_of(found) == 100_000_000
 
@@ -226,11 +226,11 @@ def a_pipe(path: Path) -> None:
 @pytest.mark.parametrize("harm", [a_loop, a_share_that_is_away])
 @pytest.mark.parametrize("name", [checkpoints.TENSORS, checkpoints.STATE, checkpoints.MANIFEST])
 def test_what_cannot_be_read_is_no_damage(tmp_path, harm, name):
-    checkpoints.save(tmp_path, 1, state(1), keep=5)
-    away = checkpoints.save(tmp_path, 2, state(2), keep=5)
+    checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=5)
+    away = checkpoints.save_checkpoint(tmp_path, 2, state(2), keep=5)
     harm(away / name)
     before = listing(tmp_path)
-    for look in (lambda: checkpoints.newest(tmp_path), lambda: checkpoints.load(away)):
+    for look in (lambda: checkpoints.newest(tmp_path), lambda: checkpoints.load_checkpoint(away)):
         with pytest.raises(checkpoints.CheckpointError, match="step-00000002 cannot be read"):
             look()
     assert listing(tmp_path) == before
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path):
 def test_what_nobody_may_read_is_no_damage(tmp_path, name):
     folder = tmp_path / "checkpoints"
     for step in (1, 2):
-        checkpoints.save(folder, step, state(step), keep=5)
+        checkpoints.save_checkpoint(folder, step, state(step), keep=5)
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     (folder / name).chmod(0)
@@ -266,10 +266,10 @@ def test_what_nobody_may_read_is_no_damage(tmp_path, name):
 
 @pytest.mark.parametrize("name", [checkpoints.TENSORS, checkpoints.STATE, checkpoints.MANIFEST])
 def test_nobody_waits_for_a_pipe(tmp_path, name):
-    checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=5)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=5)
     a_pipe(checkpoint / name)
     with pytest.raises(checkpoints.CheckpointError, match=r"regular file|has 0 bytes"):
-        checkpoints.load(checkpoint)
+        checkpoints.load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_nobody_waits_for_a_pipe(tmp_path, name):
     ],
 )
 def test_a_state_of_odd_shape_is_named(tmp_path, odd):
-    checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=5)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=5)
     (checkpoint / checkpoints.STATE).write_text(odd)
     sealed = {
         n: checkpoints._seal(checkpoint / n) for n in (checkpoints.TENSORS, checkpoints.STATE)
@@ -296,12 +296,12 @@ def test_a_state_of_odd_shape_is_named(tmp_path, odd):
     (checkpoint / checkpoints.MANIFEST).write_text(json.dumps(sealed))
     assert checkpoints.problem(checkpoint) is None
     with pytest.raises(checkpoints.CheckpointError, match="step-00000001 holds no state of a run"):
-        checkpoints.load(checkpoint)
+        checkpoints.load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("odd", ["", "3", "[]", "{}", '{"state.json": 3}', "[" * 100_000, "\xff"])
 def test_a_manifest_of_odd_shape_is_damage(tmp_path, odd):
-    checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=5)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=5)
     (checkpoint / checkpoints.MANIFEST).write_text(odd, encoding="latin-1")
     found, (problem,) = checkpoints.newest(tmp_path)
     assert found is None and "step-00000001 is damaged: manifest.json" in problem
@@ -311,7 +311,7 @@ def test_a_manifest_of_odd_shape_is_damage(tmp_path, odd):
 def test_files_have_the_modes_that_the_umask_says(tmp_path, umask):
     old = os.umask(umask)
     try:
-        checkpoint = checkpoints.save(tmp_path, 1, state(1), keep=1)
+        checkpoint = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=1)
     finally:
         os.umask(old)
     modes = {path.stat().st_mode & 0o777 for path in checkpoint.iterdir()}
@@ -320,10 +320,10 @@ def test_files_have_the_modes_that_the_umask_says(tmp_path, umask):
 
 @pytest.mark.parametrize("limit", [50, 5_000, 45_000])
 def test_a_refusing_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
-    good = checkpoints.save(tmp_path, 1, {"a": torch.ones(4)}, keep=1)
+    good = checkpoints.save_checkpoint(tmp_path, 1, {"a": torch.ones(4)}, keep=1)
     state = {"a": torch.ones(10_000), "b": ["x" * 10] * 5000}
     with full_disk(limit), pytest.raises(checkpoints.CheckpointError) as refused:
-        checkpoints.save(tmp_path, 2, state, keep=1)
+        checkpoints.save_checkpoint(tmp_path, 2, state, keep=1)
     assert "step-00000002" in str(refused.value) and "intact" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

@@ -14,7 +14,10 @@ from conftest import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from genkit import classifier, features, images, pixels, plots
+from genkit import plots
+from genkit.data import images, pixels
+from genkit.metrics import features
+from genkit.models import classifier
 
 EVERY = ("--width", "8", "--mixed_precision", "no")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
@@ -245,7 +248,7 @@ def test_a_model_without_mistakes_has_no_picture_of_them(tmp_path):
 
 def test_a_process_without_images_judges_none():
     recipe = runpy.run_path(str(ROOT / "recipes" / "train_classifier.py"))
-    whole = images.load("digits")
+    whole = images.load_images("digits")
     model = classifier.make_model(whole.names, whole.size, 1, 4).eval()
     found = recipe["judge"](model, whole, np.arange(0), torch.device("cpu"))
     assert [len(each) for each in found] == [0, 0, 0]

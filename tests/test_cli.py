@@ -239,13 +239,14 @@ def drawer(tmp_path_factory):
     """The folder of a GAN that is told three classes."""
     import torch
 
-    from genkit import gan, hub
+    from genkit.hub import vendoring
+    from genkit.models import gan
 
     folder = tmp_path_factory.mktemp("models") / "gan"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = gan.Generator((1, 8, 8), 3, widths=(8,), patch=4, labels=3).eval()
-    hub.save_pipeline(gan.GANPipeline(generator), folder)
+    vendoring.save_pipeline(gan.GANPipeline(generator), folder)
     return folder
 
 
@@ -264,7 +265,7 @@ def test_sample_writes_a_grid(drawer, tmp_path, capsys):
 
 
 def test_explain_prints_and_draws(trained, tmp_path, capsys):
-    from genkit import explain
+    from genkit.text import explain
 
     words = ("explain", "the ", "--model", trained)
     likely = explain.next_tokens("the ", model=trained, top=3)
@@ -331,7 +332,7 @@ def test_what_nobody_foresaw_is_one_line_too(trained, capsys, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no such\nlayer")
 
-    monkeypatch.setattr("genkit.generation.load", broken)
+    monkeypatch.setattr("genkit.text.language_model.load_language_model", broken)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["generate", "a", "--model", str(trained)])
     assert stopped.value.code == 1

@@ -3,11 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genkit import data, inputs
+from genkit.data import text, utf8
+from genkit.data.order import Order, Windows
 
 
 def read(source, **options) -> list[str]:
-    return ["".join(document) for document in data.documents(str(source), **options)]
+    return ["".join(document) for document in text.documents(str(source), **options)]
 
 
 def test_files_and_folders(tmp_path):
@@ -20,7 +21,7 @@ def test_files_and_folders(tmp_path):
 
 
 def test_a_character_cut_by_a_piece_border_survives(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "PIECE", 3)
+    monkeypatch.setattr(utf8, "PIECE", 3)
     (tmp_path / "a.txt").write_text("aa\N{SNOWMAN}b\N{PILE OF POO}")
     assert read(tmp_path / "a.txt") == ["aa\N{SNOWMAN}b\N{PILE OF POO}"]
 
@@ -58,7 +59,7 @@ def test_bad_tables_are_named(tmp_path):
 
 
 def test_the_embedded_corpus_is_prose():
-    assert sum(map(len, read(data.EMBEDDED))) > 300_000
+    assert sum(map(len, read(text.EMBEDDED))) > 300_000
 
 
 def test_bad_sources_are_named(tmp_path):
@@ -82,13 +83,13 @@ def test_bad_sources_are_named(tmp_path):
 
 @given(st.integers(1, 50), st.integers(0, 10), st.integers(1, 20))
 def test_every_epoch_visits_everything_once(count, seed, size):
-    order = data.Order(count, seed)
+    order = Order(count, seed)
     positions = np.arange(3 * count)
     epochs, things = order(positions)
     assert (epochs == positions // count).all()
     for epoch in range(3):
         assert sorted(things[epochs == epoch]) == list(range(count))
-    other = data.Order(count, seed)  # looked up in another order, by other parts
+    other = Order(count, seed)  # looked up in another order, by other parts
     for first in reversed(range(0, 3 * count, size)):
         part = positions[first : first + size]
         assert (other(part)[1] == things[first : first + size]).all()
@@ -99,9 +100,9 @@ def test_windows_are_pieces_of_the_text(length, context, seed):
     ids = np.arange(length, dtype=np.uint16)
     if length < context + 1:
         with pytest.raises(ValueError, match="less than one window"):
-            data.Windows(ids, context, seed)
+            Windows(ids, context, seed)
         return
-    windows = data.Windows(ids, context, seed)
+    windows = Windows(ids, context, seed)
     inputs, targets = windows.batch(np.arange(3 * len(windows)))
     assert inputs.shape == (3 * len(windows), context)
     assert (targets == inputs + 1).all()

@@ -5,8 +5,15 @@ import pytest
 import torch
 from transformers.generation import logits_process as reference
 
-from genkit import decoding
-from genkit.decoding import Filters, Penalties
+from genkit.text.logits import (
+    Filters,
+    Penalties,
+    _repeating,
+    choose,
+    gumbel_noise,
+    penalized,
+    probabilities,
+)
 
 FILTERS = [
     Filters(),
@@ -49,7 +56,7 @@ def warped(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
 @pytest.mark.parametrize("vocabulary", [12, 3000])
 def test_filters_leave_what_those_of_transformers_leave(filters, vocabulary):
     logits = random_logits(50, vocabulary)
-    ours, theirs = decoding.probabilities(logits, filters), warped(logits, filters)
+    ours, theirs = probabilities(logits, filters), warped(logits, filters)
     assert torch.equal(ours > 0, theirs > 0)
     assert torch.allclose(ours, theirs, atol=1e-6)
 
@@ -60,8 +67,8 @@ def test_draws_follow_the_filtered_distribution(filters):
     logits, count = random_logits(1, 12), 20_000
     exact = warped(logits, filters)[0].numpy()
     seeds, steps = (np.arange(count) // 100).tolist(), (np.arange(count) % 100).tolist()
-    noise = decoding.gumbel_noise(seeds, steps, 12)
-    drawn, _ = decoding.choose(logits.expand(count, -1), filters, noise)
+    noise = gumbel_noise(seeds, steps, 12)
+    drawn, _ = choose(logits.expand(count, -1), filters, noise)
     observed = np.bincount(drawn.numpy(), minlength=12)
     assert observed[exact == 0].sum() == 0
     expected = exact[exact > 0] * count
@@ -74,10 +81,10 @@ def test_draws_follow_the_filtered_distribution(filters):
 def test_a_sure_draw_survives_rounding(filters):
     """Noise larger than another batch's rounding changes no draw that is called sure."""
     logits = random_logits(20_000, 12, seed=0) * 1.5
-    noise = decoding.gumbel_noise(range(20_000), [0] * 20_000, 12)
-    tokens, sure = decoding.choose(logits, filters, noise)
+    noise = gumbel_noise(range(20_000), [0] * 20_000, 12)
+    tokens, sure = choose(logits, filters, noise)
     generator = torch.Generator().manual_seed(1)
-    others, _ = decoding.choose(
+    others, _ = choose(
         logits + 2e-5 * torch.randn(logits.shape, generator=generator), filters, noise
     )
     assert (tokens == others)[sure].all()
@@ -87,23 +94,23 @@ def test_a_sure_draw_survives_rounding(filters):
 def test_what_is_not_sure_is_close():
     """Unsure draws exist, and are those that rounding could change."""
     logits = torch.tensor([[0.0, 1.0, 1.0 + 1e-4], [0.0, 1.0, 1.1]])
-    _, sure = decoding.choose(logits, Filters())
+    _, sure = choose(logits, Filters())
     assert sure.tolist() == [False, True]
-    _, sure = decoding.choose(logits[:1], Filters(top_k=1), torch.tensor([[0.0, 0.0, 3.0]]))
+    _, sure = choose(logits[:1], Filters(top_k=1), torch.tensor([[0.0, 0.0, 3.0]]))
     assert sure.tolist() == [False]  # another rounding would keep the other one only
 
 
 def test_noise_depends_on_seed_and_step_alone():
-    many = decoding.gumbel_noise([3, 4, 2**40], [7, 0, 2], 50)
+    many = gumbel_noise([3, 4, 2**40], [7, 0, 2], 50)
     for i, (seed, step) in enumerate([(3, 7), (4, 0), (2**40, 2)]):
-        assert torch.equal(decoding.gumbel_noise([seed], [step], 50)[0], many[i])
-        assert torch.equal(decoding.gumbel_noise([seed], [step], 20)[0], many[i, :20])
+        assert torch.equal(gumbel_noise([seed], [step], 50)[0], many[i])
+        assert torch.equal(gumbel_noise([seed], [step], 20)[0], many[i, :20])
     assert len(many.unique()) == many.numel()
 
 
 def test_noise_is_gumbel():
     """Against its distribution function exp(-exp(-x)), tails included, and without correlation."""
-    noise = decoding.gumbel_noise(range(100), [0] * 100, 10_000).double()
+    noise = gumbel_noise(range(100), [0] * 100, 10_000).double()
     uniform = torch.exp(-torch.exp(-noise)).flatten().sort().values
     grid = (torch.arange(len(uniform)) + 0.5) / len(uniform)
     assert (uniform - grid).abs().max() < 1.6 / len(uniform) ** 0.5  # Kolmogorov-Smirnov
@@ -122,7 +129,7 @@ LINES = [[1, 2, 3, 1, 2], [4, 4, 4, 4], [5], [0, 1, 0, 1, 0], [7, 8, 9, 7, 8, 9,
 @pytest.mark.parametrize("size", [None, 1, 2, 3])
 def test_penalties_are_those_of_transformers(penalty, size):
     scores = random_logits(len(LINES), 12)
-    found = decoding.penalized(scores, LINES, [0] * 5, Penalties(penalty, 0.0, size))
+    found = penalized(scores, LINES, [0] * 5, Penalties(penalty, 0.0, size))
     for row, line, own in zip(scores, LINES, found, strict=True):
         ids, expected = torch.tensor([line]), row[None]
         if penalty != 1:
@@ -134,14 +141,14 @@ def test_penalties_are_those_of_transformers(penalty, size):
 
 def test_frequency_is_counted_in_the_completion():
     scores = torch.zeros(1, 6)
-    found = decoding.penalized(scores, [[1, 2, 2, 3, 2]], [2], Penalties(frequency=0.5))
+    found = penalized(scores, [[1, 2, 2, 3, 2]], [2], Penalties(frequency=0.5))
     assert found[0].tolist() == [0, 0, -1.0, -0.5, 0, 0]
     assert (scores == 0).all()
 
 
 def test_without_penalties_nothing_is_copied():
     scores = random_logits(2, 5)
-    assert decoding.penalized(scores, [[1], [2]], [0, 0], Penalties()) is scores
+    assert penalized(scores, [[1], [2]], [0, 0], Penalties()) is scores
 
 
 def test_repeating_by_brute_force():
@@ -149,4 +156,4 @@ def test_repeating_by_brute_force():
         for size in (1, 2, 3):
             grams = {line[i : i + size] for i in range(len(line) - size + 1)}
             banned = {t for t in range(3) if (*line, t)[-size:] in grams}
-            assert set(decoding._repeating(list(line), size)) == banned
+            assert set(_repeating(list(line), size)) == banned

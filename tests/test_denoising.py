@@ -9,9 +9,10 @@ from diffusers import RePaintScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genkit import denoising, diffusion, inpainting, latent, noising, pipelines
-from genkit import images as image_data
-from genkit.diffusion import OBJECTIVES, DenoisingPipeline
+from genkit.data.images import Images, load_images
+from genkit.models import diffusion, diffusion_losses
+from genkit.models.diffusion import OBJECTIVES, DenoisingPipeline
+from genkit.vision import denoising, inpainting, latent, pipelines
 
 SIZE = (1, 8, 8)
 SPREAD = 0.2  # of the pixels around their mean
@@ -67,7 +68,7 @@ class Gaussian(DenoisingPipeline):
     def tell(self, seen, times, labels):
         image, noise, at = self.parts(seen, times, labels)
         objective = diffusion.objective_of(self.scheduler)
-        return noising.target(image, noise, at.signal, at.grain, objective)
+        return diffusion_losses.target(image, noise, at.signal, at.grain, objective)
 
     def sample(self, count: int, labels: torch.Tensor | None = None) -> torch.Tensor:
         root = self.axes * self.values.clamp(min=0).sqrt()
@@ -151,7 +152,7 @@ def test_fewer_steps_than_are_shown_are_all_shown(steps):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_images_vanish_in_noise_of_their_own(objective):
-    pipeline, digits = real(objective), image_data.load("digits").take(np.arange(5))
+    pipeline, digits = real(objective), load_images("digits").take(np.arange(5))
     record = denoising.noising_strip(pipeline, digits, shown=7, seed=2)
     images = digits.batch(np.arange(5))
     assert record.mixed.shape == (7, 5, *SIZE)
@@ -171,7 +172,7 @@ def test_places_between_times_lie_between_them():
     at = denoising.place(pipeline, times)
     assert (at.signal.diff() < 0).all() and (at.grain.diff() >= 0).all()
     torch.testing.assert_close(at.signal**2 + at.grain**2, torch.ones_like(at.signal))
-    whole = noising.at(pipeline.scheduler, torch.arange(999))
+    whole = diffusion_losses.at(pipeline.scheduler, torch.arange(999))
     torch.testing.assert_close(at.signal[::4], whole.signal, atol=0, rtol=1e-4)
     torch.testing.assert_close(at.grain[::4], whole.grain, atol=0, rtol=1e-4)
 
@@ -214,7 +215,7 @@ def test_inversion_finds_the_noise_and_errs_less_with_more_steps(objective):
 @pytest.mark.parametrize("objective", ["v", "flow"])
 def test_inversion_of_a_network_errs_less_with_more_steps(objective):
     pipeline = real(objective)
-    images = latent.decode(pipeline, draws(4, *SIZE)) * 0.5
+    images = pipelines.decode(pipeline, draws(4, *SIZE)) * 0.5
     errors = [denoising.invert(pipeline, images, steps=n).errors.mean() for n in (5, 50)]
     assert errors[1] < errors[0] / 4
 
@@ -328,7 +329,7 @@ def test_the_walk_goes_each_part_of_the_way_as_often_as_asked(steps, resample):
 @pytest.mark.parametrize("steps", [1, 30, 1000])
 def test_chains_of_noise_have_the_mixtures_of_training(objective, steps):
     way = denoising.levels(real(objective), steps)
-    way = noising.Noising(way.times, way.signal.double(), way.grain.double())
+    way = diffusion_losses.Noising(way.times, way.signal.double(), way.grain.double())
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for low, high in {(0, 1), (0, steps), (steps // 2, steps), (steps - 1, steps)}:
         kept, added = (inpainting.noisier(x, 1 - x, way, low, high) for x in (one, zero))
@@ -415,7 +416,7 @@ def test_the_loss_by_time_is_that_of_the_best_there_can_be(objective):
     """Of normal images the least error is known; of flows it is that of noise - image."""
     pipeline = Gaussian(objective)
     levels = ((pipeline.sample(400) + 1) * 127.5).round().byte().numpy()
-    data = image_data.Images(levels, None, [], np.arange(400), "")
+    data = Images(levels, None, [], np.arange(400), "")
     record = denoising.loss_by_time(pipeline, data)
     at = denoising.place(pipeline, record.times)
     left = SPREAD**2 / (at.signal**2 * SPREAD**2 + at.grain**2)  # variance over that of x_t

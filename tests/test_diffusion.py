@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from genkit import diffusion, hub, noising
-from genkit.diffusion import OBJECTIVES, DenoisingPipeline
+from genkit.hub import vendoring
+from genkit.models import diffusion, diffusion_losses
+from genkit.models.diffusion import OBJECTIVES, DenoisingPipeline
 
 KINDS = [(o, s) for o in OBJECTIVES for s in diffusion.SCHEDULES if (o, s) != ("flow", "cosine")]
 
@@ -105,7 +106,7 @@ def test_pictures_that_cannot_be_halved_are_refused_with_what_can(size, widths):
 def test_noise_grows_along_the_way(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
     assert diffusion.objective_of(scheduler) == objective
-    way = noising.by_rank(scheduler, even_ranks(1000))
+    way = diffusion_losses.by_rank(scheduler, even_ranks(1000))
     signal, grain = way.signal.double(), way.grain.double()
     if objective == "flow":
         whole = signal + grain
@@ -114,7 +115,7 @@ def test_noise_grows_along_the_way(objective, schedule):
         assert torch.equal(way.times, torch.arange(1000))  # each once
     assert (whole - 1).abs().max() < 1e-6
     assert (grain.diff() > 0).all() and signal.min() >= 0
-    again = noising.at(scheduler, way.times)
+    again = diffusion_losses.at(scheduler, way.times)
     for name in ("times", "signal", "grain"):
         torch.testing.assert_close(getattr(again, name), getattr(way, name), rtol=0, atol=1e-6)
 
@@ -124,10 +125,10 @@ def test_noise_grows_along_the_way(objective, schedule):
 def test_it_is_the_way_of_diffusers(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
     images, noise = normal(50, 2, 3, 4), normal(50, 2, 3, 4, seed=1)
-    way = noising.by_rank(scheduler, even_ranks(50))
+    way = diffusion_losses.by_rank(scheduler, even_ranks(50))
     mixed = way.mix(images, noise)
     torch.testing.assert_close(mixed, scheduler.add_noise(images, noise, way.times))
-    found = noising.target(images, noise, way.signal, way.grain, objective)
+    found = diffusion_losses.target(images, noise, way.signal, way.grain, objective)
     if objective == "v":
         torch.testing.assert_close(found, scheduler.get_velocity(images, noise, way.times))
     # and what is told is what its sampler takes it for
@@ -141,16 +142,18 @@ def test_a_flow_goes_the_way_of_diffusers():
     scheduler = diffusion.make_scheduler("flow")
     times = scheduler.timesteps[::20]
     images, noise = normal(len(times), 2, 3, 4), normal(len(times), 2, 3, 4, seed=1)
-    mixed = noising.at(scheduler, times).mix(images, noise)
+    mixed = diffusion_losses.at(scheduler, times).mix(images, noise)
     torch.testing.assert_close(mixed, scheduler.scale_noise(images, times, noise))
 
 
 def test_times_of_a_flow_are_logit_normal():
-    way = noising.by_rank(diffusion.make_scheduler("flow"), even_ranks(4001))
+    way = diffusion_losses.by_rank(diffusion.make_scheduler("flow"), even_ranks(4001))
     ranks = torch.special.ndtr(way.grain.double().logit())  # the distribution function
     assert (ranks - even_ranks(4001)).abs().max() < 1e-5
     torch.testing.assert_close(way.times, 1000 * way.grain)
-    ends = noising.by_rank(diffusion.make_scheduler("flow"), torch.tensor([0.0, 1 - 2**-24]))
+    ends = diffusion_losses.by_rank(
+        diffusion.make_scheduler("flow"), torch.tensor([0.0, 1 - 2**-24])
+    )
     assert ends.grain.isfinite().all() and ends.grain[0] > 0 and ends.signal[1] > 0
 
 
@@ -159,18 +162,18 @@ def test_ranks_are_spread_evenly(count, offset, random):
     order = list(range(count))
     random.shuffle(order)
     drawn = torch.tensor([offset / 2**24])  # as torch.rand does
-    ranks = noising.spread_ranks(torch.tensor(order), drawn)
+    ranks = diffusion_losses.spread_ranks(torch.tensor(order), drawn)
     assert ranks.min() >= 0 and ranks.max() < 1
     places = torch.tensor(order)
     assert (ranks * count - places - drawn).abs().max() < 1e-4 * max(1, count / 100)
     scheduler = diffusion.make_scheduler("epsilon")
-    assert noising.by_rank(scheduler, ranks).times.max() < diffusion.TIMES
+    assert diffusion_losses.by_rank(scheduler, ranks).times.max() < diffusion.TIMES
 
 
 def test_the_largest_offset_does_not_lead_beyond_the_last_time():
-    ranks = noising.spread_ranks(torch.arange(256), torch.tensor([1 - 2**-24]))
+    ranks = diffusion_losses.spread_ranks(torch.arange(256), torch.tensor([1 - 2**-24]))
     assert ranks.max() < 1  # although 255 + offset is 256 in float32
-    assert noising.by_rank(diffusion.make_scheduler("v"), ranks).times.max() == 999
+    assert diffusion_losses.by_rank(diffusion.make_scheduler("v"), ranks).times.max() == 999
 
 
 # ---- losses
@@ -179,16 +182,18 @@ def test_the_largest_offset_does_not_lead_beyond_the_last_time():
 @pytest.mark.parametrize(("objective", "schedule"), KINDS)
 def test_what_a_network_tells_is_the_image_it_means(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
-    way = noising.by_rank(scheduler, 0.98 * even_ranks(64))  # where all is noise it is rounded
+    way = diffusion_losses.by_rank(
+        scheduler, 0.98 * even_ranks(64)
+    )  # where all is noise it is rounded
     images, noise = normal(64, 2, 3, 4).double(), normal(64, 2, 3, 4, seed=1).double()
     kept = way.signal.double()
     grain = 1 - kept if objective == "flow" else (1 - kept.square()).sqrt()
-    mixed = noising.Noising(way.times, kept, grain).mix(images, noise)
-    told = noising.target(images, noise, kept, grain, objective)
-    found = noising.clean(mixed, told, kept, grain, objective)
+    mixed = diffusion_losses.Noising(way.times, kept, grain).mix(images, noise)
+    told = diffusion_losses.target(images, noise, kept, grain, objective)
+    found = diffusion_losses.clean(mixed, told, kept, grain, objective)
     torch.testing.assert_close(found, images, rtol=0, atol=1e-9)
     # an error of what is told is an error of the image
-    wrong = noising.clean(mixed, told + 0.1, kept, grain, objective)
+    wrong = diffusion_losses.clean(mixed, told + 0.1, kept, grain, objective)
     by = {"epsilon": grain / kept, "v": grain, "x0": torch.ones(64), "flow": grain}[objective]
     torch.testing.assert_close((wrong - found).abs().amax((1, 2, 3)), 0.1 * by.double())
 
@@ -210,19 +215,21 @@ class Oracle(torch.nn.Module):
     [*((each, 0.0) for each in OBJECTIVES), *((each, 5.0) for each in diffusion.PREDICTIONS)],
 )
 def test_the_truth_costs_nothing(objective, min_snr):
-    way = noising.by_rank(diffusion.make_scheduler(objective), even_ranks(20))
+    way = diffusion_losses.by_rank(diffusion.make_scheduler(objective), even_ranks(20))
     images, noise, labels = normal(20, 1, 4, 4), normal(20, 1, 4, 4, seed=1), torch.arange(20)
     parts = (images, noise, labels, way.times, way.signal, way.grain)
-    truth = noising.target(images, noise, way.signal, way.grain, objective)
+    truth = diffusion_losses.target(images, noise, way.signal, way.grain, objective)
     oracle = Oracle(truth)
-    assert noising.loss(oracle, *parts, objective, min_snr).item() == 0
+    assert diffusion_losses.loss(oracle, *parts, objective, min_snr).item() == 0
     torch.testing.assert_close(oracle.heard[0], way.mix(images, noise))
     assert torch.equal(oracle.heard[1], way.times) and torch.equal(oracle.heard[2], labels)
     error = torch.linspace(0.1, 2, 20)  # of each row
-    found = noising.loss(Oracle(truth, error[:, None, None, None]), *parts, objective, min_snr)
+    found = diffusion_losses.loss(
+        Oracle(truth, error[:, None, None, None]), *parts, objective, min_snr
+    )
     weights = torch.ones(20)
     if min_snr:
-        weights = noising.weights(way.signal, way.grain, objective, min_snr)
+        weights = diffusion_losses.weights(way.signal, way.grain, objective, min_snr)
     torch.testing.assert_close(found, (weights * error.square()).mean())
 
 
@@ -236,25 +243,27 @@ def test_min_snr_weights_are_the_papers(cap, log_snr):
         "v": min(snr.item(), cap) / (snr.item() + 1),
     }
     for objective, weight in wanted.items():
-        found = noising.weights(signal, grain, objective, cap).item()
+        found = diffusion_losses.weights(signal, grain, objective, cap).item()
         assert found == pytest.approx(weight, rel=1e-6)
     # whatever the target is, an error of the image weighs the same
     mixed = signal[:, None, None, None] * normal(1, 1, 2, 2).double()
     for objective in wanted:
         truth, wrong = (
-            noising.clean(mixed, told * torch.ones(1, 1, 2, 2).double(), signal, grain, objective)
+            diffusion_losses.clean(
+                mixed, told * torch.ones(1, 1, 2, 2).double(), signal, grain, objective
+            )
             for told in (0.3, 0.4)
         )
-        weight = noising.weights(signal, grain, objective, cap).item()
+        weight = diffusion_losses.weights(signal, grain, objective, cap).item()
         wanted_loss = min(snr.item(), cap) * (wrong - truth).square().mean().item()
         assert weight * 0.1**2 == pytest.approx(wanted_loss, rel=1e-4)
 
 
 def test_weights_are_finite_where_all_is_noise():
     scheduler = diffusion.make_scheduler("v", "cosine")
-    way = noising.by_rank(scheduler, even_ranks(1000))
+    way = diffusion_losses.by_rank(scheduler, even_ranks(1000))
     for objective in diffusion.PREDICTIONS:
-        found = noising.weights(way.signal, way.grain, objective, 5.0)
+        found = diffusion_losses.weights(way.signal, way.grain, objective, 5.0)
         assert found.isfinite().all() and (found >= 0).all()
 
 
@@ -287,7 +296,7 @@ def exact_network(scheduler):
         x = seen.double()
         gain = a * SPREAD**2 / (a.square() * SPREAD**2 + b.square())
         images = MEAN + gain * (x - a * MEAN)
-        told = noising.target(images, (x - a * images) / b, signal, grain, objective)
+        told = diffusion_losses.target(images, (x - a * images) / b, signal, grain, objective)
         return told.float()
 
     return network
@@ -538,10 +547,10 @@ def test_saved_pipelines_are_loaded_as_they_were(tmp_path):
         for labels in (0, 3):
             pipeline, folder = pipeline_of(objective, labels), tmp_path / f"{objective}{labels}"
             if labels:
-                hub.save_pipeline(pipeline, folder)
+                vendoring.save_pipeline(pipeline, folder)
             else:
                 DDPMPipeline(pipeline.unet, pipeline.scheduler).save_pretrained(folder)
-            again = diffusion.load(folder)
+            again = diffusion.load_diffusion(folder)
             assert diffusion.objective_of(again.scheduler) == objective
             assert again.labels == labels and not again.unet.training
             told, how = [1] if labels else None, {"output_type": "pt", "num_inference_steps": 2}
@@ -598,7 +607,7 @@ def test_what_is_no_diffusion_model_is_refused(tmp_path, spoil, message):
     DDPMPipeline(pipeline.unet, pipeline.scheduler).save_pretrained(tmp_path)
     spoil(tmp_path)
     with pytest.raises(ValueError, match=f"(?s)model: .* holds no diffusion model .*{message}"):
-        diffusion.load(tmp_path)
+        diffusion.load_diffusion(tmp_path)
 
 
 # ---- what cannot work

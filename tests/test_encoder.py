@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from readers import random_reader
 
 import genkit
-from genkit import compiling, packing, qa
-from genkit.encoder import Encoder, _low_attention
+from genkit.engine import compiled as compiling
+from genkit.engine import packed as packing
+from genkit.engine.encoder import Encoder, _low_attention
+from genkit.qa.reader import load_reader
 
 CLOSE = {"float32": 1e-5, "bfloat16": 0.1, "int8": 0.3}  # of logits whose deviation is about 4
 
@@ -143,4 +145,4 @@ def test_a_precision_is_that_of_the_loaded(tmp_path, options):
     assert found.score == pytest.approx(exact.score, rel=0.5 if options else 1e-5)
     assert (abs(found.score - exact.score) > 1e-7) == bool(options)
     with pytest.raises(ValueError, match="the model given is loaded"):
-        genkit.answer(question, context, model=qa.load(tmp_path), dtype="bfloat16")
+        genkit.answer(question, context, model=load_reader(tmp_path), dtype="bfloat16")

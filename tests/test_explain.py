@@ -21,7 +21,11 @@ from transformers import (
 )
 
 import genkit
-from genkit import charlm, decoding, explain, generation, plots, tokens
+from genkit.data import characters
+from genkit.models import lm
+from genkit.text import alternatives, explain, generation, token_names
+from genkit.text.logits import Candidate
+from genkit.text.pictures import _planar, beam_tree, next_tokens
 
 LETTERS = "abcdefghijklmnop .\n"
 WORDS = "I am a tall tale told to all, a small ball. שלום عالم 😀😁 naïve <b>bold</b>\n" * 20
@@ -37,8 +41,8 @@ def peaked(model):
 
 def by_character() -> generation.LanguageModel:
     torch.manual_seed(1)
-    tokenizer = charlm.make_tokenizer(LETTERS)
-    model = peaked(charlm.make_model("llama", len(tokenizer), 64, 2, 32, 2, 0.0))
+    tokenizer = characters.make_tokenizer(LETTERS)
+    model = peaked(lm.make_model("llama", len(tokenizer), 64, 2, 32, 2, 0.0))
     with torch.no_grad():
         model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
     return generation.LanguageModel(model, tokenizer, "characters", compiled=False)
@@ -72,7 +76,7 @@ def sentence_piece() -> generation.LanguageModel:
     learner.pre_tokenizer = spaces_first
     learner.train_from_iterator([WORDS], trainers.BpeTrainer(vocab_size=70, limit_alphabet=25))
     learned = json.loads(learner.to_str())["model"]
-    vocabulary = ["<unk>", "<s>", "</s>", *charlm.BYTES, *learned["vocab"]]
+    vocabulary = ["<unk>", "<s>", "</s>", *characters.BYTES, *learned["vocab"]]
     backend = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(vocabulary)},
@@ -305,7 +309,7 @@ def test_texts_that_end_are_finished_leaves(letters):
 
 def test_the_winner_is_followed_past_texts_that_ended():
     def step(*rows):
-        return [decoding.Candidate(parent, token, -1.0, -1.0, fate) for parent, token, fate in rows]
+        return [Candidate(parent, token, -1.0, -1.0, fate) for parent, token, fate in rows]
 
     steps = [
         step((0, 9, "finished"), (0, 1, "kept"), (0, 2, "kept"), (0, 3, "dropped")),
@@ -324,7 +328,7 @@ def test_branches_do_not_cross(letters):
     for prompt in ("a", "ab.", "p\n"):
         tree = explain.beam_tree(prompt, model=letters, beams=5, max_new_tokens=8)
         parents = np.zeros(1)
-        for step, heights in zip(tree.steps, plots._planar(tree.steps), strict=True):
+        for step, heights in zip(tree.steps, _planar(tree.steps), strict=True):
             assert len(set(heights)) == len(step)
             downwards = sorted(range(len(step)), key=lambda i: -heights[i])
             starts = [parents[step[i].parent] for i in downwards]
@@ -338,7 +342,7 @@ def test_branches_do_not_cross(letters):
 def test_alternatives_of_a_record_have_its_probabilities(language):
     for prompt in ("a", "ab a"):
         record = genkit.generate(prompt, model=language, seed=3, max_new_tokens=40)
-        found = explain.alternatives(record, model=language, top=4)
+        found = alternatives.alternatives(record, model=language, top=4)
         logs = [choice.log_probability for choice in found.choices]
         assert np.allclose(logs, record.log_probabilities, atol=1e-3)
         assert [choice.token for choice in found.choices] == record.tokens
@@ -347,7 +351,7 @@ def test_alternatives_of_a_record_have_its_probabilities(language):
 
 
 def test_ranks_and_options_are_those_of_the_softmax(language):
-    found = explain.alternatives("bc deaf", model=language, prompt="ab", top=6)
+    found = alternatives.alternatives("bc deaf", model=language, prompt="ab", top=6)
     ids = language.tokenizer("abbc deaf").input_ids
     start = len(ids) - len(found.choices)
     assert [c.token for c in found.choices] == ids[start:]
@@ -365,16 +369,18 @@ def test_ranks_and_options_are_those_of_the_softmax(language):
 
 
 def test_the_summary_is_of_the_whole_text():
-    choices = [explain.Choice(0, "x", math.log(p), rank, []) for p, rank in ((0.5, 1), (0.125, 2))]
-    record = explain.Alternatives("a", [explain.Span("xx", choices)])
+    choices = [
+        alternatives.Choice(0, "x", math.log(p), rank, []) for p, rank in ((0.5, 1), (0.125, 2))
+    ]
+    record = alternatives.Alternatives("a", [alternatives.Span("xx", choices)])
     assert record.summary == "2 tokens, 2.00 bits each, 50% the model's first choice"
 
 
 def test_without_a_start_token_the_first_character_is_given(letters):
-    found = explain.alternatives("😀 abc", model=letters)
+    found = alternatives.alternatives("😀 abc", model=letters)
     assert (found.prompt, found.text) == ("😀", " abc")
     for kind, text in (("bytes", " abc"), ("pieces", "abc")):
-        found = explain.alternatives(text, model=built(kind))
+        found = alternatives.alternatives(text, model=built(kind))
         assert found.text == text and not found.prompt
         ids = built(kind).tokenizer(text, add_special_tokens=False).input_ids
         assert [choice.token for choice in found.choices] == ids
@@ -386,7 +392,7 @@ def test_a_record_that_ended_shows_how(letters):
     record = generation.Generation(
         "ab", record.completion, [*record.tokens, 0], [*record.log_probabilities, -9.0], 0, "eos", 1
     )
-    found = explain.alternatives(record, model=letters)
+    found = alternatives.alternatives(record, model=letters)
     assert config.eos_token_id == 0
     assert found.text == record.completion
     assert found.spans[-1].text == "" and found.spans[-1].name == "<eos>"
@@ -394,7 +400,7 @@ def test_a_record_that_ended_shows_how(letters):
 
 
 def test_colours_only_where_they_are_welcome(letters, capsys, monkeypatch):
-    found = explain.alternatives("c d", model=letters, prompt="ab")
+    found = alternatives.alternatives("c d", model=letters, prompt="ab")
     found.show()
     assert capsys.readouterr().out == f"{found}\n"
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -409,9 +415,12 @@ def test_colours_only_where_they_are_welcome(letters, capsys, monkeypatch):
 
 def test_likelier_is_greener():
     shares = np.linspace(0.001, 1, 30).tolist()
-    record = explain.Alternatives(
+    record = alternatives.Alternatives(
         "ab",
-        [explain.Span("x", [explain.Choice(0, "x", math.log(share), 1, [])]) for share in shares],
+        [
+            alternatives.Span("x", [alternatives.Choice(0, "x", math.log(share), 1, [])])
+            for share in shares
+        ],
     )
     colours = [map(int, c) for c in re.findall(r"48;2;(\d+);(\d+);(\d+)mx", record.ansi())]
     greenness = [green - red for red, green, _ in colours]
@@ -476,7 +485,7 @@ ATTRIBUTES = {"charset", "name", "content", "http-equiv", "class", "tabindex", "
 
 
 def check_page(language, text: str, prompt: str, path) -> None:
-    found = explain.alternatives(text, model=language, prompt=prompt, top=3)
+    found = alternatives.alternatives(text, model=language, prompt=prompt, top=3)
     found.html(path)
     page = Page(path.read_bytes().decode())
     assert page.spans == [span.text for span in found.spans]
@@ -504,15 +513,15 @@ def test_a_page_gives_any_text_back(tmp_path_factory, text):
 
 @pytest.mark.parametrize("text", ODD)
 def test_a_terminal_gives_the_text_back_and_is_not_steered(text):
-    found = explain.alternatives(text, model=built("bytes"), prompt="a")
+    found = alternatives.alternatives(text, model=built("bytes"), prompt="a")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", found.ansi())
-    assert shown == "a" + tokens.printable(text).replace("\n", "↵\n")
+    assert shown == "a" + token_names.printable(text).replace("\n", "↵\n")
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2028]", shown)
     assert str(found).replace("\n", "").isprintable()
 
 
 def test_nul_is_shown_by_its_picture(tmp_path):
-    found = explain.alternatives("a\0b", model=built("bytes"), prompt="a")
+    found = alternatives.alternatives("a\0b", model=built("bytes"), prompt="a")
     assert found.text == "a\0b"
     found.html(tmp_path / "page.html")
     assert "".join(Page((tmp_path / "page.html").read_text()).spans) == "a␀b"
@@ -528,14 +537,14 @@ def test_spans_are_whole_characters_and_the_whole_text(kind, before, text):
     tokenizer = built(kind).tokenizer
     first = tokenizer(before).input_ids
     ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
-    cut = tokens.spans(tokenizer, first, ids)
+    cut = token_names.spans(tokenizer, first, ids)
     assert [i for _, run in cut for i in run] == ids
-    whole = tokens.decode(tokenizer, first + ids)
-    assert tokens.decode(tokenizer, first) + "".join(t for t, _ in cut) == whole
+    whole = token_names.decode(tokenizer, first + ids)
+    assert token_names.decode(tokenizer, first) + "".join(t for t, _ in cut) == whole
     if "\ufffd" not in text:
         assert not any("\ufffd" in t for t, _ in cut)
         runs = [run for t, run in cut if len(run) > 1]
-        assert all("\ufffd" in tokens.decode(tokenizer, run[:-1]) for run in runs)
+        assert all("\ufffd" in token_names.decode(tokenizer, run[:-1]) for run in runs)
 
 
 @settings(max_examples=150, deadline=None)
@@ -545,23 +554,23 @@ def test_spans_of_any_tokens_are_their_text(kind, ids, border):
     """Bytes that make no character, special tokens, and all else that a model may write."""
     tokenizer = built(kind).tokenizer
     first, last = ids[:border], ids[border:]
-    cut = tokens.spans(tokenizer, first, last)
+    cut = token_names.spans(tokenizer, first, last)
     assert [i for _, run in cut for i in run] == last
-    written = tokens.decode(tokenizer, ids)[len(tokens.decode(tokenizer, first)) :]
+    written = token_names.decode(tokenizer, ids)[len(token_names.decode(tokenizer, first)) :]
     assert "".join(text for text, _ in cut) == written
 
 
 @given(text=ANY)
 def test_what_is_visible_is_on_one_line_and_steers_nothing(text):
-    shown = tokens.visible(text)
+    shown = token_names.visible(text)
     assert " " not in shown and shown.isprintable()
-    assert tokens.printable(text).replace("\n", "").isprintable()
-    assert tokens.one_line(text).replace(" ", "␣") == shown
+    assert token_names.printable(text).replace("\n", "").isprintable()
+    assert token_names.one_line(text).replace(" ", "␣") == shown
     assert len(shown) >= len(text)
 
 
 def test_an_emoji_over_several_tokens_is_one_span():
-    found = explain.alternatives("a😀😁b", model=built("bytes"), prompt="x")
+    found = alternatives.alternatives("a😀😁b", model=built("bytes"), prompt="x")
     (emoji,) = (span for span in found.spans if span.text == "😀")
     assert len(emoji.choices) > 1
     assert math.isclose(emoji.probability, math.prod(c.probability for c in emoji.choices))
@@ -574,9 +583,9 @@ def test_bytes_that_make_no_character_are_named():
         tokenizer = built(name).tokenizer
         vocabulary = tokenizer.get_vocab()
         if prefix:
-            assert tokens.names(tokenizer, [vocabulary[prefix]]) == ["␣"]
+            assert token_names.names(tokenizer, [vocabulary[prefix]]) == ["␣"]
         ids = list(range(len(vocabulary)))
-        named = dict(zip(ids, tokens.names(tokenizer, ids), strict=True))
+        named = dict(zip(ids, token_names.names(tokenizer, ids), strict=True))
         assert all(named.values())
         if name == "bytes":
             assert len(set(named.values())) == len(ids)
@@ -603,10 +612,10 @@ def test_pictures_are_drawn(letters, tmp_path):
 @pytest.mark.parametrize("name", ["$x$", "$", "$\\x_^{$", "你好", "שלום", "😀", "⟨F0⟩", "a" * 90])
 def test_any_token_can_be_drawn(name, tmp_path):
     shares = [[0.7, 0.2]]
-    plots.next_tokens(name, [name, "b"], [1.0], shares, [1.2], tmp_path / "bars.png")
-    kept, dropped = (decoding.Candidate(0, 1, -1.0, -1.0, fate) for fate in ("kept", "dropped"))
+    next_tokens(name, [name, "b"], [1.0], shares, [1.2], tmp_path / "bars.png")
+    kept, dropped = (Candidate(0, 1, -1.0, -1.0, fate) for fate in ("kept", "dropped"))
     steps, names = [[kept, dropped]] * 2, [[name, name]] * 2
-    plots.beam_tree(name, name, steps, names, [0, 0], tmp_path / "tree.png")
+    beam_tree(name, name, steps, names, [0, 0], tmp_path / "tree.png")
     assert_picture(tmp_path / "bars.png")
     assert_picture(tmp_path / "tree.png")
 
@@ -649,7 +658,7 @@ def test_bad_arguments_are_named(letters, verb, options, message):
 
 
 def test_the_longest_text_is_read(letters):
-    assert len(explain.alternatives("a" * 65, model=letters).choices) == 64
+    assert len(alternatives.alternatives("a" * 65, model=letters).choices) == 64
     series = explain.temperature_series("abc", [1.0], model=letters, max_new_tokens=62)
     assert len(series.texts[0].generation.tokens) == 62
 
@@ -658,13 +667,13 @@ def test_a_prompt_that_ends_within_a_token_is_refused():
     whole = built("bytes").tokenizer(" all").input_ids
     assert len(whole) < 4, "the test needs a token of several letters"
     with pytest.raises(ValueError, match=r"prompt: ' a' ends within a token"):
-        explain.alternatives("ll", model=built("bytes"), prompt=" a")
+        alternatives.alternatives("ll", model=built("bytes"), prompt=" a")
 
 
 def test_a_record_brings_its_own_prompt(letters):
     record = genkit.generate("ab", model=letters, seed=1, max_new_tokens=3)
     with pytest.raises(ValueError, match="prompt: the record brings its own, got 'ab'"):
-        explain.alternatives(record, model=letters, prompt="ab")
+        alternatives.alternatives(record, model=letters, prompt="ab")
 
 
 def test_a_model_that_answers_is_refused(letters):
@@ -676,12 +685,12 @@ def test_a_model_that_answers_is_refused(letters):
 
 
 def test_a_model_is_a_folder_too(letters, tmp_path):
-    charlm.save_tokenizer(letters.tokenizer, tmp_path)
+    lm.save_tokenizer(letters.tokenizer, tmp_path)
     letters.model.save_pretrained(tmp_path)
     found = explain.next_tokens("ab", model=tmp_path)
     assert found == explain.next_tokens("ab", model=letters)
     with pytest.raises(ValueError, match="cannot load"):
-        explain.alternatives("ab", model=tmp_path / "nothing")
+        alternatives.alternatives("ab", model=tmp_path / "nothing")
 
 
 def test_nothing_but_the_seed_matters(letters):

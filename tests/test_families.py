@@ -8,11 +8,13 @@ import torch
 from conftest import benchmark
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from genkit import gan, hub, images
-from genkit.features import Classifier, look_once
+from genkit.data import images
+from genkit.hub import vendoring
+from genkit.metrics.features import Classifier, look_once
+from genkit.models import gan
 
 families = benchmark("families")
-DIGITS = images.load("digits")
+DIGITS = images.load_images("digits")
 PREPROCESSING = {
     "size": {"height": 8, "width": 8},
     "do_resize": True,
@@ -39,7 +41,7 @@ def model(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         one, raw = (gan.Generator((1, 8, 8), 4, widths=(8,), patch=4, labels=10) for _ in range(2))
-    hub.save_pipeline(gan.GANPipeline(one.eval()), folder)
+    vendoring.save_pipeline(gan.GANPipeline(one.eval()), folder)
     raw.save_pretrained(folder / "generator", variant=gan.RAW)
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "seconds": 12.5}) + "\n")
     return folder
@@ -61,7 +63,7 @@ def test_real_images_are_at_no_distance_from_themselves(extractor):
 
 
 def test_raw_weights_are_not_counted(model):
-    generator = gan.load(model).generator
+    generator = gan.load_gan(model).generator
     assert families.count_parameters(model) == sum(p.numel() for p in generator.parameters())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from genkit import disk
+from genkit import files
 from genkit.files import read_inside
 
 
@@ -51,9 +51,9 @@ def test_nothing_else_is(tmp_path):
 def test_refusals_named_is_for_the_file_that_is_written(tmp_path):
     """An error of what was to be written is not the disk's."""
     for error in (ChildProcessError("ended"), FileNotFoundError(2, "No such file", "/elsewhere/a")):
-        with pytest.raises(type(error)) as raised, disk.written_whole(tmp_path / "table"):
+        with pytest.raises(type(error)) as raised, files.written_whole(tmp_path / "table"):
             raise error
         assert raised.value is error
-    with pytest.raises(disk.WriteError, match="table"), disk.written_whole(tmp_path / "table"):
+    with pytest.raises(files.WriteError, match="table"), files.written_whole(tmp_path / "table"):
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())

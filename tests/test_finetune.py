@@ -17,9 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import genkit
-from genkit import charlm, checkpoints, encoding, lm, lora, optim
-from genkit.settings import RunSettings
-from genkit.training import Run
+from genkit import files
+from genkit.data import corpus
+from genkit.models import lm, lora
+from genkit.training import checkpoints, optim
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings
 
 LORA = ("--lora_rank", "2", "--learning_rate", "0.05")
 WORDS = (*SHORT, "--mixed_precision", "no", "--context", "16", "--max_steps", "8")
@@ -87,7 +90,7 @@ def perturbed(network):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_merging_changes_no_logit_and_no_original(architecture):
     torch.manual_seed(0)
-    network = charlm.make_model(architecture, 300, 16, 2, 32, 2, 0.0).eval()
+    network = lm.make_model(architecture, 300, 16, 2, 32, 2, 0.0).eval()
     ids = torch.randint(300, (3, 16))
     before, original = copy.deepcopy(network.state_dict()), network(ids).logits
     adapted = perturbed(network)
@@ -104,7 +107,7 @@ def test_merging_changes_no_logit_and_no_original(architecture):
 
 
 def test_adapters_are_few_and_alone_trained():
-    network = charlm.make_model("gpt2", 300, 16, 2, 32, 2, 0.0)
+    network = lm.make_model("gpt2", 300, 16, 2, 32, 2, 0.0)
     total = network.num_parameters()
     adapted = lora.add_adapters(network, 2)
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
@@ -139,7 +142,7 @@ def frozen_run(folder, resume=False):
 def test_a_checkpoint_holds_what_is_trained(tmp_path):
     run = frozen_run(tmp_path)
     found, _ = checkpoints.newest(tmp_path / "checkpoints")
-    state = checkpoints.load(found)["model"]
+    state = checkpoints.load_checkpoint(found)["model"]
     assert state["module"].keys() == {"1.weight", "1.bias"}
     assert state["average"].keys() == {"n_averaged", "module.1.weight", "module.1.bias"}
     again = frozen_run(tmp_path, resume=True)
@@ -167,10 +170,10 @@ def test_blocks_cut_no_token(base, tmp_path_factory, text):
     tokenizer = AutoTokenizer.from_pretrained(base)
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes((text + "end").encode())
-    whole = encoding.measure(str(path))
+    whole = corpus.measure_corpus(str(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "BLOCK", 3)
-        ids = [i for block in encoding.blocks(whole, "") for i in encoding.ids_of(block, tokenizer)]
+        patch.setattr(corpus, "BLOCK", 3)
+        ids = [i for block in corpus.blocks(whole, "") for i in corpus.ids_of(block, tokenizer)]
     assert ids == tokenizer(text + "end").input_ids
 
 
@@ -192,7 +195,7 @@ def test_a_run_leaves_all_that_it_promises(tuned):
 def test_the_published_model_is_the_base_and_its_adapters(tuned, base):
     """W + 2 B A by hand, from the base and the checkpoint: no weight of the base has moved."""
     last, _ = checkpoints.newest(tuned / "checkpoints")
-    adapters = checkpoints.load(last)["model"]["module"]
+    adapters = checkpoints.load_checkpoint(last)["model"]["module"]
     assert all("lora_" in name for name in adapters) and len(adapters) == 2 * 2 * 4
     expected = load_file(base / "model.safetensors")
     for name in [name for name in adapters if "lora_A" in name]:
@@ -256,7 +259,7 @@ def test_all_weights_for_some_epochs(base, text_file, tmp_path):
     run_here("finetune_gpt2", *words, "--evaluations", "1")
     first, *_, last = log_of(tmp_path / "run")
     trained = int(0.9 * len(text_file.read_text()))  # characters
-    record = encoding.measure(str(text_file))
+    record = corpus.measure_corpus(str(text_file))
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokens = len(tokenizer(text_file.read_text()[:trained]).input_ids)
     assert last["step"] == pytest.approx(0.1 * tokens / 32 / 8, abs=1.1)
@@ -315,6 +318,6 @@ def test_peft_is_named_where_it_is_missing(monkeypatch):
 
 def test_the_hash_is_that_of_the_weights():
     one, two = small_gpt2(300), small_gpt2(300)
-    assert lm.weights_hash(one) == lm.weights_hash(two)
+    assert files.weights_hash(one) == files.weights_hash(two)
     two.transformer.wte.weight.data[0, 0] += 1e-6
-    assert lm.weights_hash(one) != lm.weights_hash(two)
+    assert files.weights_hash(one) != files.weights_hash(two)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from genkit import gan, hub
+from genkit.hub import vendoring
+from genkit.models import gan
 
 SIZES = [(1, 28, 28), (3, 32, 32), (2, 8, 16)]
 
@@ -260,10 +261,10 @@ def test_a_saved_pipeline_holds_both_kinds_of_weights(tmp_path):
     averaged, raw = small(labels=3).eval(), small(labels=3).eval()
     with torch.no_grad():
         raw.first.weight.mul_(1.5)
-    hub.save_pipeline(gan.GANPipeline(averaged), tmp_path)
+    vendoring.save_pipeline(gan.GANPipeline(averaged), tmp_path)
     raw.save_pretrained(tmp_path / "generator", variant=gan.RAW)
     for weights, network in (("averaged", averaged), ("raw", raw)):
-        loaded = gan.load(tmp_path, weights)
+        loaded = gan.load_gan(tmp_path, weights)
         wanted = network(noise(2), torch.tensor([0, 1]))
         torch.testing.assert_close(loaded.decode(noise(2), [0, 1]), wanted, rtol=0, atol=1e-6)
     assert not loaded.generator.training
@@ -274,8 +275,8 @@ def test_a_saved_pipeline_holds_both_kinds_of_weights(tmp_path):
 def test_every_kind_of_network_survives_saving(tmp_path, spectral, normalize):
     generator = small(network="dcgan", spectral=spectral, normalize=normalize)
     generator(noise(8))  # moves running averages and singular vectors
-    hub.save_pipeline(gan.GANPipeline(generator.eval()), tmp_path)
-    again = gan.load(tmp_path).decode(noise(2))
+    vendoring.save_pipeline(gan.GANPipeline(generator.eval()), tmp_path)
+    again = gan.load_gan(tmp_path).decode(noise(2))
     torch.testing.assert_close(again, generator(noise(2)), rtol=0, atol=1e-6)
 
 
@@ -301,20 +302,20 @@ def test_every_kind_of_network_survives_saving(tmp_path, spectral, normalize):
     ],
 )
 def test_what_is_no_gan_is_refused(tmp_path, spoil, words):
-    hub.save_pipeline(gan.GANPipeline(small()), tmp_path)
+    vendoring.save_pipeline(gan.GANPipeline(small()), tmp_path)
     spoil(tmp_path)
     with pytest.raises(ValueError) as caught:
-        gan.load(tmp_path)
+        gan.load_gan(tmp_path)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_raw_weights_that_are_not_there_are_refused(tmp_path):
-    hub.save_pipeline(gan.GANPipeline(small()), tmp_path)
+    vendoring.save_pipeline(gan.GANPipeline(small()), tmp_path)
     with pytest.raises(ValueError, match="no GAN of raw weights"):
-        gan.load(tmp_path, "raw")
+        gan.load_gan(tmp_path, "raw")
     with pytest.raises(ValueError, match="weights must be one of averaged, raw, got 'ema'"):
-        gan.load(tmp_path, "ema")
+        gan.load_gan(tmp_path, "ema")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from conftest import benchmark
 from PIL import Image
 
-from genkit import images
+from genkit.data import images
 
 lab, stacked = benchmark("gan_losses"), benchmark("stacked_mnist")
 
@@ -93,7 +93,7 @@ def test_mnist_asks_for_what_it_needs(
 
 
 def test_stacks_are_three_images_of_the_file() -> None:
-    digits = images.load("digits")
+    digits = images.load_images("digits")
     some = stacked.stacked(digits.take(np.arange(5)), 40, seed=0)
     assert some.shape == (40, 3, 8, 8) and some.dtype == np.uint8
     known = {digits.pixels[i, 0].tobytes() for i in range(5)}
@@ -103,9 +103,9 @@ def test_stacks_are_three_images_of_the_file() -> None:
 
 
 def test_a_table_of_stacks_is_read_as_it_was(tmp_path: Path) -> None:
-    values = stacked.stacked(images.load("digits"), 6, seed=0)
+    values = stacked.stacked(images.load_images("digits"), 6, seed=0)
     stacked.write(values, tmp_path / "stacked.parquet")
-    assert (images.load(tmp_path / "stacked.parquet").pixels == values).all()
+    assert (images.load_images(tmp_path / "stacked.parquet").pixels == values).all()
 
 
 def test_every_triple_once_is_no_divergence() -> None:
@@ -122,7 +122,7 @@ def test_a_single_triple_diverges_by_its_surprise() -> None:
 
 
 def test_triples_come_as_often_as_their_digits() -> None:
-    digits = images.load("digits")
+    digits = images.load_images("digits")
     parts = stacked.shares(digits)
     counts = np.bincount(digits.labels, minlength=10)
     assert parts.sum() == pytest.approx(1)

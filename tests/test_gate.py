@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from test_safety import CANARY, MAKE, USE, Bomb, weights_of
 
 import genkit
-from genkit import files, lm, safe_configs, safe_weights, safety, staging
-from genkit.cli import clean_errors
+from genkit import files
+from genkit.errors import clean_errors
+from genkit.hub import safe_configs, safe_weights, safety, staging
+from genkit.models import lm
 
 RUNS = "from pathlib import Path\nPath({!r}).touch()\nclass Generator: pass\n"
 
@@ -287,7 +289,7 @@ def test_a_run_does_not_begin_with_random_weights(tmp_path):
         {"format": "pt"},
     )
     with pytest.raises(ValueError, match=r"\Ainit_from: .*lack"):
-        lm.load(str(folder))
+        lm.load_lm(str(folder))
 
 
 def test_finite_numbers_whose_sum_is_not_are_fine():

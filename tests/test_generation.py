@@ -6,7 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import genkit
-from genkit import charlm, generation
+from genkit.data import characters
+from genkit.models import lm
+from genkit.text import generation
 
 LETTERS = "abcdefghijklmnop .\n"
 
@@ -14,8 +16,8 @@ LETTERS = "abcdefghijklmnop .\n"
 def small_model(architecture: str, context: int = 64) -> generation.LanguageModel:
     """A random model with rather peaked predictions, as trained ones have."""
     torch.manual_seed(1)
-    tokenizer = charlm.make_tokenizer(LETTERS)
-    model = charlm.make_model(architecture, len(tokenizer), context, 2, 32, 2, 0.0)
+    tokenizer = characters.make_tokenizer(LETTERS)
+    model = lm.make_model(architecture, len(tokenizer), context, 2, 32, 2, 0.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
@@ -243,7 +245,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "llama"
     language = small_model("llama")
     language.model.save_pretrained(path)
-    charlm.save_tokenizer(language.tokenizer, path)
+    lm.save_tokenizer(language.tokenizer, path)
     return path
 
 
@@ -297,7 +299,7 @@ def test_changed_weights_are_seen(language):
 def test_models_that_would_run_code_or_leave_the_folder_are_refused(tmp_path):
     language = small_model("llama")
     language.model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
-    charlm.save_tokenizer(language.tokenizer, tmp_path / "shards")
+    lm.save_tokenizer(language.tokenizer, tmp_path / "shards")
     assert genkit.generate("abc", model=tmp_path / "shards", seed=1).text.startswith("abc")
     index = tmp_path / "shards" / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00001", "../model-00001"))
@@ -306,7 +308,7 @@ def test_models_that_would_run_code_or_leave_the_folder_are_refused(tmp_path):
 
     canary = tmp_path / "canary"
     language.model.config.save_pretrained(tmp_path / "pickle")
-    charlm.save_tokenizer(language.tokenizer, tmp_path / "pickle")
+    lm.save_tokenizer(language.tokenizer, tmp_path / "pickle")
     import pickle
 
     class Attack:
@@ -321,12 +323,12 @@ def test_models_that_would_run_code_or_leave_the_folder_are_refused(tmp_path):
 
 def test_a_retrained_folder_is_read_again(tmp_path):
     language = small_model("llama")
-    charlm.save_tokenizer(language.tokenizer, tmp_path)
+    lm.save_tokenizer(language.tokenizer, tmp_path)
     language.model.save_pretrained(tmp_path)
     first = genkit.load(tmp_path)
     assert genkit.load(tmp_path) is first
     torch.manual_seed(9)
-    charlm.make_model("llama", len(language.tokenizer), 64, 2, 32, 2, 0.0).save_pretrained(tmp_path)
+    lm.make_model("llama", len(language.tokenizer), 64, 2, 32, 2, 0.0).save_pretrained(tmp_path)
     second = genkit.load(tmp_path)
     assert not torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
 

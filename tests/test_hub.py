@@ -21,8 +21,9 @@ from PIL import Image
 from test_train_qa import facts_file
 
 import genkit
-from genkit import kinds, pipelines, staging
-from genkit.settings import RunSettings
+from genkit.hub import kinds, staging
+from genkit.training.settings import RunSettings
+from genkit.vision import pipelines
 
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
 RECIPES = {
@@ -156,7 +157,7 @@ def test_every_family_comes_back_where_there_is_no_genkit(models, pushed, enviro
     assert np.abs(found["pixels"] - lines.numpy()).max() < 1e-5
     for name in IMAGES:
         seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-        pipeline = pipelines.load(models[name])
+        pipeline = pipelines.load_pipeline(models[name])
         if name == "diffusion":
             drawn = pipeline(2, seeds, num_inference_steps=5, sampler_name="ddpm", output_type="np")
         else:
@@ -244,7 +245,7 @@ def test_cards_are_in_the_hubs_format(pushed, models, server):
 
 
 def test_a_cards_dataset_is_named_if_it_is_on_the_hub(tmp_path):
-    from genkit import card
+    from genkit.hub import card
 
     options = {"title": "A title: with a colon", "task": "text-generation", "about": "About."}
     options |= {"usage": "print(model)", "figures": {"loss": 1.5}, "protocol": "All of it."}
@@ -268,15 +269,15 @@ def test_a_cards_dataset_is_named_if_it_is_on_the_hub(tmp_path):
 AGAIN = """
 import sys
 import genkit
-from genkit import hub
+from genkit.hub import download
 from huggingface_hub import HfApi
 first = genkit.push(sys.argv[1], "user/again", private=True).commit
-assert hub.fetch("user/again").name == first
+assert download.fetch("user/again").name == first
 for name in ("requirements.txt", "notes/more.json"):
     HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="user/again")
 draft = genkit.push(sys.argv[2], "user/again", revision="draft").commit
 second = genkit.push(sys.argv[2], "user/again").commit
-assert hub.fetch("user/again").name == second
+assert download.fetch("user/again").name == second
 print(first, draft, second)
 """
 

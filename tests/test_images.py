@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from genkit import images, pixels, workers
-from genkit.pixels import ImageError
+from genkit.data import image_files, images, pixels, workers
+from genkit.data.pixels import ImageError
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["an owl 🦉", "dog", "zèbre"]
@@ -62,7 +62,7 @@ def classes(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def digits() -> images.Images:
-    return images.load("digits")
+    return images.load_images("digits")
 
 
 def all_of(found: images.Images) -> np.ndarray:
@@ -79,14 +79,14 @@ def same(a: images.Images, b: images.Images) -> bool:
 
 
 def test_pixels_are_those_of_the_files_in_the_order_of_their_names(flat):
-    found = images.load(flat)
+    found = images.load_images(flat)
     assert len(found) == 5 and found.size == (1, 9, 11)
     assert found.labels is None and found.names == [] and found.skipped == []
     assert np.array_equal(all_of(found), np.stack([picture(i)[None] for i in range(5)]))
 
 
 def test_folders_are_classes(classes):
-    found = images.load(classes)
+    found = images.load_images(classes)
     assert found.names == CLASSES and found.size == (3, 9, 11)
     order = sorted(range(12), key=lambda i: (i % 3, i))  # "09.png" lies in "more", after digits
     assert found.classes(np.arange(12)).tolist() == [i % 3 for i in order]
@@ -108,7 +108,7 @@ def test_a_batch_is_looked_up(digits, which):
 
 def test_every_level_has_its_place_between_minus_one_and_one(tmp_path):
     write(tmp_path / "a.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
-    values = images.load(tmp_path).batch(np.array([0])).flatten()
+    values = images.load_images(tmp_path).batch(np.array([0])).flatten()
     assert values.min() == -1 and values.max() == 1
     assert torch.equal(((values + 1) * 127.5).round().byte(), torch.arange(256).byte())
 
@@ -125,7 +125,7 @@ def test_sizes_and_channels_are_made_alike_when_told(tmp_path):
     write(tmp_path / "a.png", picture(0, 1, 20, 10))
     write(tmp_path / "b.png", picture(1, 3, 8, 30))
     for channels in (1, 3):
-        found = images.load(tmp_path, resolution=8, channels=channels)
+        found = images.load_images(tmp_path, resolution=8, channels=channels)
         assert found.size == (channels, 8, 8)
         for i, values in enumerate((picture(0, 1, 20, 10), picture(1, 3, 8, 30))):
             expected = pixels.array(Image.fromarray(values), 8, channels)
@@ -137,22 +137,22 @@ def test_many_images_are_decoded_by_other_processes_to_the_same(tmp_path, monkey
         write(tmp_path / f"{i:02d}.png", picture(i))
     (tmp_path / "17.png").write_bytes(b"nothing")
     (tmp_path / "18 🦉.png").write_bytes(b"")
-    here = images.load(tmp_path, skip_corrupt=True)
+    here = images.load_images(tmp_path, skip_corrupt=True)
     monkeypatch.setattr(workers, "FILES", 3)
     monkeypatch.setattr(images, "VERSION", -1)  # no cache
     assert workers.FILES * os.cpu_count() < 40  # some processes are asked more than once
-    there = images.load(tmp_path, skip_corrupt=True)
+    there = images.load_images(tmp_path, skip_corrupt=True)
     assert same(here, there) and here.skipped == there.skipped and len(there.skipped) == 2
     with pytest.raises(ImageError, match=r"17\.png is no image"):
-        images.load(tmp_path)
+        images.load_images(tmp_path)
 
 
 def test_large_files_are_handed_over_one_by_one(flat, monkeypatch):
-    here = images.load(flat)
+    here = images.load_images(flat)
     monkeypatch.setattr(workers, "FILES", 4)
     monkeypatch.setattr(workers, "BYTES", 1)
     monkeypatch.setattr(images, "VERSION", -1)
-    assert same(here, images.load(flat))
+    assert same(here, images.load_images(flat))
 
 
 def test_a_script_needs_no_guard(flat, tmp_path):
@@ -178,9 +178,9 @@ def test_a_process_that_dies_is_told_of(flat, monkeypatch):
     monkeypatch.setattr(workers, "START", "import sys; sys.stdin.buffer.readline()")
     monkeypatch.setattr(images, "VERSION", -2)
     with pytest.raises(ChildProcessError, match=r"image 0 .*was ended.*memory"):
-        images.load(flat)
+        images.load_images(flat)
     monkeypatch.undo()
-    assert len(images.load(flat)) == 5
+    assert len(images.load_images(flat)) == 5
 
 
 def segments(count: int) -> bytes:
@@ -212,18 +212,18 @@ def test_a_file_that_exhausts_its_decoder_is_an_image_error(flat, monkeypatch, l
     monkeypatch.setattr(workers, "START", limited)
     (flat / "image 2 🎲.png").write_bytes(data)
     with pytest.raises(ImageError, match=rf"image 2 🎲\.png cannot be decoded: {what}"):
-        images.load(flat)
-    found = images.load(flat, skip_corrupt=True)
+        images.load_images(flat)
+    found = images.load_images(flat, skip_corrupt=True)
     assert np.array_equal(all_of(found), [picture(i)[None] for i in (0, 1, 3, 4)])
     assert len(found.skipped) == 1
 
 
 def test_large_results_are_handed_back_one_by_one(flat, monkeypatch):
-    here = images.load(flat)
+    here = images.load_images(flat)
     monkeypatch.setattr(images, "VERSION", -3)
     small = workers.START.replace("workers.serve()", "workers.PIXELS = 100; workers.serve()")
     monkeypatch.setattr(workers, "START", small)
-    assert same(here, images.load(flat))
+    assert same(here, images.load_images(flat))
 
 
 # ---- labels that are missing, files that are no images
@@ -231,7 +231,7 @@ def test_large_results_are_handed_back_one_by_one(flat, monkeypatch):
 
 def test_labels_that_are_missing_are_asked_for(flat):
     with pytest.raises(ValueError, match="labels: these images have none; give a folder with"):
-        images.load(flat).classes(np.array([0]))
+        images.load_images(flat).classes(np.array([0]))
 
 
 def test_what_is_no_image_is_refused_or_skipped(classes):
@@ -239,46 +239,48 @@ def test_what_is_no_image_is_refused_or_skipped(classes):
     (owl / "03.png").write_bytes(b"no image")
     (dog / "04.png").write_bytes((dog / "04.png").read_bytes()[:-40])
     with pytest.raises(ImageError, match=r"owl.*03\.png is no image.*pass --skip_corrupt"):
-        images.load(classes)
-    found = images.load(classes, skip_corrupt=True)
+        images.load_images(classes)
+    found = images.load_images(classes, skip_corrupt=True)
     assert [message.split(" ", 1)[0] for message in found.skipped] == [
         str(owl).split(" ")[0]
     ] * 1 + [str(dog / "04.png")]
     order = [i for i in sorted(range(12), key=lambda i: (i % 3, i)) if i not in (3, 4)]
     assert found.classes(np.arange(10)).tolist() == [i % 3 for i in order]
     assert np.array_equal(all_of(found), [np.moveaxis(picture(i, 3), 2, 0) for i in order])
-    assert images.load(classes, skip_corrupt=True).skipped == found.skipped  # from the cache, too
+    assert (
+        images.load_images(classes, skip_corrupt=True).skipped == found.skipped
+    )  # from the cache, too
 
 
 def test_other_sizes_and_colours_are_refused_though_corrupt_ones_are_skipped(flat):
     write(flat / "x.png", picture(0, 1, 11, 9))
     with pytest.raises(ImageError, match=r"x\.png is 9 x 11, but .*0.*is 11 x 9; pass --resol"):
-        images.load(flat, skip_corrupt=True)
+        images.load_images(flat, skip_corrupt=True)
     write(flat / "x.png", picture(0, 3))
     with pytest.raises(ImageError, match=r"x\.png is colour, but .* is grey; pass --channels"):
-        images.load(flat, skip_corrupt=True)
-    assert len(images.load(flat, channels=3)) == 6
+        images.load_images(flat, skip_corrupt=True)
+    assert len(images.load_images(flat, channels=3)) == 6
 
 
 def test_a_folder_without_one_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"not one of 1 is an image; the first: .*a\.png is empty"):
-        images.load(tmp_path, skip_corrupt=True)
+        images.load_images(tmp_path, skip_corrupt=True)
 
 
 def test_a_huge_file_is_not_read_whole(flat):
     with (flat / "huge.png").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of nothing, sparse
     with pytest.raises(ImageError, match=r"huge\.png has 67,108,865 bytes; the most"):
-        images.load(flat)
-    assert len(images.load(flat, skip_corrupt=True)) == 5
+        images.load_images(flat)
+    assert len(images.load_images(flat, skip_corrupt=True)) == 5
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_may_not_be_read_is_never_skipped(flat):
     (flat / "image 2 🎲.png").chmod(0)
     with pytest.raises(ValueError, match=r"cannot read .*image 2 🎲\.png: Permission denied"):
-        images.load(flat, skip_corrupt=True)
+        images.load_images(flat, skip_corrupt=True)
 
 
 # ---- folders
@@ -299,45 +301,45 @@ def test_a_file_that_may_not_be_read_is_never_skipped(flat):
 )
 def test_arguments_are_checked(argument, what):
     with pytest.raises(ValueError, match=what):
-        images.load(**{"source": "digits"} | argument)
+        images.load_images(**{"source": "digits"} | argument)
 
 
 def test_folders_that_make_no_sense_are_refused(tmp_path, classes):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"holds no image; put images \(\.bmp, .*into it, or"):
-        images.load(tmp_path / "empty")
+        images.load_images(tmp_path / "empty")
     (classes / "none").mkdir()
     with pytest.raises(ValueError, match=r"the folder .*none holds no image"):
-        images.load(classes)
+        images.load_images(classes)
     (classes / "none" / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=r"the folder .*none holds no image"):
-        images.load(classes)
+        images.load_images(classes)
     shutil.rmtree(classes / "none")
     write(classes / "loose.png", picture(0, 3))
     with pytest.raises(
         ValueError, match=r"holds loose\.png beside the folders \['an owl 🦉', 'dog"
     ):
-        images.load(classes)
+        images.load_images(classes)
 
 
 def test_folders_that_look_like_splits_are_not_taken_for_classes(tmp_path):
     for name in ("val", "train", "test"):
         write(tmp_path / name / "a.png", picture(0))
     with pytest.raises(ValueError, match=r"like splits; give .* --images .*train, and another"):
-        images.load(tmp_path)
+        images.load_images(tmp_path)
     write(tmp_path / "probe" / "a.png", picture(0))
-    assert images.load(tmp_path).names == ["probe", "test", "train", "val"]
+    assert images.load_images(tmp_path).names == ["probe", "test", "train", "val"]
 
 
 def test_hidden_files_are_left_alone(classes, flat):
     """What file managers and notebooks leave behind is no class and no image."""
-    before = images.load(classes)
+    before = images.load_images(classes)
     for folder in (classes, classes / CLASSES[0]):
         (folder / ".thumbnails").mkdir()
         write(folder / ".thumbnails" / "a.png", picture(99, 3))
         (folder / "._01.png").write_bytes(b"a resource fork")
         (folder / ".DS_Store").write_bytes(b"\0")
-    assert same(before, images.load(classes))
+    assert same(before, images.load_images(classes))
 
 
 def test_links_are_followed_out_of_a_folder_only_when_told(flat, classes, tmp_path):
@@ -346,34 +348,36 @@ def test_links_are_followed_out_of_a_folder_only_when_told(flat, classes, tmp_pa
     for file in flat.iterdir():
         (linked / file.name).symlink_to(file)
     with pytest.raises(ValueError, match=r"image 0 .*leads out of the folder .*--allow_outside"):
-        images.load(linked)
-    assert same(images.load(flat), images.load(linked, allow_outside=True))
+        images.load_images(linked)
+    assert same(images.load_images(flat), images.load_images(linked, allow_outside=True))
     folders = tmp_path / "folders"
     folders.mkdir()
     for folder in classes.iterdir():
         (folders / folder.name).symlink_to(folder, target_is_directory=True)
     with pytest.raises(ValueError, match=r"leads out of the folder"):
-        images.load(folders)
-    assert same(images.load(classes), images.load(folders, allow_outside=True))
-    assert same(images.load(flat), images.load(tmp_path / "linked", allow_outside=True))
+        images.load_images(folders)
+    assert same(images.load_images(classes), images.load_images(folders, allow_outside=True))
+    assert same(
+        images.load_images(flat), images.load_images(tmp_path / "linked", allow_outside=True)
+    )
 
 
 def test_a_link_to_nothing_is_told_of(flat):
     (flat / "lost.png").symlink_to(flat / "nowhere")
     with pytest.raises(ValueError, match=r"cannot read .*lost\.png: No such file"):
-        images.load(flat, skip_corrupt=True)
+        images.load_images(flat, skip_corrupt=True)
     (flat / "lost.png").unlink()
     (flat / "round.png").symlink_to(flat / "round.png")
     with pytest.raises(ValueError, match=r"cannot read .*round\.png: Too many levels"):
-        images.load(flat, skip_corrupt=True)
+        images.load_images(flat, skip_corrupt=True)
 
 
 @pytest.mark.timeout(20)
 def test_links_that_go_round_end(classes):
-    before = images.load(classes)
+    before = images.load_images(classes)
     (classes / CLASSES[0] / "round").symlink_to(classes, target_is_directory=True)
     (classes / CLASSES[0] / "more" / "up").symlink_to("..", target_is_directory=True)
-    assert same(before, images.load(classes))
+    assert same(before, images.load_images(classes))
 
 
 # ---- tables and datasets
@@ -391,7 +395,7 @@ def cells(count: int, channels: int = 1) -> list[dict]:
 
 
 def test_a_parquet_file_has_images_and_labels(tmp_path):
-    found = images.load(table(tmp_path, image=cells(4), label=["b", "a 🦉", "b", "c"]))
+    found = images.load_images(table(tmp_path, image=cells(4), label=["b", "a 🦉", "b", "c"]))
     assert found.names == ["a 🦉", "b", "c"] and found.classes(np.arange(4)).tolist() == [
         1,
         0,
@@ -403,17 +407,17 @@ def test_a_parquet_file_has_images_and_labels(tmp_path):
 
 def test_columns_may_have_other_names(tmp_path):
     path = table(tmp_path, picture=cells(3), kind_of=[7, -1, 7], image=["x", "y", "z"])
-    found = images.load(path, column="picture", label_column="kind_of")
+    found = images.load_images(path, column="picture", label_column="kind_of")
     assert found.names == ["-1", "7"] and found.classes(np.arange(3)).tolist() == [1, 0, 1]
-    assert images.load(path, column="picture").labels is None
+    assert images.load_images(path, column="picture").labels is None
     with pytest.raises(ValueError, match=r"no column 'label'; there are .*'picture', 'kind_of'"):
-        images.load(path, column="label")
+        images.load_images(path, column="label")
     with pytest.raises(ValueError, match="row 0 of column 'kind_of' holds no image, but 7"):
-        images.load(path, column="kind_of")
+        images.load_images(path, column="kind_of")
 
 
 def test_bytes_alone_are_images(tmp_path):
-    found = images.load(table(tmp_path, image=[cell["bytes"] for cell in cells(3)]))
+    found = images.load_images(table(tmp_path, image=[cell["bytes"] for cell in cells(3)]))
     assert np.array_equal(all_of(found), [picture(i)[None] for i in range(3)])
 
 
@@ -421,17 +425,17 @@ def test_bytes_alone_are_images(tmp_path):
 def test_a_label_that_is_none_is_refused(tmp_path, label):
     path = table(tmp_path, image=cells(3), label=[label and label.__class__(label), label, label])
     with pytest.raises(ValueError, match=r"row 0 (has no label in|of) column 'label'"):
-        images.load(path)
+        images.load_images(path)
     with pytest.raises(ValueError, match="row 2 has no label in column 'label'"):
-        images.load(table(tmp_path, image=cells(3), label=["a", "b", None]))
+        images.load_images(table(tmp_path, image=cells(3), label=["a", "b", None]))
 
 
 def test_a_label_that_is_none_of_the_classes_is_named(tmp_path):
     numbers = table(tmp_path, image=cells(3), label=[0.0, float("nan"), 1.0])
     with pytest.raises(ValueError, match=r"row 0 of column 'label' is no label: 0\.0"):
-        images.load(numbers)
+        images.load_images(numbers)
     with pytest.raises(ValueError, match="row 1 of column 'label' is no label: 2"):
-        images._labels([0, 2, 1], ["x", "y"], "label")
+        image_files._labels([0, 2, 1], ["x", "y"], "label")
 
 
 def test_class_labels_keep_their_names_also_those_not_seen(tmp_path):
@@ -439,20 +443,23 @@ def test_class_labels_keep_their_names_also_those_not_seen(tmp_path):
     rows = Dataset.from_dict({"image": cells(3), "label": [2, 0, 2]}, features)
     rows.to_parquet(tmp_path / "table.parquet")
     rows.save_to_disk(tmp_path / "saved")
-    first, second = images.load(tmp_path / "table.parquet"), images.load(tmp_path / "saved")
+    first, second = (
+        images.load_images(tmp_path / "table.parquet"),
+        images.load_images(tmp_path / "saved"),
+    )
     assert same(first, second) and first.names == ["x", "y", "z"]
     assert first.classes(np.arange(3)).tolist() == [2, 0, 2]
     rows = Dataset.from_dict({"image": cells(2), "label": [1, -1]}, features)
     rows.to_parquet(tmp_path / "hidden.parquet")
     with pytest.raises(ValueError, match="row 1 has no label"):  # as in the tests of contests
-        images.load(tmp_path / "hidden.parquet")
+        images.load_images(tmp_path / "hidden.parquet")
 
 
 def test_an_image_that_is_null_is_none(tmp_path):
     path = table(tmp_path, image=[*cells(2), None, *cells(1)], label=[0, 1, 2, 1])
     with pytest.raises(ImageError, match="row 2 is empty"):
-        images.load(path)
-    found = images.load(path, skip_corrupt=True)
+        images.load_images(path)
+    found = images.load_images(path, skip_corrupt=True)
     assert found.skipped == ["row 2 is empty"] and found.names == ["0", "1", "2"]
     assert found.classes(np.arange(3)).tolist() == [0, 1, 1]
 
@@ -462,23 +469,23 @@ def test_tables_may_name_files(flat, tmp_path, kind, monkeypatch):
     """From their own folder, wherever the program runs; and a changed file is seen."""
     names = [f"flat/image {i} 🎲.png" for i in (3, 1, 2)]
     path = table(tmp_path, kind, image=names, label=["a", "b", "a"])
-    found = images.load(path)
+    found = images.load_images(path)
     assert np.array_equal(all_of(found), [picture(i)[None] for i in (3, 1, 2)])
     assert found.classes(np.arange(3)).tolist() == [0, 1, 0]
     monkeypatch.chdir(tmp_path)
-    assert same(found, images.load(path.name))
+    assert same(found, images.load_images(path.name))
     write(tmp_path / names[1], picture(7))
-    assert np.array_equal(all_of(images.load(path)), [picture(i)[None] for i in (3, 7, 2)])
+    assert np.array_equal(all_of(images.load_images(path)), [picture(i)[None] for i in (3, 7, 2)])
     (tmp_path / names[2]).unlink()
     with pytest.raises(ValueError, match=r"cannot read .*image 2 🎲\.png: No such file"):
-        images.load(path, skip_corrupt=True)
+        images.load_images(path, skip_corrupt=True)
 
 
 def test_what_is_no_table_is_told_of(tmp_path):
     for kind in ("parquet", "json"):
         (tmp_path / f"broken.{kind}").write_bytes(b"no table")
         with pytest.raises(ValueError, match=rf"images: .*broken\.{kind} cannot be read"):
-            images.load(tmp_path / f"broken.{kind}")
+            images.load_images(tmp_path / f"broken.{kind}")
 
 
 def test_a_table_without_rows_is_refused(tmp_path):
@@ -486,18 +493,18 @@ def test_a_table_without_rows_is_refused(tmp_path):
     rows = Dataset.from_dict({"image": [], "label": []}, features)
     rows.to_parquet(tmp_path / "table.parquet")
     with pytest.raises(ValueError, match=r"table\.parquet has no rows"):
-        images.load(tmp_path / "table.parquet")
+        images.load_images(tmp_path / "table.parquet")
 
 
 def test_several_splits_are_not_guessed_at(tmp_path):
     rows = Dataset.from_dict({"image": cells(2)}).cast_column("image", ImageFeature())
     DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"holds the splits \['train', 'test'\]; give the folder"):
-        images.load(tmp_path / "saved")
-    assert len(images.load(tmp_path / "saved" / "train")) == 2
+        images.load_images(tmp_path / "saved")
+    assert len(images.load_images(tmp_path / "saved" / "train")) == 2
     (tmp_path / "saved" / "train" / "state.json").unlink()
     with pytest.raises(ValueError, match="images: cannot load"):
-        images.load(tmp_path / "saved" / "train")
+        images.load_images(tmp_path / "saved" / "train")
 
 
 # ---- the cache
@@ -512,41 +519,43 @@ def touch_like(path: Path, data: bytes) -> None:
 
 
 def test_a_second_load_decodes_nothing(flat):
-    first = images.load(flat)
+    first = images.load_images(flat)
     for file in flat.iterdir():
         touch_like(file, bytes(file.stat().st_size))
-    assert same(first, images.load(flat))
+    assert same(first, images.load_images(flat))
     for argument in ({"resolution": 8}, {"channels": 3}, {"skip_corrupt": True}):
         with pytest.raises(ImageError):  # another argument is another entry
-            images.load(flat, **argument)
+            images.load_images(flat, **argument)
 
 
 def test_a_changed_file_is_seen(flat):
-    first = images.load(flat)
+    first = images.load_images(flat)
     path = flat / "image 3 🎲.png"
     data = path.read_bytes()
     path.write_bytes(png(picture(8)))
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    second = images.load(flat)
+    second = images.load_images(flat)
     assert np.array_equal(all_of(second)[3, 0], picture(8)) and second.sha256 != first.sha256
     path.write_bytes(data)
-    assert same(first, images.load(flat))
+    assert same(first, images.load_images(flat))
     path.rename(flat / "zoo.png")
-    assert [*all_of(images.load(flat))[:, 0, 0, 0]] == [picture(i)[0, 0] for i in (0, 1, 2, 4, 3)]
+    assert [*all_of(images.load_images(flat))[:, 0, 0, 0]] == [
+        picture(i)[0, 0] for i in (0, 1, 2, 4, 3)
+    ]
     path.with_name("zoo.png").unlink()
-    assert len(images.load(flat)) == 4
+    assert len(images.load_images(flat)) == 4
 
 
 def test_the_digest_is_of_pixels_and_labels_wherever_they_lie(classes, tmp_path):
-    first = images.load(classes)
+    first = images.load_images(classes)
     copy = shutil.copytree(classes, tmp_path / "elsewhere")
-    assert same(first, images.load(copy))
+    assert same(first, images.load_images(copy))
     for file in copy.rglob("*.png"):  # another format, other names in the same order, no loss
         Image.open(file).save(file.with_suffix(".bmp"))
         file.unlink()
-    assert same(first, images.load(copy))
+    assert same(first, images.load_images(copy))
     (copy / "dog").rename(copy / "cat")
-    assert images.load(copy).sha256 != first.sha256
+    assert images.load_images(copy).sha256 != first.sha256
 
 
 def test_two_folders_alike_in_names_sizes_and_times_are_two(tmp_path):
@@ -555,7 +564,7 @@ def test_two_folders_alike_in_names_sizes_and_times_are_two(tmp_path):
         path = write(tmp_path / str(i) / "a.bmp", picture(i))
         os.utime(path, (0, 0))
     for i in range(2):
-        assert np.array_equal(all_of(images.load(tmp_path / str(i)))[0, 0], picture(i))
+        assert np.array_equal(all_of(images.load_images(tmp_path / str(i)))[0, 0], picture(i))
 
 
 def run(arguments: list[str], cache: Path, **options) -> subprocess.CompletedProcess[str]:
@@ -566,8 +575,8 @@ def run(arguments: list[str], cache: Path, **options) -> subprocess.CompletedPro
 
 LOAD = """
 import sys
-from genkit import images
-found = images.load(sys.argv[1])
+from genkit.data import images
+found = images.load_images(sys.argv[1])
 print(found.sha256, found.labels.tolist())
 """
 
@@ -580,14 +589,15 @@ def test_processes_at_once_get_the_same(classes, tmp_path):
         for _ in range(2)
     ]
     told = {process.communicate(timeout=60)[0] for process in running}
-    expected = images.load(classes)
+    expected = images.load_images(classes)
     assert told == {f"{expected.sha256} {expected.labels.tolist()}\n"}
     assert len(list((tmp_path / "cache").iterdir())) == 2  # pixels and what is known of them
 
 
 KILLED = """
 import os, signal, sys
-from genkit import images, workers
+from genkit.data import images
+from genkit.data import workers
 workers.FILES = 4
 count = 0
 check = images._check_alike
@@ -600,7 +610,7 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     check(*arguments)
 images._check_alike = counted
-images.load(sys.argv[1])
+images.load_images(sys.argv[1])
 """
 
 
@@ -616,26 +626,26 @@ def test_a_kill_leaves_nothing_that_is_used_and_no_process(classes, tmp_path, mo
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    expected = images.load(classes)
+    expected = images.load_images(classes)
     monkeypatch.setenv("GENKIT_CACHE", str(cache))
-    assert same(images.load(classes), expected)
+    assert same(images.load_images(classes), expected)
 
 
 @pytest.mark.parametrize("limit", [1, 300, 3000])
 def test_a_full_disk_leaves_no_cache(classes, tmp_path, monkeypatch, limit):
     """The pixels are 3,564 bytes, what is known of them some hundreds."""
-    expected = images.load(classes)
+    expected = images.load_images(classes)
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "cache"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # Python ignores the signal
     try:
         with pytest.raises(OSError, match="File too large"):
-            images.load(classes)
+            images.load_images(classes)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "cache").glob("*.json"))
     assert not list((tmp_path / "cache").glob(".writing*"))
-    assert same(images.load(classes), expected)
+    assert same(images.load_images(classes), expected)
 
 
 def test_a_disk_that_is_full_at_the_last_file_leaves_no_cache(tmp_path, monkeypatch):
@@ -647,11 +657,11 @@ def test_a_disk_that_is_full_at_the_last_file_leaves_no_cache(tmp_path, monkeypa
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            images.load(tmp_path / "classes")
+            images.load_images(tmp_path / "classes")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".pixels"]
-    assert len(images.load(tmp_path / "classes")) == 20
+    assert len(images.load_images(tmp_path / "classes")) == 20
 
 
 # ---- parts
@@ -698,11 +708,11 @@ def test_images_to_validate_on_must_be_like_the_others(digits, flat, classes):
     other = digits.take(np.arange(5))
     assert images.split(digits, other, 0.1) == (digits, other)
     with pytest.raises(ValueError, match=r"they are \(1, 9, 11\).*on \(1, 8, 8\); give"):
-        images.split(digits, images.load(flat), 0.1)
-    coloured = images.load(classes, resolution=8)
+        images.split(digits, images.load_images(flat), 0.1)
+    coloured = images.load_images(classes, resolution=8)
     with pytest.raises(ValueError, match=r"they are \(3, 8, 8\).*--channels"):
         images.split(digits, coloured, 0.1)
-    animals = images.load(classes, resolution=8, channels=1)
+    animals = images.load_images(classes, resolution=8, channels=1)
     with pytest.raises(ValueError, match=r"their classes are \['an owl 🦉', .*\['0', '1'"):
         images.split(digits, animals, 0.1)
 
@@ -723,7 +733,7 @@ def test_mnist_is_as_published():
     folder = Path(os.environ.get("GENKIT_DATA", ""), "mnist")
     if not folder.is_dir():
         pytest.skip("needs GENKIT_DATA, a folder with mnist/test-00000-of-00001.parquet")
-    found = images.load(folder / "test-00000-of-00001.parquet")
+    found = images.load_images(folder / "test-00000-of-00001.parquet")
     assert len(found) == 10_000 and found.size == (1, 28, 28)
     assert np.bincount(found.labels).tolist() == [
         980,

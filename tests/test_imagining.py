@@ -32,9 +32,9 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from genkit import text2image
-from genkit.imagining import Picture, imagine
-from genkit.text2image import Placement, place, tiled
+from genkit.vision import text2image
+from genkit.vision.imagining import Picture, imagine
+from genkit.vision.text2image import Placement, place_weights, tiled
 
 GIB = 1 << 30
 FAST = {"steps": 2, "seed": 3}
@@ -237,27 +237,27 @@ def test_evaluations_are_those_of_the_network(copy):
     index["scheduler"] = ["diffusers", "HeunDiscreteScheduler"]
     (copy / "model_index.json").write_text(json.dumps(index))
     rows = []
-    pipeline = text2image.load(text2image.find(str(copy)))
+    pipeline = text2image.load_text2image(text2image.find_source(str(copy)))
     pipeline.unet.register_forward_hook(lambda _m, inputs, _o: rows.append(len(inputs[0])))
     picture = imagine("a fox", model=copy, steps=4, seed=1, guidance=3)
     assert picture.evaluations == sum(rows) == 14 and picture.scheduler == "HeunDiscreteScheduler"
 
 
 def test_the_pipelines_own_steps_and_guidance_are_told(folders):
-    source = text2image.find(str(folders["sd3"]))
+    source = text2image.find_source(str(folders["sd3"]))
     assert source.parameters["num_inference_steps"].default == 28
     picture = imagine("a fox", model=folders["sd3"], seed=1)
     assert (picture.steps, picture.guidance, picture.evaluations) == (28, 7.0, 56)
 
 
 def test_a_model_is_loaded_once_and_again_when_it_was_written(copy):
-    first = text2image.load(text2image.find(str(copy)))
-    assert text2image.load(text2image.find(str(copy))) is first
+    first = text2image.load_text2image(text2image.find_source(str(copy)))
+    assert text2image.load_text2image(text2image.find_source(str(copy))) is first
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     before = imagine("a fox", model=copy, **FAST)
     save_file({k: -v for k, v in load_file(weights).items()}, weights, {"format": "pt"})
     assert not same(before, imagine("a fox", model=copy, **FAST))
-    assert text2image.load(text2image.find(str(copy))) is not first
+    assert text2image.load_text2image(text2image.find_source(str(copy))) is not first
 
 
 # ---- the record
@@ -373,7 +373,7 @@ def test_pipelines_that_need_more_than_words_are_not_known():
     ],
 )
 def test_a_pipeline_is_placed_by_what_the_machine_has(parameters, memory, gpu, bfloat16, wanted):
-    assert place(parameters, memory, gpu, bfloat16) == wanted
+    assert place_weights(parameters, memory, gpu, bfloat16) == wanted
 
 
 def test_large_pictures_are_decoded_in_tiles():
@@ -386,7 +386,7 @@ def test_tiles_are_turned_on_and_off(sd, monkeypatch):
     for free, wanted in ((1, True), (GIB, False)):
         monkeypatch.setattr(text2image, "free_memory", lambda free=free: free)
         imagine("a fox", model=sd, **FAST)
-        assert text2image.load(text2image.find(str(sd))).vae.use_tiling == wanted
+        assert text2image.load_text2image(text2image.find_source(str(sd))).vae.use_tiling == wanted
 
 
 def test_parameters_are_counted_by_the_heads_of_the_files(sd):
@@ -397,7 +397,7 @@ def test_parameters_are_counted_by_the_heads_of_the_files(sd):
 def test_where_memory_is_short_weights_are_in_16_bits(copy, monkeypatch):
     monkeypatch.setattr(text2image, "free_memory", lambda: 1)
     picture = imagine("a fox", model=copy, **FAST)
-    pipeline = text2image.load(text2image.find(str(copy)))
+    pipeline = text2image.load_text2image(text2image.find_source(str(copy)))
     assert pipeline.unet.dtype == pipeline.vae.dtype == torch.bfloat16
     assert picture.image.size == (16, 16)
 
@@ -562,9 +562,11 @@ def test_a_model_of_the_hub_is_pinned_to_a_commit(folders, tmp_path, monkeypatch
     assert newest.model == "me/mine"
     other = imagine("a fox", model="me/mine", revision=commits["sd3"], **FAST)
     assert same(other, imagine("a fox", model=folders["sd3"], **FAST))
-    source = text2image.find("me/mine")
+    source = text2image.find_source("me/mine")
     assert source.folder.name == commits["sd"]
-    assert text2image.load(source) is text2image.load(text2image.find("me/mine"))
+    assert text2image.load_text2image(source) is text2image.load_text2image(
+        text2image.find_source("me/mine")
+    )
     with pytest.raises(ValueError, match="model: cannot load 'me/mine'"):
         imagine("a fox", model="me/mine", revision="c" * 40)
 

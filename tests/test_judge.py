@@ -23,16 +23,20 @@ from transformers import (
 )
 
 import genkit
-from genkit import evaluation, features, gan, hub, images
-from genkit.autoencoder import Autoencoder, AutoencoderPipeline
-from genkit.evaluation import proportional, sample
-from genkit.features import Seen, load_extractor, look_once, resized
-from genkit.gan import GANPipeline
-from genkit.images import Images
-from genkit.judge import Judge, compare, margins
+from genkit.data import images
+from genkit.data.images import Images, proportional
+from genkit.hub import vendoring
+from genkit.metrics import features
+from genkit.metrics.features import Seen, load_extractor, look_once, resized
 from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.judge import Judge, compare, margins
+from genkit.models import gan
+from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.models.gan import GANPipeline
+from genkit.vision import evaluation
+from genkit.vision.evaluation import sample
 
-DIGITS = images.load("digits")
+DIGITS = images.load_images("digits")
 PREPROCESSING = {
     "image_processor_type": "ViTImageProcessor",
     "size": {"height": 8, "width": 8},
@@ -307,7 +311,7 @@ def test_where_images_lie_does_not_matter(judge, classifier, tmp_path):
     expected = judge.judge(fakes)
     for i, image in enumerate(((fakes[:, 0] + 1) * 127.5).round().byte().numpy()):
         Image.fromarray(image).save(tmp_path / f"{i:04}.png")
-    for given in (fakes, tmp_path, str(tmp_path), images.load(tmp_path)):
+    for given in (fakes, tmp_path, str(tmp_path), images.load_images(tmp_path)):
         record = genkit.evaluate(given, "digits", extractor=classifier)
         assert record.figures == expected.figures
         assert record.distances == expected.distances
@@ -351,7 +355,7 @@ def save_autoencoder(folder: Path, labels: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = Autoencoder((1, 8, 8), 4, widths=(32,), variational=True, labels=labels)
-    hub.save_pipeline(AutoencoderPipeline(vae.eval()), folder)
+    vendoring.save_pipeline(AutoencoderPipeline(vae.eval()), folder)
     return folder
 
 
@@ -364,7 +368,7 @@ def test_a_saved_model_is_drawn_from_and_judged(judge, classifier, tmp_path):
     assert (protocol.count, protocol.seed, protocol.evaluations) == (40, 0, 1)
     assert "one draw from the prior" in str(record)
     assert "raw weights" in str(record)
-    pipeline = genkit.autoencoder.load(folder)
+    pipeline = genkit.models.autoencoder.load_autoencoder(folder)
     drawn = judge.judge(sample(pipeline, 40)).figures
     rebuilt = record.figures["reconstruction error"]
     assert record.figures == drawn | {"reconstruction error": rebuilt}
@@ -392,7 +396,7 @@ def save_gan(folder: Path, labels: int = 0) -> Path:
         generator, raw = (
             gan.Generator((1, 8, 8), 4, widths=(8,), patch=4, labels=labels) for _ in range(2)
         )
-    hub.save_pipeline(GANPipeline(generator.eval()), folder)
+    vendoring.save_pipeline(GANPipeline(generator.eval()), folder)
     raw.save_pretrained(folder / "generator", variant=gan.RAW)
     return folder
 
@@ -402,7 +406,7 @@ def test_a_gan_is_drawn_from_and_judged(judge, classifier, tmp_path, weights):
     folder = save_gan(tmp_path)
     given = {"extractor": classifier, "count": 40, "weights": weights}
     record = genkit.evaluate(folder, "digits", **given)
-    drawn = {kind: sample(gan.load(folder, kind), 40) for kind in ("averaged", "raw")}
+    drawn = {kind: sample(gan.load_gan(folder, kind), 40) for kind in ("averaged", "raw")}
     assert (drawn["averaged"] - drawn["raw"]).abs().max() > 0.01
     assert record.figures == judge.judge(drawn[weights or "averaged"]).figures
     assert "reconstruction error" not in record.figures
@@ -416,7 +420,7 @@ def test_a_gan_that_is_told_classes_is_asked_for_those_of_the_data(judge, classi
     folder = save_gan(tmp_path, labels=10)
     record = genkit.evaluate(folder, "digits", extractor=classifier, count=40)
     labels = proportional(judge.real_images, 40)
-    expected = judge.judge(sample(gan.load(folder), 40, labels), labels)
+    expected = judge.judge(sample(gan.load_gan(folder), 40, labels), labels)
     assert "label accuracy" in record.figures and record.figures == expected.figures
 
 
@@ -438,7 +442,7 @@ def test_weights_that_a_gan_does_not_have_are_refused_at_once(tmp_path, monkeypa
 
 
 def test_options_of_a_family_are_passed_on(tmp_path):
-    pipeline = gan.load(save_gan(tmp_path))
+    pipeline = gan.load_gan(save_gan(tmp_path))
     whole, cut, middle = (sample(pipeline, 5, seed=2, truncation=t) for t in (None, 0.5, 0))
     assert torch.equal(whole, sample(pipeline, 5, seed=2))
     assert (middle == middle[:1]).all()
@@ -456,7 +460,7 @@ def test_labels_are_in_the_proportions_of_the_data():
 
 
 def test_an_image_depends_on_its_seed_alone(tmp_path, monkeypatch):
-    pipeline = genkit.autoencoder.load(save_autoencoder(tmp_path))
+    pipeline = genkit.models.autoencoder.load_autoencoder(save_autoencoder(tmp_path))
     many = sample(pipeline, 9, seed=5)
     assert many.shape == (9, 1, 8, 8)
     assert many.unique(dim=0).shape == many.shape
@@ -507,7 +511,7 @@ def test_bad_images_are_named(judge, given, labels, message):
         ({"real_count": 1798}, "real_count must be 1 to 1,797, got 1798"),
         ({"real_count": 20}, "data: half of the real images: 10 are too few for k = 5"),
         ({"data": "nowhere 🙈"}, "images: 'nowhere 🙈' is no folder"),
-        ({"train": images.load("digits", resolution=16)}, r"train: they are \(1, 16, 16\)"),
+        ({"train": images.load_images("digits", resolution=16)}, r"train: they are \(1, 16, 16\)"),
     ],
 )
 def test_bad_options_are_named(classifier, options, message):
@@ -567,4 +571,4 @@ def test_the_verb_is_not_the_package():
 
     assert callable(genkit.evaluate)
     assert genkit.evaluate is not evaluate
-    assert genkit.evaluate.__module__ == "genkit.evaluation"
+    assert genkit.evaluate.__module__ == "genkit.vision.evaluation"

@@ -14,15 +14,12 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from genkit import gan, latent, mosaic, pipelines, projection
-from genkit import images as image_data
-from genkit.autoencoder import (
-    Autoencoder,
-    AutoencoderPipeline,
-    reconstruction_loss,
-    variational_loss,
-)
-from genkit.gan import GANPipeline
+from genkit.data.images import Images, load_images
+from genkit.models import gan
+from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.models.autoencoder_losses import reconstruction_loss, variational_loss
+from genkit.models.gan import GANPipeline
+from genkit.vision import image_grid, latent, pipelines, projection
 
 SIZE = (1, 8, 8)
 DIM = 4
@@ -37,8 +34,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def digits() -> image_data.Images:
-    return image_data.load("digits")
+def digits() -> Images:
+    return load_images("digits")
 
 
 def everything(data) -> torch.Tensor:
@@ -181,7 +178,7 @@ def test_blocks_encode_what_the_model_encodes_at_once(digits, plain, maps):
         expected = pipeline.encode(everything(digits))
         assert len(digits) % pipelines.ROWS
         for given_images in (digits, everything(digits)):
-            found = latent.encode(pipeline, given_images)
+            found = pipelines.encode(pipeline, given_images)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -189,9 +186,9 @@ def test_labels_go_with_their_images(digits, conditional):
     told = digits.classes(np.arange(len(digits)))
     expected = conditional.encode(everything(digits), told)
     for labels in (told, told.numpy(), told.tolist()):
-        found = latent.encode(conditional, digits, labels)
+        found = pipelines.encode(conditional, digits, labels)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert (latent.encode(conditional, digits, told.flip(0)) - expected).abs().max() > 0.1
+    assert (pipelines.encode(conditional, digits, told.flip(0)) - expected).abs().max() > 0.1
 
 
 # ---- scatter
@@ -376,7 +373,7 @@ def test_ends_are_exact_and_the_middle_is_on_the_great_circle(make):
 
 
 def test_images_are_walked_between_by_their_latents(digits, plain, tmp_path):
-    latents = latent.encode(plain, digits.take(np.array([0, 1])))
+    latents = pipelines.encode(plain, digits.take(np.array([0, 1])))
     record = latent.interpolate(plain, *latents, steps=70)  # more than one block
     ends = plain.reconstruct(digits.batch(np.array([0, 1])))
     for images in (record.linear, record.spherical):
@@ -407,7 +404,7 @@ def test_a_class_is_kept_along_the_way(request, kind):
 
 
 def test_a_concept_is_the_difference_of_means(digits, vae):
-    latents = latent.encode(vae, digits)
+    latents = pipelines.encode(vae, digits)
     has_it = digits.classes(np.arange(len(digits))) == 3
     found = latent.concept(latents, has_it)
     some, others = latents[has_it].double().mean(0), latents[~has_it].double().mean(0)
@@ -435,7 +432,7 @@ def test_shifts_are_decoded_sums(request, kind, tmp_path):
 
 def test_a_shift_along_the_concept_reaches_it(digits, vae):
     """Zeros moved by the concept of a three look like the mean three."""
-    latents = latent.encode(vae, digits)
+    latents = pipelines.encode(vae, digits)
     classes = digits.classes(np.arange(len(digits)))
     chosen = (classes == 0) | (classes == 3)
     direction = latent.concept(latents[chosen], classes[chosen] == 3)
@@ -456,8 +453,8 @@ def test_a_gans_own_images_teach_a_concept(request, kind, digits):
         return classifier.predict(images.flatten(1).numpy())
 
     told = np.arange(600) % 10 if kind == "conditional_drawer" else None
-    latents = latent.draw(pipeline, 600)
-    shown = classes(latent.decode(pipeline, latents, told))
+    latents = pipelines.draw(pipeline, 600)
+    shown = classes(pipelines.decode(pipeline, latents, told))
     if told is not None:  # it draws what it is told, so the class is no concept of its latents
         assert (shown == told).mean() > 0.9
         return
@@ -475,19 +472,19 @@ def test_a_gans_own_images_teach_a_concept(request, kind, digits):
 @pytest.mark.parametrize("truncation", [None, 0.5])
 def test_draws_are_those_of_the_pipeline(request, kind, truncation):
     pipeline = request.getfixturevalue(kind)
-    latents = latent.draw(pipeline, 70, 3, truncation)  # more than one block
+    latents = pipelines.draw(pipeline, 70, 3, truncation)  # more than one block
     assert latents.shape == (70, *pipeline.latent_shape)
-    torch.testing.assert_close(latent.draw(pipeline, 2, 40, truncation), latents[37:39])
+    torch.testing.assert_close(pipelines.draw(pipeline, 2, 40, truncation), latents[37:39])
     if truncation and kind != "drawer":
         noise = pipelines.unplaced(pipeline, latents)
-        whole = pipelines.unplaced(pipeline, latent.draw(pipeline, 70, 3))
+        whole = pipelines.unplaced(pipeline, pipelines.draw(pipeline, 70, 3))
         assert noise.abs().max() <= 0.5001
         torch.testing.assert_close(noise, gan.truncate(whole, 0.5), atol=1e-4, rtol=0)
         return
     seeds = [torch.Generator().manual_seed(3 + i) for i in range(70)]
     options = {"truncation": truncation} if truncation else {}
     drawn = 2 * pipeline(70, seeds, output_type="pt", **options).images - 1
-    torch.testing.assert_close(latent.decode(pipeline, latents), drawn, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pipelines.decode(pipeline, latents), drawn, atol=1e-5, rtol=0)
 
 
 def test_truncated_images_come_together(drawer, plain, conditional_drawer, tmp_path):
@@ -495,7 +492,7 @@ def test_truncated_images_come_together(drawer, plain, conditional_drawer, tmp_p
         record = latent.truncate(pipeline, (0, 0.2, 1, None), 40, seed=7)
         assert record.images.shape == (4, 40, *SIZE)
         for limit, images in zip(record.limits, record.images, strict=True):
-            expected = latent.decode(pipeline, latent.draw(pipeline, 40, 7, limit))
+            expected = pipelines.decode(pipeline, pipelines.draw(pipeline, 40, 7, limit))
             assert torch.equal(images, expected)
         spread = record.images.std(1).mean((1, 2, 3))
         assert spread[0] == 0 and (spread.diff() > 0.02).all()
@@ -524,7 +521,7 @@ def test_projection_by_a_linear_decoder_is_least_squares(placed, pull):
     normal = matrix.T @ matrix / 64 + pull / 3 * torch.eye(3)
     best = torch.linalg.solve(normal, matrix.T @ wanted / 64).T
     error = (wanted.T - best @ matrix.T).square().mean(1).float()
-    record = latent.project(pipeline, target, restarts=2, steps=400, pull=pull)
+    record = projection.project(pipeline, target, restarts=2, steps=400, pull=pull)
     if pull:
         assert (record.error <= error + 1e-7).all()
     else:
@@ -538,7 +535,7 @@ def test_the_pull_leads_towards_the_middle_of_the_prior():
     with torch.no_grad():
         pipeline.generator.first.weight[:, 1] = 0  # of a latent that no image shows
         target = pipeline.decode(draws(8, 6, seed=4))
-    free, pulled = (latent.project(pipeline, target, pull=p).latents for p in (0, 0.01))
+    free, pulled = (projection.project(pipeline, target, pull=p).latents for p in (0, 0.01))
     assert pulled[:, 1].abs().mean() < 0.25
     assert free[:, 1].abs().mean() > 0.5
 
@@ -549,7 +546,7 @@ def test_what_was_decoded_is_found_again(request, kind):
     noise = draws(4, *pipeline.latent_shape, seed=9)
     with torch.no_grad():
         target = pipeline.decode(pipeline.place(noise))
-    record = latent.project(pipeline, target, pull=0)
+    record = projection.project(pipeline, target, pull=0)
     least = record.started.min(1).values
     assert (least > 5e-4).all()
     if kind == "maps":  # 32 numbers, seen through random weights: slow to find
@@ -563,13 +560,13 @@ def test_what_was_decoded_is_found_again(request, kind):
 
 def test_the_picture_shows_what_is_not_found(digits, drawer, tmp_path):
     """Targets, what was found, their absolute difference, and errors; twelve side by side."""
-    record = latent.project(drawer, digits.take(np.arange(15)), restarts=1, steps=5)
+    record = projection.project(drawer, digits.take(np.arange(15)), restarts=1, steps=5)
     record.save(tmp_path / "found.png")
     pixels = assert_picture(tmp_path / "found.png")
-    height, words, pitch = 56 + 2 * mosaic.GAP, 2 * mosaic.SMALL, 56 + mosaic.GAP
+    height, words, pitch = 56 + 2 * image_grid.GAP, 2 * image_grid.SMALL, 56 + image_grid.GAP
     left = pixels.shape[1] - 12 * pitch
     for i in (0, 11, 12, 14):
-        top = i // 12 * (3 * height + words) + mosaic.GAP
+        top = i // 12 * (3 * height + words) + image_grid.GAP
         start = left + i % 12 * pitch
         shown = [pixels[top + row * height :][:56, start : start + 56, 0] for row in range(3)]
         target, found, difference = (tile[::7, ::7] for tile in shown)
@@ -577,7 +574,7 @@ def test_the_picture_shows_what_is_not_found(digits, drawer, tmp_path):
         np.testing.assert_allclose(2 * target - 1, both[0], atol=0.005)
         np.testing.assert_allclose(2 * found - 1, both[1], atol=0.005)
         np.testing.assert_allclose(2 * difference, (both[0] - both[1]).abs(), atol=0.005)
-        word = pixels[top + 3 * height - mosaic.GAP :][:words, start : start + 56]
+        word = pixels[top + 3 * height - image_grid.GAP :][:words, start : start + 56]
         assert (word < 0.5).any()
     assert len(pixels) == 2 * (3 * height + words)
 
@@ -585,7 +582,7 @@ def test_the_picture_shows_what_is_not_found(digits, drawer, tmp_path):
 @pytest.mark.parametrize("kind", ["drawer", "vae", "plain"])
 def test_the_record_says_what_was_found(request, kind, digits, tmp_path):
     pipeline = request.getfixturevalue(kind)
-    record = latent.project(pipeline, digits.take(np.arange(6)), steps=30)
+    record = projection.project(pipeline, digits.take(np.arange(6)), steps=30)
     encoded = kind != "drawer"
     assert torch.equal(record.target, digits.batch(np.arange(6)))
     assert record.errors.shape == record.started.shape == (6, 4 + encoded)
@@ -599,14 +596,14 @@ def test_the_record_says_what_was_found(request, kind, digits, tmp_path):
     assert record.encoded == encoded
     assert f"0: mean squared error {record.error[0]:.5f} (starts led to" in str(record)
     record.save(tmp_path / "found.png")
-    assert assert_picture(tmp_path / "found.png").shape[0] == 3 * (56 + 4) + 2 * mosaic.SMALL
+    assert assert_picture(tmp_path / "found.png").shape[0] == 3 * (56 + 4) + 2 * image_grid.SMALL
 
 
 def test_the_best_place_on_the_way_is_kept():
     """A start is right, and a strong pull leads away from it."""
     pipeline = flat()
     noise = torch.randn(6, generator=torch.Generator().manual_seed(11))
-    record = latent.project(
+    record = projection.project(
         pipeline, pipeline.decode(noise[None]).detach(), steps=3, pull=10, seed=11
     )
     assert record.error.item() < 1e-10
@@ -616,7 +613,7 @@ def test_the_best_place_on_the_way_is_kept():
 def test_the_encoders_answer_is_the_last_start(digits, vae, plain):
     some = digits.batch(np.arange(5))
     for pipeline in (vae, plain):
-        record = latent.project(pipeline, some, steps=1)
+        record = projection.project(pipeline, some, steps=1)
         kept = pipeline.reconstruct(some)
         expected = (kept - some).square().flatten(1).mean(1)
         torch.testing.assert_close(record.started[:, -1], expected, atol=1e-5, rtol=1e-4)
@@ -624,13 +621,13 @@ def test_the_encoders_answer_is_the_last_start(digits, vae, plain):
 
 def test_draws_are_of_the_prior_and_of_their_own_seeds(vae, digits):
     some = digits.batch(np.arange(3))
-    few, many = (latent.project(vae, some, restarts=k, steps=1, seed=5) for k in (2, 6))
+    few, many = (projection.project(vae, some, restarts=k, steps=1, seed=5) for k in (2, 6))
     torch.testing.assert_close(few.started[:, :2], many.started[:, :2])
-    again = latent.project(vae, some, restarts=2, steps=1, seed=[5, 6, 7])
+    again = projection.project(vae, some, restarts=2, steps=1, seed=[5, 6, 7])
     assert torch.equal(again.started, few.started)
-    same = latent.project(vae, some[:1].repeat(2, 1, 1, 1), steps=1, seed=[3, 3])
+    same = projection.project(vae, some[:1].repeat(2, 1, 1, 1), steps=1, seed=[3, 3])
     assert torch.equal(same.started[0], same.started[1])
-    assert not torch.equal(same.started, latent.project(vae, some[:1], steps=1).started)
+    assert not torch.equal(same.started, projection.project(vae, some[:1], steps=1).started)
     noise = torch.randn(1, DIM, generator=torch.Generator().manual_seed(6))
     error = (vae.decode(noise).detach() - some[1]).square().mean()
     torch.testing.assert_close(few.started[1, 0], error)
@@ -638,11 +635,11 @@ def test_draws_are_of_the_prior_and_of_their_own_seeds(vae, digits):
 
 def test_an_image_is_projected_alike_in_every_company(vae, digits, monkeypatch):
     some = digits.batch(np.arange(20))
-    together = latent.project(vae, some, steps=100, seed=50)
+    together = projection.project(vae, some, steps=100, seed=50)
     assert len(some) * together.errors.shape[1] > projection.ROWS
-    alone = latent.project(vae, some[7:8], steps=100, seed=57)
+    alone = projection.project(vae, some[7:8], steps=100, seed=57)
     monkeypatch.setattr(projection, "ROWS", 3)
-    apart = latent.project(vae, some, steps=100, seed=50)
+    apart = projection.project(vae, some, steps=100, seed=50)
     for other, rows in ((alone, slice(7, 8)), (apart, slice(None))):
         torch.testing.assert_close(other.started, together.started[rows], atol=1e-5, rtol=0)
         torch.testing.assert_close(other.errors, together.errors[rows], atol=1e-5, rtol=0)
@@ -654,16 +651,16 @@ def test_projection_is_told_classes(request, kind):
     pipeline = flat(labels=10) if kind == "flat" else request.getfixturevalue(kind)
     with torch.no_grad():
         target = pipeline.decode(draws(3, *pipeline.latent_shape), [1, 5, 9])
-    right = latent.project(pipeline, target, pull=0, labels=[1, 5, 9])
+    right = projection.project(pipeline, target, pull=0, labels=[1, 5, 9])
     assert right.error.max() < 1e-4
-    wrong = latent.project(pipeline, target, pull=0, labels=[4, 0, 2])
+    wrong = projection.project(pipeline, target, pull=0, labels=[4, 0, 2])
     assert (wrong.error > 10 * right.error).all()
 
 
 def test_the_encoder_is_told_classes(conditional):
     with torch.no_grad():
         target = conditional.decode(draws(3, DIM), [1, 5, 9])
-    right = latent.project(conditional, target, steps=1, labels=[1, 5, 9])
+    right = projection.project(conditional, target, steps=1, labels=[1, 5, 9])
     kept = conditional.reconstruct(target, [1, 5, 9])
     expected = (kept - target).square().flatten(1).mean(1)
     torch.testing.assert_close(right.started[:, -1], expected, atol=1e-5, rtol=1e-4)
@@ -674,9 +671,9 @@ def test_nothing_else_is_touched(vae, digits):
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     some = digits.take(np.arange(4))
     with torch.no_grad():  # the caller's own setting neither matters nor changes
-        first = latent.project(vae, some, steps=5)
+        first = projection.project(vae, some, steps=5)
         assert not torch.is_grad_enabled()
-    latents = latent.encode(vae, some)
+    latents = pipelines.encode(vae, some)
     given_latents = latents.clone()
     latent.scatter(latents)
     latent.plane(vae, 3)
@@ -686,13 +683,13 @@ def test_nothing_else_is_touched(vae, digits):
     assert torch.equal(torch.get_rng_state(), before)
     assert np.random.get_state()[1].tolist() == numpy_before
     torch.manual_seed(4)
-    assert torch.equal(latent.project(vae, some, steps=5).latents, first.latents)
+    assert torch.equal(projection.project(vae, some, steps=5).latents, first.latents)
     assert all(parameter.grad is None for parameter in vae.vae.parameters())
     assert all(parameter.requires_grad for parameter in vae.vae.parameters())
 
 
 def test_records_print_short(vae, digits):
-    latents = latent.encode(vae, digits.take(np.arange(30)))
+    latents = pipelines.encode(vae, digits.take(np.arange(30)))
     for record in (
         latent.scatter(latents, [0] * 30),
         latent.plane(vae, 2),
@@ -700,7 +697,7 @@ def test_records_print_short(vae, digits):
         latent.shift(vae, latents, latents[0]),
     ):
         assert len(repr(record)) < 120 and len(str(record)) < 120
-    record = latent.project(vae, digits.take(np.arange(30)), steps=1)
+    record = projection.project(vae, digits.take(np.arange(30)), steps=1)
     assert len(repr(record)) < 120 and len(str(record).splitlines()) == 12
 
 
@@ -738,7 +735,7 @@ def test_bad_truncations_are_named(drawer, options, message):
 )
 def test_latents_that_cannot_be_decoded_are_named(conditional_drawer, latents, labels, message):
     with pytest.raises(ValueError, match=message):
-        latent.decode(conditional_drawer, latents, labels)
+        pipelines.decode(conditional_drawer, latents, labels)
 
 
 IMAGES = torch.zeros(2, *SIZE)
@@ -785,7 +782,7 @@ def test_bad_labels_are_named(conditional, verb, labels, message):
 
 def test_without_an_encoder_projection_is_named():
     with pytest.raises(ValueError, match="GANPipeline has no encoder; `project` finds"):
-        latent.encode(flat(), IMAGES)
+        pipelines.encode(flat(), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -802,7 +799,7 @@ def test_without_an_encoder_projection_is_named():
 )
 def test_bad_settings_of_a_projection_are_named(vae, options, message):
     with pytest.raises(ValueError, match=message):
-        latent.project(vae, IMAGES, **options)
+        projection.project(vae, IMAGES, **options)
 
 
 @pytest.mark.parametrize(

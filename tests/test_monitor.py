@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from genkit import images, monitor, plots
-from genkit.adversarial import CHANCES, LOSSES, Batch, Game, discriminator_loss
-from genkit.features import Pixels, look, look_once
-from genkit.monitor import Monitor, Trouble, troubles
+from genkit.data import images
+from genkit.metrics import monitor
+from genkit.metrics.collapse import Trouble, troubles
+from genkit.metrics.features import Pixels, look, look_once
+from genkit.metrics.monitor import Monitor
+from genkit.models.gan_losses import CHANCES, LOSSES, Batch, Game, discriminator_loss
+from genkit.training import curves
 
-DIGITS = images.load("digits")
+DIGITS = images.load_images("digits")
 TRAIN, VAL = images.split(DIGITS, None, 0.1)
 PREPROCESSING = {
     "image_processor_type": "ViTImageProcessor",
@@ -527,13 +530,13 @@ def test_a_run_that_collapses_is_stopped(tmp_path, capsys):
 
 
 def picture(log: list[dict], floor: dict[str, float], found: list[Trouble], path: Path):
-    plots.game(log, floor, found, path)
+    curves.game(log, floor, found, path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
 def test_troubles_are_drawn_in_red(tmp_path):
     log = game_of(GOOD, BAD, BAD)
-    found = [Trouble(200, kind, "", True) for kind in plots.SHOWN_BY]
+    found = [Trouble(200, kind, "", True) for kind in curves.SHOWN_BY]
     plain, marked = (picture(log, FLOOR, each, tmp_path / "a.png") for each in ([], found))
     red = (marked[..., 0] > 150) & (marked[..., 1:] < 90).all(2)
     assert red.sum() > 500

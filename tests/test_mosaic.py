@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genkit import mosaic
+from genkit.vision import image_grid
 
 
 def read(path: Path) -> np.ndarray:
@@ -31,7 +31,7 @@ def levels(images: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("gap", [0, 2, 5])
 def test_every_pixel_is_where_it_belongs(tmp_path, count, columns, channels, gap):
     images = some(count, channels, 56, 60)
-    mosaic.grid(images, tmp_path / "a.png", columns, gap)
+    image_grid.grid(images, tmp_path / "a.png", columns, gap)
     found = read(tmp_path / "a.png")
     rows = -(-count // columns)
     assert found.shape == (rows * (56 + gap) + gap, columns * (60 + gap) + gap, 3)
@@ -44,31 +44,31 @@ def test_every_pixel_is_where_it_belongs(tmp_path, count, columns, channels, gap
 
 @pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (4, (2, 2)), (5, (2, 3)), (64, (8, 8))])
 def test_images_make_a_square(tmp_path, count, shape):
-    mosaic.grid(some(count), tmp_path / "a.png", gap=0)
+    image_grid.grid(some(count), tmp_path / "a.png", gap=0)
     assert read(tmp_path / "a.png").shape == (shape[0] * 56, shape[1] * 56, 3)
 
 
 @pytest.mark.parametrize(("side", "times"), [(8, 7), (28, 2), (27, 3), (56, 1), (64, 1), (1, 56)])
 def test_small_images_are_enlarged_by_whole_pixels(tmp_path, side, times):
     images = some(1, 3, side, side)
-    mosaic.grid(images, tmp_path / "a.png", gap=0)
+    image_grid.grid(images, tmp_path / "a.png", gap=0)
     found = read(tmp_path / "a.png")
     assert np.array_equal(found, levels(images)[0].repeat(times, 0).repeat(times, 1))
 
 
 def test_what_is_out_of_range_is_cut_and_gradients_are_no_hindrance(tmp_path):
     images = torch.tensor([-7.0, -1.0, 1.0, 9.0]).reshape(4, 1, 1, 1).expand(4, 1, 56, 56)
-    mosaic.grid(images.clone().requires_grad_(), tmp_path / "a.png", 4, 0)
+    image_grid.grid(images.clone().requires_grad_(), tmp_path / "a.png", 4, 0)
     assert read(tmp_path / "a.png")[0, ::56, 0].tolist() == [0, 0, 255, 255]
-    mosaic.grid(images.bfloat16(), tmp_path / "b.png", 4, 0)
+    image_grid.grid(images.bfloat16(), tmp_path / "b.png", 4, 0)
     assert np.array_equal(read(tmp_path / "a.png"), read(tmp_path / "b.png"))
 
 
 def test_rows_are_named_and_stand_below_each_other(tmp_path):
     named = {"original": some(4), "a long name of what was done": some(4) * 0.5}
-    mosaic.rows(named, tmp_path / "a.png")
+    image_grid.rows(named, tmp_path / "a.png")
     found = read(tmp_path / "a.png")
-    mosaic.grid(named["original"], tmp_path / "b.png", 4)
+    image_grid.grid(named["original"], tmp_path / "b.png", 4)
     strip = read(tmp_path / "b.png")
     height, width, _ = strip.shape
     assert found.shape[0] == 2 * height
@@ -82,40 +82,44 @@ def test_rows_are_named_and_stand_below_each_other(tmp_path):
 
 def test_words_stand_under_their_images_and_rows_begin_again(tmp_path):
     images, words = some(7), ["0.12", "0.3", "", "1.5", "0.7", "8", "9.25"]
-    mosaic.rows({"made": images, "error": words}, tmp_path / "a.png", columns=3)
+    image_grid.rows({"made": images, "error": words}, tmp_path / "a.png", columns=3)
     found = read(tmp_path / "a.png")
-    height, pitch = 56 + 2 * mosaic.GAP, 56 + mosaic.GAP
-    under = 2 * mosaic.SMALL
+    height, pitch = 56 + 2 * image_grid.GAP, 56 + image_grid.GAP
+    under = 2 * image_grid.SMALL
     assert found.shape[0] == 3 * (height + under)
-    left = found.shape[1] - 3 * pitch - mosaic.GAP
+    left = found.shape[1] - 3 * pitch - image_grid.GAP
     for i in range(7):
         top, start = i // 3 * (height + under), left + i % 3 * pitch
-        tile = found[top + mosaic.GAP : top + mosaic.GAP + 56, start + mosaic.GAP :][:, :56]
+        tile = found[top + image_grid.GAP : top + image_grid.GAP + 56, start + image_grid.GAP :][
+            :, :56
+        ]
         assert np.array_equal(tile, levels(images)[i])
-        word = found[top + height : top + height + under, start : start + pitch + mosaic.GAP]
+        word = found[top + height : top + height + under, start : start + pitch + image_grid.GAP]
         inked = np.flatnonzero((word < 128).any((0, 2)))
         assert bool(len(inked)) == bool(words[i])
         if words[i]:
-            assert abs(inked.min() + inked.max() - (pitch + mosaic.GAP - 1)) <= 3  # in the middle
+            assert (
+                abs(inked.min() + inked.max() - (pitch + image_grid.GAP - 1)) <= 3
+            )  # in the middle
     for block in range(3):  # the names are written again
         margin = found[block * (height + under) :][: height + under, :left]
         assert (margin[:height] < 128).any() and (margin[height:] < 128).any()
-    assert (found[2 * (height + under) :, left + pitch + mosaic.GAP :] == 255).all()
+    assert (found[2 * (height + under) :, left + pitch + image_grid.GAP :] == 255).all()
 
 
 def grids_of(folder: Path, count: int, side: int, channels: int = 3) -> list[Path]:
     grids = [folder / f"samples-{step:08d}.png" for step in range(count)]
     for i, path in enumerate(grids):
-        mosaic.grid(some(side * side + i, channels)[: side * side], path)
+        image_grid.grid(some(side * side + i, channels)[: side * side], path)
     return grids
 
 
 @pytest.mark.parametrize("side", [2, 3, 8])
 def test_progress_shows_first_rows(tmp_path, side):
     grids = grids_of(tmp_path, 2, side)
-    mosaic.progress(grids, ["12k", "1,024k images"], tmp_path / "a.png", side)
+    image_grid.progress(grids, ["12k", "1,024k images"], tmp_path / "a.png", side)
     found = read(tmp_path / "a.png")
-    height = 56 + mosaic.GAP
+    height = 56 + image_grid.GAP
     assert len(found) == 2 * height
     for i, path in enumerate(grids):
         whole = read(path)
@@ -133,8 +137,8 @@ def test_a_film_shows_every_grid_under_its_name(tmp_path, count, channels):
     hues = torch.linspace(-1, 1, 3).view(3, 1, 1) if channels == 3 else torch.ones(1, 1, 1)
     grids = [tmp_path / f"{i}.png" for i in range(count)]
     for i, path in enumerate(grids):
-        mosaic.grid((levels * hues).roll(i, 3).repeat(4, 1, 1, 1), path)
-    mosaic.film(grids, [f"{i}28k images" for i in range(count)], tmp_path / "a.gif")
+        image_grid.grid((levels * hues).roll(i, 3).repeat(4, 1, 1, 1), path)
+    image_grid.film(grids, [f"{i}28k images" for i in range(count)], tmp_path / "a.gif")
     titles = []
     with Image.open(tmp_path / "a.gif") as film:
         assert film.format == "GIF" and film.n_frames == count
@@ -148,7 +152,7 @@ def test_a_film_shows_every_grid_under_its_name(tmp_path, count, channels):
             assert np.abs(shown - sheet).max() <= 8
             titles.append(frame[: -len(sheet)])
             assert (titles[-1] < 128).any() and (titles[-1][[0, -1]] > 240).all()
-        assert times == [mosaic.FRAME] * (count - 1) + [mosaic.LAST]
+        assert times == [image_grid.FRAME] * (count - 1) + [image_grid.LAST]
         assert film.info["loop"] == 0  # for ever
     assert all((titles[0] != title).any() for title in titles[1:])
     assert not list(tmp_path.glob(".*"))
@@ -162,14 +166,14 @@ def test_a_film_is_small(tmp_path):
     ).clamp(-1, 1)
     grids = [tmp_path / f"{i}.png" for i in range(5)]
     for i, path in enumerate(grids):
-        mosaic.grid(smooth * (i + 1) / 5, path, 8)
-    mosaic.film(grids, ["name"] * 5, tmp_path / "a.gif")
+        image_grid.grid(smooth * (i + 1) / 5, path, 8)
+    image_grid.film(grids, ["name"] * 5, tmp_path / "a.gif")
     assert 2 * (tmp_path / "a.gif").stat().st_size < sum(path.stat().st_size for path in grids)
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    mosaic.grid(some(1), path)
+    image_grid.grid(some(1), path)
     before = path.read_bytes()
 
     def fail(self, file, kind, **options):
@@ -178,7 +182,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="no space"):
-        mosaic.grid(some(2), path)
+        image_grid.grid(some(2), path)
     with pytest.raises(OSError, match="no space"):
-        mosaic.film([path], ["1k"], path)
+        image_grid.film([path], ["1k"], path)
     assert path.read_bytes() == before

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import BloomConfig, BloomForCausalLM
 
-from genkit import charlm, generation
-from genkit.metrics import perplexity as module
-from genkit.metrics.perplexity import PerplexityMetric, perplexity
+from genkit.data import characters
+from genkit.models import lm
+from genkit.text import generation
+from genkit.text import perplexity as module
+from genkit.text.perplexity import PerplexityMetric, perplexity
 
 LETTERS = "abcdefghijklmnop .\n"
 CONTEXT = 16
@@ -25,8 +27,8 @@ CONTEXT = 16
 def small_model(architecture: str, context: int = CONTEXT) -> generation.LanguageModel:
     """A random model whose predictions differ from token to token and depend on what was read."""
     torch.manual_seed(1)
-    tokenizer = charlm.make_tokenizer(LETTERS)
-    model = charlm.make_model(architecture, len(tokenizer), context, 2, 32, 2, 0.0)
+    tokenizer = characters.make_tokenizer(LETTERS)
+    model = lm.make_model(architecture, len(tokenizer), context, 2, 32, 2, 0.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
@@ -136,7 +138,7 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(l
 
 def test_a_model_without_a_limit_reads_a_text_whole():
     torch.manual_seed(0)
-    tokenizer = charlm.make_tokenizer(LETTERS)
+    tokenizer = characters.make_tokenizer(LETTERS)
     config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=2)
     language = generation.LanguageModel(BloomForCausalLM(config).eval(), tokenizer, "bloom")
     text = some_text(50)
@@ -233,7 +235,7 @@ def test_unknown_characters_are_scored_as_bytes(language):
 def test_a_start_token_has_the_first_token_scored():
     language = small_model("gpt2")
     language.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<eos> $A", special_tokens=[(charlm.EOS, 0)]
+        single="<eos> $A", special_tokens=[(characters.EOS, 0)]
     )
     text = some_text(10)
     record = perplexity(text, model=language)
@@ -251,9 +253,9 @@ def test_the_text_is_named_by_the_hash_of_its_bytes(tmp_path, language):
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_bytes(text.encode())
     several = perplexity(texts, model=language)
-    assert several.text_sha256 == charlm.survey(str(tmp_path)).sha256
+    assert several.text_sha256 == characters.survey(str(tmp_path)).sha256
     one = perplexity(texts[0], model=language)
-    assert one.text_sha256 == charlm.survey(str(tmp_path / "0.txt")).sha256
+    assert one.text_sha256 == characters.survey(str(tmp_path / "0.txt")).sha256
 
 
 def test_it_prints_every_figure_and_its_protocol(language):
@@ -282,7 +284,7 @@ def test_the_default_stride_is_the_protocol_of_training(language):
         text = some_text(length, seed=length)
         ids = np.array(language.tokenizer(text).input_ids, dtype=np.uint16)
         windows = range(math.ceil((length - 1) / CONTEXT))
-        nats, count = charlm.total_loss(language.model, ids, CONTEXT, windows).tolist()
+        nats, count = lm.total_loss(language.model, ids, CONTEXT, windows).tolist()
         record = perplexity(text, model=language)
         assert record.tokens_scored == count
         assert record.nats_per_token == pytest.approx(nats / count, abs=1e-5)
@@ -377,7 +379,7 @@ def test_two_metrics_at_once_keep_their_texts_apart(tmp_path):
 
 SCRIPT = """
 import pathlib, sys, time
-from genkit.metrics.perplexity import PerplexityMetric
+from genkit.text.perplexity import PerplexityMetric
 folder, model, mine, other = sys.argv[1:]
 metric = PerplexityMetric(cache_dir=folder)
 metric.add_batch(predictions=[mine * 5])
@@ -395,7 +397,7 @@ def test_two_processes_at_once_keep_their_texts_apart(tmp_path):
     language = small_model("llama")
     folder = tmp_path / "model"
     language.model.save_pretrained(folder)
-    charlm.save_tokenizer(language.tokenizer, folder)
+    lm.save_tokenizer(language.tokenizer, folder)
     pairs = (("ab", "cd"), ("cd", "ab"))
     started = [
         subprocess.Popen(

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import DistilBertConfig, DistilBertForQuestionAnswering
 
 import genkit
-from genkit.qa import Reader
+from genkit.qa.reader import Reader
 
 RECORD = Path(__file__).with_name("pipeline.json")
 TEXTS = (

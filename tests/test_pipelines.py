@@ -15,8 +15,10 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from genkit import autoencoder, gan, hub, pipelines
-from genkit.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.hub import vendoring
+from genkit.models import autoencoder, gan
+from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.vision import pipelines
 
 SIZE = (3, 9, 13)
 
@@ -186,12 +188,12 @@ def test_labels_may_be_a_tensor():
 
 @pytest.fixture
 def saved(pipeline, tmp_path) -> Path:
-    hub.save_pipeline(pipeline, tmp_path / "saved")
+    vendoring.save_pipeline(pipeline, tmp_path / "saved")
     return tmp_path / "saved"
 
 
 def test_a_saved_pipeline_draws_the_same(pipeline, saved):
-    again = autoencoder.load(saved)
+    again = autoencoder.load_autoencoder(saved)
     assert torch.equal(drawn(again), drawn(pipeline)) and not again.vae.training
     files = {str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()}
     code = set() if isinstance(pipeline.vae, AutoencoderKL) else {"vae/autoencoder.py"}
@@ -210,13 +212,13 @@ def tamper(folder: Path, canary: Path) -> None:
 
 def test_the_code_beside_a_model_is_not_run(pipeline, saved, tmp_path):
     tamper(saved, tmp_path / "canary")
-    assert torch.equal(drawn(autoencoder.load(saved)), drawn(pipeline))
+    assert torch.equal(drawn(autoencoder.load_autoencoder(saved)), drawn(pipeline))
     assert not (tmp_path / "canary").exists()
 
 
 def saved_kinds(folder: Path, *kinds: str) -> dict[str, Path]:
     for kind in kinds:
-        hub.save_pipeline(KINDS[kind](), folder / kind)
+        vendoring.save_pipeline(KINDS[kind](), folder / kind)
     return {kind: folder / kind for kind in kinds}
 
 
@@ -288,7 +290,7 @@ def test_weights_in_pickles_are_refused(kind, tmp_path):
     weights = pickle.dumps(Bomb(tmp_path / "canary"))
     (folder / "vae" / "diffusion_pytorch_model.bin").write_bytes(weights)
     with pytest.raises(ValueError, match=r"holds no autoencoder .*safetensors"):
-        autoencoder.load(folder)
+        autoencoder.load_autoencoder(folder)
     assert not (tmp_path / "canary").exists()
 
 
@@ -299,7 +301,7 @@ def test_what_is_no_autoencoder_is_told_of(tmp_path):
 
     def refused(path: Path, what: str = "") -> None:
         with pytest.raises(ValueError, match=rf"model: '{path}' holds no autoencoder .*{what}"):
-            autoencoder.load(path)
+            autoencoder.load_autoencoder(path)
 
     refused(tmp_path / "nowhere 🦉", "No such file")
     for text in ("", "no json", "[]", "null", "{}", '{"vae": null}', '{"vae": ["a", "UNet2D"]}'):
@@ -351,15 +353,15 @@ def test_a_saved_model_of_any_family_is_loaded(tmp_path):
         "gan": (gan.GANPipeline(generator.eval()), 7),
     }
     for name, (pipeline, classes) in kinds.items():
-        hub.save_pipeline(pipeline, tmp_path / name)
-        again = pipelines.load(tmp_path / name)
+        vendoring.save_pipeline(pipeline, tmp_path / name)
+        again = pipelines.load_pipeline(tmp_path / name)
         assert type(again) is type(pipeline)
         assert pipelines.count_classes(again) == classes
         noise = torch.randn(2, *pipeline.latent_shape)
         labels = [1, 0] if classes else None
         assert torch.equal(again.decode(noise, labels), pipeline.decode(noise, labels))
     raw.save_pretrained(tmp_path / "gan" / "generator", variant=gan.RAW)
-    other = pipelines.load(tmp_path / "gan", "raw").generator
+    other = pipelines.load_pipeline(tmp_path / "gan", "raw").generator
     assert torch.equal(other.first.weight, raw.first.weight)
 
 
@@ -382,4 +384,4 @@ def test_a_folder_of_no_known_family_is_named(tmp_path, index, message):
     if index is not None:
         (folder / "model_index.json").write_text(index)
     with pytest.raises(ValueError, match=f"model: .*model 🖼' {message}"):
-        pipelines.load(folder)
+        pipelines.load_pipeline(folder)

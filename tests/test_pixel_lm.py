@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genkit import decoding, lm, pixel_lm
-from genkit.decoding import NEAR_LOGIT
-from genkit.evaluation import sample
-from genkit.pixel_lm import PixelPipeline, Pixels
+from genkit.models import lm
+from genkit.text import logits as decoding
+from genkit.text.logits import NEAR_LOGIT
+from genkit.vision import pixel_lm
+from genkit.vision.evaluation import sample
+from genkit.vision.pixel_lm import PixelPipeline, Pixels
 
 TINY = Pixels((1, 2, 2), 2)
 GREY = Pixels((1, 6, 5), 16, 3, ("a", "b", "c"))
@@ -294,7 +296,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_saved_model_draws_the_same(folder):
-    pipeline = pixel_lm.load(folder)
+    pipeline = pixel_lm.load_pixel_lm(folder)
     assert pipeline.pixels.names == ["a", "b", "c"] and pipeline.pixels.image_size == [1, 6, 5]
     own = PixelPipeline(model_of(GREY))
     one, other = (p(3, seeds(0, 1, 2), [0, 1, 2], "pt").images for p in (pipeline, own))
@@ -377,7 +379,7 @@ def test_a_folder_that_holds_no_such_model_is_refused(folder, tmp_path, spoil, m
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message) as told:
-        pixel_lm.load(tmp_path)
+        pixel_lm.load_pixel_lm(tmp_path)
     assert str(tmp_path) in str(told.value) and "recipes/train_pixels.py" in str(told.value)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from genkit import pixels
-from genkit.pixels import ImageError
+from genkit.data import pixels
+from genkit.data.pixels import ImageError
 
 NAME = "a folder/ein Bild 🦉.png"
 SIDES = st.integers(8, 20)

@@ -20,7 +20,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from genkit import compiling, packing, reading, stepping
+from genkit.engine import decoder
+from genkit.engine import packed as packing
+from genkit.engine.compiled import cache_path
+from genkit.text import kv_cache
 
 SMALL = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = {
@@ -86,8 +89,8 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
     """A random walk through steps, branches, chains and endings, twice beyond the context."""
     model, rng = make(name), random.Random(0)
     prompts = random_prompts(rng, 5, 20)
-    reader = reading.read(stepping.Stepper(model, "float32", False), [*prompts, list(prompts[2])])
-    assert isinstance(reader, reading.Tree) == (name in ("gpt2", "llama"))
+    reader = kv_cache.read(decoder.Stepper(model, "float32", False), [*prompts, list(prompts[2])])
+    assert isinstance(reader, kv_cache.Tree) == (name in ("gpt2", "llama"))
     assert worst(reader) < 1e-4
     for step in range(90):
         width = len(reader.lines[0])
@@ -97,13 +100,13 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
             reader.branch([[rng.randrange(width) for _ in range(count)] for _ in reader.lines])
         if step in (20, 40):
             reader.keep([0, 2, len(reader.lines) - 1] if step == 20 else [1])
-        if isinstance(reader, reading.Tree) and step % 7 == 0:
+        if isinstance(reader, kv_cache.Tree) and step % 7 == 0:
             chain(reader, rng)
         if step % 4 == 0 or step > 80:
             assert worst(reader) < 1e-4
 
 
-def chain(reader: reading.Tree, rng: random.Random) -> None:
+def chain(reader: kv_cache.Tree, rng: random.Random) -> None:
     """Read a few tokens at once, all of which but a random beginning is forgotten."""
     reader.branch([[0] for _ in reader.lines])
     width = min(4, reader.room)
@@ -120,7 +123,7 @@ def chain(reader: reading.Tree, rng: random.Random) -> None:
 
 def test_steps_can_be_taken_back():
     model, rng = make("llama"), random.Random(1)
-    reader = reading.Tree(stepping.Stepper(model, "float32", False), random_prompts(rng, 3, 10))
+    reader = kv_cache.Tree(decoder.Stepper(model, "float32", False), random_prompts(rng, 3, 10))
     lines, logits = [[list(line) for line in own] for own in reader.lines], reader.logits.clone()
     mark = reader.mark(5)
     for _ in range(5):
@@ -133,12 +136,12 @@ def test_steps_can_be_taken_back():
 
 def test_the_pool_does_not_grow_by_what_nobody_sees():
     """Thirty steps of eight branches of which one survives: 30 live places, not 240."""
-    reader = reading.Tree(stepping.Stepper(make("gpt2"), "float32", False), [[1, 2, 3]])
+    reader = kv_cache.Tree(decoder.Stepper(make("gpt2"), "float32", False), [[1, 2, 3]])
     for _ in range(30):
         reader.branch([[0] * 8])
         reader.step([[1] * 8])
         reader.branch([[3]])
-    assert reader._keys[0].shape[2] <= 2 * reading.BLOCK
+    assert reader._keys[0].shape[2] <= 2 * kv_cache.BLOCK
     assert worst(reader) < 1e-4
 
 
@@ -211,17 +214,17 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
     """One artefact for any batch, width, and length; kept in the cache, made once."""
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path))
     model = make("llama")
-    eager, compiled = (stepping.Stepper(model, "int8", choice) for choice in (False, None))
+    eager, compiled = (decoder.Stepper(model, "int8", choice) for choice in (False, None))
     with monkeypatch.context() as now:  # in the middle of a text
-        now.setattr(stepping, "READYING", 0.0)
-        now.setattr(stepping, "COMPILING", 0.0)
-        reading.Tree(compiled, [[1, 2, 3]]).step([[5]])
+        now.setattr(decoder, "READYING", 0.0)
+        now.setattr(decoder, "COMPILING", 0.0)
+        kv_cache.Tree(compiled, [[1, 2, 3]]).step([[5]])
     assert compiled._step is not None
     (path,) = (tmp_path / "compiled").iterdir()
     rng = random.Random(0)
     for texts in (1, 3):
         prompts = random_prompts(rng, texts, 20)
-        readers = [reading.Tree(stepper, prompts) for stepper in (eager, compiled)]
+        readers = [kv_cache.Tree(stepper, prompts) for stepper in (eager, compiled)]
         for width in (1, 4, 2):
             tokens = [[rng.randrange(97) for _ in range(width)] for _ in range(texts)]
             for reader in readers:
@@ -230,34 +233,34 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
             assert (readers[0].logits - readers[1].logits).abs().max() < 0.05
     stamp = path.stat().st_mtime_ns
     torch.manual_seed(5)
-    sibling = stepping.Stepper(MODELS["llama"]().eval(), "int8", None)  # other weights, one shape
-    monkeypatch.setattr(stepping, "READYING", 0.0)
-    reader = reading.Tree(sibling, [[1, 2, 3]])
+    sibling = decoder.Stepper(MODELS["llama"]().eval(), "int8", None)  # other weights, one shape
+    monkeypatch.setattr(decoder, "READYING", 0.0)
+    reader = kv_cache.Tree(sibling, [[1, 2, 3]])
     assert sibling._step is None
     reader.step([[5]])
     assert sibling._step is not None and worst(reader) < 0.05
     reader.step([[6]])
     assert worst(reader) < 0.05
-    assert stepping.Stepper(model, "int8", True)._step is not None
+    assert decoder.Stepper(model, "int8", True)._step is not None
     assert path.stat().st_mtime_ns == stamp
 
 
 def test_a_compiled_step_is_that_of_one_shape_and_precision():
     model = make("llama")
-    key = compiling.place(packing.pack(model, "int8"))
+    key = cache_path(packing.pack(model, "int8"))
     torch.manual_seed(5)
-    assert compiling.place(packing.pack(MODELS["llama"]().eval(), "int8")) == key
+    assert cache_path(packing.pack(MODELS["llama"]().eval(), "int8")) == key
     others = (model, packing.pack(model, "bfloat16"), make("gpt2"))
-    assert key not in map(compiling.place, others)
+    assert key not in map(cache_path, others)
 
 
 def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
     """A cache that cannot be written, in the middle of a text."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(stepping, "READYING", 0.0)
-    monkeypatch.setattr(stepping, "COMPILING", 0.0)
-    reader = reading.Tree(stepping.Stepper(make("gpt2"), "float32", None), [[1, 2, 3]])
+    monkeypatch.setattr(decoder, "READYING", 0.0)
+    monkeypatch.setattr(decoder, "COMPILING", 0.0)
+    reader = kv_cache.Tree(decoder.Stepper(make("gpt2"), "float32", None), [[1, 2, 3]])
     with pytest.warns(UserWarning, match="does not compile"):
         reader.step([[5]])
     reader.step([[6]])
@@ -266,11 +269,11 @@ def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
 
 def test_what_pays_is_done_once(monkeypatch):
     """Not tried again at every step."""
-    monkeypatch.setattr(stepping, "READYING", 0.0)
-    stepper, done = stepping.Stepper(make("gpt2"), "float32", None), []
+    monkeypatch.setattr(decoder, "READYING", 0.0)
+    stepper, done = decoder.Stepper(make("gpt2"), "float32", None), []
     whole = stepper._improve
     monkeypatch.setattr(stepper, "_improve", lambda compile_now: done.append(whole(compile_now)))
-    reader = reading.Tree(stepper, [[1, 2, 3]])
+    reader = kv_cache.Tree(stepper, [[1, 2, 3]])
     for token in range(5):
         reader.step([[token]])
     assert len(done) == 1
@@ -278,11 +281,11 @@ def test_what_pays_is_done_once(monkeypatch):
 
 def test_matrices_are_packed_when_that_pays(monkeypatch):
     monkeypatch.setattr(packing, "WORTHWHILE", 1)
-    monkeypatch.setattr(stepping, "READYING", 0.0)
+    monkeypatch.setattr(decoder, "READYING", 0.0)
     model = make("gpt2")
     for choice, packed in ((None, True), (False, False)):
-        stepper = stepping.Stepper(model, "float32", choice)
-        reader = reading.Tree(stepper, [[1, 2, 3]])
+        stepper = decoder.Stepper(model, "float32", choice)
+        reader = kv_cache.Tree(stepper, [[1, 2, 3]])
         assert stepper.model is model
         for token in (4, 5):
             reader.step([[token]])

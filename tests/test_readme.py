@@ -29,9 +29,13 @@ from test_imagining import stable_diffusion
 from test_train_qa import facts_file
 
 import genkit
-from genkit import charlm, cli, images, language, latent, text2image
+from genkit import cli
 from genkit.commands import app
-from genkit.settings import parse
+from genkit.data import characters, images
+from genkit.models import lm
+from genkit.text import language_model
+from genkit.training.settings import parse
+from genkit.vision import latent, text2image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
@@ -129,10 +133,10 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with torch.random.fork_rng(), text2image.numpy_as_it_was():
         torch.manual_seed(0)
-        tokenizer = charlm.make_tokenizer("".join(map(chr, range(32, 127))) + "\n")
-        place = snapshot(folder, language.DEFAULT, language.REVISION)
-        charlm.make_model("gpt2", len(tokenizer), 128, 1, 32, 2, 0.0).save_pretrained(place)
-        charlm.save_tokenizer(tokenizer, place)
+        tokenizer = characters.make_tokenizer("".join(map(chr, range(32, 127))) + "\n")
+        place = snapshot(folder, language_model.DEFAULT, language_model.REVISION)
+        lm.make_model("gpt2", len(tokenizer), 128, 1, 32, 2, 0.0).save_pretrained(place)
+        lm.save_tokenizer(tokenizer, place)
         place = snapshot(folder, text2image.DEFAULT, text2image.REVISION)
         stable_diffusion().save_pretrained(place)
     return folder
@@ -172,7 +176,7 @@ def test_python(home, server, number):
     if "user/" in code:
         on_loopback([sys.executable, "-c", code], home, server)
         return
-    goes_on = {"genkit": genkit, "np": np, "latent": latent, "digits": images.load("digits")}
+    goes_on = {"genkit": genkit, "np": np, "latent": latent, "digits": images.load_images("digits")}
     with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
         exec(compile(code, f"README, Python block {number}", "exec"), goes_on)
 

@@ -24,8 +24,8 @@ from conftest import (
 )
 
 import genkit
-from genkit import checkpoints
-from genkit.cli import clean_errors
+from genkit.errors import clean_errors
+from genkit.training import checkpoints
 
 
 def record_of(folder: Path) -> dict:

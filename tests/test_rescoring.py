@@ -10,7 +10,9 @@ from test_generation import LETTERS, small_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from genkit import charlm, generation, lexicon, rescoring
+from genkit.data import characters
+from genkit.models import lm
+from genkit.text import correction, generation, lexicon, rescoring
 
 SENTENCES = [
     "what is the weather like in boston right now",
@@ -112,7 +114,7 @@ def joining_model() -> generation.LanguageModel:
     backend.train_from_iterator([sentence * 3 for sentence in SENTENCES], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
     torch.manual_seed(2)
-    model = charlm.make_model("gpt2", len(tokenizer), 64, 2, 32, 2, 0.0)
+    model = lm.make_model("gpt2", len(tokenizer), 64, 2, 32, 2, 0.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
@@ -128,7 +130,7 @@ def word_model() -> generation.LanguageModel:
         tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>"
     )
     torch.manual_seed(3)
-    model = charlm.make_model("llama", 5, 64, 1, 32, 2, 0.0)
+    model = lm.make_model("llama", 5, 64, 1, 32, 2, 0.0)
     return generation.LanguageModel(model.eval(), tokenizer, "words")
 
 
@@ -225,12 +227,12 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(name):
             scores[" ".join(chosen)] = prior + seen
         ranked = rescoring.rescore(list(scores.items()), model=language, alpha=0.5, beta=0.0)
         options = {"model": language, "lexicon": listed, "alpha": 0.5, "max_edits": 1, **channel}
-        found = rescoring.correct(" ".join(words), beams=10**6, candidates=100, **options)
+        found = correction.correct(" ".join(words), beams=10**6, candidates=100, **options)
         assert found.text == ranked[0].text
         assert np.isclose(found.score_after, ranked[0].score, atol=1e-3)
         before = next(r.score for r in ranked if r.text == " ".join(words))
         assert np.isclose(found.score_before, before, atol=1e-3)
-        narrow = rescoring.correct(" ".join(words), beams=1, **options)
+        narrow = correction.correct(" ".join(words), beams=1, **options)
         assert found.score_before <= narrow.score_after <= found.score_after + 1e-3
         changed += found.text != found.source
     assert changed > 2
@@ -240,7 +242,7 @@ def test_a_text_beyond_the_context_keeps_all_but_its_words():
     language = small_model("gpt2", context=64)
     text = "\n".join(["abc def. gab", "." * 150, "fed  cba" + "a" * 90] * 4)
     listed = ["abc", "deg", "gab", "fee", "cb"]
-    found = rescoring.correct(text, model=language, lexicon=listed, unknown=1e-9)
+    found = correction.correct(text, model=language, lexicon=listed, unknown=1e-9)
     assert lexicon.WORD.sub("#", found.text) == lexicon.WORD.sub("#", text)
     assert found.text != text and found.score_after > found.score_before
     assert "a" * 90 in found.text
@@ -255,9 +257,9 @@ def test_a_text_beyond_the_context_keeps_all_but_its_words():
 @pytest.fixture(scope="module")
 def trained_language() -> generation.LanguageModel:
     """A character model that has learned a few sentences nearly by heart."""
-    tokenizer = charlm.make_tokenizer(ALPHABET)
+    tokenizer = characters.make_tokenizer(ALPHABET)
     torch.manual_seed(0)
-    model = charlm.make_model("llama", len(tokenizer), 128, 2, 64, 2, 0.0)
+    model = lm.make_model("llama", len(tokenizer), 128, 2, 64, 2, 0.0)
     rng = random.Random(0)
     text = "\n".join(rng.choice(SENTENCES) for _ in range(300))
     ids = torch.tensor(tokenizer(text).input_ids)
@@ -266,7 +268,7 @@ def trained_language() -> generation.LanguageModel:
         starts = [rng.randrange(len(ids) - 65) for _ in range(8)]
         rows = torch.stack([ids[start : start + 65] for start in starts])
         optimizer.zero_grad()
-        charlm.loss(model, rows[:, :-1], rows[:, 1:]).backward()
+        lm.loss(model, rows[:, :-1], rows[:, 1:]).backward()
         optimizer.step()
     return generation.LanguageModel(model.eval(), tokenizer, "weather")
 
@@ -274,7 +276,7 @@ def trained_language() -> generation.LanguageModel:
 @pytest.fixture(scope="module")
 def repair(trained_language):
     listed = lexicon.Lexicon(word for sentence in SENTENCES for word in lexicon.words(sentence))
-    return functools.partial(rescoring.correct, model=trained_language, lexicon=listed)
+    return functools.partial(correction.correct, model=trained_language, lexicon=listed)
 
 
 def test_the_model_prefers_what_was_said(trained_language):
@@ -293,7 +295,7 @@ def test_the_model_prefers_what_was_said(trained_language):
 def test_a_misspelled_word_is_corrected(repair):
     found = repair("what is the weather like in bostin right now")
     assert found.text == SENTENCES[0]
-    assert found.changes == [rescoring.Change(28, "bostin", "boston")]
+    assert found.changes == [correction.Change(28, "bostin", "boston")]
     assert found.score_after > found.score_before
     assert str(found).splitlines()[:2] == [found.text, "  bostin -> boston (at 28)"]
 
@@ -348,7 +350,7 @@ def test_a_word_with_a_character_the_model_does_not_know_stays(repair):
 
 
 def test_words_the_model_cannot_read_are_not_proposed(trained_language):
-    found = rescoring.correct(
+    found = correction.correct(
         "in bostin", model=trained_language, lexicon=["böstin", "boston"], unknown=1e-9
     )
     assert found.text == "in boston"
@@ -372,14 +374,14 @@ def test_without_the_model_nothing_that_the_lexicon_has_is_changed(repair):
 
 
 def test_a_model_of_words_corrects_to_words_it_knows():
-    found = rescoring.correct(
+    found = correction.correct(
         "now, in bostin", model=word_model(), lexicon=["in", "boston", "now"], unknown=1e-6
     )
     assert found.text == "now, in boston"
 
 
 def test_a_folder_will_do_as_a_model(trained):
-    found = rescoring.correct("eta ta", model=trained, lexicon=["eta", "ta"])
+    found = correction.correct("eta ta", model=trained, lexicon=["eta", "ta"])
     assert found.text == "eta ta"
     assert rescoring.rescore([("eta", -1.0)], model=str(trained))[0].words == 1
 
@@ -435,6 +437,6 @@ def test_bad_candidates_are_named(options, message):
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        rescoring.correct(
+        correction.correct(
             **({"text": "abcde", "model": small_model("llama"), "lexicon": ["abcd"]} | options)
         )

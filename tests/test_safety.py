@@ -12,8 +12,12 @@ from readers import pointer
 from safetensors.torch import save_file
 
 import genkit
-from genkit import charlm, features, hub, kinds, lm, pipelines, safety, staging
-from genkit.gan import GANPipeline, Generator
+from genkit.data import characters
+from genkit.hub import kinds, safety, staging, vendoring
+from genkit.metrics import features
+from genkit.models import lm
+from genkit.models.gan import GANPipeline, Generator
+from genkit.vision import pipelines
 
 CANARY = "canary"
 
@@ -29,9 +33,9 @@ class Bomb:
 
 
 def text_model(folder: Path) -> None:
-    tokenizer = charlm.make_tokenizer("abc ")
-    charlm.make_model("llama", len(tokenizer), 16, 1, 32, 2, 0.0).save_pretrained(folder)
-    charlm.save_tokenizer(tokenizer, folder)
+    tokenizer = characters.make_tokenizer("abc ")
+    lm.make_model("llama", len(tokenizer), 16, 1, 32, 2, 0.0).save_pretrained(folder)
+    lm.save_tokenizer(tokenizer, folder)
 
 
 def reader(folder: Path) -> None:
@@ -41,7 +45,9 @@ def reader(folder: Path) -> None:
 
 
 def images(folder: Path) -> None:
-    hub.save_pipeline(GANPipeline(Generator((1, 8, 8), 3, widths=(8,), patch=4).eval()), folder)
+    vendoring.save_pipeline(
+        GANPipeline(Generator((1, 8, 8), 3, widths=(8,), patch=4).eval()), folder
+    )
 
 
 MAKE = {"text": text_model, "answers": reader, "gan": images}
@@ -217,7 +223,7 @@ def test_a_config_that_asks_for_remote_code(tmp_path, known):
     if known:
         genkit.generate("ab", model=folder, max_new_tokens=2)
     else:
-        for use in (USE["text"], genkit.load, lm.load, lambda f: genkit.push(f, "user/name")):
+        for use in (USE["text"], genkit.load, lm.load_lm, lambda f: genkit.push(f, "user/name")):
             with pytest.raises(ValueError, match=r"(?s)model|init_from"):
                 use(folder)
     assert not (tmp_path / CANARY).exists()
@@ -230,7 +236,7 @@ def test_code_beside_a_pipeline_is_not_run(tmp_path):
     for file in folder.rglob("gan.py"):
         file.write_text(f"from pathlib import Path\nPath({str(tmp_path / CANARY)!r}).touch()\n")
     genkit.sample(folder)
-    pipelines.load(folder)
+    pipelines.load_pipeline(folder)
     staged.mkdir()
     staging.stage(folder, staged, "user/name")
     staging.validate(staged, kinds.GAN)

@@ -18,10 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import genkit
-from genkit import diffusion, features, gan, hub, pixel_lm, quick, sampling
-from genkit.autoencoder import Autoencoder, AutoencoderPipeline
-from genkit.diffusion import DenoisingPipeline
-from genkit.pixel_lm import Pixels
+from genkit.engine import unet as quick
+from genkit.hub import vendoring
+from genkit.metrics import features
+from genkit.models import diffusion, gan
+from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.models.diffusion import DenoisingPipeline
+from genkit.vision import pixel_lm, sampling
+from genkit.vision.pixel_lm import Pixels
 
 SIZE = (1, 8, 8)
 TOLD = ("autoencoder", "told", "told_flow")  # of 4 classes
@@ -31,12 +35,12 @@ DIFFUSION = ("diffusion", "flow", "told", "told_flow")
 def autoencoder(folder: Path) -> None:
     model = Autoencoder(SIZE, 3, widths=(16,), labels=4, variational=True).eval()
     model.fit_prior(torch.randn(50, 3) * 2 + 1)
-    hub.save_pipeline(AutoencoderPipeline(model), folder)
+    vendoring.save_pipeline(AutoencoderPipeline(model), folder)
 
 
 def adversarial(folder: Path) -> None:
     generator = gan.Generator(SIZE, 3, widths=(8,), patch=4).eval()
-    hub.save_pipeline(gan.GANPipeline(generator), folder)
+    vendoring.save_pipeline(gan.GANPipeline(generator), folder)
 
 
 def denoiser(objective: str, labels: int = 0, schedule: str = "linear"):
@@ -46,7 +50,7 @@ def denoiser(objective: str, labels: int = 0, schedule: str = "linear"):
             unet.conv_out.weight.mul_(3)  # that classes are seen
         scheduler = diffusion.make_scheduler(objective, schedule)
         if labels:
-            hub.save_pipeline(DenoisingPipeline(unet, scheduler), folder)
+            vendoring.save_pipeline(DenoisingPipeline(unet, scheduler), folder)
         else:
             DDPMPipeline(unet, scheduler).save_pretrained(folder)
 
@@ -198,7 +202,7 @@ def test_guidance_changes_images_and_1_is_none(saved):
     ],
 )
 def test_evaluations_are_those_that_were_made(saved, name, options, wanted):
-    unet, rows = sampling.load(str(saved / name)).unet, []
+    unet, rows = sampling.load_image_model(str(saved / name)).unet, []
     hook = unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     made = genkit.sample(saved / name, 3, seed=0, **told(name, 3), **options)
     hook.remove()
@@ -214,12 +218,12 @@ def test_evaluations_are_those_that_were_made(saved, name, options, wanted):
 
 def test_other_families_are_asked_once_or_once_a_pixel(saved, monkeypatch):
     rows = []
-    generator = sampling.load(str(saved / "gan")).generator
+    generator = sampling.load_image_model(str(saved / "gan")).generator
     hook = generator.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     made = genkit.sample(saved / "gan", 3, seed=0)
     hook.remove()
     assert rows == [3] and made.evaluations == 1
-    model, rows = sampling.load(str(saved / "pixels")).model, []
+    model, rows = sampling.load_image_model(str(saved / "pixels")).model, []
     hook = model.register_forward_pre_hook(
         lambda _, __, named: rows.append(len(named["input_ids"])), with_kwargs=True
     )
@@ -351,7 +355,7 @@ def test_the_code_beside_a_model_is_not_run(saved, tmp_path, name, monkeypatch):
 def test_a_model_that_was_trained_on_is_loaded_anew(saved, tmp_path):
     folder = copied(saved / "gan", tmp_path / "model")
     before = genkit.sample(folder, 2, seed=0).images
-    assert sampling.load(str(folder)) is sampling.load(str(folder))
+    assert sampling.load_image_model(str(folder)) is sampling.load_image_model(str(folder))
     with torch.random.fork_rng():
         torch.manual_seed(1)
         adversarial(folder)

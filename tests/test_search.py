@@ -12,8 +12,10 @@ from transformers import (
 )
 
 import genkit
-from genkit import charlm, generation, reading
-from genkit.generation import LanguageModel
+from genkit.data import characters
+from genkit.models import lm
+from genkit.text import generation, kv_cache
+from genkit.text.generation import LanguageModel
 from tests.test_generation import LETTERS, prompts, small_model
 from tests.test_reading import BART, T5
 
@@ -28,7 +30,7 @@ STRATEGIES = {
 
 
 def encoder_decoder(name: str) -> LanguageModel:
-    tokenizer = charlm.make_tokenizer(LETTERS)
+    tokenizer = characters.make_tokenizer(LETTERS)
     size = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     torch.manual_seed(2)
     if name == "t5":
@@ -68,7 +70,7 @@ def is_near_tie(language: LanguageModel, prompt: str, ours: list[int], theirs: l
     """Whether two completions part where two logits are closer than 1e-4."""
     place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     row = language.tokenizer(prompt).input_ids
-    reader = reading.read(language.stepper, [row])
+    reader = kv_cache.read(language.stepper, [row])
     for token in ours[:place]:
         reader.step([[token]])
     logits = reader.alone(0, 0)
@@ -284,14 +286,14 @@ def test_guesses_change_no_text(llama, options):
 
 def test_right_guesses_save_steps(llama, monkeypatch):
     steps = 0
-    whole = reading.Tree.step
+    whole = kv_cache.Tree.step
 
     def counted(self, tokens, chain=False):
         nonlocal steps
         steps += self.stepper is llama.stepper
         return whole(self, tokens, chain)
 
-    monkeypatch.setattr(reading.Tree, "step", counted)
+    monkeypatch.setattr(kv_cache.Tree, "step", counted)
     draft = small_model("llama")  # the same weights: all its guesses are right
     options = {"strategy": "stochastic", "seed": 1, "max_new_tokens": 36, "min_new_tokens": 36}
     genkit.generate("abc", model=llama, **options)
@@ -363,7 +365,7 @@ def test_an_encoder_decoder_begins_and_ends_as_its_settings_force_it():
 def test_an_encoder_decoder_answers_and_cannot_be_compiled_or_guessed(tmp_path):
     language = encoder_decoder("t5")
     language.model.save_pretrained(tmp_path)
-    charlm.save_tokenizer(language.tokenizer, tmp_path)
+    lm.save_tokenizer(language.tokenizer, tmp_path)
     record = genkit.generate("abc", model=tmp_path, quantize="int8", strategy="greedy")
     assert record.text == record.completion and str(record) == record.completion
     with pytest.raises(ValueError, match="compile=True is for decoders with full attention"):
@@ -373,7 +375,7 @@ def test_an_encoder_decoder_answers_and_cannot_be_compiled_or_guessed(tmp_path):
 
 
 def test_a_draft_must_have_the_same_tokens(llama):
-    other = LanguageModel(llama.model, charlm.make_tokenizer("xyz"), "other")
+    other = LanguageModel(llama.model, characters.make_tokenizer("xyz"), "other")
     with pytest.raises(ValueError, match="draft: other has other tokens than llama"):
         genkit.generate("abc", model=llama, draft=other)
 

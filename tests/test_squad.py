@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import genkit
-from genkit import extractor, qa, squad
-from genkit.squad import Example
+from genkit.data import squad
+from genkit.data.squad import Example
+from genkit.qa import training
+from genkit.qa.model import make_model, make_tokenizer
+from genkit.qa.reader import Reader
 
 CONTEXT = "Ada wrote it in 1843, naïve 🙂 or not. Ada Lovelace was born in London, in 1815."
 WORDS = ["Ada", "wrote", "naïve", "1843", "🙂", "Lovelace", "London", "in", "it"]
@@ -57,7 +60,7 @@ SEVERAL = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return extractor.make_tokenizer(SEVERAL, 200, 64)
+    return make_tokenizer(SEVERAL, 200, 64)
 
 
 # ---- reading
@@ -211,7 +214,7 @@ def test_targets_are_the_tokens_of_the_answer(tokenizer, draw):
     one = example(question="Who in it?", context=context, answers=[(text, start)])
     if text.isspace():
         return
-    part = extractor.Questions([one, dataclasses.replace(one, answers=[])], tokenizer, 24, 4)
+    part = training.Questions([one, dataclasses.replace(one, answers=[])], tokenizer, 24, 4)
     windows = tokenizer(
         [one.question] * 2,
         [context] * 2,
@@ -234,10 +237,10 @@ def test_targets_are_the_tokens_of_the_answer(tokenizer, draw):
 
 def test_padding_changes_no_loss(tokenizer):
     torch.manual_seed(0)
-    model = extractor.make_model(len(tokenizer), 64, 2, 32, 2).eval()
-    part = extractor.Questions(SEVERAL, tokenizer, 64, 8)
-    everything = extractor.loss(model, *part.batch(np.arange(4), model))
-    alone = [extractor.loss(model, *part.batch(np.array([i]), model)) for i in range(4)]
+    model = make_model(len(tokenizer), 64, 2, 32, 2).eval()
+    part = training.Questions(SEVERAL, tokenizer, 64, 8)
+    everything = training.loss(model, *part.batch(np.arange(4), model))
+    alone = [training.loss(model, *part.batch(np.array([i]), model)) for i in range(4)]
     torch.testing.assert_close(everything, torch.stack(alone).mean())
     inputs, targets = part.batch(np.array([3]), model)
     output = model(**inputs)
@@ -250,7 +253,7 @@ def test_padding_changes_no_loss(tokenizer):
     ids = inputs["input_ids"]
     wide = {"input_ids": torch.cat([ids, nine], 1)}
     wide["attention_mask"] = torch.cat([torch.ones_like(ids), nine], 1)
-    torch.testing.assert_close(extractor.loss(model, wide, targets), alone[3])
+    torch.testing.assert_close(training.loss(model, wide, targets), alone[3])
 
 
 # ---- a new tokenizer
@@ -262,11 +265,9 @@ def test_a_new_tokenizer_is_always_the_same_and_reads_pairs():
         " ".join("".join(rng.choices("abcdefghäß", k=5)) for _ in range(60)) for _ in range(40)
     ]
     examples = [example(str(i), context=text, answers=[]) for i, text in enumerate(texts)]
-    states = {
-        extractor.make_tokenizer(examples, 400, 32).backend_tokenizer.to_str() for _ in range(4)
-    }
+    states = {make_tokenizer(examples, 400, 32).backend_tokenizer.to_str() for _ in range(4)}
     assert len(states) == 1
-    tokenizer = extractor.make_tokenizer(examples, 400, 32)
+    tokenizer = make_tokenizer(examples, 400, 32)
     assert len(tokenizer) == 400 and tokenizer.cls_token_id == 2
     ids = tokenizer("abc", "Äß ß").input_ids
     assert tokenizer.decode(ids).startswith("[CLS] abc [SEP]")
@@ -280,15 +281,15 @@ def test_a_new_tokenizer_is_always_the_same_and_reads_pairs():
 def test_readings_are_what_answer_says(tokenizer):
     """Texts, scores and confidences, over several windows, for both temperatures."""
     torch.manual_seed(1)
-    model = extractor.make_model(len(tokenizer), 64, 2, 32, 2).eval()
+    model = make_model(len(tokenizer), 64, 2, 32, 2).eval()
     model.config.calibration = {"temperature": 2.5, "threshold": 0.0, "impossible": False}
-    part = extractor.Questions(SEVERAL, tokenizer, 24, 4)
+    part = training.Questions(SEVERAL, tokenizer, 24, 4)
     assert len(part.windows) > 6
-    logits, nats = extractor.look(model, part)
-    every = extractor.loss(model, *part.batch(np.arange(len(part.windows)), model)).item()
+    logits, nats = training.look(model, part)
+    every = training.loss(model, *part.batch(np.arange(len(part.windows)), model)).item()
     assert nats / len(part.windows) == pytest.approx(every, rel=1e-5)
-    read = extractor.readings(logits, part, 7, np.array([2.5, 1.0, 2.5, 2.5]))
-    reader = qa.Reader(model, tokenizer, "small")
+    read = training.readings(logits, part, 7, np.array([2.5, 1.0, 2.5, 2.5]))
+    reader = Reader(model, tokenizer, "small")
     said = genkit.answer(
         [e.question for e in SEVERAL],
         part.contexts,
@@ -303,18 +304,18 @@ def test_readings_are_what_answer_says(tokenizer):
         assert ours.null_score == pytest.approx(theirs.null_score, rel=1e-4)
         sure = ours.score if one == 1 else theirs.confidence
         assert ours.confidence == pytest.approx(sure, rel=1e-4)
-    classes = extractor.gold_classes(part)
+    classes = training.gold_classes(part)
     assert np.isfinite(np.take_along_axis(logits, classes[..., None], 2)).all()
 
 
 def reading(answer, score, null):
-    return extractor.Reading(answer, score, score / 2, null, null / 2)
+    return training.Reading(answer, score, score / 2, null, null / 2)
 
 
 def test_a_verdict_without_impossible_questions():
     examples = [example(str(i)) for i in range(4)]
     read = [reading(a, 0.8, 0.9) for a in ("Ada", "ada.", "Ada wrote", "London")]
-    verdict = extractor.judge(read, examples)
+    verdict = training.judge(read, examples)
     assert verdict.right == [True, True, False, False] and verdict.threshold == 0
     assert verdict.figures["exact_match"] == 50
     assert verdict.figures["f1"] == pytest.approx(100 * (2 + 2 / 3) / 4)
@@ -330,7 +331,7 @@ def test_a_half_is_judged_by_the_threshold_of_the_other():
         possible = i % 4 < 2
         examples.append(example(str(i), answers=[("Ada", 0)] if possible else []))
         read.append(reading("Ada", 0.1, 0.1 * border * (0.5 if possible else 2)))
-    verdict = extractor.judge(read, examples)
+    verdict = training.judge(read, examples)
     # even ones are answered up to 2: all of them; odd ones up to 1/8: none
     assert verdict.given == ["Ada", ""] * 20
     assert verdict.figures["exact"] == 50
@@ -341,6 +342,6 @@ def test_a_half_is_judged_by_the_threshold_of_the_other():
 def test_an_answer_that_the_model_cannot_see_is_named():
     """Not learnt as if there were none."""
     unseen = example("7", context="one \u200b two", answers=[("\u200b", 4)])
-    tokenizer = extractor.make_tokenizer([unseen], 100, 48)
+    tokenizer = make_tokenizer([unseen], 100, 48)
     with pytest.raises(ValueError, match=r"knows no token of the answer '\\u200b' \(7\)"):
-        extractor.Questions([unseen], tokenizer, 48, 8)
+        training.Questions([unseen], tokenizer, 48, 8)

@@ -15,8 +15,9 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from genkit import data, images, squad, tables
 from genkit.commands import common
+from genkit.data import images, squad, tables
+from genkit.data import text as data
 
 ROOT = Path(__file__).parent.parent
 ODD = ["a[1]", "b*", "c?", "{d,e}", "**", "http:x", "a::b"]  # in names
@@ -88,8 +89,8 @@ def test_folders_with_odd_names_are_read_as_named(tmp_path):
         picture(tmp_path / name / "set" / "x.png", i)
         (tmp_path / name / "x.txt").write_text(name)
         (tmp_path / name / "table.csv").write_text("image\nset/x.png\n")
-        assert images.load(tmp_path / name / "set").pixels.max() == i
-        assert images.load(tmp_path / name / "table.csv").pixels.max() == i
+        assert images.load_images(tmp_path / name / "set").pixels.max() == i
+        assert images.load_images(tmp_path / name / "table.csv").pixels.max() == i
         assert texts(tmp_path / name) == [name]
 
 
@@ -98,10 +99,10 @@ def test_what_is_hashed_is_what_is_read(tmp_path):
     write_table(tmp_path / "a1.json", [{"image": "white.png"}])
     write_table(path, [{"image": "black.png"}])
     picture(tmp_path / "white.png", 255), picture(tmp_path / "black.png", 0)
-    assert images.load(path).pixels.max() == 0
+    assert images.load_images(path).pixels.max() == 0
     write_table(tmp_path / "a1.json", [{"image": "black.png"}])
     write_table(path, [{"image": "white.png"}])
-    assert images.load(path).pixels.max() == 255
+    assert images.load_images(path).pixels.max() == 255
 
 
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
@@ -135,22 +136,22 @@ def test_a_table_names_pictures_below_its_own_folder(tmp_path, kind, how):
         )
     if (how, kind) == ("dots inside", ""):
         picture(folder / "in" / "a.png")
-    said = refusal(images.load, table)
+    said = refusal(images.load_images, table)
     assert all(part in said for part in (str(table), "row 0", names[how], "--allow_outside"))
-    assert len(images.load(table, allow_outside=True)) == 1
+    assert len(images.load_images(table, allow_outside=True)) == 1
 
 
 def test_links_that_stay_inside_are_followed(tmp_path):
     picture(tmp_path / "deep" / "a.png", 5)
     (tmp_path / "l.png").symlink_to("deep/a.png")
     table = write_table(tmp_path / "t.csv", [{"image": "l.png"}])
-    assert images.load(table).pixels.max() == 5
+    assert images.load_images(table).pixels.max() == 5
 
 
 def test_all_rows_are_looked_at_before_any_picture_is_decoded(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     table = write_table(tmp_path / "t.csv", [{"image": "bad.png"}, {"image": "/etc/passwd"}])
-    assert "row 1 of" in refusal(images.load, table)
+    assert "row 1 of" in refusal(images.load_images, table)
 
 
 @pytest.mark.parametrize("name", ["", ".", "x\0y", "a" * 5000, "none.png"])
@@ -158,7 +159,7 @@ def test_all_rows_are_looked_at_before_any_picture_is_decoded(tmp_path):
 def test_a_name_of_no_file_is_one_line(tmp_path, name, allowed):
     table = write_table(tmp_path / "t.jsonl", [{"image": name}])
     with pytest.raises(ValueError, match="images: "):
-        images.load(table, allow_outside=allowed)
+        images.load_images(table, allow_outside=allowed)
 
 
 def test_a_text_folder_holds_no_link_out_of_it(tmp_path):
@@ -213,8 +214,8 @@ def test_no_cell_is_fetched_or_opened_whatever_its_column_is(tmp_path, kind, sch
         with pa.OSFile(str(path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as out:
             out.write_table(plain)
     assert "row 0" in refusal(texts, path)
-    assert "row 0" in refusal(images.load, path, label_column="none")
-    refusal(images.load, path, label_column="extra")
+    assert "row 0" in refusal(images.load_images, path, label_column="none")
+    refusal(images.load_images, path, label_column="extra")
     assert "row 0" in refusal(squad.read, str(path))
     assert not paths
 
@@ -225,7 +226,7 @@ def test_a_saved_dataset_has_its_rows_beside_it(tmp_path, name):
     (tmp_path / "x.arrow").write_bytes(next((tmp_path / "set").glob("*.arrow")).read_bytes())
     (tmp_path / "set" / "link.arrow").symlink_to(tmp_path / "x.arrow")
     (tmp_path / "set" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
-    for call in (texts, images.load, squad.read):
+    for call in (texts, images.load_images, squad.read):
         assert f"state.json names {name!r}" in refusal(call, str(tmp_path / "set"))
 
 
@@ -233,7 +234,7 @@ def test_a_saved_dataset_has_its_splits_in_it(tmp_path):
     write_table(tmp_path / "train", [SQUAD | {"text": "of another"}])
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["../train"]}')
-    for call in (texts, images.load, squad.read):
+    for call in (texts, images.load_images, squad.read):
         assert "names '../train'" in refusal(call, str(tmp_path / "set"))
 
 
@@ -259,16 +260,18 @@ def test_what_is_no_regular_file_is_never_waited_for(tmp_path, monkeypatch, what
             os.mkfifo(path if what == "pipe" else f"pipe{suffix}")
             what == "pipe" or path.symlink_to(f"../pipe{suffix}")
         if what != "folder":
-            refusal(images.load, path)
+            refusal(images.load_images, path)
             refusal(texts, path)
             refusal(squad.read, str(path))
             refusal(common.read, "context", str(path))
     if what != "folder":
-        assert len(images.load("set")) == 1  # passed over, as another folder would be a class
+        assert (
+            len(images.load_images("set")) == 1
+        )  # passed over, as another folder would be a class
         assert texts("set") == ["text"]
     table = write_table(Path("table.csv"), [{"image": "set/x.png"}])
-    assert "x.png" in refusal(images.load, table)
-    refusal(images.load, table, allow_outside=True)
+    assert "x.png" in refusal(images.load_images, table)
+    refusal(images.load_images, table, allow_outside=True)
 
 
 def test_a_state_that_is_a_pipe_is_not_waited_for(tmp_path):
@@ -324,7 +327,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, what, kind):
     path = bomb(tmp_path / f"bomb{kind}", what)
     with pytest.raises(ValueError, match=BOMBS[what, kind]):
         texts(path, table_memory=64)
-    refusal(images.load, path, table_memory=64)
+    refusal(images.load_images, path, table_memory=64)
     with pytest.raises(ValueError, match=r"data: "):
         squad.read(str(path), table_memory=64)
 
@@ -369,11 +372,11 @@ def test_no_cell_of_a_csv_file_is_made_up(tmp_path):
     for name in ("x", "y", "z"):
         picture(tmp_path / f"{name}.png")
     (tmp_path / "i.csv").write_text("image,label\nx.png,10\ny.png,9\nz.png,-1\n")
-    assert images.load(tmp_path / "i.csv").names == ["-1", "9", "10"]
+    assert images.load_images(tmp_path / "i.csv").names == ["-1", "9", "10"]
     (tmp_path / "i.csv").write_text("image,label\nx.png,010\ny.png,9\nz.png,NA\n")
-    assert images.load(tmp_path / "i.csv").names == ["010", "9", "NA"]
+    assert images.load_images(tmp_path / "i.csv").names == ["010", "9", "NA"]
     (tmp_path / "i.csv").write_text("image,label\nx.png,1\ny.png,\n")
-    assert "row 1 has no label" in refusal(images.load, tmp_path / "i.csv")
+    assert "row 1 has no label" in refusal(images.load_images, tmp_path / "i.csv")
 
 
 def test_json_of_every_layout_says_the_same(tmp_path):
@@ -417,15 +420,15 @@ def test_every_recipe_of_images_has_the_caps_as_flags():
 def test_caps_are_settings(tmp_path):
     path = picture(tmp_path / "set" / "a.png")
     size = path.stat().st_size
-    assert len(images.load(tmp_path / "set", max_pixels=81, max_bytes=size)) == 1
+    assert len(images.load_images(tmp_path / "set", max_pixels=81, max_bytes=size)) == 1
     with pytest.raises(ValueError, match="has 9 x 9 pixels; the most is 80, unless max_pixels"):
-        images.load(tmp_path / "set", max_pixels=80)
+        images.load_images(tmp_path / "set", max_pixels=80)
     with pytest.raises(ValueError, match=f"has {size} bytes; the most is {size - 1}, unless max_b"):
-        images.load(tmp_path / "set", max_bytes=size - 1)
+        images.load_images(tmp_path / "set", max_bytes=size - 1)
     cell = {"bytes": path.read_bytes(), "path": None}
     table = write_table(tmp_path / "t.parquet", [{"image": cell}])
     with pytest.raises(ValueError, match=f"row 0 has {size} bytes; the most is {size - 1}"):
-        images.load(table, max_bytes=size - 1)
+        images.load_images(table, max_bytes=size - 1)
     for name in ("max_pixels", "max_bytes"):
         with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
-            images.load(tmp_path / "set", **{name: 0})
+            images.load_images(tmp_path / "set", **{name: 0})

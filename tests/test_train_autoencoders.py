@@ -11,7 +11,8 @@ import torch
 from conftest import ON_CPU, TWO, log_of, run_here, weights_of
 from PIL import Image
 
-from genkit import autoencoder, images
+from genkit.data import images
+from genkit.models import autoencoder
 
 EVERY = ("--batch_size", "16", "--compile", "no", "--mixed_precision", "no")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
@@ -51,7 +52,7 @@ def test_an_autoencoder_beats_the_mean_image_by_far(tmp_path):
     shown = val.batch(np.arange(len(val)))
     spread = (shown - shown.mean(0)).square().mean().item() / 4
     assert log_of(tmp_path / "run")[-1]["mse"] < 0.2 * spread
-    again = autoencoder.load(tmp_path / "run").reconstruct(shown)
+    again = autoencoder.load_autoencoder(tmp_path / "run").reconstruct(shown)
     error = (again - shown).square().mean().item() / 4
     assert error == pytest.approx(log_of(tmp_path / "run")[-1]["mse"], rel=1e-4)
 
@@ -71,7 +72,7 @@ def test_a_variational_one_learns_what_its_bounds_say(tmp_path):
     coin = 64 * np.log(2)  # nats of an image whose pixels are all open
     assert last["nll"] < 0.65 * coin and last["kl"] > 1
     # a class that is told is drawn: the mean of its samples is nearest to the mean of its images
-    pipeline, whole = autoencoder.load(tmp_path / "run"), images.load("digits")
+    pipeline, whole = autoencoder.load_autoencoder(tmp_path / "run"), images.load_images("digits")
     labels = np.repeat(np.arange(10), 20)
     seeds = [torch.Generator().manual_seed(i) for i in range(len(labels))]
     drawn = 2 * pipeline(len(labels), seeds, labels, output_type="pt").images - 1
@@ -128,7 +129,7 @@ def test_the_folders_draw_the_same_without_genkit(runs, tmp_path):
     for i, folder in enumerate(folders):
         seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]
         labels = [3, 1, 4] if i == 1 else None
-        drawn = autoencoder.load(folder)(3, seeds, labels, output_type="np").images
+        drawn = autoencoder.load_autoencoder(folder)(3, seeds, labels, output_type="np").images
         assert np.array_equal(np.fromfile(tmp_path / str(i), np.float32), drawn.flatten())
 
 

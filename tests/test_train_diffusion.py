@@ -16,11 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import genkit
-from genkit import data, denoising, diffusion, images
-from genkit.evaluation import proportional, sample
-from genkit.monitor import Monitor
-from genkit.settings import parse
-from genkit.training import Run
+from genkit.data import images
+from genkit.data.images import proportional
+from genkit.data.order import Order
+from genkit.metrics.monitor import Monitor
+from genkit.models import diffusion
+from genkit.training.run import Run
+from genkit.training.settings import parse
+from genkit.vision import denoising
+from genkit.vision.evaluation import sample
 
 SMALL = ("--widths", "8", "16", "--batch_size", "8", "--compile", "no", "--mixed_precision", "no")
 JUDGED = ("--judged", "16", "--judged_steps", "2")
@@ -78,7 +82,7 @@ def test_every_objective_is_learned(tmp_path, objective):
     def silent(seen, times, labels):
         return torch.zeros_like(seen)
 
-    pipeline = diffusion.load(tmp_path / "run")
+    pipeline = diffusion.load_diffusion(tmp_path / "run")
     nothing = denoising.loss_by_time(pipeline, validation(None), silent).mean
     assert last < first and last < LEARNED[objective] * nothing
 
@@ -134,8 +138,8 @@ def test_classes_are_told_but_for_so_many_as_are_to_be_dropped(tmp_path):
     words += ["--output_dir", str(tmp_path), "--compile", "no"]
     with recipe_module("train_diffusion") as recipe:
         settings = parse(recipe.Settings, recipe.preset, words)
-        train, scheduler = images.load("digits"), diffusion.make_scheduler("v")
-        order, run = data.Order(len(train), settings.seed), Run(settings)
+        train, scheduler = images.load_images("digits"), diffusion.make_scheduler("v")
+        order, run = Order(len(train), settings.seed), Run(settings)
         rows = np.arange(512)
         labels = recipe.batch(run, settings, scheduler, train, order, rows)[2]
     dropped = labels == train.count_classes()
@@ -145,7 +149,7 @@ def test_classes_are_told_but_for_so_many_as_are_to_be_dropped(tmp_path):
 
 def test_the_loss_is_of_images_from_everywhere():
     """Folders of classes are loaded class by class."""
-    ten = images.load("digits")
+    ten = images.load_images("digits")
     ten = ten.take(np.argsort(ten.classes(np.arange(len(ten))).numpy(), kind="stable"))
     with recipe_module("train_diffusion") as recipe:
         seen = recipe.spread(ten)
@@ -178,7 +182,11 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
-    pipeline, best, val = diffusion.load(runs(kind)), best_of(runs(kind)), validation(kind)
+    pipeline, best, val = (
+        diffusion.load_diffusion(runs(kind)),
+        best_of(runs(kind)),
+        validation(kind),
+    )
     assert diffusion.objective_of(pipeline.scheduler) == kind.replace("told", "v")
     assert pipeline.labels == (10 if kind == "told" else 0)
     again = denoising.loss_by_time(pipeline, val)

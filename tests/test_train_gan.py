@@ -14,9 +14,10 @@ from conftest import ACCELERATE, ON_CPU, ROOT, TWO, log_of, run_here, weights_of
 from PIL import Image
 from safetensors.torch import load_file
 
-from genkit import gan, images
-from genkit.evaluation import proportional
-from genkit.monitor import Monitor
+from genkit.data import images
+from genkit.data.images import proportional
+from genkit.metrics.monitor import Monitor
+from genkit.models import gan
 
 EVERY = ("--batch_size", "16", "--mixed_precision", "no", "--judged", "60")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
@@ -55,10 +56,10 @@ def test_the_modern_preset_learns_to_draw_digits(tmp_path):
     words = ["--max_steps", "400", "--evaluations", "2", "--mixed_precision", "no"]
     words += ["--batch_size", "32", "--judged", "180", "--conditional"]
     run_here("train_gan", *words, "--widths", "32", "--output_dir", tmp_path / "run")
-    whole = images.load("digits")
+    whole = images.load_images("digits")
     labels = np.arange(200) % 10
     seeds = [torch.Generator().manual_seed(i) for i in range(200)]
-    drawn = gan.load(tmp_path / "run")(200, seeds, labels, output_type="pt").images * 2 - 1
+    drawn = gan.load_gan(tmp_path / "run")(200, seeds, labels, output_type="pt").images * 2 - 1
     # a drawn digit lies nearest to a real one of the class that was asked for
     real = whole.batch(np.arange(len(whole))).flatten(1)
     near = torch.cdist(drawn.flatten(1), real).argmin(1).numpy()
@@ -161,21 +162,23 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
     # the figures are those of the weights that are published
     train, val = images.parts("digits", None, 0.1)
     labels = None
-    if gan.load(folder).generator.config.labels:
+    if gan.load_gan(folder).generator.config.labels:
         labels = proportional(train, 60)
     seeds = [torch.Generator().manual_seed(i) for i in range(60)]
-    drawn = gan.load(folder)(60, seeds, labels, output_type="pt").images * 2 - 1
+    drawn = gan.load_gan(folder)(60, seeds, labels, output_type="pt").images * 2 - 1
     again = Monitor(val, None, 60).look(drawn, labels)
     assert again["distance"] == pytest.approx(best["distance"], rel=1e-3)
 
 
 def test_raw_weights_lie_beside_averaged_ones(runs):
-    averaged, raw = (gan.load(runs("modern"), weights).generator for weights in ("averaged", "raw"))
+    averaged, raw = (
+        gan.load_gan(runs("modern"), weights).generator for weights in ("averaged", "raw")
+    )
     pairs = list(zip(averaged.parameters(), raw.parameters(), strict=True))
     assert any((a - b).abs().max() > 1e-4 for a, b in pairs)
     pairs = list(
         zip(
-            *(gan.load(runs("ac_wgan"), w).generator.parameters() for w in ("averaged", "raw")),
+            *(gan.load_gan(runs("ac_wgan"), w).generator.parameters() for w in ("averaged", "raw")),
             strict=True,
         )
     )
@@ -203,7 +206,7 @@ def test_the_folders_draw_the_same_without_genkit(runs, tmp_path):
     for i, folder in enumerate(folders):
         seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]
         labels = [3, 1, 4] if i == 2 else None
-        drawn = gan.load(folder)(3, seeds, labels, output_type="np").images
+        drawn = gan.load_gan(folder)(3, seeds, labels, output_type="np").images
         assert np.array_equal(np.fromfile(tmp_path / str(i), np.float32), drawn.flatten())
 
 

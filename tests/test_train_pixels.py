@@ -10,7 +10,8 @@ import torch
 from conftest import ON_CPU, TWO, log_of, run_here, weights_of
 from PIL import Image
 
-from genkit import images, pixel_lm
+from genkit.data import images
+from genkit.vision import pixel_lm
 
 SMALL = ("--depth", "1", "--width", "32", "--batch_size", "8", "--compile", "no")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
@@ -50,7 +51,7 @@ def test_it_learns_more_than_how_light_each_pixel_is(tmp_path):
     words += ["--levels", "16", "--batch_size", "16", "--compile", "no", "--mixed_precision", "no"]
     run_here("train_pixels", *words, "--output_dir", tmp_path / "run")
     train, val = images.parts("digits", None, 0.1)
-    pixels = pixel_lm.load(tmp_path / "run").pixels
+    pixels = pixel_lm.load_pixel_lm(tmp_path / "run").pixels
     seen, judged = (
         pixels.encode(part.batch(np.arange(len(part))))[:, 1:].numpy() for part in (train, val)
     )
@@ -85,7 +86,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
-    pipeline = pixel_lm.load(runs(kind))
+    pipeline = pixel_lm.load_pixel_lm(runs(kind))
     _, val = images.parts("digits", None, 0.1, channels=3 if kind == "colour" else None)
     which = np.unique(np.linspace(0, len(val) - 1, 50, dtype=int))
     assert pipeline.labels == (10 if kind == "told" else 0)

@@ -12,7 +12,9 @@ from conftest import ON_CPU, TWO, log_of, run_here, weights_of
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
 import genkit
-from genkit import extractor, qa, squad
+from genkit.data import squad
+from genkit.qa import model, training
+from genkit.qa.reader import load_reader
 
 RATES = ("--batch_size", "32", "--learning_rate", "1e-3", "--mixed_precision", "no")
 WINDOW = ("--max_seq_len", "48", "--doc_stride", "8", "--max_answer_len", "4")
@@ -65,7 +67,7 @@ def facts_file(path, seed, articles, own_words, impossible=False):
 def encoder(folder, data, seed=0):
     """Save a small encoder with random weights and no head, as others would have."""
     examples, _ = squad.read(str(data))
-    tokenizer = extractor.make_tokenizer(examples, 300, 48)
+    tokenizer = model.make_tokenizer(examples, 300, 48)
     config = DistilBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=48,
@@ -165,10 +167,10 @@ def test_the_figures_are_those_of_answer(trained, possible):
     """By genkit.answer, one question at a time, in the published model."""
     _, held = squad.split(str(possible), None, 0.1)
     best = max((line for line in log_of(trained) if "f1" in line), key=lambda line: line["f1"])
-    reader = qa.load(trained)
+    reader = load_reader(trained)
     said = [genkit.answer(e.question, e.context, model=reader) for e in held]
-    read = [extractor.Reading(a.answer, a.score, a.confidence, a.null_score, 0.0) for a in said]
-    figures = extractor.judge(read, held).figures
+    read = [training.Reading(a.answer, a.score, a.confidence, a.null_score, 0.0) for a in said]
+    figures = training.judge(read, held).figures
     for name in ("exact_match", "f1", "ece_before"):
         assert figures[name] == pytest.approx(best[name], rel=1e-4)
 
@@ -191,7 +193,7 @@ print(model(**pair).start_logits.argmax(1).item(), type(model).__name__)
 def test_the_folder_loads_without_genkit(trained):
     command = [sys.executable, "-c", WITHOUT_GENKIT, str(trained)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    reader = qa.load(trained)
+    reader = load_reader(trained)
     pair = reader.tokenizer("What is the zorp?", "The zorp is blue.", return_tensors="pt")
     place = reader.model(**pair).start_logits.argmax(1).item()
     assert done.stdout.splitlines() == [f"{place} DistilBertForQuestionAnswering"]

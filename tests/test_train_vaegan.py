@@ -12,7 +12,9 @@ from conftest import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
-from genkit import adversarial, autoencoder, gan, images, pipelines
+from genkit.data import images
+from genkit.models import autoencoder, gan, gan_losses
+from genkit.vision import pipelines
 
 EVERY = ("--widths", "8", "16", "--latent_dim", "8", "--mixed_precision", "no")
 EVERY += ("--discriminator_widths", "16", "--batch_size", "16")
@@ -59,7 +61,7 @@ def test_it_learns_to_rebuild_and_to_draw(tmp_path):
     first, last = [line for line in log_of(tmp_path / "run") if "mse" in line]
     assert last["mse"] < first["mse"] and last["mse"] < 0.5 * spread
     assert last["kl"] > 1
-    pipeline = pipelines.load(tmp_path / "run")
+    pipeline = pipelines.load_pipeline(tmp_path / "run")
     error = (pipeline.reconstruct(shown) - shown).square().mean().item() / 4
     assert error == pytest.approx(last["mse"], rel=1e-4)
     seeds = [torch.Generator().manual_seed(i) for i in range(200)]
@@ -104,7 +106,7 @@ def test_each_part_learns_from_its_own_losses(recipe):
     discriminator = gan.Discriminator((1, 8, 8), widths=(8,), patch=2)
     real, noise = 2 * torch.rand(6, 1, 8, 8) - 1, torch.randn(2, 6, 3)
     options = recipe.Settings(gamma=0.1, beta=2.0)
-    game = adversarial.Game("non_saturating")
+    game = gan_losses.Game("non_saturating")
     recipe.model_loss(options, game, discriminator, network, network, real, noise).backward()
     found = {name: p.grad.clone() for name, p in network.named_parameters()}
 

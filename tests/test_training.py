@@ -17,11 +17,12 @@ import pytest
 import torch
 from conftest import ROOT, STEPPING, full_disk, listing, wait_for_steps
 
-from genkit import checkpoints, mosaic, optim, plots
-from genkit.folder import RunFolder
-from genkit.progress import Clock
-from genkit.settings import RunSettings, parse
-from genkit.training import Run, TrainingDivergedError
+from genkit.training import checkpoints, curves, optim
+from genkit.training.folder import RunFolder
+from genkit.training.progress import Clock
+from genkit.training.run import Run, TrainingDivergedError
+from genkit.training.settings import RunSettings, parse
+from genkit.vision import image_grid
 
 FILLED = {
     "batch_size": 4,
@@ -91,9 +92,9 @@ def test_the_average_is_the_closed_form(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_every_weight_has_one_optimizer(architecture):
-    from genkit import charlm
+    from genkit.models import lm
 
-    model = charlm.make_model(architecture, 300, 16, 2, 32, 2, 0.0)
+    model = lm.make_model(architecture, 300, 16, 2, 32, 2, 0.0)
     for name in ("adamw", "muon"):
         rules = optim.optimizers(model, settings("x", optimizer=name))
         owned = [p for rule in rules for group in rule.param_groups for p in group["params"]]
@@ -138,9 +139,9 @@ def test_muon_takes_a_kernel_as_a_matrix():
 
 
 def test_a_feed_forward_as_wide_as_the_vocabulary_is_no_embedding():
-    from genkit import charlm
+    from genkit.models import lm
 
-    model = charlm.make_model("llama", 96, 16, 1, 32, 2, 0.0)
+    model = lm.make_model("llama", 96, 16, 1, 32, 2, 0.0)
     assert model.config.intermediate_size == 96
     muon, _ = optim.optimizers(model, settings("x", optimizer="muon"))
     assert len(muon.param_groups[0]["params"]) == 7
@@ -325,7 +326,7 @@ def test_a_hopeless_run_stops_with_a_reason(tmp_path):
         linear_run(run, poison=set(range(1, 1000)))
     found, problems = checkpoints.newest(tmp_path / "checkpoints")
     assert problems == []
-    assert torch.isfinite(checkpoints.load(found)["model"]["module"]["weight"]).all()
+    assert torch.isfinite(checkpoints.load_checkpoint(found)["model"]["module"]["weight"]).all()
 
 
 # ---- settings
@@ -405,7 +406,7 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
 def test_a_folder_is_one_runs_at_a_time(tmp_path):
     with Run(settings(tmp_path)):
         code = (
-            "from pathlib import Path; from genkit.folder import RunFolder\n"
+            "from pathlib import Path; from genkit.training.folder import RunFolder\n"
             f"RunFolder(Path({str(tmp_path)!r})).claim(resume=True)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -668,7 +669,7 @@ def test_a_checkpoint_of_odd_shape_is_named(tmp_path, odd):
     finished_run(tmp_path)
     newest = tmp_path / "checkpoints" / "step-00000020"
     shutil.rmtree(newest)
-    checkpoints.save(newest.parent, 20, odd, keep=2)
+    checkpoints.save_checkpoint(newest.parent, 20, odd, keep=2)
     with pytest.raises(ValueError, match="step-00000020 does not fit this run") as refused:
         resume(tmp_path)
     assert "\n" not in str(refused.value)
@@ -696,11 +697,11 @@ def test_a_log_goes_on_after_a_resume_without_it(tmp_path):
 
 
 def picture(path: Path) -> None:
-    mosaic.grid(torch.zeros(4, 3, 8, 8), path)
+    image_grid.grid(torch.zeros(4, 3, 8, 8), path)
 
 
 def curve(path: Path) -> None:
-    plots.loss_curve([{"step": 1, "loss": 1.0}], path)
+    curves.loss_curve([{"step": 1, "loss": 1.0}], path)
 
 
 def model(path: Path) -> None:

@@ -31,7 +31,13 @@ import uvicorn  # noqa: E402
 
 import genkit.app  # noqa: E402
 from genkit import cli  # noqa: E402
-from genkit.app import guard, parts, runs, wire, work  # noqa: E402
+from genkit.app import (  # noqa: E402
+    guard,
+    parts,
+    runs,
+    wire,
+    work,
+)
 from genkit.app.finding import Shelf  # noqa: E402
 
 BLOCK = bytes(1 << 20)

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from readers import KINDS, TEXTS, network, texts, tokenizer_of
 
-from genkit import spans, windows
-from genkit.windows import NEVER, Windows
+from genkit.qa import spans, windows
+from genkit.qa.windows import NEVER, Windows
 
 tokenizer = functools.cache(tokenizer_of)
 model = functools.cache(lambda kind: network(kind, len(tokenizer(kind))))

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import genkit
-from genkit import encoding, wordlm
+from genkit.data import corpus as encoding
+from genkit.data import words as wordlm
+from genkit.models import lm
 
 ODD = ["a\r\nb\r\tc", "<eos>", "x<eos>y <unk>", "\N{PILE OF POO}\u200d \N{PILE OF POO}", "e\u0301"]
 ODD += ["  two   spaces ", " . , n't 's ?", "don\u2019t o'er", "\u2581 _x_ 12a", " \n  \n", "\x85"]
@@ -28,12 +30,12 @@ relaxed = settings(
 def part_of(text, folder):
     path = folder / "text.txt"
     path.write_bytes(text.encode())
-    return encoding.measure(str(path))
+    return encoding.measure_corpus(str(path))
 
 
 def reloaded(tokenizer, folder):
     """Saved and loaded: what users have."""
-    wordlm.save_tokenizer(tokenizer, folder)
+    lm.save_tokenizer(tokenizer, folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -89,7 +91,7 @@ def test_markers_in_a_text_are_words(tokenizer):
 
 def test_the_most_frequent_words_are_known(tmp_path, text_file):
     text = text_file.read_text()
-    part = encoding.measure(str(text_file))
+    part = encoding.measure_corpus(str(text_file))
     counts = collections.Counter(regex.findall(wordlm.TOKEN, text))
     known = wordlm.make_tokenizer(part, 22, lower=False).get_vocab()
     words = sorted(counts, key=lambda word: (-counts[word], word.encode()))
@@ -114,11 +116,14 @@ def test_case_can_be_left_out(tmp_path):
 def test_blocks_and_parts_cut_no_word(small_blocks, tmp_path_factory, text, fraction):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(text.encode())
-    whole = encoding.measure(str(path))
+    whole = encoding.measure_corpus(str(path))
     known = wordlm.make_tokenizer(whole, 1000, lower=False)
     ids = [i for block in encoding.blocks(whole, "") for i in encoding.ids_of(block, known)]
     assert ids == known(text).input_ids
-    parts = [encoding.encode(p, known) for p in encoding.split(str(path), "text", None, fraction)]
+    parts = [
+        encoding.encode_corpus(p, known)
+        for p in encoding.split_corpus(str(path), "text", None, fraction)
+    ]
     assert np.concatenate([ids for ids, _ in parts]).tolist() == known(text).input_ids
     assert sum(characters for _, characters in parts) == len(text)
     for part, characters in parts:
@@ -127,7 +132,7 @@ def test_blocks_and_parts_cut_no_word(small_blocks, tmp_path_factory, text, frac
 
 
 def test_blocks_are_small(small_blocks, text_file):
-    blocks = list(encoding.blocks(encoding.measure(str(text_file)), ""))
+    blocks = list(encoding.blocks(encoding.measure_corpus(str(text_file)), ""))
     assert "".join(blocks) == text_file.read_text()
     assert max(map(len, blocks)) <= 5 + 6  # the longest word has 6 letters
 
@@ -137,22 +142,22 @@ def test_documents_are_separated(small_blocks, tmp_path, fraction):
     documents = ["one two", "three<eos>", "four five six"]
     for name, text in zip("123", documents, strict=True):
         (tmp_path / f"{name}.txt").write_text(text)
-    train, val = encoding.split(str(tmp_path), "text", None, fraction)
-    known = wordlm.make_tokenizer(encoding.measure(str(tmp_path)), 100, lower=False)
-    ids = np.concatenate([encoding.encode(part, known)[0] for part in (train, val)]).tolist()
+    train, val = encoding.split_corpus(str(tmp_path), "text", None, fraction)
+    known = wordlm.make_tokenizer(encoding.measure_corpus(str(tmp_path)), 100, lower=False)
+    ids = np.concatenate([encoding.encode_corpus(part, known)[0] for part in (train, val)]).tolist()
     expected = [known(text).input_ids for text in documents]
     assert ids == [*expected[0], 0, *expected[1], 0, *expected[2]]
-    characters = [encoding.encode(part, known)[1] for part in (train, val)]
+    characters = [encoding.encode_corpus(part, known)[1] for part in (train, val)]
     assert sum(characters) == sum(map(len, documents)) + 2
 
 
 def test_the_vocabulary_is_that_of_the_training_part(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("cat " * 90 + "dog " * 10)
-    corpus = wordlm.read(str(path), "text", None, 0.11, 4, vocab_size=50, lower=False)
+    corpus = wordlm.read_words(str(path), "text", None, 0.11, 4, vocab_size=50, lower=False)
     assert set(corpus.tokenizer.get_vocab()) == {wordlm.EOS, wordlm.UNKNOWN, "cat", " cat"}
     assert len(corpus.val) == 11 and corpus.val_characters == 41
-    share, bits = wordlm.unknown(corpus)  # a space at the end is no word of the training part
+    share, bits = wordlm.unknown_words(corpus)  # a space at the end is no word of the training part
     assert share == 1.0
     assert bits == pytest.approx((41 + 11) * math.log2(len("cat ") + 1))
 
@@ -160,7 +165,7 @@ def test_the_vocabulary_is_that_of_the_training_part(tmp_path):
 def test_the_cache_follows_the_content(tmp_path):
     def read(text):
         (tmp_path / "text.txt").write_text(text)
-        return wordlm.read(str(tmp_path / "text.txt"), "text", None, 0.5, 1, 50, False)
+        return wordlm.read_words(str(tmp_path / "text.txt"), "text", None, 0.5, 1, 50, False)
 
     first, again, changed = read("a b a b a b"), read("a b a b a b"), read("a b a b a c")
     assert first.train.filename == again.train.filename and first.facts == again.facts
@@ -172,14 +177,14 @@ def test_a_validation_text_of_its_own(tmp_path):
     (tmp_path / "a.txt").write_text("one two three four")
     (tmp_path / "b.txt").write_text("one two zero")
     a, b = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
-    corpus = wordlm.read(a, "text", b, 0.1, 2, vocab_size=50, lower=False)
+    corpus = wordlm.read_words(a, "text", b, 0.1, 2, vocab_size=50, lower=False)
     assert corpus.tokenizer.decode(corpus.train.tolist()) == "one two three four"
     assert corpus.val_characters == len("one two zero")
-    share, bits = wordlm.unknown(corpus)
+    share, bits = wordlm.unknown_words(corpus)
     assert share == pytest.approx(1 / 3)
     letters = set("one two three four")
     assert bits == pytest.approx((len(" zero") + 1) * math.log2(len(letters) + 1))
-    assert corpus.facts["val_text_sha256"] == encoding.measure(b).sha256
+    assert corpus.facts["val_text_sha256"] == encoding.measure_corpus(b).sha256
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -200,7 +205,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
 def test_short_texts_are_refused(tmp_path, text, message):
     (tmp_path / "text.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        wordlm.read(str(tmp_path / "text.txt"), "text", None, 0.01, 8, 50, False)
+        wordlm.read_words(str(tmp_path / "text.txt"), "text", None, 0.01, 8, 50, False)
 
 
 # ---- the recipe

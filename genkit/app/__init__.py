@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-try:
-    import gradio as gr
-except ImportError:
-    raise ValueError("app: pip install 'genkit[app]' first") from None
 import uvicorn
 from fastapi import FastAPI
 
 from genkit.app import answer, finding, guard, images, parts, runs, wire, write
 from genkit.app.finding import Shelf
+
+try:
+    import gradio as gr
+except ImportError:
+    raise ValueError("app: pip install 'genkit[app]' first") from None
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")

@@ -11,7 +11,9 @@ from genkit.app import finding, parts, work
 from genkit.app.finding import Shelf
 
 if TYPE_CHECKING:
-    from genkit.qa import Answer, Reader
+    from genkit.qa.answering import Answer
+    from genkit.qa.reader import Reader
+
 
 BEST = 5  # answers in the table
 CONTEXT = (
@@ -48,18 +50,18 @@ def tab(shelf: Shelf) -> None:
 
 def load(shelf: Shelf, name: str) -> Reader:
     """Load a model by its name in the page."""
-    from genkit import qa
+    from genkit.qa import reader
 
-    return parts.loaded(qa.load, shelf.pick(finding.ANSWERS, name), compile=False)
+    return parts.loaded(reader.load_reader, shelf.pick(finding.ANSWERS, name), compile=False)
 
 
 def _answer(shelf: Shelf, name: str, question: str, context: str) -> str:
-    from genkit import qa
+    from genkit.qa import answering
 
     model = load(shelf, name)
     parts.limited("question", question)
     work.DESK.claim(len(parts.limited("text", context)), "characters")
-    return show(qa.answer(question, context, model=model, top_k=BEST))
+    return show(answering.answer(question, context, model=model, top_k=BEST))
 
 
 def show(record: Answer) -> str:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genkit import hub, kinds
+from genkit.hub import download, kinds
 
 TEXT, ANSWERS, IMAGES, RUNS = kinds.TEXT, kinds.ANSWERS, "images", "runs"
-OF_RUN = ("run.json", "metrics.jsonl")  # as in genkit/folder.py, with which torch would come
+OF_RUN = (
+    "run.json",
+    "metrics.jsonl",
+)  # as in genkit/training/folder.py, with which torch would come
 WAY_OUT = "give the folder of a model or of a run, a folder of such folders, or a Hub id"
 
 
@@ -101,10 +104,16 @@ def _kind(folder: Path) -> tuple[str | None, str]:
 
 
 def _on_hub(model: str) -> list[tuple[str, frozenset[str]]]:
-    from genkit import language, qa
+    from genkit.qa import reader
+    from genkit.text import language_model
 
-    revision = {language.DEFAULT: language.REVISION, qa.DEFAULT: qa.REVISION}.get(model)
-    folder = hub.fetch_settings(model, revision, argument="models", hint=f"Otherwise {WAY_OUT}")
+    revision = {
+        language_model.DEFAULT: language_model.REVISION,
+        reader.DEFAULT: reader.REVISION,
+    }.get(model)
+    folder = download.fetch_settings(
+        model, revision, argument="models", hint=f"Otherwise {WAY_OUT}"
+    )
     kind, problem = _kind(folder)
     if kind is None:
         raise ValueError(f"models: {model!r} {problem}; {WAY_OUT}")

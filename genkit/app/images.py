@@ -9,11 +9,13 @@ import gradio as gr
 
 from genkit.app import finding, parts, work
 from genkit.app.finding import Shelf
+from genkit.vision import pipelines
 
 if TYPE_CHECKING:
     import torch
 
-    from genkit.pipelines import Decoder
+    from genkit.vision.pipelines import Decoder
+
 
 MOST = 64  # images at once
 EDGE = 0.01  # of the prior's probability, that is left out on each side of the plane
@@ -115,18 +117,19 @@ def _between(shelf: Shelf, asked: list[Any]) -> gr.HTML:
 
 def load(shelf: Shelf, name: str) -> Any:
     """Load a model by its name in the page."""
-    from genkit import sampling
+    from genkit.vision import sampling
 
-    return parts.loaded(sampling.load, shelf.pick(finding.IMAGES, name))
+    return parts.loaded(sampling.load_image_model, shelf.pick(finding.IMAGES, name))
 
 
 def _configure(shelf: Shelf, name: str, known: str) -> tuple[Any, ...]:
     """Show what this model allows; where it is shown already, leave what was chosen."""
     if name == known:
         return (gr.skip(),) * CHANGES
-    from genkit import diffusion, pipelines
-    from genkit.diffusion import DenoisingPipeline
-    from genkit.pixel_lm import PixelPipeline
+    from genkit.models import diffusion
+    from genkit.models.diffusion import DenoisingPipeline
+    from genkit.vision import pipelines
+    from genkit.vision.pixel_lm import PixelPipeline
 
     pipeline = load(shelf, name)
     classes = pipelines.count_classes(pipeline)
@@ -152,14 +155,14 @@ def _configure(shelf: Shelf, name: str, known: str) -> tuple[Any, ...]:
 
 
 def _steps(scheduler: str) -> int:
-    from genkit import diffusion
+    from genkit.models import diffusion
 
     return diffusion.DEFAULT_STEPS[scheduler]
 
 
 def _one(pipeline: Any, label: str | None) -> int | None:
     """Return the class of a single image: the first, if they come one after the other."""
-    from genkit import pipelines
+    from genkit.vision import pipelines
 
     if not pipelines.count_classes(pipeline):
         return None
@@ -168,7 +171,7 @@ def _one(pipeline: Any, label: str | None) -> int | None:
 
 def _noisily(pipeline: Any, scheduler: str, steps: int, guidance: float) -> dict[str, Any]:
     """Return what a diffusion model takes beside a seed."""
-    from genkit.diffusion import DenoisingPipeline
+    from genkit.models.diffusion import DenoisingPipeline
 
     if not isinstance(pipeline, DenoisingPipeline):
         return {}
@@ -178,9 +181,9 @@ def _noisily(pipeline: Any, scheduler: str, steps: int, guidance: float) -> dict
 
 def _claim(pipeline: Any, images: int, options: dict[str, Any] | None = None) -> None:
     """Claim the work of drawing images; options are those of `_noisily`."""
-    from genkit import sampling
+    from genkit.vision import sampling
 
-    steps = sampling.find(pipeline, **(options or {})).evaluations
+    steps = sampling.find_sampler(pipeline, **(options or {})).evaluations
     work.DESK.claim(images * steps, "images times steps")
 
 
@@ -192,7 +195,7 @@ def _draw(
     shelf: Shelf, name: str, label: str | None, seed: int | None, count: int, *how: Any
 ) -> str:
     import genkit
-    from genkit import pipelines
+    from genkit.vision import pipelines
 
     pipeline, told = load(shelf, name), None
     classes = pipelines.count_classes(pipeline)
@@ -225,7 +228,7 @@ def place(pipeline: Decoder, seed: int, across: float, up: float) -> torch.Tenso
     """
     import torch
 
-    from genkit import pipelines
+    from genkit.vision import pipelines
 
     shares = torch.tensor([across, up], dtype=torch.float64).clamp(EDGE, 1 - EDGE)
     quantiles = torch.special.ndtri(shares).float()
@@ -242,8 +245,8 @@ def place(pipeline: Decoder, seed: int, across: float, up: float) -> torch.Tenso
 def _slide(
     shelf: Shelf, name: str, label: str | None, seed: int | None, across: float, up: float
 ) -> tuple[str, str]:
-    from genkit import pipelines
-    from genkit.pixel_lm import PixelPipeline
+    from genkit.vision import pipelines
+    from genkit.vision.pixel_lm import PixelPipeline
 
     pipeline = load(shelf, name)
     if isinstance(pipeline, PixelPipeline):
@@ -265,11 +268,11 @@ def _drag(
 def _walk(
     shelf: Shelf, name: str, label: str | None, seed: int | None, end: int | None, number: int
 ) -> str:
-    from genkit import latent
+    from genkit.vision import latent
 
     pipeline = load(shelf, name)
     _claim(pipeline, 2 * int(number))  # on two lines
-    first, last = (latent.draw(pipeline, 1, _seeded(own))[0] for own in (seed, end))
+    first, last = (pipelines.draw(pipeline, 1, _seeded(own))[0] for own in (seed, end))
     way = latent.interpolate(pipeline, first, last, int(number), _one(pipeline, label))
     return parts.hint(f"On the great circle: {way}.") + parts.strip(
         list(map(parts.picture, way.spherical))
@@ -277,7 +280,7 @@ def _walk(
 
 
 def _denoise(shelf: Shelf, name: str, label: str | None, seed: int | None, *how: Any) -> str:
-    from genkit import denoising
+    from genkit.vision import denoising
 
     pipeline = load(shelf, name)
     options = _noisily(pipeline, *how)

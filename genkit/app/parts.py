@@ -20,6 +20,7 @@ from genkit.app.finding import Shelf
 if TYPE_CHECKING:
     import torch
 
+
 LONGEST = 20_000  # characters of a text that is sent
 MESSAGE = 1000  # characters of what went wrong
 SEEDS = 2**53  # whole numbers that a browser tells apart

@@ -12,10 +12,10 @@ from typing import Any
 
 import gradio as gr
 
-from genkit import gallery
 from genkit.app import curves, finding, parts
 from genkit.app.finding import Shelf
 from genkit.files import read_inside
+from genkit.hub import gallery
 
 SECONDS = 2.0  # between looks
 APART = ("step", "seconds", "rate")  # of an entry: what is no curve of its own
@@ -177,7 +177,7 @@ def _warnings(folder: Path, log: list[dict[str, Any]]) -> str:
 
 def troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
     """Name what goes wrong in a run: of a game, a variational autoencoder, or any."""
-    from genkit import monitor
+    from genkit.metrics import collapse
 
     lost = [entry["step"] for entry in log if None in entry.values()]
     lines = [f"step {lost[-1]:,}: a figure is not finite; {len(lost)} such steps"] if lost else []
@@ -189,7 +189,7 @@ def troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
     judged = [e for e in log if "coverage" not in e or all(map(_is_figure, map(e.get, JUDGED)))]
     if any("coverage" in entry for entry in judged):
         try:
-            lines += map(str, monitor.troubles(judged, _loss(folder), _floor(folder)))
+            lines += map(str, collapse.troubles(judged, _loss(folder), _floor(folder)))
         except ValueError as error:
             lines.append(str(error))
     return lines
@@ -197,7 +197,7 @@ def troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
 
 def _loss(folder: Path) -> str:
     """Return the loss that a game was started with."""
-    from genkit.adversarial import LOSSES
+    from genkit.models.gan_losses import LOSSES
 
     settings = _read(folder, "run.json").get("settings")
     found = settings.get("loss") if isinstance(settings, dict) else None

@@ -15,9 +15,10 @@ from genkit.app import finding, parts, work
 from genkit.app.finding import Shelf
 
 if TYPE_CHECKING:
-    from genkit.explain import BeamTree, NextTokens
-    from genkit.generation import Generation
-    from genkit.language import LanguageModel
+    from genkit.text.explain import BeamTree, NextTokens
+    from genkit.text.generation import Generation
+    from genkit.text.language_model import LanguageModel
+
 
 TEMPERATURES = [round(0.05 * i, 2) for i in range(1, 41)]
 TOP = 10
@@ -79,9 +80,9 @@ def load(shelf: Shelf, name: str) -> LanguageModel:
 
 def _loaded(model: str) -> LanguageModel:
     """Load a model, and leave it as it is: nobody waits for a compiler, and it does turns."""
-    from genkit import language
+    from genkit.text import language_model
 
-    return parts.loaded(language.load, model, compile=False)
+    return parts.loaded(language_model.load_language_model, model, compile=False)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -97,15 +98,15 @@ def _redraw(shelf: Shelf, name: str, prompt: str, temperature: float) -> str:
 
 def next_tokens(model: str, prompt: str) -> NextTokens:
     """Return the likeliest next tokens at every place of the slider: the model is asked once."""
-    from genkit import language
+    from genkit.hub import download
 
     work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
-    return _next_tokens(model, language.stamp(Path(model)), prompt)
+    return _next_tokens(model, download.stamp(Path(model)), prompt)
 
 
 @functools.lru_cache(maxsize=64)
 def _next_tokens(model: str, stamp: int, prompt: str) -> NextTokens:
-    from genkit import explain
+    from genkit.text import explain
 
     loaded = _loaded(model)
     top = min(TOP, loaded.model.config.vocab_size)
@@ -114,12 +115,12 @@ def _next_tokens(model: str, stamp: int, prompt: str) -> NextTokens:
 
 def bars(record: NextTokens, which: int) -> str:
     """Draw the distribution at one of the temperatures."""
-    from genkit import tokens
+    from genkit.text import token_names
 
     rows = "".join(
         f'<div class="next"><bdi>{html.escape(name)}</bdi>'
         f'<span class="track"><span style="width: {share:.2%}"></span></span>'
-        f"<span>{tokens.percent(share)}</span></div>"
+        f"<span>{token_names.percent(share)}</span></div>"
         for name, share in zip(record.names, record.probabilities[which], strict=True)
     )
     entropy = record.entropies[which]
@@ -139,8 +140,8 @@ def _write(
     longest: int,
     seed: int | None,
 ) -> str:
-    from genkit import generation
-    from genkit.options import DRAWS
+    from genkit.text import generation
+    from genkit.text.options import DRAWS
 
     model = load(shelf, name)
     options: dict[str, Any] = {"strategy": strategy, "max_new_tokens": int(longest)}
@@ -157,10 +158,10 @@ def _write(
 
 def _coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
     """Colour the tokens that the model can look at together; say what is seen, and write it."""
-    from genkit import explain, generation, pages, reading
+    from genkit.text import alternatives, generation, kv_cache, pages
 
-    room = reading.context_length(model.model) + 1 - len(generation.encode(record.prompt, model))
-    seen = explain.alternatives(replace(record, tokens=record.tokens[:room]), model=model)
+    room = kv_cache.context_length(model.model) + 1 - len(generation.encode(record.prompt, model))
+    seen = alternatives.alternatives(replace(record, tokens=record.tokens[:room]), model=model)
     head = f"{seen.summary}. Red unlikely, green likely; point at a token for the others."
     rest = record.completion[len(seen.text) :] if len(record.tokens) > room else ""
     head += " What is longer than the model can look at has no colours." if rest else ""
@@ -168,7 +169,7 @@ def _coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
 
 
 def _beams(shelf: Shelf, name: str, prompt: str) -> str:
-    from genkit import explain
+    from genkit.text import explain
 
     model = load(shelf, name)
     work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
@@ -177,9 +178,9 @@ def _beams(shelf: Shelf, name: str, prompt: str) -> str:
 
 def tree(record: BeamTree) -> str:
     """Draw the tree of beams: what follows a text is below it, the best first."""
-    from genkit import tokens
+    from genkit.text import token_names
 
-    prompt = html.escape(tokens.one_line(record.prompt[-60:]))
+    prompt = html.escape(token_names.one_line(record.prompt[-60:]))
     words = (
         "The winner is blue, ■ has ended, grey was dropped; with the log-probability of the text."
     )

@@ -1,1 +1,1 @@
-"""The subcommands of `genkit`: what each is told, and the verb that it calls."""
+"""The subcommands of `genkit`: the flags of each, and the verb that it calls."""

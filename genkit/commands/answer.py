@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from genkit.commands import common
 
 if TYPE_CHECKING:
-    from genkit.qa import Answer
+    from genkit.qa.answering import Answer
+
 
 EXAMPLES = """\
   genkit answer --context course.txt "What weight is the exam?"
@@ -47,7 +48,7 @@ def run(arguments: dict[str, Any]) -> None:
     options = common.said(arguments)
     as_json, questions = options.pop("json"), options.pop("question")
     context = common.read("context", options.pop("context"))
-    from genkit.qa import answer
+    from genkit.qa.answering import answer
 
     common.quiet()
     rows = answer(questions, context, **options)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from genkit import inputs
+from genkit.data import utf8
 
 PICTURES = (".png",)  # endings
 Flags = tuple[tuple[str, type, str], ...]  # name, type and help
@@ -53,9 +53,9 @@ def read(name: str, path: str) -> str:
         ValueError: it is no regular file, no UTF-8, or empty.
     """
     if path == "-":
-        pieces = inputs.decode_pieces(sys.stdin.buffer, f"{name}: -")
+        pieces = utf8.decode_pieces(sys.stdin.buffer, f"{name}: -")
     else:
-        pieces = inputs.read_pieces(Path(path), name)
+        pieces = utf8.read_pieces(Path(path), name)
     text = "".join(pieces)
     if not text.strip():
         raise ValueError(f"{name}: {path} is empty; give a text")

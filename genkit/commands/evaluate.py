@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from genkit import kinds
 from genkit.commands import common
+from genkit.hub import kinds
 
 EXAMPLES = """\
   genkit evaluate runs/vae --data test.parquet --extractor runs/classifier --count 2000
@@ -34,9 +34,9 @@ def run(arguments: dict[str, Any]) -> None:
     """Print figures with their protocol."""
     options = {name: value for name, value in arguments.items() if value is not None}
     as_json, model, data = options.pop("json"), options.pop("model"), options.pop("data")
-    from genkit import hub
+    from genkit.hub import download
 
-    folder = hub.find_model(model)
+    folder = download.find_model(model)
     text = folder is not None and kinds.kind_of(folder) == kinds.TEXT
     for name, *_ in IMAGES if text else TEXT:
         if name in options:
@@ -48,7 +48,7 @@ def run(arguments: dict[str, Any]) -> None:
 
 
 def _perplexity(model: str, data: str, options: dict[str, Any]) -> Any:
-    from genkit.metrics.perplexity import perplexity
+    from genkit.text.perplexity import perplexity
 
     return perplexity(common.read("data", data), model=model, **options)
 
@@ -56,6 +56,6 @@ def _perplexity(model: str, data: str, options: dict[str, Any]) -> Any:
 def _judged(model: str, data: str, options: dict[str, Any]) -> Any:
     if "extractor" not in options:
         raise ValueError("extractor: give the folder of a model by recipes/train_classifier.py")
-    from genkit.evaluation import evaluate
+    from genkit.vision.evaluation import evaluate
 
     return evaluate(model, data, **options)

@@ -45,7 +45,7 @@ def run(arguments: dict[str, Any]) -> None:
     text = options.pop("text")
     text = common.read("text", "-") if text == "-" else text
     place = None if output is None else _place(output, show)
-    from genkit import explain
+    from genkit.text import explain
 
     common.quiet()
     verb = getattr(explain, VERBS[show])

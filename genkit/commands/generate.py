@@ -59,16 +59,16 @@ def run(arguments: dict[str, Any]) -> None:
     as_json, prompts = options.pop("json"), common.lines("prompt", options.pop("prompt"))
     if options.get("early_stopping") == "yes":
         options["early_stopping"] = True
-    from genkit.generation import generate, load, stream
-    from genkit.language import DEFAULT
-    from genkit.options import LOAD
+    from genkit.text.generation import generate, stream
+    from genkit.text.language_model import DEFAULT, load_language_model
+    from genkit.text.options import LOAD
 
     common.quiet()
     loading = {name: options.pop(name) for name in LOAD if name in options}
-    language = load(options.pop("model", DEFAULT), **loading)
+    language = load_language_model(options.pop("model", DEFAULT), **loading)
     if "draft" in options:
         loading.pop("revision", None)
-        options["draft"] = load(options["draft"], **loading)
+        options["draft"] = load_language_model(options["draft"], **loading)
     if as_json:
         common.print_json(generate(prompts, model=language, **options))
     elif len(prompts) > 1 or options.get("n_best"):

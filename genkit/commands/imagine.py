@@ -39,7 +39,7 @@ def run(arguments: dict[str, Any]) -> None:
     prompts = common.lines("prompt", options.pop("prompt"))
     if "size" in options:
         options["size"] = _size(options["size"])
-    from genkit.imagining import imagine
+    from genkit.vision.imagining import imagine
 
     common.quiet()
     told = []

@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: dict[str, Any]) -> None:
     """Push, and say where the model is."""
     as_json = arguments.pop("json")
-    from genkit.sharing import push
+    from genkit.hub.pushing import push
 
     pushed = push(arguments.pop("folder"), arguments.pop("repository"), **arguments)
     common.print_json(pushed) if as_json else print(pushed)

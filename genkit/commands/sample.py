@@ -37,7 +37,7 @@ def run(arguments: dict[str, Any]) -> None:
     """Write a grid of images, and say what it shows."""
     options = {name: value for name, value in arguments.items() if value is not None}
     as_json, output = options.pop("json"), common.picture(options.pop("output"))
-    from genkit.sampling import sample
+    from genkit.vision.sampling import sample
 
     common.quiet()
     samples = sample(options.pop("model"), options.pop("n"), **options)

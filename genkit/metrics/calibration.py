@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import evaluate
+import matplotlib
+import matplotlib.axes
+import matplotlib.cm
+import matplotlib.colors
+import matplotlib.figure
+import matplotlib.font_manager
+import matplotlib.patches
+import matplotlib.patheffects
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    pass
+from genkit.plots import save
 
 BINS = 15  # as in Guo et al. 2017
 SHARPEST, FLATTEST = 0.01, 100.0  # the temperatures that are looked at
@@ -174,3 +188,38 @@ class CalibrationMetric(evaluate.Metric):
     ) -> dict[str, Any]:
         error = expected_calibration_error(predictions, references, bins)
         return {"expected_calibration_error": error, "bins": bins, "total": len(predictions)}
+
+
+def reliability(confidences: Sequence[float], right: Sequence[bool], path: Path) -> None:
+    """Draw accuracy by confidence against the diagonal, and how often each confidence occurs.
+
+    Args:
+        confidences: the probability that each prediction was given.
+        right: whether each was right.
+        path: the PNG to write.
+
+    Source: Guo et al. 2017, figure 1, https://arxiv.org/abs/1706.04599
+    """
+    from genkit.metrics import calibration  # with evaluate, which takes seconds to import
+
+    counts, trust, correct = calibration.by_confidence(confidences, right)
+    error = calibration.expected_calibration_error(confidences, right)
+    filled, width = counts > 0, 1 / len(counts)
+    lefts = np.flatnonzero(filled) * width
+    accuracy, gap = (each[filled] / counts[filled] for each in (correct, trust - correct))
+    figure = matplotlib.figure.Figure(figsize=(6, 6.5), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    bars: dict[str, Any] = {"width": width, "align": "edge"}
+    upper.bar(lefts, accuracy, color="tab:blue", edgecolor="white", label="accuracy", **bars)
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "tab:red", "hatch": "///"}
+    hatched |= {"linewidth": 0, "label": "gap to confidence"}
+    upper.bar(lefts, gap, bottom=accuracy, **hatched, **bars)
+    upper.plot([0, 1], [0, 1], "--", color="0.3", label="right as often as it says")
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.01))
+    upper.legend(edgecolor="none", loc="upper left")
+    lower.bar(lefts, 100 * counts[filled] / counts.sum(), color="0.6", edgecolor="white", **bars)
+    lower.set(xlabel="confidence", ylabel="predictions (%)")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"expected calibration error {error:.3f} · {len(confidences):,} predictions")
+    save(figure, path)

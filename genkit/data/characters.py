@@ -1,0 +1,227 @@
+"""Character language models: tokenizer and fast encoding of a corpus.
+
+The tokenizer is byte-pair encoding without a single merge: one token a character, and the bytes of
+those that were not in the corpus. Any string comes back exactly as it went in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from genkit.data import tables
+from genkit.data.corpus import pieces
+from genkit.files import cache_folder, cached_whole
+
+EOS = "<eos>"  # between documents, and where generation may stop
+SEPARATOR = 0x110000  # between documents: one past the last code point
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+# ---------------------------------------------------------------------------------------------
+# Tokenizer
+
+
+def make_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """Make the tokenizer of a set of characters: ids are <eos>, 256 bytes, then the characters."""
+    return _tokenizer([EOS, *BYTES, *characters])
+
+
+def extend(tokenizer: PreTrainedTokenizerFast, characters: str) -> PreTrainedTokenizerFast:
+    """Make a tokenizer that also knows `characters`; ids that exist keep their meaning."""
+    known = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    return _tokenizer(known + [c for c in characters if c not in set(known)])
+
+
+def _tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS,
+        pad_token=EOS,
+        split_special_tokens=True,  # "<eos>" in a text is five characters
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def is_character_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether it is one of ours: bytes for unknown characters, and no merges."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return False
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return model.get("merges") == [] and set(BYTES) <= model["vocab"].keys()
+
+
+def unknown_characters(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """List the characters of a text that a character tokenizer does not know."""
+    return sorted(set(text) - tokenizer.get_vocab().keys())
+
+
+# ---------------------------------------------------------------------------------------------
+# Encoding a corpus: a table from code point to id, not a tokenizer, does the work
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a corpus tells: its content hash and its distinct characters."""
+
+    sha256: str
+    characters: str
+
+
+def survey(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Survey:
+    """Hash a corpus and collect its characters; the second time, only hash it.
+
+    Raises:
+        ValueError: the source is missing, empty or not text.
+    """
+    digest = hashlib.sha256()
+    for _ in pieces(source, column, digest, table_memory):
+        pass
+    path = cache_folder() / f"{digest.hexdigest()}.json"
+    if not path.exists():
+        seen = np.zeros(SEPARATOR + 1, dtype=bool)
+        for codes in _code_points(source, column, digest.hexdigest(), table_memory):
+            seen[codes] = True
+        characters = "".join(map(chr, np.flatnonzero(seen[:SEPARATOR])))
+        if not characters:
+            raise ValueError(f"text: {source!r} is empty; give a text to learn from")
+        with cached_whole(path) as scratch:
+            scratch.write_text(json.dumps(characters))
+    return Survey(digest.hexdigest(), json.loads(path.read_text()))
+
+
+def encode(
+    source: str,
+    surveyed: Survey,
+    tokenizer: PreTrainedTokenizerFast,
+    column: str = "text",
+    table_memory: int = tables.MEMORY,
+) -> np.ndarray:
+    """Encode a corpus into a memory-mapped array of ids, (length,), with <eos> between documents.
+
+    Equal to the tokenizer's own ids, in constant memory, kept in the cache by content hash.
+
+    Raises:
+        ValueError: the corpus is no longer the one that was surveyed.
+    """
+    vocabulary = tokenizer.get_vocab()
+    dtype = np.dtype("<u2" if len(vocabulary) < 1 << 16 else "<u4")
+    key = hashlib.sha256(f"{surveyed.sha256} {vocabulary_hash(tokenizer)}".encode()).hexdigest()
+    path = cache_folder() / f"{key}.{dtype.name}"
+    if not path.exists():
+        table = _table(vocabulary, dtype)
+        with cached_whole(path) as scratch, scratch.open("wb") as file:
+            for codes in _code_points(source, column, surveyed.sha256, table_memory):
+                file.write(_encode(codes, table, vocabulary).data)
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of which token has which id."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CharacterCorpus:
+    """A text ready for training: its tokenizer and the ids of its two parts."""
+
+    tokenizer: PreTrainedTokenizerFast
+    train: np.ndarray  # (length,), memory-mapped
+    val: np.ndarray
+    facts: dict[str, Any]  # which data it is, by content hash
+
+
+def read_characters(
+    source: str,
+    column: str,
+    val_source: str | None,
+    val_fraction: float,
+    context: int,
+    base: PreTrainedTokenizerFast | None = None,
+    table_memory: int = tables.MEMORY,
+) -> CharacterCorpus:
+    """Read a text, make or extend its tokenizer, encode it and split it by position.
+
+    The tokenizer knows every character of both parts, so that each id is one character.
+
+    Args:
+        source: see `data.documents`.
+        val_source: another text to validate on; the end of `source` without one.
+        val_fraction: part of `source` to validate on.
+        context: characters in a window; each part must have at least one window.
+        base: a character tokenizer to extend by the characters it does not know.
+        table_memory: see `data.documents`.
+
+    Raises:
+        ValueError: a text is missing, empty, not text, or too short.
+    """
+    whole = survey(source, column, table_memory)
+    facts: dict[str, Any] = {"text_sha256": whole.sha256}
+    judged = survey(val_source, column, table_memory) if val_source else whole
+    characters = "".join(sorted(set(whole.characters) | set(judged.characters)))
+    tokenizer = extend(base, characters) if base else make_tokenizer(characters)
+    facts["vocabulary_sha256"] = vocabulary_hash(tokenizer)
+    ids = encode(source, whole, tokenizer, column, table_memory)
+    if val_source:
+        facts["val_text_sha256"] = judged.sha256
+        train, val = ids, encode(val_source, judged, tokenizer, column, table_memory)
+    else:
+        border = int(len(ids) * (1 - val_fraction))
+        train, val = ids[:border], ids[border:]
+    for name, part in (("text", train), ("val_text" if val_source else "val_fraction", val)):
+        if len(part) < context + 1:
+            raise ValueError(
+                f"{name}: {len(part):,} characters to {'train' if part is train else 'validate'} "
+                f"on are less than one window, {context + 1} for context {context}; "
+                "give more text or a smaller context"
+            )
+    return CharacterCorpus(tokenizer, train, val, facts)
+
+
+def _code_points(source: str, column: str, sha256: str, table_memory: int) -> Iterator[np.ndarray]:
+    """Yield the corpus as code points, (n,) each, uint8 where ASCII suffices."""
+    digest = hashlib.sha256()
+    for piece in pieces(source, column, digest, table_memory):
+        if piece is None:
+            yield np.array([SEPARATOR], dtype=np.uint32)
+        elif piece.isascii():
+            yield np.frombuffer(piece.encode("ascii"), dtype=np.uint8)
+        else:
+            yield np.frombuffer(piece.encode("utf-32-le"), dtype="<u4")
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"text: {source!r} changed while it was read; try again when it is whole")
+
+
+def _table(vocabulary: dict[str, int], dtype: np.dtype) -> np.ndarray:
+    """Build the map from code point to id; the largest number of the type means unknown."""
+    table = np.full(SEPARATOR + 1, np.iinfo(dtype).max, dtype=dtype)
+    for token, i in vocabulary.items():
+        if len(token) == 1:
+            table[ord(token)] = i
+    table[SEPARATOR] = vocabulary[EOS]
+    return table
+
+
+def _encode(codes: np.ndarray, table: np.ndarray, vocabulary: dict[str, int]) -> np.ndarray:
+    ids = table[codes]
+    unknown = ids == np.iinfo(table.dtype).max
+    if not unknown.any():
+        return ids
+    text = codes[unknown].astype("<u4").tobytes().decode("utf-32-le")
+    byte_ids = np.array([vocabulary[token] for token in BYTES], dtype=table.dtype)
+    sizes = np.ones(len(ids), dtype=np.int64)
+    sizes[unknown] = [len(character.encode()) for character in text]
+    expanded = np.repeat(ids, sizes)
+    expanded[np.repeat(unknown, sizes)] = byte_ids[np.frombuffer(text.encode(), dtype=np.uint8)]
+    return expanded

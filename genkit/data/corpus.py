@@ -1,0 +1,238 @@
+"""A text as a memory-mapped sequence of ids: hashed, split by position, encoded, cached.
+
+Any tokenizer of transformers does, in constant memory; for characters genkit/charlm.py knows a
+faster way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from genkit.data import tables
+from genkit.data.text import documents
+from genkit.errors import panics_are_errors
+from genkit.files import cache_folder, cached_whole
+
+BLOCK = 1 << 18  # characters encoded at a time
+WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
+
+# ---------------------------------------------------------------------------------------------
+# A text by its content
+
+
+def pieces(
+    source: str, column: str, digest: hashlib._Hash, table_memory: int = tables.MEMORY
+) -> Iterator[str | None]:
+    """Yield the text in pieces, and None between two documents, and hash what goes by."""
+    for i, document in enumerate(documents(source, column, table_memory)):
+        if i:
+            digest.update(b"\xff")  # which is in no UTF-8
+            yield None
+        for piece in document:
+            digest.update(_utf8(piece))
+            yield piece
+
+
+def _utf8(piece: str) -> bytes:
+    try:
+        return piece.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text: half a surrogate pair in the dataset: {error}") from None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Characters `start` to `stop` of a text; a border inside a word moves to the word's end.
+
+    What separates two documents counts as a character.
+    """
+
+    source: str
+    column: str
+    sha256: str  # of the whole text
+    start: int
+    stop: int
+    table_memory: int = tables.MEMORY
+
+
+def measure_corpus(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Part:
+    """Hash a text and count its characters; the whole of it is one part.
+
+    Raises:
+        ValueError: the source is missing, empty or not text.
+    """
+    digest, length = hashlib.sha256(), 0
+    for piece in pieces(source, column, digest, table_memory):
+        length += 1 if piece is None else len(piece)
+    if not length:
+        raise ValueError(f"text: {source!r} is empty; give a text to learn from")
+    return Part(source, column, digest.hexdigest(), 0, length, table_memory)
+
+
+def split_corpus(
+    source: str,
+    column: str,
+    val_source: str | None,
+    val_fraction: float,
+    table_memory: int = tables.MEMORY,
+) -> tuple[Part, Part]:
+    """Find the part to train on and the part to validate on.
+
+    Args:
+        source: see `data.documents`.
+        val_source: another text to validate on; the end of `source` without one.
+        val_fraction: part of `source` to validate on.
+        table_memory: see `data.documents`.
+
+    Raises:
+        ValueError: a text is missing, empty or not text.
+    """
+    whole = measure_corpus(source, column, table_memory)
+    if val_source:
+        return whole, measure_corpus(val_source, column, table_memory)
+    border = int(whole.stop * (1 - val_fraction))
+    return dataclasses.replace(whole, stop=border), dataclasses.replace(whole, start=border)
+
+
+def blocks(part: Part, doing: str) -> Iterator[str | None]:
+    """Yield a part in blocks of about BLOCK characters, and None between two documents.
+
+    A block ends with a letter or a digit, before white space: where words end, and where a token
+    of byte-level tokenizers begins, so that cutting there changes no id.
+
+    Args:
+        doing: what the progress bar says.
+
+    Raises:
+        ValueError: the text is no longer the one that was measured.
+    """
+    bar = tqdm(
+        total=part.stop,
+        desc=doing,
+        unit=" characters",
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        disable=None,
+    )
+    position = 0
+    with bar:
+        for block in _whole_blocks(part):
+            size = 1 if block is None else len(block)
+            first, last = (_place(block, border - position) for border in (part.start, part.stop))
+            position += size
+            bar.update(size)
+            if first < last:
+                yield block and block[first:last]
+
+
+def _whole_blocks(part: Part) -> Iterator[str | None]:
+    digest, rest = hashlib.sha256(), ""
+    for piece in pieces(part.source, part.column, digest, part.table_memory):
+        if piece is None:
+            yield from (rest, None) if rest else (None,)
+            rest = ""
+            continue
+        rest += piece
+        while cut := WORD_END.search(rest, BLOCK):
+            yield rest[: cut.start()]
+            rest = rest[cut.start() :]
+    if rest:
+        yield rest
+    if digest.hexdigest() != part.sha256:
+        raise ValueError(
+            f"text: {part.source!r} changed while it was read; try again when it is whole"
+        )
+
+
+def _place(block: str | None, border: int) -> int:
+    """Where in a block a border falls: at its ends, or where the word ends that it is in."""
+    size = 1 if block is None else len(block)
+    if block is None or not 0 < border < size:
+        return min(max(border, 0), size)
+    cut = WORD_END.search(block, border)
+    return cut.start() if cut else size
+
+
+# ---------------------------------------------------------------------------------------------
+# Encoding
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text ready for training: its tokenizer and the ids of its two parts."""
+
+    tokenizer: PreTrainedTokenizerFast
+    train: np.ndarray  # (length,), memory-mapped
+    val: np.ndarray
+    val_characters: int
+    facts: dict[str, Any]  # which data it is, by content hash
+
+
+def read_corpus(train: Part, val: Part, tokenizer: PreTrainedTokenizerFast, context: int) -> Corpus:
+    """Encode the two parts of a text.
+
+    Args:
+        context: tokens in a window; each part must have at least one window.
+
+    Raises:
+        ValueError: a part is too short.
+    """
+    facts = {"text_sha256": train.sha256, "tokenizer_sha256": tokenizer_hash(tokenizer)}
+    if val.sha256 != train.sha256:
+        facts["val_text_sha256"] = val.sha256
+    ids, _ = encode_corpus(train, tokenizer)
+    val_ids, val_characters = encode_corpus(val, tokenizer)
+    for part, what in ((ids, "train"), (val_ids, "validate")):
+        if len(part) < context + 1:
+            raise ValueError(
+                f"text: {len(part):,} tokens to {what} on are less than one window, "
+                f"{context + 1} for context {context}; give more text or a smaller context"
+            )
+    return Corpus(tokenizer, ids, val_ids, val_characters, facts)
+
+
+def encode_corpus(part: Part, tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, int]:
+    """Encode a part, with <eos> between documents, and count its characters.
+
+    The ids are kept in the cache by content hash.
+
+    Returns:
+        A memory-mapped array, (length,), and the number of characters that it stands for.
+    """
+    dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+    what = f"{part.sha256} {part.start} {part.stop} {tokenizer_hash(tokenizer)}"
+    path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.{dtype.name}"
+    count = path.with_suffix(".characters.json")
+    if not count.exists():
+        characters = 0
+        with cached_whole(path) as scratch, scratch.open("wb") as file:
+            for block in blocks(part, "encoding"):
+                new = [tokenizer.eos_token_id] if block is None else ids_of(block, tokenizer)
+                file.write(np.array(new, dtype).data)
+                characters += 1 if block is None else len(block)
+        with cached_whole(count) as scratch:
+            scratch.write_text(json.dumps(characters))
+    ids = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    return ids, json.loads(count.read_text())
+
+
+@panics_are_errors("init_from")
+def ids_of(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Encode a text as it stands, without what a tokenizer adds at its ends."""
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of all that a tokenizer does."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -1,0 +1,264 @@
+"""Images with labels: from a folder, a table or a dataset, decoded once into a memory map.
+
+An epoch then costs memory bandwidth, not the decoding of PNG files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from genkit.data import pixels, tables, workers
+from genkit.data.image_files import Encoded, Source, _known, _stats, find_images
+from genkit.data.pixels import ImageError
+from genkit.files import cache_folder, cached_whole
+
+VERSION = 3  # of the cache: raised when decoding changes
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images, some or all of a memory map."""
+
+    pixels: np.ndarray  # (all of them, channels, height, width), uint8
+    labels: np.ndarray | None  # (all of them,), int64
+    names: list[str]  # of the classes
+    rows: np.ndarray  # which of them are meant
+    sha256: str  # of what is meant
+    skipped: list[str] = dataclasses.field(default_factory=list)  # files that were no images
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    def batch(self, which: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Look up images: float32 in [-1, 1], (len(which), channels, height, width)."""
+        chosen = torch.from_numpy(self.pixels[self.rows[which]]).to(device)
+        return chosen.float().div_(127.5).sub_(1)
+
+    def classes(self, which: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Look up labels, (len(which),), int64.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.labels is None:
+            raise ValueError(
+                "labels: these images have none; give a folder with a folder for each class, or a "
+                "table with a column of labels"
+            )
+        return torch.from_numpy(self.labels[self.rows[which]]).to(device)
+
+    def count_classes(self) -> int:
+        """Count the classes.
+
+        Raises:
+            ValueError: the images have no labels.
+        """
+        self.classes(np.arange(0))
+        return len(self.names)
+
+    def take(self, which: np.ndarray) -> Images:
+        """Return some of the images."""
+        rows = self.rows[which]
+        digest = hashlib.sha256(self.sha256.encode() + rows.astype("<i8").tobytes()).hexdigest()
+        return dataclasses.replace(self, rows=rows, sha256=digest)
+
+
+def load_images(
+    source: str | Path,
+    resolution: int | None = None,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    column: str = "image",
+    label_column: str = "label",
+    split: str = "train",
+    allow_outside: bool = False,
+    max_pixels: int = pixels.MAX_PIXELS,
+    max_bytes: int = pixels.MAX_BYTES,
+    table_memory: int = tables.MEMORY,
+) -> Images:
+    """Decode images, or find them in the cache.
+
+    Args:
+        source: "digits", scikit-learn's 8 x 8 ones; a folder of images, in which folders are
+            classes; a table (parquet, json, jsonl, csv) or a dataset saved by `datasets`, with a
+            column of images, or of paths from the table's folder; or the id of a Hub dataset.
+        resolution: side of the squares to make, by scaling and cropping; None if all have one size.
+        channels: 1 for grey, 3 for colour, None for what the first image has.
+        skip_corrupt: leave out what is no image; `Images.skipped` names it.
+        column, label_column: of a table or a dataset.
+        split: of a Hub dataset, by its name.
+        allow_outside: read pictures outside the folder too, where cells of a table or links in a
+            folder name them.
+        max_pixels: of a picture, by its header; more is an error, or skipped as corrupt.
+        max_bytes: of a picture's file.
+        table_memory: MiB of the process that reads a table, and the most that it may hold if it is
+            not as large.
+
+    Raises:
+        ImageError: a file is no image, or not like the others.
+        ValueError: there is nothing there, or an argument is out of range.
+    """
+    if resolution is not None and resolution < pixels.MIN_SIDE:
+        raise ValueError(f"resolution must be {pixels.MIN_SIDE} or more, got {resolution}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels}")
+    for name, value in {"max_pixels": max_pixels, "max_bytes": max_bytes}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    found = Source(str(source), column, label_column, split, allow_outside, max_bytes, table_memory)
+    identity, open_images = find_images(found)
+    options = workers.Options(resolution, channels, max_pixels, max_bytes)
+    facts_of = [VERSION, Image.__version__, identity, dataclasses.asdict(options), skip_corrupt]
+    key = hashlib.sha256(json.dumps(facts_of).encode()).hexdigest()
+    path = cache_folder() / f"{key}.pixels"
+    facts = _known(path) or _decode(open_images(), path, options, skip_corrupt)
+    labels = None if facts["labels"] is None else np.array(facts["labels"], np.int64)
+    return Images(
+        np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"])),
+        labels,
+        facts["names"],
+        np.arange(facts["shape"][0]),
+        facts["sha256"],
+        facts["skipped"],
+    )
+
+
+def parts(
+    source: str,
+    val_source: str | None,
+    val_fraction: float,
+    resolution: int | None = None,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    **options: Any,
+) -> tuple[Images, Images]:
+    """Return the images to train on and those to validate on.
+
+    Args:
+        source, resolution, channels, skip_corrupt, options: see `load`.
+        val_source: other images to validate on; None for a part of the same.
+        val_fraction: how large a part.
+
+    Raises:
+        ValueError: see `load` and `split`.
+    """
+    whole = load_images(source, resolution, channels, skip_corrupt, **options)
+    if val_source is None:
+        return split(whole, None, val_fraction)
+    val = load_images(val_source, resolution, channels, skip_corrupt, **options)
+    return split(whole, val, val_fraction)
+
+
+def split(images: Images, val_images: Images | None, val_fraction: float) -> tuple[Images, Images]:
+    """Return the images to train on and those to validate on.
+
+    Args:
+        val_images: other images to validate on; None for a part of the same, drawn once and for
+            all, whatever the run's seed.
+        val_fraction: how large a part.
+
+    Raises:
+        ValueError: there are too few, or the two are not alike.
+    """
+    if val_images is None:
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+        order = np.random.default_rng(0).permutation(len(images))
+        border = len(images) - max(1, round(val_fraction * len(images)))
+        if border < 1:
+            raise ValueError(f"images: {len(images)} are too few to train and validate on")
+        return images.take(np.sort(order[:border])), images.take(np.sort(order[border:]))
+    if val_images.size != images.size:
+        raise ValueError(
+            f"val_images: they are {val_images.size} (channels, height, width), those to train on "
+            f"{images.size}; give --resolution, --channels, or other images"
+        )
+    if val_images.names != images.names:
+        raise ValueError(
+            f"val_images: their classes are {val_images.names}, those to train on {images.names}"
+        )
+    return images, val_images
+
+
+def _decode(
+    found: Encoded, path: Path, options: workers.Options, skip_corrupt: bool
+) -> dict[str, Any]:
+    """Write all pixels into one file, and what is known of them beside it; return that."""
+    kept: list[int] = []
+    skipped: list[str] = []
+    first: tuple[str, tuple[int, ...]] | None = None
+    digest = hashlib.sha256()
+    files = _stats(found.paths)
+    with (
+        cached_whole(path) as scratch,
+        scratch.open("wb") as file,
+        contextlib.closing(workers.decode(found.files, found.count, options)) as decoded,
+        tqdm(total=found.count, desc="decoding", unit=" images", delay=2, leave=False) as bar,
+    ):
+        for place, (name, result) in enumerate(decoded):
+            bar.update()
+            if isinstance(result, ImageError):
+                if not skip_corrupt:
+                    raise ImageError(f"{result}. Mend it, take it away, or pass --skip_corrupt")
+                skipped.append(str(result))
+                continue
+            first = first or (name, result.shape)
+            _check_alike(name, result.shape, *first)
+            values = result.tobytes()
+            file.write(values)
+            digest.update(values)
+            kept.append(place)
+        if first is None:
+            raise ImageError(
+                f"images: not one of {found.count} is an image; the first: {skipped[0]}"
+            )
+    labels = None if found.labels is None else found.labels[kept].tolist()
+    digest.update(json.dumps([first[1], labels, found.names]).encode())
+    facts = {
+        "shape": [len(kept), *first[1]],
+        "labels": labels,
+        "names": found.names,
+        "sha256": digest.hexdigest(),
+        "skipped": skipped,
+        "files": files,
+    }
+    with cached_whole(path.with_suffix(".json")) as scratch:
+        scratch.write_text(json.dumps(facts), encoding="utf-8")
+    return facts
+
+
+def _check_alike(
+    name: str, shape: tuple[int, ...], first_name: str, first_shape: tuple[int, ...]
+) -> None:
+    if shape[0] != first_shape[0]:
+        kinds = {1: "grey", 3: "colour"}
+        raise ImageError(
+            f"{name} is {kinds[shape[0]]}, but {first_name} is {kinds[first_shape[0]]}; pass "
+            "--channels 1 or 3"
+        )
+    if shape != first_shape:
+        sizes = [f"{width} x {height}" for _, height, width in (shape, first_shape)]
+        raise ImageError(f"{name} is {sizes[0]}, but {first_name} is {sizes[1]}; pass --resolution")
+
+
+def proportional(images: Images, count: int) -> np.ndarray:
+    """Return `count` labels, (count,), in the proportions that those of images have."""
+    labels = np.sort(images.classes(np.arange(len(images))).numpy())
+    return labels[((np.arange(count) + 0.5) * len(labels) / count).astype(int)]

@@ -1,0 +1,235 @@
+"""The process that reads a table: its formats, and what it writes to `tables`, which started it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import resource
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from genkit.data.tables import ARROW, COLUMNS, DATA, LINES, LIST, Head, Request
+from genkit.files import open_regular
+
+RATIO = 100  # how many times its size a file may hold, where that is more than the memory
+ROW = 512  # bytes that a row counts for beside its cells
+BATCH = 1 << 22  # bytes of rows handed over at a time, at most (and one row at least)
+OWN = 192  # MiB of the process before it reads anything
+ROWS = 256  # of an Arrow batch made Python objects at a time
+PATIENCE, PACE = 10, 10_000_000  # CPU seconds to the next rows, and bytes of file for one more
+
+
+class _TableError(Exception):
+    """Why a table cannot be read, as what follows its name."""
+
+
+def serve(request: Request) -> None:
+    """Write the head and the rows of a table to the output."""
+    most = request.memory << 20
+    limit = most + (OWN << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    size = sum(Path(file).stat().st_size for file in request.files)
+    try:
+        _serve(request, max(most, RATIO * size), PATIENCE + size / PACE)
+    except _TableError as error:
+        _write({"error": str(error)})
+    except MemoryError:
+        _write({"error": f"needs more than {request.memory} MiB; raise table_memory"})
+    except RecursionError:
+        _write({"error": "is nested too deeply"})
+    except BrokenPipeError:  # nobody reads on
+        pass
+    except Exception as error:  # of whatever kind the reader of that format raises
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        _write({"error": f"cannot be read: {words[:300]}"})
+
+
+def _serve(request: Request, most: int, patience: float) -> None:
+    """Write batches of rows, each within so many CPU seconds, and so many bytes in all."""
+    signal.setitimer(signal.ITIMER_PROF, patience)  # whose signal ends the process
+    head, rows = _READERS[request.kind](request)
+    _write(asdict(head))
+    texts: list[str] = []
+    blobs: list[bytes] = []
+    size = 0
+    for i, row in enumerate(rows):
+        if request.picture is not None:
+            blobs.append(_take_bytes(row, request, i))
+            size += len(blobs[-1])
+        texts.append(json.dumps(row, default=lambda value: [f"{value!r:.60}"]))
+        size += len(texts[-1]) + ROW
+        if size >= BATCH:
+            _write_rows(texts, blobs)
+            most -= size
+            if most < 0:
+                raise _TableError("holds far more than the size of its files; raise table_memory")
+            texts, blobs, size = [], [], 0
+            signal.setitimer(signal.ITIMER_PROF, patience)
+    if texts:
+        _write_rows(texts, blobs)
+    _write({"rows": []})
+
+
+def _take_bytes(row: dict[str, Any], request: Request, i: int) -> bytes:
+    """Bring a picture's cell into one form, and take its bytes out."""
+    name = request.picture or ""
+    cell = row.get(name)
+    if isinstance(cell, str | bytes):
+        cell = {"path" if isinstance(cell, str) else "bytes": cell}
+    cell = {} if cell is None else cell
+    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (0, None)
+    if not isinstance(data, bytes | None) or not isinstance(path, str | None):
+        raise _TableError(f"row {i} of column {name!r} holds no image, but {row[name]!r:.60}")
+    data = data and data[: request.largest + 1]
+    row[name] = {"bytes": None if data is None else len(data), "path": path}
+    return data or b""
+
+
+def _write_rows(texts: list[str], blobs: list[bytes]) -> None:
+    sys.stdout.buffer.write(f'{{"rows": [{", ".join(texts)}]}}\n'.encode())
+    sys.stdout.buffer.write(b"".join(blobs))
+    sys.stdout.buffer.flush()
+
+
+def _write(found: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(found).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+# ---------------------------------------------------------------------------------------------
+# Formats
+
+
+def _read_csv(request: Request) -> tuple[Head, Iterator[dict[str, Any]]]:
+    """Read a CSV file, of which every cell is a text, and none that is not there is made up."""
+    csv.field_size_limit(request.memory << 20)
+    lines = io.TextIOWrapper(open_regular(Path(request.files[0])), "utf-8-sig", newline="")
+    rows = csv.reader(_without_nul(lines), strict=True)
+    names = next(rows, None)
+    if not names:
+        raise _TableError("is empty; its first line must name the columns")
+    if len(set(names)) < len(names):
+        raise _TableError(f"has two columns of one name: {names!r:.200}")
+    return Head(names, COLUMNS, None), _csv_rows(rows, names, set(request.columns))
+
+
+def _csv_rows(rows: Any, names: list[str], wanted: set[str]) -> Iterator[dict[str, Any]]:
+    chosen = [(i, name) for i, name in enumerate(names) if name in wanted]
+    for row in rows:
+        if not row:  # an empty line
+            continue
+        if len(row) != len(names):
+            raise _TableError(f"has {len(row)} fields, not {len(names)}, in line {rows.line_num}")
+        yield {name: row[i] for i, name in chosen}
+
+
+def _without_nul(lines: Iterable[str]) -> Iterator[str]:
+    for i, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise _TableError(f"is binary, not text: line {i} holds a zero byte")
+        yield line
+
+
+def _read_json(request: Request) -> tuple[Head, Iterator[Any]]:
+    """Read JSON: an object a line, a list of objects, or {"data": such a list}."""
+    file = open_regular(Path(request.files[0]))
+    first = next((line for line in file if line.strip()), b"")
+    if request.files[0].endswith(".jsonl") or (_is_object(first) and next(file, b"")):
+        file.seek(0)
+        layout = LINES
+        rows: Iterator[Any] = (json.loads(line) for line in file if line.strip())
+    else:
+        file.seek(0)
+        rows, layout = _json_list(json.load(file))
+    first_row = next(rows, None)
+    columns = list(first_row) if isinstance(first_row, dict) else []
+    every = itertools.chain(() if first_row is None else (first_row,), rows)
+    return Head(columns, layout, None), (_chosen(row, request) for row in every)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _json_list(content: Any) -> tuple[Iterator[Any], str]:
+    if isinstance(content, list):
+        return iter(content), LIST
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        return iter(content["data"]), DATA
+    if isinstance(content, dict):
+        return iter([content]), LINES
+    raise _TableError(f"must hold a list of rows, or a row a line, got {content!r:.60}")
+
+
+def _chosen(row: Any, request: Request) -> Any:
+    """Leave the columns asked for; what is no row is for others to refuse, and no picture."""
+    if isinstance(row, dict):
+        return {name: row[name] for name in request.columns if name in row}
+    if request.picture is not None:
+        raise _TableError(f"holds {row!r:.60}, which is no row of columns")
+    return row
+
+
+def _read_parquet(request: Request) -> tuple[Head, Iterator[dict[str, Any]]]:
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    file = pq.ParquetFile(
+        open_regular(Path(request.files[0])), buffer_size=1 << 20, pre_buffer=False
+    )
+    meta = file.metadata
+    held = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+    rows = max(1, min(4096, BATCH * meta.num_rows // max(1, held)))
+    columns = [name for name in request.columns if name in file.schema_arrow.names]
+    batches = file.iter_batches(rows, columns=columns, use_threads=False) if columns else ()
+    return _arrow_head(file.schema_arrow, request), _arrow_rows(batches, request)
+
+
+def _read_arrow(request: Request) -> tuple[Head, Iterator[dict[str, Any]]]:
+    import pyarrow as pa
+
+    readers = [pa.ipc.open_stream(open_regular(Path(file))) for file in request.files]
+    if not readers:
+        raise _TableError("has no file of rows")
+    batches = (batch for reader in readers for batch in reader)
+    return _arrow_head(readers[0].schema, request), _arrow_rows(batches, request)
+
+
+def _arrow_head(schema: Any, request: Request) -> Head:
+    return Head(schema.names, COLUMNS, _classes(schema.metadata or {}, request.label))
+
+
+def _classes(metadata: dict[bytes, bytes], label: str | None) -> list[str] | None:
+    """Look up the names of the labels' numbers, where `datasets` has written them down."""
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if known else None
+
+
+def _arrow_rows(batches: Iterable[Any], request: Request) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        batch.validate(full=True)
+        names = [name for name in request.columns if name in batch.schema.names]
+        for i in range(0, batch.num_rows, ROWS):
+            yield from batch.select(names).slice(i, ROWS).to_pylist()
+
+
+_READERS = {
+    "csv": _read_csv,
+    "json": _read_json,
+    "parquet": _read_parquet,
+    ARROW: _read_arrow,
+}

@@ -1,0 +1,219 @@
+"""Image files decoded by several processes, in their order.
+
+Threads would share Python's lock, which small images spend most of their time on. The processes
+know nothing of the script that started them, so it needs no `__main__` guard; and they end when it
+does, however it ends, because then their input does. They have a limit of memory and of time, so
+that a file made to exhaust either, or to crash a decoder, is an image error like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from subprocess import PIPE
+
+import numpy as np
+from PIL import Image
+
+from genkit.data import pixels
+from genkit.data.pixels import ImageError
+
+FILES, BYTES = 256, 1 << 22  # of files handed over at a time, at most (and one file at least)
+PIXELS = 1 << 26  # bytes of results handed back at a time, at most (and one result at least)
+SECONDS = 10  # of a processor, for a file of up to pixels.MAX_PIXELS
+MIB = 512  # of memory, and BYTES_A_PIXEL for each pixel that a picture may have
+BYTES_A_PIXEL = 20
+CRASHES = {signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE}
+START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])  # so that genkit is the same there
+from genkit.data import workers
+workers.serve()
+"""
+
+File = tuple[str, bytes]  # its name in errors, and what is in it
+Result = np.ndarray | ImageError  # (channels, height, width), uint8
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are decoded; see `images.load`."""
+
+    resolution: int | None = None
+    channels: int | None = None
+    max_pixels: int = pixels.MAX_PIXELS
+    max_bytes: int = pixels.MAX_BYTES
+
+
+def decode(files: Iterable[File], count: int, options: Options) -> Generator[tuple[str, Result]]:
+    """Yield the name of each file and its pixels, or why it has none.
+
+    Args:
+        count: how many files there are.
+    """
+    size = min(os.cpu_count() or 1, -(-count // FILES))
+    with contextlib.ExitStack() as stack:
+        callers = stack.enter_context(ThreadPoolExecutor(size))  # each waits for one process
+        free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for _ in range(size):
+            free.put(stack.enter_context(contextlib.closing(_Worker(options))))
+        asked: deque[Future[tuple[list[tuple[str, Result]], list[File]]]] = deque()
+        for chunk in itertools.chain(_chunks(files), [[]]):
+            if chunk:
+                asked.append(callers.submit(_ask, free, chunk))
+            while len(asked) > (size if chunk else 0):  # no more is held in memory
+                done, rest = asked.popleft().result()
+                if rest:
+                    asked.appendleft(callers.submit(_ask, free, rest))
+                yield from done
+
+
+def _chunks(files: Iterable[File]) -> Iterator[list[File]]:
+    chunk: list[File] = []
+    size = 0
+    for name, data in files:
+        chunk.append((name, data))
+        size += len(data)
+        if len(chunk) == FILES or size >= BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _ask(
+    free: queue.SimpleQueue[_Worker], chunk: list[File]
+) -> tuple[list[tuple[str, Result]], list[File]]:
+    """Let the next free process decode a chunk, file by file if it crashed at one of them.
+
+    Returns:
+        Results of the first files, and the files that are left.
+    """
+    worker = free.get()
+    try:
+        results = worker.decode(chunk) or _one_by_one(worker, chunk)
+    finally:
+        free.put(worker)
+    names = [name for name, _ in chunk]
+    return list(zip(names, results, strict=False)), chunk[len(results) :]
+
+
+def _one_by_one(worker: _Worker, chunk: list[File]) -> list[Result]:
+    results: list[Result] = []
+    size = 0
+    for name, data in chunk:
+        if size <= PIXELS:
+            why = f"it crashes the decoder, or takes longer than {SECONDS} s"
+            crash = ImageError(f"{name} cannot be decoded: {why}")
+            results += worker.decode([(name, data)]) or [crash]
+            size += _bytes(results[-1])
+    return results
+
+
+def _bytes(result: Result) -> int:
+    return result.nbytes if isinstance(result, np.ndarray) else 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Both ends of the pipe: a line of JSON, then bytes of the lengths that it tells
+
+
+class _Worker:
+    """A process that decodes, and another if it crashed."""
+
+    def __init__(self, options: Options) -> None:
+        command = [sys.executable, "-P", "-W", "ignore", "-c", START]
+        self.command = [*command, json.dumps(sys.path), json.dumps(asdict(options))]
+        self._start()
+
+    def _start(self) -> None:
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # one for each core would be idle
+        self._process = subprocess.Popen(self.command, env=environment, stdin=PIPE, stdout=PIPE)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()  # closes the pipes
+
+    def decode(self, chunk: list[File]) -> list[Result] | None:
+        """Decode the first files, one at least; None if it crashed, and was started anew.
+
+        Raises:
+            ChildProcessError: the process ended for another reason.
+        """
+        to, back = self._process.stdin, self._process.stdout
+        assert to and back, "both were made pipes"
+        try:
+            header = json.dumps([(name, len(data)) for name, data in chunk])
+            to.write(header.encode() + b"\n" + b"".join(data for _, data in chunk))
+            to.flush()
+            return [
+                ImageError(told)
+                if isinstance(told, str)
+                else _array(back.read(math.prod(told)), told)
+                for told in json.loads(back.readline())
+            ]
+        except (OSError, ValueError):  # of pipes; of JSON and arrays that are cut short
+            self.close()
+            if -self._process.returncode not in CRASHES:
+                raise ChildProcessError(
+                    f"images: a process that decoded {chunk[0][0]} or one of the {len(chunk) - 1} "
+                    "after it was ended; does the machine have memory enough?"
+                ) from None
+        self._start()
+        return None
+
+
+def _array(data: bytes, shape: list[int]) -> np.ndarray:
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def serve() -> None:
+    """Decode what comes in until nothing more does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to the parent
+    options = Options(**json.loads(sys.argv[2]))
+    most = (MIB << 20) + BYTES_A_PIXEL * options.max_pixels
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    Image.MAX_IMAGE_PIXELS = options.max_pixels
+    while header := sys.stdin.buffer.readline():
+        files = [(name, sys.stdin.buffer.read(length)) for name, length in json.loads(header)]
+        results: list[Result] = []
+        size = 0
+        for name, data in files:
+            results.append(_decode(name, data, options))
+            size += _bytes(results[-1])
+            if size > PIXELS:
+                break
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        told = [str(r) if isinstance(r, ImageError) else r.shape for r in results]
+        sys.stdout.buffer.write(json.dumps(told).encode() + b"\n")
+        for result in results:
+            if not isinstance(result, ImageError):
+                sys.stdout.buffer.write(result.tobytes())
+        sys.stdout.buffer.flush()
+
+
+def _decode(name: str, data: bytes, options: Options) -> Result:
+    seconds = SECONDS * max(1, options.max_pixels / pixels.MAX_PIXELS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # whose signal ends the process
+    try:
+        image = pixels.decode(data, name, options.max_pixels, options.max_bytes)
+        return pixels.array(image, options.resolution, options.channels or len(image.getbands()))
+    except ImageError as error:
+        return error
+    except MemoryError:
+        return ImageError(f"{name} cannot be decoded: it needs too much memory")

@@ -1,0 +1,1 @@
+"""What makes a network fast on this machine: compiled, packed, quantised."""

@@ -1,0 +1,226 @@
+"""One step of a decoder over a tree of tokens: by the stock model, or compiled ahead of time.
+
+A compiled step takes the weights as arguments. It is kept in the cache by the shape of the model,
+so that it is paid for once and serves every later process and every fine-tuned sibling.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+from transformers import Cache, PreTrainedModel
+
+from genkit import machine
+from genkit.engine.compiled import (
+    COMPILING,
+    READYING,
+    Compiled,
+    cache_path,
+    compile_ahead,
+    named_weights,
+    read_compiled,
+)
+from genkit.engine.packed import pack
+
+
+class Pool(Cache):
+    """Keys and values of a tree of tokens a text, each written where it is told.
+
+    Args:
+        keys, values: one (texts, heads, places, size) a layer.
+        places: where the tokens of this step go, (texts, width).
+    """
+
+    def __init__(
+        self, keys: list[torch.Tensor], values: list[torch.Tensor], places: torch.Tensor
+    ) -> None:
+        super().__init__(layers=[])
+        self.keys, self.values, self.places = keys, values, places
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (texts, heads, width, size) and return the whole layer."""
+        texts = torch.arange(key.shape[0], device=key.device)[:, None]
+        for whole, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
+            whole.transpose(1, 2).index_put_((texts, self.places), new.transpose(1, 2))
+        return self.keys[layer_idx], self.values[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions are always given, so nobody may derive them from here."""
+        return 0
+
+
+class StockStep(torch.nn.Module):
+    """A stock model as a function of its weights, tokens, and a tree of earlier tokens.
+
+    Args of the call:
+        weights: parameters and buffers by name.
+        ids: new tokens, (texts, width).
+        positions: of each in its own line of text, (texts, width).
+        places: where each goes in the pool, (texts, width).
+        seen: which places each attends to, its own included, (texts, width, places), bool.
+        keys, values: the pool, see `Pool`; written in place.
+
+    Returns logits, (texts, width, vocabulary).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self._model = [model]  # in a list: not a submodule, its weights are arguments
+
+    def forward(
+        self,
+        weights: dict[str, torch.Tensor],
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Do one step."""
+        arguments = forward_arguments(ids, positions, places, seen, keys, values)
+        return torch.func.functional_call(self._model[0], weights, (), arguments).logits
+
+
+def forward_arguments(
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    places: torch.Tensor,
+    seen: torch.Tensor,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+) -> dict[str, Any]:
+    """What a stock model's forward takes for such a step."""
+    nothing = torch.finfo(keys[0].dtype).min
+    mask = torch.zeros(seen.shape, dtype=keys[0].dtype, device=seen.device)
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": mask.masked_fill(~seen, nothing)[:, None],  # (texts, 1, width, places)
+        "past_key_values": Pool(keys, values, places),
+        "use_cache": True,
+    }
+
+
+class Stepper:
+    """Runs steps of a model: by the stock model until something faster pays.
+
+    What is faster takes its time: packing the matrices and reading a compiled step from the cache
+    about as long as `READYING`, compiling one as long as `COMPILING`. Each is done when so much has
+    been spent on steps without: a short text never waits for it, and no text twice as long as it
+    must.
+
+    Args:
+        model: a decoder in float32, on a CPU, if it is not to be left as it is.
+        precision: of matrix products, see `packing`; below float32 they are packed at once.
+        compiled: True compiles at once; None when it pays; False leaves float32 as it is.
+    """
+
+    def __init__(self, model: PreTrainedModel, precision: str, compiled: bool | None) -> None:
+        self._precision, self._compiled = precision, compiled
+        self._packed, self._spent = precision != "float32", 0.0
+        self.model = pack(model, precision) if self._packed else model
+        self.exact = self.model  # what decides where rounding could: the same before and after
+        self._step: Compiled | None = None
+        self._ready = False  # has done what was due at READYING
+        if compiled:
+            self._improve(compile_now=True)
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Do one step; arguments and result are those of `StockStep`, without weights."""
+        if self._step:
+            inputs = [*self._weights.values(), ids, positions, places, seen, *keys, *values]
+            return self._step(inputs)[0]
+        start = time.perf_counter()
+        logits = self.model(**forward_arguments(ids, positions, places, seen, keys, values)).logits
+        self._spent += time.perf_counter() - start
+        if self._compiled is None and self._spent > (COMPILING if self._ready else READYING):
+            self._try_to_improve()
+        return logits
+
+    def _try_to_improve(self) -> None:
+        """Do what is due; a compiler that is not there, or fails, can be done without."""
+        late, can = self._spent > COMPILING, machine.can_compile()
+        try:
+            self._improve(compile_now=late and can)
+        except (OSError, RuntimeError, ValueError) as error:
+            warnings.warn(f"this model's step does not compile: {error}", stacklevel=3)
+            self._compiled = False
+        self._ready = True
+        if not can:
+            self._compiled = False
+
+    @torch.inference_mode(False)
+    def _improve(self, compile_now: bool) -> None:
+        """Pack the matrices, and use a compiled step if there is one, or one is to be made."""
+        if not self._packed:
+            self.model, self._packed = pack(self.model, self._precision), True
+        path = cache_path(self.model, __name__, pack.__module__)
+        if compile_now and not path.exists():
+            _compile(self.model, self._weights, path)
+        if path.exists():
+            self._step = read_compiled(path)
+
+    @functools.cached_property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return named_weights(self.model)
+
+
+def empty_pool(model: PreTrainedModel, texts: int, places: int) -> list[torch.Tensor]:
+    """Make room for keys or values, one (texts, heads, places, size) a layer."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    room = (texts, heads, places, size)
+    layers = range(config.num_hidden_layers)
+    return [torch.zeros(room, dtype=model.dtype, device=model.device) for _ in layers]
+
+
+def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Compile a step for any number of texts, any width and any number of places."""
+    texts, width, places = 3, 5, 64  # all different, none special
+    tokens = torch.zeros(texts, width, dtype=torch.int64)
+    keys, values = (empty_pool(model, texts, places) for _ in range(2))
+    seen = torch.ones(texts, width, places, dtype=torch.bool)
+    slots = torch.arange(width).expand(texts, width).contiguous()
+    any_ = Dim.AUTO
+    pool = [{0: any_, 2: any_}] * len(keys)
+    two = {0: any_, 1: any_}
+    shapes = (dict.fromkeys(weights), two, two, two, two | {2: any_}, pool, pool)
+    example = (weights, tokens, tokens.clone(), slots, seen, keys, values)
+    small = not any(getattr(layer, "precision", "") for layer in model.modules())
+    threads = {"cpp.threads": 1} if small else {}  # too little work to divide
+    what = "this model's decoding step"
+    compile_ahead(StockStep(model), example, shapes, path, what, **threads)
+
+
+def takes_trees(model: PreTrainedModel) -> bool:
+    """Whether a decoder takes positions and a mask of any shape, so that a tree is one sequence."""
+    config = model.config
+    arguments = inspect.signature(model.forward).parameters
+    return (
+        not config.is_encoder_decoder
+        and {"position_ids", "logits_to_keep"} <= arguments.keys()
+        and model._supports_attention_backend
+        and config._attn_implementation in ("sdpa", "eager")
+        and getattr(config, "sliding_window", None) is None
+        and getattr(config, "kv_lora_rank", None) is None  # keys of another shape are kept
+        and set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+    )

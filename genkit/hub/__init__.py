@@ -1,0 +1,1 @@
+"""What is trusted, downloaded, staged and pushed; model cards."""

@@ -1,0 +1,198 @@
+"""A model's card in the Hub's format: what it is, how to use it, figures with their protocol."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from genkit.hub import gallery, privacy
+
+FILE = "README.md"
+# which recipes draw beside a model
+PICTURES = (
+    *("loss.png", "progress.png", "progress.gif", "reconstructions.png", "latents.png"),
+    *("plane.png", "loss_by_time.png", "completions.png", "confusion.png", "mistakes.png"),
+    "calibration.png",
+)
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+{about}
+
+```python
+model = "{model}"
+
+{usage}
+```
+
+## Figures
+
+{figures}
+
+{protocol}
+
+{curves}## Intended use and limits
+
+{limits}
+
+## How it was made
+
+```bash
+{command}
+```
+
+with {versions}.
+"""
+# what a task's models are for, and what nobody should expect of them
+LIMITS = {
+    "text-generation": "For learning, play and drafts that somebody reads. It writes what is like "
+    "the text that it was trained on, with that text's errors and prejudices; it knows no facts, "
+    "and may repeat passages of it word for word.",
+    "question-answering": "For finding passages that a reader then checks. It marks a stretch of "
+    "the text that is given, and knows nothing besides; where the text has no answer it may mark "
+    "one all the same, and its confidence holds for questions like those it was measured on.",
+    "image-classification": "For images like those it was trained on, which it puts into one of "
+    "its classes, whatever they show. Not for decisions about people.",
+    "unconditional-image-generation": "For learning, and for images like those it was trained on: "
+    "it draws nothing else, may leave out kinds that were rare among them, and may come close to "
+    "single ones of them.",
+}
+
+
+def card(
+    folder: Path,
+    *,
+    title: str,
+    task: str,
+    about: str,
+    usage: str,
+    figures: dict[str, float],
+    protocol: str,
+    data: str,
+    license: str | None = None,
+    library: str = "transformers",
+) -> str:
+    """Write a model's card for the recipe that is running.
+
+    Args:
+        folder: of the run, whose curves and last samples it shows.
+        title: a heading.
+        task: the Hub's name for what the model does, such as "text-generation".
+        about: a paragraph.
+        usage: Python that loads the model by the name `model` and uses it.
+        figures: what was measured.
+        protocol: how it was measured.
+        data: what it was trained on: a file's name, or the id of a dataset on the Hub.
+        license: the Hub's name of the model's licence; unknown unless told.
+        library: which loads it, "transformers" or "diffusers".
+    """
+    packages = ("genkit", library, "accelerate", "torch")
+    paths = [*sys.argv[1:], data, *_settings(folder)]
+    about, usage, protocol, data = (
+        privacy.base_names(text, paths) for text in (about, usage, protocol, data)
+    )
+    command = f"recipes/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
+    table = "".join(f"| {name} | {value:.4f} |\n" for name, value in figures.items())
+    return CARD.format(
+        metadata=_metadata(title, task, figures, protocol, data, license, library),
+        title=title,
+        about=about,
+        model=folder,
+        usage=usage.strip(),
+        figures=f"| figure | value |\n|---|---|\n{table}".strip(),
+        protocol=protocol,
+        curves=_curves(folder),
+        limits=LIMITS[task],
+        command=f"accelerate launch {privacy.base_names(command, paths)}",
+        versions=", ".join(f"{name} {version(name)}" for name in packages),
+    )
+
+
+def _settings(folder: Path) -> list[str]:
+    """Return the texts among the settings of a run, which may be paths."""
+    record = folder / "run.json"
+    if not record.exists():
+        return []
+    settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    return [value for value in settings.values() if isinstance(value, str)]
+
+
+def _metadata(
+    title: str,
+    task: str,
+    figures: dict[str, float],
+    protocol: str,
+    data: str,
+    license: str | None,
+    library: str,
+) -> str:
+    """Write the head that the Hub reads, in YAML."""
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not Path(data).exists()
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=data if on_hub else "other",
+            dataset_name=Path(data).name,
+            metric_type=name,
+            metric_name=name,
+            metric_value=value,
+            metric_args={"protocol": protocol},
+        )
+        for name, value in figures.items()
+    ]
+    head: Any = ModelCardData(
+        license=license or "unknown",
+        library_name=library,
+        pipeline_tag=task,
+        tags=["genkit"],
+        datasets=[data] if on_hub else None,
+        model_name=title,
+        eval_results=results,
+    )
+    return head.to_yaml(line_break="\n")
+
+
+def _curves(folder: Path) -> str:
+    """Show training curves and the last samples, as far as a run has drawn them."""
+    parts = []
+    if (folder / "loss.png").exists():
+        parts.append("## Training\n\n![curves of training](loss.png)\n")
+    drawn = gallery.find(folder)
+    if drawn and drawn[-1].suffix == ".md":
+        parts.append(f"## Samples\n\n{_lowered(drawn[-1].read_text(encoding='utf-8'))}")
+    elif drawn:
+        parts.append(f"## Samples\n\n![samples](samples/{drawn[-1].name})\n")
+    return "".join(f"{part}\n" for part in parts)
+
+
+def _lowered(text: str) -> str:
+    """Put headings of a page two levels down."""
+    return re.sub(r"^(#+ )", r"##\1", text, flags=re.MULTILINE)
+
+
+def plain(title: str) -> str:
+    """Write a card for a model that came without one."""
+    head: Any = ModelCardData(license="unknown", tags=["genkit"])
+    return f"---\n{head.to_yaml()}\n---\n\n# {title}\n"
+
+
+def listed(text: str, names: list[str]) -> str:
+    """Return a card that lists the files that are pushed with it."""
+    head = text.partition("\n## Files\n")[0].rstrip()
+    lines = "".join(f"- {name}\n" for name in sorted({FILE, *names}))
+    return f"{head}\n\n## Files\n\n{lines}"
+
+
+def renamed(text: str, model: str) -> str:
+    """Return a card whose code loads the model by another name."""
+    return re.sub(r'^model = ".*"$', lambda _: f'model = "{model}"', text, count=1, flags=re.M)

@@ -1,0 +1,75 @@
+"""Load a model as genkit does, then as somebody without it does: a program for `genkit.push`.
+
+python -P genkit/hub/load_check.py folder kind
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Load the folder that the command line names, or end with what is wrong."""
+    folder, kind = sys.argv[1:]
+    sys.addaudithook(refuse_network)
+    load_without_network(folder, kind)
+    modules: dict[str, Any] = sys.modules
+    for name in [name for name in modules if name.partition(".")[0] == "genkit"]:
+        del modules[name]
+    modules["genkit"] = None  # whoever imports it fails
+    without(folder, kind)
+
+
+def load_without_network(folder: str, kind: str) -> None:
+    """Load a model as genkit does, behind its gate."""
+    if kind == "text-to-image":
+        text2image: Any = importlib.import_module("genkit.vision.text2image")
+        text2image.load_text2image(text2image.find_source(folder))
+    else:
+        importlib.import_module("genkit").load(folder)
+
+
+def refuse_network(event: str, arguments: Any) -> None:
+    """Let nothing that a model says lead to another machine."""
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise PermissionError("the model asks for the network")
+
+
+def without(folder: str, kind: str) -> None:
+    """Load a model by stock classes, and the code beside it, as written by us, where it is ours."""
+    if kind in ("autoencoder", "gan", "diffusion", "text-to-image"):
+        from diffusers import DiffusionPipeline
+
+        ours = kind != "text-to-image"
+        DiffusionPipeline.from_pretrained(folder, trust_remote_code=ours, use_safetensors=True)
+        return
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    auto = getattr(transformers, head(kind, config))
+    _, told = auto.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    if told["missing_keys"]:
+        sys.exit(f"the weights lack {sorted(told['missing_keys'])}")
+    if kind in ("text", "answers"):
+        transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if kind == "classifier":
+        transformers.AutoImageProcessor.from_pretrained(
+            folder, use_fast=False, trust_remote_code=False
+        )
+
+
+def head(kind: str, config: Any) -> str:
+    """Return transformers' class for a kind of model."""
+    if kind == "answers":
+        return "AutoModelForQuestionAnswering"
+    if kind == "classifier":
+        return "AutoModelForImageClassification"
+    return "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+
+
+if __name__ == "__main__":
+    main()

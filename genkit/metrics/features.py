@@ -1,0 +1,265 @@
+"""What images look like to a network: features, and classes, kept in the cache for real images.
+
+The network is a classifier, or the Inception network of published figures. Where there is none,
+the pixels themselves are the features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
+
+from genkit.data.images import Images
+from genkit.data.order import blocks
+from genkit.files import cache_folder, cached_whole, weights_hash
+from genkit.hub import download, safe_weights, safety
+
+INCEPTION = "inception"
+HINT = (
+    "Give the folder or the Hub id of an image classifier in safetensors with its "
+    f"preprocessor_config.json, or {INCEPTION!r}"
+)
+VERSION = 1  # of the cache: raised when what an extractor sees changes
+PIXELS = 16  # the longest side of what `Pixels` sees
+SIDE = 4096  # the most pixels that a classifier may look at, each way
+BATCH, VALUES = 256, 1 << 21  # images at once, and the most values of theirs
+UNTOLD = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
+
+# ---------------------------------------------------------------------------------------------
+# Extractors
+
+
+class Classifier:
+    """An image classifier: features are what its last linear layer reads, classes what it says.
+
+    Args:
+        model: of transformers, in evaluation mode.
+        preprocessing: its image processor's settings.
+        name: what to call it.
+
+    Raises:
+        ValueError: it is no classifier whose features can be found.
+    """
+
+    def __init__(self, model: PreTrainedModel, preprocessing: dict[str, Any], name: str) -> None:
+        self.model, self.name, self.device = model, name, model.device
+        self.names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        inputs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+        if not layers or layers[-1].out_features != len(self.names) or not inputs:
+            raise ValueError(
+                f"extractor: {name!r} does not go from a convolution to a linear layer for its "
+                f"{len(self.names)} classes; give a ResNet or a ViT, for example"
+            )
+        self.head, self.channels = layers[-1], inputs[0].in_channels
+        self.size = _side(preprocessing)
+        if self.size and not all(type(side) is int and 0 < side <= SIDE for side in self.size):
+            raise ValueError(f"it looks at {self.size} pixels; a side may have {SIDE:,}")
+        scale = preprocessing.get("rescale_factor", 1 / 255)
+        self.scale = 127.5 * (float(scale) if preprocessing.get("do_rescale", True) else 1)
+        if not math.isfinite(self.scale):
+            raise ValueError(f"rescale_factor is {scale}; a number is needed")
+        normal = preprocessing.get("do_normalize", True)
+        mean = preprocessing["image_mean"] if normal else 0.0
+        std = preprocessing["image_std"] if normal else 1.0
+        self.normal = [_by_channel(each, self.channels) for each in (mean, std)]
+        told = {k: v for k, v in model.config.to_dict().items() if k not in UNTOLD}
+        facts = [told, self.size, self.scale, mean, std, weights_hash(model)]
+        self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at images.
+
+        Args:
+            images: in [-1, 1], (n, channels, height, width).
+
+        Returns:
+            Features, (n, d), and classes, (n,), int64; all 0 where `names` is empty.
+        """
+        seen: list[torch.Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            logits = self.model(pixel_values=self._prepared(images)).logits
+        finally:
+            hook.remove()
+        return seen[0].float().cpu(), logits.argmax(-1).cpu()
+
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale, colour and normalise images as the classifier is used to."""
+        if images.shape[1] not in (1, self.channels):
+            raise ValueError(
+                f"extractor: {self.name!r} looks at {self.channels} channels, the images have "
+                f"{images.shape[1]}"
+            )
+        pixels = resized(images.to(self.device), self.size)
+        pixels = (pixels + 1) * self.scale
+        mean, std = (each.to(pixels.device) for each in self.normal)
+        return (pixels.expand(-1, self.channels, -1, -1) - mean) / std
+
+
+def _by_channel(values: Any, channels: int) -> torch.Tensor:
+    """Return a number for all channels, or one for each, to compute with images."""
+    found = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    if len(found) not in (1, channels) or not found.isfinite().all():
+        raise ValueError(f"{values} is not a number for each of {channels} channels")
+    return found
+
+
+def _side(preprocessing: dict[str, Any]) -> tuple[int, int] | None:
+    """Find the height and width of what a classifier looks at; None if any will do."""
+    crops = preprocessing.get("do_center_crop", False)
+    if not crops and not preprocessing.get("do_resize", True):
+        return None
+    size = preprocessing["crop_size" if crops else "size"]
+    if isinstance(size, int):
+        return size, size
+    side = size.get("shortest_edge")
+    return (side, side) if side else (size["height"], size["width"])
+
+
+def resized(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """Scale images in [-1, 1] to a height and width, as Pillow's bicubic filter does."""
+    if size is None or images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def levels(images: torch.Tensor) -> torch.Tensor:
+    """Round images in [-1, 1] to the 256 levels that a file has, uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+class Inception:
+    """The Inception network of published figures, as torch-fidelity ported it; tells no classes.
+
+    That package downloads and unpickles the weights by itself.
+    """
+
+    name, names, size = INCEPTION, list[str](), (299, 299)
+
+    def __init__(self, device: str) -> None:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError(
+                "extractor: 'inception' needs a package: pip install torch-fidelity. Or give the "
+                "folder of a classifier"
+            )
+        module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        self.network, self.device = network.eval().to(device), device
+        self.sha256 = weights_hash(self.network)
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at images; see `Classifier`."""
+        pixels = levels(images).expand(-1, 3, -1, -1).to(self.device)
+        features = self.network(pixels)[0].float().cpu()
+        return features, torch.zeros(len(features), dtype=torch.int64)
+
+
+class Pixels:
+    """No network: features are the pixels, averaged over squares; tells no classes."""
+
+    name, names, size, device = "pixels", list[str](), None, "cpu"
+    sha256 = hashlib.sha256(f"pixels {PIXELS}".encode()).hexdigest()
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at images; see `Classifier`. Features are those of a map of 16 x 16 at most."""
+        square = [math.ceil(side / PIXELS) for side in images.shape[2:]]
+        features = F.avg_pool2d(images.float().cpu(), square, ceil_mode=True).flatten(1)
+        return features, torch.zeros(len(features), dtype=torch.int64)
+
+
+Extractor = Classifier | Inception | Pixels
+
+
+def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
+    """Load what a judge looks through, onto the GPU if there is one.
+
+    Args:
+        name: folder or Hub id of an image classifier in safetensors, or "inception".
+        revision: a branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: there is no such classifier, or it lacks something.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == INCEPTION:
+        return Inception(device)
+    folder = download.fetch(name, revision, argument="extractor", hint=HINT)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would warn of a new head, which is refused
+    try:
+        with safety.opened(folder, argument="extractor") as private:
+            preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(private)
+            model, told = AutoModelForImageClassification.from_pretrained(
+                private,
+                use_safetensors=True,
+                dtype=torch.float32,
+                trust_remote_code=False,  # the default asks on the terminal
+                output_loading_info=True,
+            )
+            safe_weights.check_loaded(model, told)
+            return Classifier(model.eval().to(device), preprocessing, str(name))
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+# ---------------------------------------------------------------------------------------------
+# What an extractor sees
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an extractor sees in images."""
+
+    features: np.ndarray  # (n, d), float32
+    classes: np.ndarray  # (n,), int64; all 0 from an extractor that tells none
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, which: np.ndarray) -> Seen:
+        """Return some of it."""
+        return Seen(self.features[which], self.classes[which])
+
+
+def look(images: Images, extractor: Extractor) -> Seen:
+    """Look at all images, a batch at a time."""
+    height, width = extractor.size or images.size[1:]
+    size = max(1, min(BATCH, VALUES // (3 * height * width)))
+    found = []
+    with tqdm(total=len(images), desc="looking", unit=" images", delay=2, leave=False) as bar:
+        for which in blocks(len(images), size):
+            found.append(extractor(images.batch(which)))
+            bar.update(len(which))
+    features, classes = zip(*found, strict=True)
+    return Seen(torch.cat(features).numpy(), torch.cat(classes).numpy())
+
+
+def look_once(images: Images, extractor: Extractor) -> Seen:
+    """Look at all images, or find in the cache what was seen: by their content and all weights."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    what = json.dumps([VERSION, images.sha256, extractor.sha256, device, torch.__version__])
+    path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.features.safetensors"
+    if not path.exists():
+        seen = look(images, extractor)
+        with cached_whole(path) as scratch:
+            save_file({"features": seen.features, "classes": seen.classes}, scratch)
+    saved = load_file(path)
+    return Seen(saved["features"], saved["classes"])

@@ -1,0 +1,1 @@
+"""Networks and their losses, a family a file; three of them travel with saved models."""

@@ -1,0 +1,157 @@
+"""Losses of autoencoders: likelihoods, bounds, and noise to be undone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+NOISES = ("gaussian", "mask", "salt")
+LOG_2PI = math.log(2 * math.pi)
+AT_ONCE = 1 << 22  # pixels decoded together
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses and bounds, in nats per image, (n,) or (samples, n)
+
+
+def log_likelihood(
+    prediction: torch.Tensor, images: torch.Tensor, likelihood: str, scale: float = 1.0
+) -> torch.Tensor:
+    """Log-probability of images under what the decoder says of their pixels.
+
+    Args:
+        prediction: logits or means, (samples, n, channels, height, width).
+        images: in [-1, 1], (n, channels, height, width).
+        likelihood: "bernoulli", of pixels on with probability (x + 1) / 2; or "gaussian".
+        scale: standard deviation of the Gaussian.
+
+    Returns:
+        Sums over pixels, (samples, n); for a Gaussian, of densities.
+    """
+    prediction, images = prediction.float(), images.float()
+    if likelihood == "bernoulli":
+        on = ((images + 1) / 2).expand_as(prediction)
+        return (
+            -F.binary_cross_entropy_with_logits(prediction, on, reduction="none").flatten(2).sum(2)
+        )
+    each = -0.5 * ((prediction - images) / scale) ** 2 - math.log(scale) - 0.5 * LOG_2PI
+    return each.flatten(2).sum(2)
+
+
+def gaussian_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL divergence of N(mean, exp(logvar)) from N(0, 1), each dimension by itself, (n, …).
+
+    Source: Kingma and Welling 2014, appendix B, https://arxiv.org/abs/1312.6114
+    """
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
+
+
+def variational_loss(
+    seen: dict[str, torch.Tensor],
+    images: torch.Tensor,
+    likelihood: str,
+    scale: float,
+    beta: torch.Tensor | float = 1.0,
+    free_bits: float = 0.0,
+) -> torch.Tensor:
+    """Negative evidence lower bound, mean over the batch.
+
+    Args:
+        seen: what the model returned.
+        beta: weight of the divergence (Higgins et al. 2017).
+        free_bits: nats of each latent dimension, mean over the batch, that cost nothing
+            (Kingma et al. 2016, https://arxiv.org/abs/1606.04934).
+    """
+    fit = log_likelihood(seen["prediction"], images, likelihood, scale).mean()
+    kl = gaussian_kl(seen["mean"], seen["logvar"]).mean(0)
+    if free_bits:
+        kl = kl.clamp(min=free_bits)
+    return beta * kl.sum() - fit
+
+
+def importance_weighted_bound(
+    seen: dict[str, torch.Tensor],
+    noise: torch.Tensor,
+    images: torch.Tensor,
+    likelihood: str,
+    scale: float,
+) -> torch.Tensor:
+    """Bound log p(x) from below by as many samples as there are; exact for infinitely many.
+
+    Args:
+        seen: what the model returned for this noise.
+        noise: (samples, n, …).
+
+    Returns:
+        (n,), in nats.
+
+    Source: Burda et al. 2016, equation 8, https://arxiv.org/abs/1509.00519
+    """
+    fit = log_likelihood(seen["prediction"], images, likelihood, scale)
+    # log p(z) - log q(z | x), of which the constants are the same
+    ratio = 0.5 * (noise**2 + seen["logvar"] - seen["latents"] ** 2).flatten(2).sum(2)
+    return torch.logsumexp(fit + ratio, 0) - math.log(len(noise))
+
+
+@torch.inference_mode()
+def negative_log_likelihood(
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    samples: int,
+    likelihood: str,
+    scale: float,
+    generator: torch.Generator,
+    labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Estimate -log p(x) by importance sampling: an upper bound on average, closer by more samples.
+
+    Args:
+        model: an Autoencoder or a Spatial.
+        images: (n, channels, height, width).
+        samples: draws from the encoder's Gaussian for each image.
+        generator: of the noise, on the CPU.
+
+    Returns:
+        (n,), in nats.
+    """
+    shape = model(images, labels=labels)["latents"].shape[1:]
+    at_once = max(1, AT_ONCE // images.numel())
+    bounds, counts = [], []
+    for start in range(0, samples, at_once):
+        count = min(at_once, samples - start)
+        noise = torch.randn(count, *shape, generator=generator).to(images.device)
+        seen = model(images, noise, labels)
+        bounds.append(importance_weighted_bound(seen, noise, images, likelihood, scale))
+        counts.append(math.log(count))
+    weighted = torch.stack(bounds) + torch.tensor(counts, device=images.device)[:, None]
+    return math.log(samples) - torch.logsumexp(weighted, 0)
+
+
+def reconstruction_loss(
+    seen: dict[str, torch.Tensor], images: torch.Tensor, likelihood: str
+) -> torch.Tensor:
+    """Return a pixel's mean cross-entropy for Bernoulli, its mean squared error for Gaussian."""
+    if likelihood == "bernoulli":
+        return -log_likelihood(seen["prediction"], images, likelihood).mean() / images[0].numel()
+    return F.mse_loss(seen["prediction"][0].float(), images)
+
+
+def corrupt(
+    images: torch.Tensor, noise: str, amount: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Spoil images for a denoising autoencoder (Vincent et al. 2010).
+
+    Args:
+        images: in [-1, 1].
+        noise: "gaussian", of standard deviation `amount`; "mask", a part `amount` of the pixels
+            goes to -1; or "salt", that part goes to -1 or 1 with equal chances.
+        generator: of the draws, where the images are.
+    """
+    if noise == "gaussian":
+        drawn = torch.randn(images.shape, generator=generator, device=images.device)
+        return (images + amount * drawn).clamp(-1, 1)
+    chance = torch.rand(images[:, :1].shape, generator=generator, device=images.device)
+    spoilt = images.masked_fill(chance < amount, -1.0)
+    return spoilt.masked_fill(chance < amount / 2, 1.0) if noise == "salt" else spoilt

@@ -1,0 +1,534 @@
+"""Generative adversarial networks: generators, discriminators, pipeline.
+
+Images are in [-1, 1], (n, channels, height, width). The file stands alone: it travels with every
+model that it saved, which therefore loads without genkit. Losses are in genkit/adversarial.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch.nn.utils.parametrizations import spectral_norm
+
+NETWORKS = ("dcgan", "residual")
+GROWTHS = ("transposed", "nearest")
+POOLS = ("flatten", "max")
+GENERATOR_TOLD = ("product", "concatenation")
+DISCRIMINATOR_TOLD = ("concatenation", "auxiliary", "projection")
+RAW = "raw"  # diffusers' variant of weights that are not averaged
+
+# ---------------------------------------------------------------------------------------------
+# Modern: residual blocks without normalisation
+
+
+class Residual(torch.nn.Module):
+    """Two convolutions beside a path that changes nothing, which is all there is at first."""
+
+    def __init__(self, width: int, slope: float) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(width, width, 3, padding=1)
+        self.second = torch.nn.Conv2d(width, width, 3, padding=1)
+        self.slope = slope
+        for parameter in self.second.parameters():
+            torch.nn.init.zeros_(parameter)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features of the same shape."""
+        inside = self.first(F.leaky_relu(x, self.slope))
+        return x + self.second(F.leaky_relu(inside, self.slope))
+
+
+class Grow(torch.nn.Module):
+    """From a small map of features to a picture: blocks, a doubling between any two widths.
+
+    The last features hold a patch of pixels each, so that no convolution works at full size.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], blocks: int, channels: int, patch: int, slope: float
+    ) -> None:
+        super().__init__()
+        self.stages = torch.nn.ModuleList(_blocks(width, blocks, slope) for width in widths)
+        self.turns = torch.nn.ModuleList(
+            torch.nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)
+        )
+        self.last = torch.nn.Conv2d(widths[-1], channels * patch**2, 3, padding=1)
+        self.patch, self.slope = patch, slope
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Turn (n, widths[0], side, side) into pixels before the last squashing."""
+        x = self.stages[0](x)
+        for turn, stage in zip(self.turns, self.stages[1:], strict=True):
+            x = stage(F.interpolate(turn(x), scale_factor=2))
+        return F.pixel_shuffle(self.last(F.leaky_relu(x, self.slope)), self.patch)
+
+
+class Shrink(torch.nn.Module):
+    """The way back: from a picture, in patches, to a small map of features."""
+
+    def __init__(
+        self, channels: int, widths: Sequence[int], blocks: int, patch: int, slope: float
+    ) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.stages = torch.nn.ModuleList(_blocks(width, blocks, slope) for width in widths)
+        self.turns = torch.nn.ModuleList(
+            torch.nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)
+        )
+        self.patch, self.slope = patch, slope
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn images into features, (n, widths[-1], side, side)."""
+        x = F.pixel_unshuffle(images, self.patch).contiguous(memory_format=torch.channels_last)
+        x = self.stages[0](self.first(x))
+        for turn, stage in zip(self.turns, self.stages[1:], strict=True):
+            x = stage(turn(F.avg_pool2d(x, 2)))
+        return F.leaky_relu(x, self.slope)
+
+
+def _blocks(width: int, count: int, slope: float) -> torch.nn.Sequential:
+    return torch.nn.Sequential(*(Residual(width, slope) for _ in range(count)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Classic: Radford et al. 2016, https://arxiv.org/abs/1511.06434
+
+
+def _growing(
+    widths: Sequence[int],
+    tail: Sequence[int],
+    channels: int,
+    kernels: Sequence[int],
+    growth: str,
+    normalize: bool,
+    slope: float,
+) -> torch.nn.Sequential:
+    """Build layers that double the picture between any two widths, then keep its size.
+
+    Args:
+        widths: of the features that come in, and after each doubling.
+        tail: of further layers.
+        kernels: sides of the kernels of the doubling layers, and of those after them.
+        growth: "transposed" convolutions of stride 2, or "nearest" upsampling before those of 1.
+    """
+    layers: list[torch.nn.Module] = [torch.nn.LeakyReLU(slope)]
+    for before, after in itertools.pairwise(widths):
+        side = kernels[0]
+        if growth == "nearest":
+            grow: list[torch.nn.Module] = [torch.nn.Upsample(scale_factor=2)]
+            grow.append(torch.nn.ConvTranspose2d(before, after, side, padding=side // 2))
+        else:
+            beyond = side % 2  # what an odd kernel lacks to double the size
+            grow = [torch.nn.ConvTranspose2d(before, after, side, 2, (side - 1) // 2, beyond)]
+        layers += [*grow, *_normal(after, normalize), torch.nn.LeakyReLU(slope)]
+    side = kernels[1]
+    for before, after in itertools.pairwise([widths[-1], *tail]):
+        layers.append(torch.nn.ConvTranspose2d(before, after, side, padding=side // 2))
+        layers += [*_normal(after, normalize), torch.nn.LeakyReLU(slope)]
+    last = [widths[-1], *tail][-1]
+    return torch.nn.Sequential(
+        *layers, torch.nn.ConvTranspose2d(last, channels, side, padding=side // 2)
+    )
+
+
+def _shrinking(
+    channels: int,
+    widths: Sequence[int],
+    strides: Sequence[int],
+    kernel: int,
+    normalize: bool,
+    dropout: float,
+    slope: float,
+) -> torch.nn.Sequential:
+    """Build convolutions; the first is never normalised."""
+    layers: list[torch.nn.Module] = []
+    for i, (before, after) in enumerate(itertools.pairwise([channels, *widths])):
+        layers.append(torch.nn.Conv2d(before, after, kernel, strides[i], kernel // 2))
+        layers += [*_normal(after, normalize and i > 0), torch.nn.LeakyReLU(slope)]
+        layers += [torch.nn.Dropout(dropout)] if dropout else []
+    return torch.nn.Sequential(*layers)
+
+
+def _normal(width: int, normalize: bool) -> list[torch.nn.Module]:
+    return [torch.nn.BatchNorm2d(width)] if normalize else []
+
+
+# ---------------------------------------------------------------------------------------------
+# The two players
+
+
+class Generator(ModelMixin, ConfigMixin):
+    """Makes images of noise.
+
+    Args:
+        image_size: channels, height, width; the sides are multiples of 2 to the number of
+            doublings, times the patch of "residual".
+        latent_dim: numbers of noise an image.
+        network: "residual" or "dcgan".
+        widths: of the features from the smallest map on; the picture doubles between any two.
+        labels: classes that it is told; 0 for none.
+        told: how: the "product" of noise and the class's vector, or their "concatenation".
+        blocks: residual blocks at a size.
+        patch: side of the square of pixels that a last feature of "residual" holds.
+        tail: widths of further layers of "dcgan" at full size.
+        kernels: sides of the kernels of "dcgan", while the picture grows and after that.
+        growth: of "dcgan": "transposed" convolutions or "nearest" upsampling.
+        normalize: batch normalisation in "dcgan".
+        slope: of leaky rectifiers below 0.
+        unit: make values in [0, 1] by a sigmoid, then bring them to [-1, 1]; else by a tanh.
+        spectral: keep every layer's largest singular value at 1 (Miyato et al. 2018).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: Sequence[int] = (1, 28, 28),
+        latent_dim: int = 64,
+        network: str = "residual",
+        widths: Sequence[int] = (64,),
+        labels: int = 0,
+        told: str = "concatenation",
+        blocks: int = 1,
+        patch: int = 4,
+        tail: Sequence[int] = (),
+        kernels: Sequence[int] = (4, 7),
+        growth: str = "transposed",
+        normalize: bool = False,
+        slope: float = 0.2,
+        unit: bool = False,
+        spectral: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("network", network, NETWORKS)
+        _check("told", told, GENERATOR_TOLD)
+        _check("growth", growth, GROWTHS)
+        channels, height, width = image_size
+        _check_size("generator", image_size, multiple(network, widths, patch))
+        shrunk = multiple(network, widths, patch)
+        self.start = (widths[0], height // shrunk, width // shrunk)
+        self.table = torch.nn.Embedding(labels, latent_dim) if labels else None
+        inputs = 2 * latent_dim if labels and told == "concatenation" else latent_dim
+        self.first = torch.nn.Linear(inputs, math.prod(self.start))
+        self.body: torch.nn.Module
+        if network == "residual":
+            self.body = Grow(widths, blocks, channels, patch, slope)
+        else:
+            self.body = _growing(widths, tail, channels, kernels, growth, normalize, slope)
+        if spectral:
+            _normalize_spectrum(self)
+
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Make images.
+
+        Args:
+            latents: (n, latent_dim), standard normal.
+            labels: classes, (n,), for a generator that is told.
+
+        Returns:
+            (n, channels, height, width) in [-1, 1].
+        """
+        if self.table is not None:
+            assert labels is not None, "a class-conditional generator needs labels"
+            known = self.table(labels)
+            product = self.config.told == "product"
+            latents = latents * known if product else torch.cat([latents, known], 1)
+        x = self.first(latents).unflatten(1, self.start)
+        x = self.body(x.contiguous(memory_format=torch.channels_last))
+        return 2 * x.sigmoid() - 1 if self.config.unit else x.tanh()
+
+
+class Discriminator(ModelMixin, ConfigMixin):
+    """Scores images: higher for what it takes to be real.
+
+    Args:
+        image_size: channels, height, width; see `Generator`. Packs have as many times the channels.
+        network: "residual" or "dcgan".
+        widths: "residual": of the features, the picture is halved between any two; "dcgan": of the
+            convolutions.
+        labels: classes that it is told or tells; 0 for none.
+        told: how: "concatenation" of a map for each class to the image; "auxiliary": it is not
+            told, but tells the class (Odena et al. 2017); "projection" of features on the class's
+            vector (Miyato and Koyama 2018).
+        blocks, patch, slope, normalize, spectral: see `Generator`.
+        strides, kernel: of the convolutions of "dcgan".
+        pool: what the score is read from: all features, "flatten", or their maxima, "max".
+        unit: bring images to [0, 1] first.
+        dropout: after each convolution of "dcgan".
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: Sequence[int] = (1, 28, 28),
+        network: str = "residual",
+        widths: Sequence[int] = (64,),
+        labels: int = 0,
+        told: str = "projection",
+        blocks: int = 1,
+        patch: int = 4,
+        strides: Sequence[int] = (2, 2),
+        kernel: int = 3,
+        pool: str = "flatten",
+        normalize: bool = False,
+        dropout: float = 0.0,
+        slope: float = 0.2,
+        unit: bool = False,
+        spectral: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("network", network, NETWORKS)
+        _check("told", told, DISCRIMINATOR_TOLD)
+        _check("pool", pool, POOLS)
+        channels, height, width = image_size
+        channels += labels if told == "concatenation" else 0
+        self.body: torch.nn.Module
+        if network == "residual":
+            shrunk = multiple(network, widths, patch)
+            _check_size("discriminator", image_size, shrunk)
+            self.body = Shrink(channels, widths, blocks, patch, slope)
+            sides = height // shrunk, width // shrunk
+        else:
+            if len(widths) != len(strides):
+                raise ValueError(
+                    f"discriminator_widths must be {len(strides)} numbers for this network, got "
+                    f"{list(widths)}"
+                )
+            self.body = _shrinking(channels, widths, strides, kernel, normalize, dropout, slope)
+            shrunk = math.prod(strides)
+            sides = -(-height // shrunk), -(-width // shrunk)
+        features = widths[-1] * (math.prod(sides) if pool == "flatten" else 1)
+        self.score = torch.nn.Linear(features, 1)
+        project = labels and told == "projection"
+        self.table = torch.nn.Embedding(labels, features) if project else None
+        if self.table is not None:  # the score starts as one that heeds no class
+            torch.nn.init.zeros_(self.table.weight)
+        tells = labels and told == "auxiliary"
+        self.tell = torch.nn.Linear(features, labels) if tells else None
+        if spectral:
+            _normalize_spectrum(self)
+
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Score images.
+
+        Args:
+            images: (n, channels, height, width).
+            labels: classes, (n,), for a discriminator that is told.
+
+        Returns:
+            Scores, (n,), and the logits of the classes, (n, labels), if it tells them.
+        """
+        features = self.look(images, labels)
+        scores = self.score(features).squeeze(1)
+        if self.table is not None:
+            assert labels is not None, "a discriminator by projection needs labels"
+            scores = scores + (self.table(labels) * features).sum(1)
+        return scores, None if self.tell is None else self.tell(features)
+
+    def look(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the features that scores are read from, (n, d)."""
+        if self.config.unit:
+            images = (images + 1) / 2
+        if self.config.labels and self.config.told == "concatenation":
+            assert labels is not None, "a discriminator by concatenation needs labels"
+            maps = F.one_hot(labels, self.config.labels).to(images.dtype)[:, :, None, None]
+            images = torch.cat([images, maps.expand(-1, -1, *images.shape[2:])], 1)
+        x = self.body(images.contiguous(memory_format=torch.channels_last))
+        return x.amax((2, 3)) if self.config.pool == "max" else x.flatten(1)
+
+
+def multiple(network: str, widths: Sequence[int], patch: int) -> int:
+    """Return what the side of an image must be a multiple of."""
+    return 2 ** (len(widths) - 1) * (patch if network == "residual" else 1)
+
+
+def initialize(module: torch.nn.Module, std: float | None) -> None:
+    """Draw the weights of layers anew, and set their biases to 0.
+
+    Args:
+        module: a player of the network "dcgan", its spectrum not normalised.
+        std: of a normal distribution (Radford et al. 2016); None for Glorot's uniform one.
+    """
+    kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear
+    for layer in module.modules():
+        if isinstance(layer, kinds):
+            if std is None:
+                torch.nn.init.xavier_uniform_(layer.weight)
+            else:
+                torch.nn.init.normal_(layer.weight, std=std)
+            assert layer.bias is not None
+            torch.nn.init.zeros_(layer.bias)
+
+
+def _normalize_spectrum(module: torch.nn.Module) -> None:
+    kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear | torch.nn.Embedding
+    for layer in [m for m in module.modules() if isinstance(m, kinds)]:
+        layer.reset_parameters()  # those that start as zeros have nothing to divide by
+        spectral_norm(layer)
+
+
+def _check(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_size(player: str, image_size: Sequence[int], wanted: int) -> None:
+    _, height, width = image_size
+    if height % wanted or width % wanted:
+        below, above = height // wanted * wanted, -(-height // wanted) * wanted
+        raise ValueError(
+            f"resolution: a {player} of these widths takes multiples of {wanted} pixels, these "
+            f"images are {width} x {height}; give --resolution {below or above} or other widths"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Pipeline
+
+
+class GANPipeline(DiffusionPipeline):
+    """Draws images.
+
+    Args:
+        generator: a Generator.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.register_modules(generator=generator)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents."""
+        return (self.generator.config.latent_dim,)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        labels: Sequence[int] | torch.Tensor | None = None,
+        truncation: float | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Draw images.
+
+        Args:
+            batch_size: how many.
+            generator: one, or one an image, so that an image depends on its own alone.
+            labels: the class of each image, for a model that is told.
+            truncation: see `truncate`; None to draw from all of the normal distribution.
+            output_type: "pil", "np" for (n, height, width, channels) in [0, 1], or "pt" for
+                (n, channels, height, width) in [0, 1].
+        """
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"generator must be one, or a list of {batch_size} for as many images, got "
+                f"{len(generator)}"
+            )
+        noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
+        latents = noise if truncation is None else truncate(noise, truncation)
+        images: Any = (self.decode(latents, labels) + 1) / 2
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).cpu().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def place(self, noise: torch.Tensor) -> torch.Tensor:
+        """Turn standard normal numbers, (n, latent_dim), into latents: they are that already."""
+        return noise.to(self.device)
+
+    def decode(
+        self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return images in [-1, 1]; gradients pass."""
+        known = self._classes(labels, len(latents))
+        return self.generator(latents.to(self.device), known).float()
+
+    def _classes(self, labels: Any, count: int) -> torch.Tensor | None:
+        classes = self.generator.config.labels
+        if not classes:
+            if labels is not None:
+                raise ValueError("labels: this model is not told classes; leave them out")
+            return None
+        if labels is None:
+            raise ValueError(f"labels: this model is told one of {classes} classes an image")
+        known = torch.as_tensor(labels, device=self.device)
+        if (
+            known.is_floating_point()
+            or known.shape != (count,)
+            or not ((known >= 0) & (known < classes)).all()
+        ):
+            raise ValueError(f"labels must be {count} of 0 to {classes - 1}, got {labels}")
+        return known.long()
+
+
+def truncate(noise: torch.Tensor, limit: float) -> torch.Tensor:
+    """Turn standard normal numbers into those of a normal distribution cut off at a limit.
+
+    Every number keeps its rank, so that an image changes smoothly with the limit: the lower, the
+    more alike and the better images are (Brock et al. 2019, https://arxiv.org/abs/1809.11096).
+
+    Args:
+        noise: standard normal.
+        limit: the largest size that a number can have; 0 for the middle of the distribution.
+
+    Raises:
+        ValueError: the limit is below 0.
+    """
+    if not limit >= 0:
+        raise ValueError(f"truncation must be 0 or more, got {limit}")
+    if not limit:
+        return torch.zeros_like(noise)
+    inside = math.erf(limit / math.sqrt(2))  # the probability between the limits
+    ranks = torch.special.ndtr(noise.double()) - 0.5
+    return torch.special.ndtri(0.5 + inside * ranks).to(noise.dtype)
+
+
+def load_gan(folder: str | Path, weights: str = "averaged") -> GANPipeline:
+    """Load a pipeline that was saved, running none of the code beside it.
+
+    Args:
+        folder: of the model.
+        weights: "averaged" over training, or "raw".
+
+    Raises:
+        ValueError: there is none, or not of these weights.
+    """
+    _check("weights", weights, ("averaged", RAW))
+    index = Path(folder) / "model_index.json"
+    try:
+        saved = json.loads(index.read_text(encoding="utf-8"))
+        if saved["_class_name"][-1] != GANPipeline.__name__:
+            raise ValueError(f"it is of the class {saved['_class_name']}")
+        if list(index.parent.glob("generator/*.index.json")):  # its names could lead anywhere
+            raise ValueError("its weights are in several files")
+        generator, told = Generator.from_pretrained(
+            str(folder),
+            subfolder="generator",
+            variant=RAW if weights == RAW else None,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if told["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"model: {str(folder)!r} holds no GAN of {weights} weights ({error}); give the folder "
+            "of one that recipes/train_gan.py trained"
+        ) from error
+    return GANPipeline(generator.eval())

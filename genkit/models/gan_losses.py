@@ -1,0 +1,362 @@
+"""What the two players of an adversarial game lose, and what keeps the game fair.
+
+A discriminator gives each image a score, (n,), higher for what it takes to be real. Functions are
+pure: what they draw by comes as an argument, uniform in [0, 1), so that a row of a batch is treated
+alike on whichever process it is. Images are in [-1, 1], (n, channels, height, width).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+CROSS_ENTROPY = ("minimax", "non_saturating", "maximum_likelihood")
+TARGETED = (*CROSS_ENTROPY, "least_squares")  # losses that compare scores with targets
+LOSSES = (*TARGETED, "hinge", "wasserstein", "relativistic")
+POLICIES = ("colour", "translation", "cutout")
+SPENT = 7  # chances that `augment` spends on an image
+CHANCES = 3 + 2 * SPENT  # that a `Game` spends on a row: targets, mixture, two images
+SHIFT, HOLE = 1 / 8, 1 / 2  # of the side: the longest translation, the side of what is cut out
+
+# ---------------------------------------------------------------------------------------------
+# Losses
+
+
+def discriminator_loss(
+    loss: str,
+    real: torch.Tensor,
+    fake: torch.Tensor,
+    real_targets: torch.Tensor | float = 1.0,
+    fake_targets: torch.Tensor | float = 0.0,
+) -> torch.Tensor:
+    """Return what the discriminator loses, a scalar.
+
+    Args:
+        loss: one of LOSSES.
+        real, fake: scores, (n,).
+        real_targets, fake_targets: what the scores are compared with, for a loss of TARGETED.
+
+    Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661 (cross-entropy); Mao et al.
+    2017, https://arxiv.org/abs/1611.04076 (least squares); Lim and Ye 2017,
+    https://arxiv.org/abs/1705.02894 (hinge); Arjovsky et al. 2017,
+    https://arxiv.org/abs/1701.07875 (Wasserstein); Jolicoeur-Martineau 2018,
+    https://arxiv.org/abs/1807.00734, section 4.2 (relativistic, in pairs)
+    """
+    if loss in CROSS_ENTROPY:
+        return (_cross_entropy(real, real_targets) + _cross_entropy(fake, fake_targets)).mean()
+    if loss == "least_squares":
+        return ((real - real_targets).square() + (fake - fake_targets).square()).mean() / 2
+    if loss == "hinge":
+        return (F.relu(1 - real) + F.relu(1 + fake)).mean()
+    if loss == "wasserstein":
+        return (fake - real).mean()
+    assert loss == "relativistic", f"loss must be one of {LOSSES}, got {loss!r}"
+    return F.softplus(fake - real).mean()
+
+
+def generator_loss(loss: str, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """Return what the generator loses, a scalar; for its sources see `discriminator_loss`.
+
+    Args:
+        loss: one of LOSSES.
+        real, fake: scores, (n,); real ones matter only to the relativistic loss.
+
+    Source: Goodfellow 2014, https://arxiv.org/abs/1412.6515 (maximum likelihood)
+    """
+    if loss == "minimax":
+        return -F.softplus(fake).mean()
+    if loss == "non_saturating":
+        return F.softplus(-fake).mean()
+    if loss == "maximum_likelihood":
+        return -fake.exp().mean()
+    if loss == "least_squares":
+        return (fake - 1).square().mean() / 2
+    if loss in ("hinge", "wasserstein"):
+        return -fake.mean()
+    assert loss == "relativistic", f"loss must be one of {LOSSES}, got {loss!r}"
+    return F.softplus(real - fake).mean()
+
+
+def _cross_entropy(scores: torch.Tensor, targets: torch.Tensor | float) -> torch.Tensor:
+    """Compare logits with targets, which need not lie between 0 and 1; (n,)."""
+    return F.softplus(scores) - targets * scores
+
+
+def targets(
+    chances: torch.Tensor, smoothing: float = 0.0, noise: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return targets of real and of generated images, (n,) each, moved off 1 and 0.
+
+    Args:
+        chances: (n, 2).
+        smoothing: how far below 1 those of real images are (Salimans et al. 2016).
+        noise: how far at most every one is moved down, by chance.
+    """
+    real, fake = (-noise * chances).unbind(1)
+    return 1 - smoothing + real, fake
+
+
+# ---------------------------------------------------------------------------------------------
+# Regularizers
+
+
+def squared_gradient(scores: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Return the squared norm of each score's gradient by its own image, (n,).
+
+    Its mean over real images is the penalty R1, over generated ones R2.
+
+    Args:
+        scores: (n,), each computed from its own image alone.
+        images: what they were computed from, which needs a gradient.
+
+    Source: Mescheder et al. 2018, https://arxiv.org/abs/1801.04406
+    """
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+    return gradient.square().flatten(1).sum(1)
+
+
+def gradient_penalty(squares: torch.Tensor) -> torch.Tensor:
+    """Return the mean of (norm - 1)², a scalar.
+
+    Args:
+        squares: what `squared_gradient` says of `mixed` images, (n,).
+
+    Source: Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, equation 3
+    """
+    # the root's slope at 0 is infinite
+    return ((squares + 1e-12).sqrt() - 1).square().mean()
+
+
+def mixed(real: torch.Tensor, fake: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """Return a point between each real and each generated image, by chances, (n,)."""
+    return torch.lerp(fake, real, chances.view(-1, *[1] * (real.ndim - 1)))
+
+
+@torch.no_grad()
+def clip_weights(module: torch.nn.Module, limit: float) -> None:
+    """Bring every parameter back between -limit and limit (Arjovsky et al. 2017)."""
+    for parameter in module.parameters():
+        parameter.clamp_(-limit, limit)
+
+
+def pack(images: torch.Tensor, count: int) -> torch.Tensor:
+    """Join every `count` images in their channels, so that a lack of variety shows.
+
+    Returns:
+        (n / count, count * channels, height, width).
+
+    Source: Lin et al. 2018, https://arxiv.org/abs/1712.04086
+    """
+    return images.unflatten(0, (-1, count)).flatten(1, 2)
+
+
+# ---------------------------------------------------------------------------------------------
+# Augmentation
+
+
+def augment(images: torch.Tensor, chances: torch.Tensor, policies: tuple[str, ...]) -> torch.Tensor:
+    """Change what the discriminator sees, real and generated alike; gradients pass.
+
+    Args:
+        images: to change.
+        chances: (n, SPENT).
+        policies: some of POLICIES: "colour" changes brightness, saturation and contrast,
+            "translation" shifts by an eighth of the side at most, "cutout" covers a square.
+
+    Source: Zhao et al. 2020, https://arxiv.org/abs/2006.10738
+    """
+    chances = chances.to(images.dtype)
+    if "colour" in policies:
+        images = _colour(images, chances[:, 0:3])
+    if "translation" in policies:
+        images = _translate(images, chances[:, 3:5])
+    if "cutout" in policies:
+        images = _cut_out(images, chances[:, 5:7])
+    return images
+
+
+def _colour(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    brightness, saturation, contrast = chances[:, :, None, None, None].unbind(1)
+    images = images + brightness - 0.5
+    grey = images.mean(1, keepdim=True)
+    images = torch.lerp(grey.expand_as(images), images, 2 * saturation)
+    middle = images.mean((1, 2, 3), keepdim=True)
+    return torch.lerp(middle.expand_as(images), images, contrast + 0.5)
+
+
+def _translate(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """Shift by whole pixels; what comes in is 0, grey, as around a convolution."""
+    n, _, height, width = images.shape
+    rows, columns = (
+        torch.arange(side, device=images.device) - _shifts(chance, round(side * SHIFT))[:, None]
+        for side, chance in ((height, chances[:, 0]), (width, chances[:, 1]))
+    )
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None
+    ]
+    which = torch.arange(n, device=images.device)[:, None, None]
+    places = which, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
+    shifted = images.permute(0, 2, 3, 1)[places]  # (n, height, width, channels)
+    return (shifted * inside[..., None]).permute(0, 3, 1, 2)
+
+
+def _shifts(chances: torch.Tensor, most: int) -> torch.Tensor:
+    """Return whole numbers from -most to most, (n,)."""
+    return (chances * (2 * most + 1)).long() - most
+
+
+def _cut_out(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """Set a square to 0; its middle may lie anywhere in the picture."""
+    inside = []
+    for side, chance in zip(images.shape[2:], chances.unbind(1), strict=True):
+        middle = (chance * side).long()[:, None]
+        distance = torch.arange(side, device=images.device) - middle
+        half = round(side * HOLE) // 2
+        inside.append((distance >= -half) & (distance < half))
+    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return images.masked_fill(hole, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------
+# The game
+
+
+@dataclass
+class Batch:
+    """What both players are given: row i of every part belongs together."""
+
+    real: torch.Tensor  # images, (n, …)
+    noise: torch.Tensor  # (n, latent_dim)
+    chances: torch.Tensor  # (n, CHANCES)
+    labels: torch.Tensor | None = None  # (n,), of the real image and of the one to make
+    grain: torch.Tensor | None = None  # (2, n, …), standard normal, for instance noise
+
+
+Player = Callable[..., torch.Tensor]
+Scorer = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Game:
+    """What is played for: a loss with its regularizers.
+
+    Args:
+        loss: one of LOSSES.
+        r1, r2: weights of half the squared gradient's mean over real and over generated images.
+        gradient_penalty: weight of (norm - 1)² between real and generated images.
+        weight_clip: the largest size of the critic's weights; the caller clips them.
+        smoothing, label_noise: see `targets`.
+        instance_noise: standard deviation of noise on all that is scored (Sønderby et al. 2017).
+        augmentations: see `augment`.
+        packing: images that are scored together, by the chances of the first; see `pack`.
+
+    Raises:
+        ValueError: two of them do not go together.
+    """
+
+    loss: str = "relativistic"
+    r1: float = 0.0
+    r2: float = 0.0
+    gradient_penalty: float = 0.0
+    weight_clip: float = 0.0
+    smoothing: float = 0.0
+    label_noise: float = 0.0
+    instance_noise: float = 0.0
+    augmentations: tuple[str, ...] = ()
+    packing: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        unknown = [name for name in self.augmentations if name not in POLICIES]
+        if unknown:
+            choices = ", ".join(POLICIES)
+            raise ValueError(f"augmentations must be some of {choices}, got {unknown[0]!r}")
+        for name in ("r1", "r2", "gradient_penalty", "weight_clip", "instance_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("smoothing", "label_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 0 or more, below 1, got {getattr(self, name)}")
+        if self.packing < 1:
+            raise ValueError(f"packing must be 1 or more, got {self.packing}")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        for name in ("weight_clip", "gradient_penalty"):
+            if getattr(self, name) and self.loss != "wasserstein":
+                raise ValueError(
+                    f"{name}: it makes a critic of the wasserstein loss Lipschitz, loss is "
+                    f"{self.loss}; leave {name} out, or use r1 and r2"
+                )
+        if self.weight_clip and (self.gradient_penalty or self.r1 or self.r2):
+            other = next(n for n in ("gradient_penalty", "r1", "r2") if getattr(self, n))
+            raise ValueError(f"weight_clip and {other} both limit the critic's slope; give one")
+        for name in ("smoothing", "label_noise"):
+            if getattr(self, name) and self.loss not in TARGETED:
+                raise ValueError(
+                    f"{name} moves targets, and the loss {self.loss} has none; use one of "
+                    f"{', '.join(TARGETED)}"
+                )
+
+    def discriminator_loss(
+        self, discriminator: Scorer, generator: Player, batch: Batch, penalty: float = 1.0
+    ) -> torch.Tensor:
+        """Return what the discriminator loses, penalties included, a scalar.
+
+        Args:
+            discriminator, generator: called as those of genkit/models/gan.py are.
+            penalty: factor of the penalties, 0 to leave them out.
+        """
+        with torch.no_grad():
+            fake = generator(batch.noise, batch.labels)
+        real, fake = self._shown(batch.real, batch, 0), self._shown(fake, batch, 1)
+        labels, chances = batch.labels, batch.chances[:: self.packing]
+        real.requires_grad_(bool(penalty and self.r1))
+        fake.requires_grad_(bool(penalty and self.r2))
+        real_scores, real_classes = discriminator(real, labels)
+        fake_scores, fake_classes = discriminator(fake, labels)
+        aims = targets(chances[:, :2], self.smoothing, self.label_noise)
+        loss = discriminator_loss(self.loss, real_scores.float(), fake_scores.float(), *aims)
+        for classes in (real_classes, fake_classes):
+            if classes is not None and labels is not None:
+                loss = loss + F.cross_entropy(classes.float(), labels)
+        if penalty and self.r1:
+            loss = loss + penalty * self.r1 / 2 * squared_gradient(real_scores, real).mean()
+        if penalty and self.r2:
+            loss = loss + penalty * self.r2 / 2 * squared_gradient(fake_scores, fake).mean()
+        if penalty and self.gradient_penalty:
+            between = mixed(real, fake, chances[:, 2]).requires_grad_()
+            squares = squared_gradient(discriminator(between, labels)[0], between)
+            loss = loss + penalty * self.gradient_penalty * gradient_penalty(squares)
+        return loss
+
+    def generator_loss(
+        self, discriminator: Scorer, generator: Player, batch: Batch
+    ) -> torch.Tensor:
+        """Return what the generator loses, a scalar; the discriminator should be frozen."""
+        fake = self._shown(generator(batch.noise, batch.labels), batch, 1)
+        scores, classes = discriminator(fake, batch.labels)
+        real_scores = scores
+        if self.loss == "relativistic":
+            with torch.no_grad():
+                real_scores = discriminator(self._shown(batch.real, batch, 0), batch.labels)[0]
+        loss = generator_loss(self.loss, real_scores.float(), scores.float())
+        if classes is not None and batch.labels is not None:
+            loss = loss + F.cross_entropy(classes.float(), batch.labels)
+        return loss
+
+    def _shown(self, images: torch.Tensor, batch: Batch, side: int) -> torch.Tensor:
+        """Return images as they are scored: augmented, noisy, packed."""
+        images = images.float()
+        if self.augmentations:
+            start = 3 + side * SPENT
+            images = augment(images, batch.chances[:, start : start + SPENT], self.augmentations)
+        if batch.grain is not None:
+            images = images + batch.grain[side]
+        return pack(images, self.packing) if self.packing > 1 else images

@@ -1,0 +1,170 @@
+"""A network that answers questions, loaded with its tokenizer and calibration."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
+
+from genkit.engine.encoder import Encoder
+from genkit.engine.precision import check_compiler, check_precision, to_device
+from genkit.hub import download, safe_weights, safety
+from genkit.qa.windows import takes_types, template
+
+DEFAULT, REVISION = (
+    "distilbert/distilbert-base-cased-distilled-squad",
+    "564e9b582944a57a3e586bbb98fd6f0a4118db7f",
+)
+HINT = (
+    "Train one with `accelerate launch recipes/train_qa.py`, or give the folder or Hub id of an "
+    "encoder for question answering in safetensors"
+)
+MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
+
+
+# ---------------------------------------------------------------------------------------------
+# The model
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a validation set taught about a model's scores; kept in its config.json."""
+
+    temperature: float  # divides the logits where confidence is asked for
+    threshold: float  # log-odds of no answer above which there is none
+    impossible: bool  # trained on questions without an answer
+    max_seq_len: int = MAX_SEQ_LEN  # of the validation
+    doc_stride: int = DOC_STRIDE
+    max_answer_len: int = MAX_ANSWER_LEN
+
+
+@dataclass(eq=False)
+class Reader:
+    """A model with a span head and its tokenizer, loaded once and used often."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
+    compiled: bool | None = None  # see `load`
+
+    _encoder: tuple[Any, Encoder] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What runs the model: made at the first use, and again when weights have changed."""
+        version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
+        if self._encoder is None or self._encoder[0] != version:
+            cpu = self.model.device.type == "cpu"
+            typed = takes_types(self.model, template(self.tokenizer))
+            precision, compiled = (self.precision, self.compiled) if cpu else (None, False)
+            self._encoder = (version, Encoder(self.model, precision, compiled, typed))
+        return self._encoder[1]
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What is known about the model's scores, if anything is."""
+        known = getattr(self.model.config, "calibration", None)
+        return Calibration(**known) if known else None
+
+    @property
+    def known(self) -> Calibration:
+        """That, or what holds where nothing is known."""
+        return self.calibration or Calibration(temperature=1.0, threshold=0.0, impossible=False)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that the model reads at once."""
+        positions = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
+        for name, layer in self.model.named_modules():
+            embeds = isinstance(layer, torch.nn.Embedding) and "position_embeddings" in name
+            if embeds and layer.padding_idx:  # RoBERTa's begin behind the one for padding
+                return min(self.tokenizer.model_max_length, positions - layer.padding_idx - 1)
+        return min(self.tokenizer.model_max_length, positions)
+
+    @functools.cached_property
+    def has_null(self) -> bool:
+        """Whether the first token stands for no answer."""
+        return template(self.tokenizer).has_null
+
+
+def load_reader(
+    model: str | Path = DEFAULT,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    compile: bool | None = None,
+    trust_remote_code: bool = False,
+) -> Reader:
+    """Load a model with a span head and its tokenizer; once, then reused.
+
+    Args:
+        model: a folder, or the id of a model on the Hub.
+        revision: a branch, tag or commit on the Hub.
+        dtype, quantize: see `genkit.load`.
+        compile: True compiles the model before the first window (20 to 40 s, once a shape of
+            model: it is kept in the cache); None does for bfloat16 and int8 when the process has
+            spent as long on reading; False never.
+        trust_remote_code: run code that the model brings along.
+
+    Raises:
+        ValueError: there is no such model, it has no span head, its files cannot be trusted, or an
+            option cannot work.
+    """
+    check_precision(dtype, quantize)
+    check_compiler(compile)
+    name = str(model)
+    if name == DEFAULT and revision is None:
+        revision = REVISION
+    folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    stamp = download.stamp(folder)
+    return _load(name, folder, stamp, dtype, quantize, compile, trust_remote_code)
+
+
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _load(
+    name: str,
+    folder: Path,
+    stamp: int,
+    dtype: str | None,
+    quantize: str | None,
+    compile: bool | None,
+    trust_remote_code: bool,
+) -> Reader:
+    device, kept = to_device(dtype)
+    options = {"trust_remote_code": trust_remote_code}
+    with safety.opened(folder, code=trust_remote_code) as private:
+        tokenizer = AutoTokenizer.from_pretrained(private, **options)
+        model, told = AutoModelForQuestionAnswering.from_pretrained(
+            private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
+        )
+        if told["missing_keys"]:
+            raise ValueError(
+                f"model: {name!r} has no trained span head: it lacks {min(told['missing_keys'])}; "
+                "give a model trained for question answering, or train it by recipes/train_qa.py"
+            )
+        safe_weights.check_loaded(model)
+        check_tokenizer(tokenizer, name)
+        safe_weights.check_tokens(model, tokenizer)
+    precision = quantize or dtype or "float32"
+    return Reader(model.to(device).eval(), tokenizer, name, precision, compile)
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that cannot tell where tokens are, or puts the question last.
+
+    Raises:
+        ValueError: the tokenizer is such.
+    """
+    if not tokenizer.is_fast or tokenizer.padding_side != "right":
+        raise ValueError(
+            f"model: the tokenizer of {name!r} is a slow one, or pads on the left; question "
+            "answering needs an encoder with a fast tokenizer, such as BERT, RoBERTa or DistilBERT"
+        )

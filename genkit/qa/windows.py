@@ -1,0 +1,218 @@
+"""Questions and contexts as windows of tokens that a model reads; each context tokenized once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from genkit.data.corpus import BLOCK, WORD_END
+from genkit.errors import panics_are_errors
+
+NEVER = -torch.inf  # the logit of what can neither begin nor end an answer
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as tokens, and where they are in it; (tokens,) each."""
+
+    ids: np.ndarray
+    starts: np.ndarray  # characters of the text
+    ends: np.ndarray
+    first: np.ndarray  # the first token of the word that a token is in
+    last: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@panics_are_errors()
+def tokenize(text: str, tokenizer: Any) -> Tokens:
+    """Encode a text of any length, without what a tokenizer adds at its ends."""
+    ids, offsets, words = [], [], []
+    bar = tqdm(
+        total=len(text),
+        desc="tokenizing",
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        disable=len(text) <= BLOCK,
+    )
+    for start, block in _blocks(text):
+        bar.update(len(block))
+        encoding = tokenizer(
+            block, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        ids.append(np.array(encoding.input_ids, dtype=np.int32))
+        offsets.append(np.array(encoding.offset_mapping, dtype=np.int64).reshape(-1, 2) + start)
+        names = [-1 - i if w is None else w for i, w in enumerate(encoding.word_ids())]
+        words.append(np.array(names, dtype=np.int64) + (start << 32))  # of this block alone
+    bar.close()
+    starts, ends = np.concatenate(offsets).T
+    return Tokens(np.concatenate(ids), starts, ends, *_extents(np.concatenate(words)))
+
+
+def _blocks(text: str) -> Iterator[tuple[int, str]]:
+    """Cut a long text where a word ends, so that memory stays small; yield places and blocks."""
+    start = 0
+    while start < len(text):
+        cut = WORD_END.search(text, start + BLOCK, start + 2 * BLOCK)
+        end = cut.start() if cut else start + 2 * BLOCK
+        yield start, text[start:end]
+        start = end
+
+
+def _extents(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the first and the last token of the word that each token is in; (tokens,) all."""
+    begins = np.flatnonzero(np.diff(words, prepend=words[:1] - 1))
+    sizes = np.diff(begins, append=len(words))
+    return np.repeat(begins, sizes), np.repeat(begins + sizes - 1, sizes)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a tokenizer puts before, between and after a question and a context."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    types: tuple[list[int], int, list[int], int, list[int]]  # of these and of the two texts
+    has_null: bool  # the first token stands for no answer
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+    @property
+    def kinds(self) -> int:
+        """How many types of token there are."""
+        before, one, between, two, after = self.types
+        return 1 + max(*before, one, *between, two, *after)
+
+
+def template(tokenizer: Any) -> Template:
+    """Look at a pair to see what a tokenizer puts around its texts."""
+    pair = tokenizer("a", "b", return_token_type_ids=True)
+    whose, ids, types = pair.sequence_ids(), pair.input_ids, pair.token_type_ids
+    q, c = whose.index(0), whose.index(1)
+    before, between = slice(0, q), slice(q + whose.count(0), c)
+    after = slice(c + whose.count(1), None)
+    told = (types[before], types[q], types[between], types[c], types[after])
+    has_null = ids[before][:1] == [tokenizer.cls_token_id]
+    return Template(ids[before], ids[between], ids[after], told, has_null)
+
+
+def takes_types(model: PreTrainedModel, around: Template) -> bool:
+    """Whether a model is told which text a token is of."""
+    return getattr(model.config, "type_vocab_size", 0) >= around.kinds
+
+
+class Windows:
+    """Parts of contexts, each to be read with its question.
+
+    Args:
+        questions, contexts: as many of the one as of the other; what is repeated is encoded once.
+        max_seq_len: tokens of a window, with the question and what the tokenizer adds.
+        doc_stride: tokens of context that a window shares with the next.
+
+    Raises:
+        ValueError: a question leaves no room for the context, or a context has no token.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        tokenizer: Any,
+        max_seq_len: int,
+        doc_stride: int,
+    ) -> None:
+        self.template, self.padding = template(tokenizer), tokenizer.pad_token_id or 0
+        asked = {q: tokenize(q, tokenizer).ids for q in dict.fromkeys(questions)}
+        texts = {c: tokenize(c, tokenizer) for c in dict.fromkeys(contexts)}
+        self.questions, self.contexts = [asked[q] for q in questions], [texts[c] for c in contexts]
+        cuts = []
+        for row, (question, context) in enumerate(zip(self.questions, self.contexts, strict=True)):
+            for name, text, found in (
+                ("question", questions[row], question),
+                ("context", contexts[row], context),
+            ):
+                if not len(found):
+                    raise ValueError(f"{name}: the model knows no token of {text!r:.60}")
+            room = max_seq_len - len(self.template) - len(question)
+            if room <= doc_stride:
+                raise ValueError(
+                    f"question: {questions[row]!r:.60} has {len(question)} tokens; of a window of "
+                    f"{max_seq_len} it leaves {max(room, 0)} for the context, which must be more "
+                    f"than doc_stride={doc_stride}. Shorten it, lower doc_stride, or raise "
+                    "max_seq_len"
+                )
+            cuts += [(row, *window) for window in cut(len(context), room, doc_stride)]
+        self.row, self.first, self.last = np.array(cuts).T  # which text; tokens of the context
+        sizes = np.array([len(question) for question in self.questions])
+        self.begin = sizes[self.row] + len(self.template.before) + len(self.template.between)
+        self.length = self.begin + self.last - self.first + len(self.template.after)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def groups(self, most: int) -> Iterator[np.ndarray]:
+        """Yield windows of like length together, the longest first, of `most` tokens in all."""
+        order = np.argsort(-self.length, kind="stable")
+        place = 0
+        while place < len(order):
+            count = max(1, most // int(self.length[order[place]]))
+            yield order[place : place + count]
+            place += count
+
+    def inputs(self, group: np.ndarray, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """Put windows into a batch for a model; (windows, longest) each."""
+        longest = int(self.length[group].max())
+        ids = np.full((len(group), longest), self.padding, dtype=np.int64)
+        types = np.zeros_like(ids)
+        for i, window in enumerate(group):
+            ids[i, : self.length[window]], types[i, : self.length[window]] = self._window(window)
+        mask = np.arange(longest) < self.length[group, None]
+        batch = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if takes_types(model, self.template):
+            batch["token_type_ids"] = types
+        return {name: torch.from_numpy(x).to(model.device) for name, x in batch.items()}
+
+    def _window(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and types of a window, (length,) each."""
+        row, around = self.row[window], self.template
+        question = self.questions[row]
+        context = self.contexts[row].ids[self.first[window] : self.last[window]]
+        ids = np.concatenate([around.before, question, around.between, context, around.after])
+        before, one, between, two, after = around.types
+        types = before + [one] * len(question) + between + [two] * len(context) + after
+        return ids, np.array(types)
+
+    def of_context(self, logits: torch.Tensor, group: np.ndarray) -> torch.Tensor:
+        """Take what belongs to no answer, first, and to the tokens of the context.
+
+        Args:
+            logits: of whole windows, (windows, longest).
+
+        Returns:
+            (windows, 1 + the most tokens of context), NEVER where there are none.
+        """
+        sizes = torch.from_numpy(self.last[group] - self.first[group])
+        steps = torch.arange(int(sizes.max()))
+        places = torch.from_numpy(self.begin[group])[:, None] + steps
+        inside = steps < sizes[:, None]
+        taken = logits.float().cpu().gather(1, places.clamp(max=logits.shape[1] - 1))
+        null = logits[:, :1].float().cpu()
+        if not self.template.has_null:
+            null = torch.full_like(null, NEVER)
+        return torch.cat([null, taken.masked_fill(~inside, NEVER)], 1)
+
+
+def cut(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """Cut a context into windows of at most `room` tokens, each sharing `stride` with the next."""
+    starts = range(0, max(tokens - stride, 1), room - stride)
+    return [(start, min(start + room, tokens)) for start in starts]

@@ -1,0 +1,1 @@
+"""What a language model does: generate, explain, score, correct."""

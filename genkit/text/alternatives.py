@@ -1,0 +1,208 @@
+"""What a language model would rather have said: each token with its rivals, also as a page."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from genkit.errors import panics_are_errors
+from genkit.text import generation, pages, token_names
+from genkit.text.generation import Generation, LanguageModel
+from genkit.text.language_model import DEFAULT
+from genkit.text.scoring import as_language, check_context, check_top, next_logits, table
+
+# ---------------------------------------------------------------------------------------------
+# What else could have been said
+
+
+@dataclass(frozen=True)
+class Option:
+    """A token that could come next."""
+
+    token: int
+    name: str  # its text, whitespace visible
+    probability: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token of a text, and the likeliest that could have been in its place."""
+
+    token: int
+    name: str
+    log_probability: float
+    rank: int  # 1: no token was likelier
+    options: list[Option]  # the likeliest first
+
+    @property
+    def probability(self) -> float:
+        """How likely it was."""
+        return math.exp(self.log_probability)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The shortest run of tokens that is whole characters: most often a single token."""
+
+    text: str
+    choices: list[Choice]
+
+    @property
+    def probability(self) -> float:
+        """Of its tokens together."""
+        return math.prod(choice.probability for choice in self.choices)
+
+    @property
+    def name(self) -> str:
+        """What to show of tokens that have no text, such as the one that ends a text."""
+        return "".join(choice.name for choice in self.choices)
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """How likely each token of a text was, and which others were."""
+
+    prompt: str
+    spans: list[Span]
+
+    @property
+    def text(self) -> str:
+        """The text that was looked at, without the prompt."""
+        return "".join(span.text for span in self.spans)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """Every token in order."""
+        return [choice for span in self.spans for choice in span.choices]
+
+    @property
+    def summary(self) -> str:
+        """The figures of the whole text, in a line."""
+        choices = self.choices
+        bits = -sum(c.log_probability for c in choices) / len(choices) / math.log(2)
+        first = sum(c.rank == 1 for c in choices) / len(choices)
+        return f"{len(choices)} tokens, {bits:.2f} bits each, {first:.0%} the model's first choice"
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                c.name,
+                token_names.percent(c.probability),
+                str(c.rank),
+                *(_option(o) for o in c.options),
+            ]
+            for c in self.choices
+        ]
+        head = ["token", "probability", "rank", "likeliest", *[""] * (len(rows[0]) - 4)]
+        return f"{token_names.one_line(self.prompt)} …\n\n{table([head, *rows])}\n\n{self.summary}"
+
+    def ansi(self) -> str:
+        """Write the text for a terminal, on backgrounds from red, unlikely, to green, likely."""
+        parts = [f"\x1b[2m{token_names.printable(self.prompt)}\x1b[0m"]
+        for span in self.spans:
+            red, green, blue = pages.colour(span.probability)
+            style = f"\x1b[30;48;2;{red};{green};{blue}m"
+            shown = token_names.printable(span.text) or span.name
+            parts.append(style + shown.replace("\n", f"↵\x1b[0m\n{style}") + "\x1b[0m")
+        return "".join(parts)
+
+    def show(self) -> None:
+        """Print in colours where they are welcome: on a terminal, without NO_COLOR set."""
+        welcome = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(self.ansi() if welcome else self)
+
+    def html(self, path: str | Path) -> None:
+        """Write a page that needs nothing else: likely tokens green, and the others on hover."""
+        pages.alternatives(self, Path(path))
+
+
+def alternatives(
+    text: str | Generation,
+    *,
+    model: str | Path | LanguageModel = DEFAULT,
+    prompt: str = "",
+    top: int = 5,
+) -> Alternatives:
+    """Tell how likely each token of a finished text was, and which others were.
+
+    The model reads the text once and is asked at every token (teacher forcing). Without a prompt,
+    a model that has no start token is given the first character of the text as its prompt.
+
+    Args:
+        text: a text, or what `generate` returned.
+        model: folder, Hub id, or what `load` returned.
+        prompt: what comes before the text; a record brings its own.
+        top: how many tokens to tell in each place.
+
+    Raises:
+        ValueError: an argument cannot work, or the text is longer than the model's context.
+    """
+    if isinstance(text, Generation) and prompt:
+        raise ValueError(f"prompt: the record brings its own, got {prompt!r}; leave it out")
+    language = as_language(model)
+    check_top(top, language)
+    if isinstance(text, Generation):
+        prompt, given, chosen = text.prompt, generation.encode(text.prompt, language), text.tokens
+    else:
+        given, chosen = _split(text, prompt, language)
+        prompt = prompt or token_names.decode(language.tokenizer, given)
+    check_context("text", len(given) + len(chosen), language)
+    logits = next_logits(language, given + chosen[:-1])[len(given) - 1 :]
+    choices = iter(_choices(logits, chosen, top, language))
+    runs = token_names.spans(language.tokenizer, given, chosen)
+    return Alternatives(prompt, [Span(t, [next(choices) for _ in run]) for t, run in runs])
+
+
+@panics_are_errors()
+def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], list[int]]:
+    """Encode what is given to the model, and the text that it is asked about."""
+    if not text:
+        raise ValueError("text is empty; give at least one character")
+    tokenizer = language.tokenizer
+    whole = tokenizer(prompt + text).input_ids
+    if prompt:
+        given = generation.encode(prompt, language)
+        if whole[: len(given)] != given:
+            raise ValueError(
+                f"prompt: {prompt!r} ends within a token; end it where one ends, "
+                "for example before a space"
+            )
+        return given, whole[len(given) :]
+    start = tokenizer.bos_token_id
+    if start is not None:
+        return [start], whole[1:] if whole[0] == start else whole
+    first = len(token_names.spans(tokenizer, [], whole)[0][1])
+    if len(whole) == first:
+        raise ValueError(f"text: {text!r} is one token, and this model has no start token; add one")
+    return whole[:first], whole[first:]
+
+
+def _choices(
+    logits: torch.Tensor, chosen: list[int], top: int, language: LanguageModel
+) -> list[Choice]:
+    """Look up chosen tokens, and those likelier, in logits of (tokens, vocabulary)."""
+    logs = logits.log_softmax(-1)
+    taken = logs.gather(-1, torch.tensor(chosen, device=logs.device)[:, None])
+    best, ids = logs.topk(top)
+    shown = sorted({*chosen, *ids.flatten().tolist()})
+    name = dict(zip(shown, token_names.names(language.tokenizer, shown), strict=True))
+    columns = (
+        chosen,
+        taken.flatten().tolist(),
+        (1 + (logs > taken).sum(-1)).tolist(),
+        ids.tolist(),
+        best.exp().tolist(),
+    )
+    return [
+        Choice(i, name[i], log, rank, [Option(o, name[o], p) for o, p in zip(*row, strict=True)])
+        for i, log, rank, *row in zip(*columns, strict=True)
+    ]
+
+
+def _option(option: Option) -> str:
+    return f"{option.name} {token_names.percent(option.probability)}"

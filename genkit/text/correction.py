@@ -1,0 +1,268 @@
+"""A language model repairs transcriptions: it ranks whole ones, and corrects words within one.
+
+Both follow Hannun et al. 2014 (Deep Speech, arXiv 1412.5567, section 2.2): of all transcriptions c
+of what was heard, x, take the one with the largest
+
+    Q(c) = log P(c|x) + alpha log P_lm(c) + beta word_count(c)
+
+The text's first token counts, too: the model reads its start token before it. A model without one
+reads its end token, which separates documents; but a character model of genkit reads a newline,
+which every text of several lines teaches it, whereas a text of one document holds no <eos>.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from tqdm import tqdm
+
+from genkit.text.generation import LanguageModel
+from genkit.text.language_model import load_language_model
+from genkit.text.lexicon import WORD, Lexicon
+from genkit.text.rescoring import ScoringReader, _log_language, _rows, check_weights
+
+UNIT = 32  # characters between two words that the model reads at once
+
+
+# ---------------------------------------------------------------------------------------------
+# Correcting a text
+
+
+@dataclass(frozen=True)
+class Change:
+    """A word that was replaced."""
+
+    start: int  # its place in the text that was given
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.before} -> {self.after} (at {self.start})"
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A corrected text, and what was changed."""
+
+    source: str
+    text: str
+    changes: list[Change]
+    score_before: float  # of channel and lexicon, plus alpha log P_lm(source)
+    score_after: float  # the same of the corrected text, never less
+
+    def __str__(self) -> str:
+        scores = f"score {self.score_before:.2f} -> {self.score_after:.2f}"
+        return "\n".join([self.text, *(f"  {change}" for change in self.changes), f"  {scores}"])
+
+
+def correct(
+    text: str | Sequence[str],
+    *,
+    model: str | Path | LanguageModel,
+    lexicon: Iterable[str] | Lexicon,
+    alpha: float = 0.6,
+    beams: int = 4,
+    max_edits: int = 2,
+    candidates: int = 8,
+    keep: float = 0.95,
+    edit_cost: float = 5.0,
+    unknown: float = 0.01,
+    trust_remote_code: bool = False,
+) -> Correction | list[Correction]:
+    """Correct the misspelled words of a text, or of each of several.
+
+    Every word may stay, whether the lexicon has it or not, or be replaced by a word of the lexicon
+    a few edits away. The channel is that of Kernighan, Church and Gale 1990 with every edit equally
+    likely, as in Norvig 2009 (Natural Language Corpus Data):
+
+        log P(word seen | word meant) = log keep                       if they are the same
+                                        log(1 - keep) - edit_cost n    if they are n edits apart
+
+    A language model of characters or of parts of words finds misspelled words too likely. So a
+    word meant has the further log-probability log unknown if the lexicon does not have it, and
+    log(1 - unknown) if it does. A beam search from the first word to the last finds the text with
+    about the largest sum of these and alpha log P_lm. Words are neither split nor joined, so that
+    the word count of Q would add the same to every text; there is no beta.
+
+    Spaces, punctuation and the case of words stay. So do words with digits, underscores or mixed
+    case, which are seldom prose, and words or signs with a character that a character model has
+    never seen; it reads the text as if that character were not there. A text without a word, even
+    an empty one, comes back as it is.
+
+    Args:
+        text: a text or several.
+        model: folder, Hub id, or what `genkit.load` returned; of any kind of token.
+        lexicon: words that a correction may consist of; a `Lexicon` is made once and used often.
+        alpha: weight of the language model; 0 changes nothing.
+        beams: how many beginnings are kept at each word.
+        max_edits: edits between a word and what replaces it.
+        candidates: replacements tried for a word, the closest and most frequent.
+        keep: probability that a word was written as it was meant, in (0, 1).
+        edit_cost: minus the log-probability of one edit among those of a word, in nats.
+        unknown: probability that a word that was meant is not in the lexicon, in (0, 1). The
+            smaller, the more misspellings are found, and rare names taken for one.
+        trust_remote_code: run code that the model brings along.
+
+    Returns:
+        A record for one text, a list of records for several.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts:
+        raise ValueError("text: an empty list; give at least one text")
+    for each in texts:
+        if not isinstance(each, str):
+            raise ValueError(f"text: {each!r} is not a text")
+    check_weights(alpha=alpha)
+    for name, value in {"beams": beams, "max_edits": max_edits, "candidates": candidates}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    for name, share in {"keep": keep, "unknown": unknown}.items():
+        if not 0 < share < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {share}")
+    if not 0 <= edit_cost < math.inf:
+        raise ValueError(f"edit_cost must be 0 or more, got {edit_cost}")
+    listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
+    if not isinstance(model, LanguageModel):
+        model = load_language_model(model, trust_remote_code=trust_remote_code)
+    language = model
+    channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost, unknown)
+    bar = tqdm(texts, desc="correcting", disable=None if len(texts) > 1 else True)
+    found = [_correct(each, channel, language, alpha, beams) for each in bar]
+    return found[0] if isinstance(text, str) else found
+
+
+class _View:
+    """What a model sees of a text: a character model not the characters that it does not know."""
+
+    def __init__(self, language: LanguageModel) -> None:
+        self.known = language.tokenizer.get_vocab().keys() if language.by_character else None
+
+    def __call__(self, text: str) -> str:
+        return text if self.known is None else "".join(c for c in text if c in self.known)
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """What a word that was seen may have been meant as."""
+
+    lexicon: Lexicon
+    view: _View
+    max_edits: int
+    candidates: int
+    keep: float
+    edit_cost: float
+    unknown: float
+
+    def choices(self, word: str) -> list[tuple[str, float]]:
+        """List words with the log-probability that they were meant, the word itself first."""
+        listed = math.log(1 - self.unknown)
+        prior = listed if word in self.lexicon else math.log(self.unknown)
+        stays = (word, math.log(self.keep) + prior)
+        if self.view(word) != word or _in_case(word.lower(), word) != word:
+            return [stays]
+        error = math.log(1 - self.keep) + listed
+        near = [
+            (_in_case(other, word), error - self.edit_cost * edits)
+            for other, edits in self.lexicon.neighbours(word, self.max_edits)
+        ]
+        return [stays, *[pair for pair in near if self.view(pair[0]) == pair[0]][: self.candidates]]
+
+
+def _in_case(word: str, like: str) -> str:
+    """Write a word in lower case as another is: lower, UPPER, or with a Capital."""
+    if like == like.lower():
+        return word
+    if like == like.upper() and len(like) > 1:
+        return word.upper()
+    return word[:1].upper() + word[1:]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A word, what it may have been meant as, and the text up to the next word."""
+
+    start: int
+    word: str
+    choices: list[tuple[str, float]]
+    after: str
+
+
+def _units(text: str, channel: _Channel) -> list[_Unit]:
+    """Cut a text into units; text before the first word, and long text without one, has no word."""
+    found = {match.start(): match[0] for match in WORD.finditer(text) if len(match[0]) <= UNIT}
+    units = []
+    for start, end in pairwise(sorted({0, *found, len(text)})):
+        word = found.get(start, "")
+        choices = channel.choices(word) if word else [("", 0.0)]
+        first = start + len(word)
+        units.append(_Unit(start, word, choices, text[first : min(first + UNIT, end)]))
+        for cut in range(first + UNIT, end, UNIT):
+            units.append(_Unit(cut, "", [("", 0.0)], text[cut : min(cut + UNIT, end)]))
+    return units
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    """The beginning of a corrected text."""
+
+    words: list[str]  # one of each unit
+    seen: str  # the text, as the model sees it
+    log_channel: float
+    logs: list[float]  # of each token, under the model; 0 of the start token
+
+    def score(self, alpha: float) -> float:
+        """Q without its constant."""
+        return self.log_channel + alpha * sum(self.logs)
+
+
+def _correct(
+    text: str, channel: _Channel, language: LanguageModel, alpha: float, beams: int
+) -> Correction:
+    """Search, and score what was found and what was given in the same way."""
+    units = _units(text, channel)
+    log_kept = sum(unit.choices[0][1] for unit in units)
+    kept = _Hypothesis([unit.word for unit in units], channel.view(text), log_kept, [])
+    best = _search(units, channel.view, language, alpha, beams)
+    logs = _log_language([kept.seen, best.seen], language)
+    before, after = replace(kept, logs=logs[:1]), replace(best, logs=logs[1:])
+    if after.score(alpha) < before.score(alpha):  # the beam had lost the text as it was
+        after = before
+    changes = [
+        Change(unit.start, unit.word, word)
+        for unit, word in zip(units, after.words, strict=True)
+        if word != unit.word
+    ]
+    corrected = "".join(word + unit.after for unit, word in zip(units, after.words, strict=True))
+    return Correction(text, corrected, changes, before.score(alpha), after.score(alpha))
+
+
+def _search(
+    units: list[_Unit], view: _View, language: LanguageModel, alpha: float, beams: int
+) -> _Hypothesis:
+    """Keep the `beams` best beginnings while the text is read unit by unit."""
+    reader, kept = ScoringReader(language), [_Hypothesis([], "", 0.0, [0.0])]
+    reader.start(_rows([""], language))
+    for i, unit in enumerate(units, start=1):
+        grown, parents, after = [], [], view(unit.after)
+        for parent, old in enumerate(kept):
+            for word, log in unit.choices:
+                seen = old.seen + view(word) + after
+                grown.append(_Hypothesis([*old.words, word], seen, old.log_channel + log, old.logs))
+                parents.append(parent)
+        # only a character is a token of its own: other tokens hold the space before a word
+        whole = language.by_character or i == len(units)
+        rows = _rows([new.seen if whole else new.seen.rstrip() for new in grown], language)
+        for j, (row, logs) in enumerate(zip(rows, reader.go_on(parents, rows), strict=True)):
+            read = grown[j].logs[: len(row) - len(logs)]
+            grown[j] = replace(grown[j], logs=read + logs)
+        best = sorted(range(len(grown)), key=lambda j: -grown[j].score(alpha))[:beams]
+        reader.keep(best)
+        kept = [grown[j] for j in best]
+    return kept[0]

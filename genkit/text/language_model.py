@@ -1,0 +1,125 @@
+"""A language model with its tokenizer, loaded once and ready to write."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from genkit.data import characters
+from genkit.engine.decoder import Stepper, takes_trees
+from genkit.engine.precision import check_compiler, check_precision, to_device
+from genkit.hub import download, safe_weights, safety
+from genkit.hub.download import stamp
+
+DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+HINT = (
+    "Train one with `accelerate launch recipes/train_charlm.py --output_dir NAME`, or give the "
+    "folder or the Hub id of a language model in safetensors"
+)
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A causal or sequence-to-sequence model with its tokenizer, loaded once and used often."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
+    compiled: bool | None = None  # see `load`
+    _stepper: tuple[Any, Stepper] | None = field(default=None, init=False, repr=False)
+
+    @functools.cached_property
+    def by_character(self) -> bool:
+        """Whether a token is a character, so that others mean nothing to the model."""
+        return characters.is_character_tokenizer(self.tokenizer)
+
+    @property
+    def stepper(self) -> Stepper:
+        """What runs the model: made at the first use, and again when weights have changed."""
+        version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
+        if self._stepper is None or self._stepper[0] != version:
+            cpu, trees = self.model.device.type == "cpu", takes_trees(self.model)
+            self._stepper = (
+                version,
+                Stepper(
+                    self.model,
+                    self.precision if cpu else "float32",
+                    self.compiled if cpu and trees else False,
+                ),
+            )
+        return self._stepper[1]
+
+
+def load_language_model(
+    model: str | Path = DEFAULT,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    compile: bool | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a causal or sequence-to-sequence language model and its tokenizer; once, then reused.
+
+    Args:
+        model: a folder, or the id of a model on the Hub; GPT-2 unless told.
+        revision: a branch, tag or commit on the Hub.
+        dtype: "float32" unless told, "bfloat16", or on a GPU "float16". On a CPU it is the
+            precision of matrix products; everything between them stays in float32.
+        quantize: "int8" for matrix products of 8-bit weights and inputs, on a CPU.
+        compile: True packs matrices and compiles a decoder's step before the first token (20 to
+            40 s, once a shape of model: it is kept in the cache); None does either when the process
+            has spent as long on steps as it takes; False is plain eager.
+        trust_remote_code: run code that the model brings along.
+
+    Raises:
+        ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
+    """
+    check_precision(dtype, quantize)
+    check_compiler(compile)
+    name = str(model)
+    if name == DEFAULT and revision is None:
+        revision = REVISION
+    folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    language = _load(name, folder, stamp(folder), dtype, quantize, compile, trust_remote_code)
+    if compile and not takes_trees(language.model):
+        raise ValueError(f"compile=True is for decoders with full attention, which {name!r} is not")
+    return language
+
+
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _load(
+    name: str,
+    folder: Path,
+    stamp: int,
+    dtype: str | None,
+    quantize: str | None,
+    compile: bool | None,
+    trust_remote_code: bool,
+) -> LanguageModel:
+    device, kept = to_device(dtype)
+    options = {"trust_remote_code": trust_remote_code}
+    with safety.opened(folder, code=trust_remote_code) as private:
+        config = AutoConfig.from_pretrained(private, **options)
+        tokenizer = AutoTokenizer.from_pretrained(private, **options)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, report = auto.from_pretrained(
+            private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
+        )
+        safe_weights.check_loaded(model, report)
+        safe_weights.check_tokens(model, tokenizer)
+    precision = quantize or dtype or "float32"
+    return LanguageModel(model.to(device).eval(), tokenizer, name, precision, compile)

@@ -1,0 +1,187 @@
+"""How to write: the options of genkit.generate, and which of them go together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from genkit.text.language_model import LanguageModel
+
+STRATEGIES = ("sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to write; None means "as the strategy does unless told"."""
+
+    strategy: str = "sample"
+    # of every strategy
+    max_new_tokens: int = 200
+    min_new_tokens: int = 0
+    stop: str | Sequence[str] = ()
+    bad_words: str | Sequence[str] = ()
+    prefix: str = ""
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram: int | None = None
+    # of those that draw
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    seed: int | Sequence[int] | None = None
+    # of those that take one token after the other
+    lookup: int | None = None
+    draft: str | Path | LanguageModel | None = None
+    # of those that keep several texts
+    beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    n_best: int | None = None
+    groups: int | None = None
+    diversity: float | None = None
+    # of contrastive search
+    alpha: float | None = None
+
+
+# Which strategies take an option that not all of them take
+BEAMS, DRAWS = ("beam", "diverse_beam"), ("sample", "stochastic")
+_OWNERS = {
+    "temperature": ("sample",),
+    "top_k": ("sample", "contrastive"),
+    "top_p": ("sample",),
+    "min_p": ("sample",),
+    "typical_p": ("sample",),
+    "seed": DRAWS,
+    "lookup": (*DRAWS, "greedy"),
+    "draft": (*DRAWS, "greedy"),
+    "beams": BEAMS,
+    "length_penalty": BEAMS,
+    "early_stopping": BEAMS,
+    "n_best": BEAMS,
+    "groups": ("diverse_beam",),
+    "diversity": ("diverse_beam",),
+    "alpha": ("contrastive",),
+}
+LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code")  # what `load` takes
+
+
+def read_options(given: dict[str, Any]) -> Options:
+    """Check options by name, and how they go together."""
+    known = {f.name: f.default for f in fields(Options)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{name}: no such option; there are {', '.join((*known, *LOAD))}")
+    options = Options(**given)
+    if options.strategy not in STRATEGIES:
+        names = ", ".join(STRATEGIES)
+        raise ValueError(f"strategy must be one of {names}, got {options.strategy!r}")
+    for name, owners in _OWNERS.items():
+        value = getattr(options, name)
+        if value is not None and options.strategy not in owners:
+            owned = " or ".join(repr(owner) for owner in owners)
+            raise ValueError(
+                f"{name}={value!r} is for strategy={owned}, not for {options.strategy!r}"
+            )
+    _check_numbers(options)
+    texts = {name: getattr(options, name) for name in ("stop", "bad_words")}
+    texts = {name: (x,) if isinstance(x, str) else tuple(x or ()) for name, x in texts.items()}
+    for name, strings in texts.items():
+        if "" in strings:
+            raise ValueError(f"{name}: an empty string is in every text; leave it out")
+    for word in texts["bad_words"]:
+        if word in options.prefix:
+            raise ValueError(f"bad_words: {word!r} is in the prefix {options.prefix!r}")
+    return replace(options, **texts)
+
+
+# Option, lowest, highest, and whether it may be the lowest
+_RANGES = (
+    ("temperature", 0.0, math.inf, False),
+    ("top_p", 0.0, 1.0, False),
+    ("min_p", 0.0, 1.0, False),
+    ("typical_p", 0.0, 1.0, False),
+    ("alpha", 0.0, 1.0, True),
+    ("diversity", 0.0, math.inf, True),
+    ("repetition_penalty", 0.0, math.inf, False),
+    ("frequency_penalty", -math.inf, math.inf, False),
+    ("length_penalty", -math.inf, math.inf, False),
+)
+_COUNTS = ("max_new_tokens", "top_k", "beams", "n_best", "groups", "lookup", "no_repeat_ngram")
+
+
+def _check_numbers(options: Options) -> None:
+    if options.temperature == 0:
+        raise ValueError(
+            "temperature must be above 0, got 0; for the most likely token each time use "
+            "strategy='greedy'"
+        )
+    for name, low, high, closed in _RANGES:
+        value = getattr(options, name)
+        above = value is None or value > low or (closed and value == low)
+        if value is not None and not (above and value <= high and math.isfinite(value)):
+            least = f"{low:g} or more" if closed else f"above {low:g}"
+            most = "" if high == math.inf else f" and at most {high:g}"
+            bounds = "finite" if low == -math.inf else f"{least}{most}"
+            raise ValueError(f"{name} must be {bounds}, got {value}")
+    for name in (*_COUNTS, "min_new_tokens"):
+        value = getattr(options, name)
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if value is not None and value < (name != "min_new_tokens"):
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not 0 <= options.min_new_tokens <= options.max_new_tokens:
+        raise ValueError(
+            f"min_new_tokens must be between 0 and max_new_tokens={options.max_new_tokens}, "
+            f"got {options.min_new_tokens}"
+        )
+    if options.early_stopping not in (None, True, False, "never"):
+        raise ValueError(
+            f"early_stopping must be True, False or 'never', got {options.early_stopping!r}"
+        )
+    beams, groups = beam_options(options).count, beam_options(options).groups
+    if beams % groups:
+        raise ValueError(f"groups: {beams} beams do not divide into {groups} groups")
+    if options.n_best is not None and options.n_best > beams:
+        raise ValueError(f"n_best must be at most beams={beams}, got {options.n_best}")
+    if options.lookup is not None and options.draft is not None:
+        raise ValueError(f"lookup={options.lookup} and draft are both guesses; give one")
+
+
+def beam_options(options: Options) -> Beams:
+    """What the options say of a beam."""
+    diverse = options.strategy == "diverse_beam"
+    return Beams(
+        count=4 if options.beams is None else options.beams,
+        groups=(2 if options.groups is None else options.groups) if diverse else 1,
+        diversity=(0.5 if options.diversity is None else options.diversity) if diverse else 0.0,
+        length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
+        early_stopping=options.early_stopping or False,
+    )
+
+
+@dataclass(frozen=True)
+class Beams:
+    """How a beam is searched.
+
+    Args:
+        count: texts kept at once.
+        groups: that the texts are divided into; each is pushed away from those before it
+            (Vijayakumar et al. 2018).
+        diversity: log-probability that a token costs for every earlier group that has just taken
+            it; it decides between candidates and is no part of a score.
+        length_penalty: a score is the log-probability divided by the length to this power.
+        early_stopping: True stops when `count` texts have ended; False when none that goes on is
+            better than they are now; "never" when none can become better.
+    """
+
+    count: int = 4
+    groups: int = 1
+    diversity: float = 0.0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False

@@ -1,0 +1,209 @@
+"""How well a causal language model predicts a text: perplexity, bits per character and per byte."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from genkit.errors import panics_are_errors
+from genkit.text import kv_cache
+from genkit.text.language_model import DEFAULT, LanguageModel, load_language_model
+
+UNSCORED = -100  # a target that another window scores, or padding
+ROWS, LOGITS = 64, 1 << 26  # the most windows, and the most logits, of a batch
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text, and how that was measured."""
+
+    perplexity: float  # exp(nats_per_token)
+    nats_per_token: float  # mean over the tokens scored
+    bits_per_character: float  # total over the characters (code points) of the whole text
+    bits_per_byte: float  # the same total over its bytes in UTF-8
+    tokens_scored: int
+    characters: int
+    documents: int
+    text_sha256: str  # of the documents in UTF-8, a byte 0xFF between two
+    model: str
+    dtype: str
+    vocabulary: int  # tokens that the tokenizer knows
+    context: int  # the most tokens that the model reads to predict one
+    stride: int  # the fewest that it reads, where the text has them, are context - stride + 1
+
+    def __str__(self) -> str:
+        return (
+            f"perplexity {self.perplexity:.4g}: {self.nats_per_token:.4f} nats a token, "
+            f"{self.bits_per_character:.4f} bits a character, {self.bits_per_byte:.4f} a byte\n"
+            f"{self.tokens_scored:,} tokens scored of {self.characters:,} characters in "
+            f"{self.documents:,} {'document' if self.documents == 1 else 'documents'}, "
+            f"SHA-256 {self.text_sha256[:12]}…\n"
+            f"{self.model} in {self.dtype}, vocabulary {self.vocabulary:,}, "
+            f"context {self.context:,}, stride {self.stride:,}"
+        )
+
+
+def perplexity(
+    text: str | Sequence[str],
+    *,
+    model: str | Path | LanguageModel = DEFAULT,
+    stride: int | None = None,
+) -> Perplexity:
+    """Measure how well a causal language model predicts a text.
+
+    A window of the model's context slides over the tokens of each document, `stride` at a time,
+    and scores what no window before it has scored; every token but the first of a document is
+    scored once. This is the protocol of transformers' page on the perplexity of fixed-length
+    models, with every token weighing the same and windows one token longer: the model reads
+    `context` tokens and is judged on the one after them, too. So windows that do not overlap leave
+    no token out, and a stride of 1 gives every token all the context that the model can have.
+
+    The first token of a document is scored only where the tokenizer puts a start token before it;
+    its characters are counted in any case. Windows further on have no start token of their own.
+    Special tokens that the tokenizer adds at the end are scored, too. A character that a character
+    model does not know is scored as its bytes in UTF-8.
+
+    For a text in one document, nats_per_token at the default stride is the val_loss of
+    recipes/train_charlm.py. The recipe's bits_per_character leaves the first character out of the
+    count, and is larger by a factor of n / (n - 1) for n characters. Of several documents the
+    recipe makes one text with end tokens between them, which gives other figures.
+
+    Args:
+        text: a document or several.
+        model: folder, Hub id, or what `generation.load` returned. One without a limit to its
+            context reads each document whole.
+        stride: how many tokens the window moves at a time, at most the context. 1 is exact and
+            slow; None is the context, so that windows do not overlap.
+
+    Returns:
+        The figures with their protocol.
+
+    Raises:
+        ValueError: an argument cannot work; it is named, with the value it got.
+
+    Source: https://huggingface.co/docs/transformers/perplexity
+    """
+    documents = [text] if isinstance(text, str) else list(text)
+    if not documents:
+        raise ValueError("text: an empty list; give at least one text")
+    names = ["text"] if isinstance(text, str) else [f"text[{i}]" for i in range(len(documents))]
+    encoded = [_utf8(*each) for each in zip(documents, names, strict=True)]
+    if stride is not None and stride < 1:
+        raise ValueError(f"stride must be 1 or more, got {stride}")
+    language = model if isinstance(model, LanguageModel) else load_language_model(model)
+    if language.model.training:
+        raise ValueError(f"model: {language.name} is in training mode; call eval() on it first")
+    ids = [_tokens(*each, language.tokenizer) for each in zip(documents, names, strict=True)]
+    limit = kv_cache.context_length(language.model)
+    if stride is not None and stride > limit:
+        raise ValueError(f"stride must be at most the model's context of {limit}, got {stride}")
+    context = limit if limit < sys.maxsize else max(map(len, ids))
+    nats = _total_nats(language.model, ids, context, stride or context)
+    scored = sum(map(len, ids)) - len(ids)
+    characters = sum(map(len, documents))
+    return Perplexity(
+        perplexity=math.exp(nats / scored),
+        nats_per_token=nats / scored,
+        bits_per_character=nats / math.log(2) / characters,
+        bits_per_byte=nats / math.log(2) / sum(map(len, encoded)),
+        tokens_scored=scored,
+        characters=characters,
+        documents=len(documents),
+        text_sha256=hashlib.sha256(b"\xff".join(encoded)).hexdigest(),
+        model=language.name,
+        dtype=str(language.model.dtype).removeprefix("torch."),
+        vocabulary=len(language.tokenizer),
+        context=context,
+        stride=stride or context,
+    )
+
+
+def _utf8(document: str, name: str) -> bytes:
+    if not isinstance(document, str):
+        raise ValueError(f"{name} must be a text, got {document!r}")
+    if not document:
+        raise ValueError(f"{name} is empty; give a text of two tokens or more")
+    try:
+        return document.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} has half a surrogate pair: {error}") from None
+
+
+@panics_are_errors()
+def _tokens(document: str, name: str, tokenizer: Any) -> torch.Tensor:
+    ids = tokenizer(document, verbose=False).input_ids  # longer than the context, as it should be
+    if len(ids) < 2:
+        raise ValueError(f"{name}: {document!r} has nothing to predict; give two tokens or more")
+    return torch.tensor(ids)
+
+
+@torch.inference_mode()
+def _total_nats(
+    model: PreTrainedModel, documents: list[torch.Tensor], context: int, stride: int
+) -> float:
+    """Sum the loss over every token but the first of each document, ids of (length,)."""
+    windows = (window for ids in documents for window in _windows(ids, context, stride))
+    longest = min(context, max(map(len, documents)))
+    size = longest * model.get_input_embeddings().num_embeddings  # logits of a row
+    rows = min(ROWS, max(1, LOGITS // size))
+    total, tokens = 0.0, sum(len(ids) - 1 for ids in documents)
+    shown = {"desc": "perplexity", "unit": " tokens", "unit_scale": True, "leave": False}
+    with tqdm(total=tokens, delay=2, **shown) as bar:
+        while batch := list(itertools.islice(windows, rows)):
+            # (rows, longest), padded on the right, which no token before it reads
+            inputs = pad_sequence([i for i, _ in batch], True).to(model.device)
+            targets = pad_sequence([t for _, t in batch], True, UNSCORED).to(model.device)
+            scored = targets != UNSCORED
+            logits = model(input_ids=inputs, use_cache=False).logits[scored].float()
+            nats = F.cross_entropy(logits, targets[scored], reduction="none")
+            total += nats.double().sum().item()
+            bar.update(len(nats))
+    return total
+
+
+def _windows(
+    ids: torch.Tensor, context: int, stride: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield inputs and targets, (≤ context,) both, with every id but the first a target once."""
+    scored = 1
+    for start in range(0, max(0, len(ids) - 1 - context) + stride, stride):
+        end = min(start + context + 1, len(ids))
+        targets = ids[start + 1 : end].clone()
+        targets[: scored - start - 1] = UNSCORED
+        yield ids[start : end - 1], targets
+        scored = end
+
+
+class PerplexityMetric(evaluate.Metric):
+    """`perplexity` as an `evaluate.Metric`, which needs no network.
+
+    PerplexityMetric().compute(predictions=texts, model="runs/mybook", stride=128)
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="How well a causal language model predicts texts.",
+            citation="",
+            inputs_description="predictions: the texts. model, stride: see genkit.perplexity.",
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+            reference_urls=["https://huggingface.co/docs/transformers/perplexity"],
+        )
+
+    def _compute(
+        self, predictions: list[str], model: str | Path | LanguageModel, stride: int | None = None
+    ) -> dict[str, Any]:
+        return asdict(perplexity(predictions, model=model, stride=stride))

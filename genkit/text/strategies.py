@@ -1,0 +1,374 @@
+"""The strategies: how a reader's texts grow, one generator for each.
+
+Every generator yields (text, completions) whenever a text has become longer: its completions, best
+first, of which the tokens so far that can no longer change are `settled`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from genkit.text.kv_cache import Rows, Tree
+from genkit.text.logits import Filters, Penalties, choose, gumbel_noise, penalized
+
+Reader = Tree | Rows
+Propose = Callable[[list[int], list[list[int]]], list[list[int]]]  # texts, lines -> continuations
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a completion must be, whatever the strategy."""
+
+    longest: int
+    shortest: int = 0
+    ends: frozenset[int] = frozenset()  # tokens that end a text
+    stops: tuple[str, ...] = ()  # strings that do
+    never: tuple[int, ...] = ()  # tokens that no completion contains
+    banned: tuple[str, ...] = ()  # strings that none does
+    prefix: tuple[int, ...] = ()  # the first tokens
+    last: int | None = None  # the token that some encoder-decoders must end with
+    penalties: Penalties = field(default_factory=Penalties)
+    decode: Callable[[list[int]], str] = field(default=str, compare=False)
+
+    def forced(self, step: int) -> int | None:
+        """The token that must come at this step, if one must."""
+        if step < len(self.prefix):
+            return self.prefix[step]
+        return self.last if step == self.longest - 1 else None
+
+    def breaks(self, tokens: list[int]) -> bool:
+        """Whether the last token has made the text contain a banned string."""
+        return bool(self.banned) and self._completes(tokens, self.banned)
+
+    def finish(self, tokens: list[int]) -> str | None:
+        """Why a completion ends here: "eos", "stop" or "length"; None if it goes on."""
+        if tokens[-1] in self.ends and len(tokens) > len(self.prefix):
+            return "eos"
+        late = len(tokens) >= max(self.shortest, len(self.prefix) + 1)
+        if self.stops and late and self._completes(tokens, self.stops):
+            return "stop"
+        return "length" if len(tokens) == self.longest else None
+
+    def _completes(self, tokens: list[int], texts: tuple[str, ...]) -> bool:
+        """Whether the last token has completed one of some strings."""
+        longest = max(len(text.encode()) for text in texts)
+        tail = tokens[-longest - 4 :]  # a token is a byte or more; 4 for a character
+        now, before = self.decode(tail), len(self.decode(tail[:-1]).rstrip("\ufffd"))
+        return any(now.find(text, max(0, before - len(text) + 1)) >= 0 for text in texts)
+
+    def scores(
+        self, scores: torch.Tensor, lines: Sequence[list[int]], starts: Sequence[int]
+    ) -> torch.Tensor:
+        """Apply penalties and the shortest length to (rows, vocabulary)."""
+        scores = penalized(scores, lines, starts, self.penalties)
+        if self.never:
+            scores = scores.clone()
+            scores[:, list(self.never)] = -torch.inf
+        early = [
+            len(line) - start < self.shortest for line, start in zip(lines, starts, strict=True)
+        ]
+        if self.ends and any(early):
+            scores = scores.clone()
+            rows = torch.tensor(early, device=scores.device).nonzero()
+            scores[rows, torch.tensor(sorted(self.ends), device=scores.device)] = -torch.inf
+        return scores
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text's continuation, finished or not."""
+
+    tokens: list[int]
+    logs: list[float]  # log-probability of each, under the model itself
+    score: float
+    finish: str | None = None
+    settled: int = 0  # how many tokens can no longer change
+
+
+Progress = Iterator[tuple[int, list[Completion]]]
+
+
+# ---------------------------------------------------------------------------------------------
+# One token after the other: greedy, and sampling of every kind
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a token is picked: from which filtered distribution, with whose noise."""
+
+    rules: Rules
+    filters: Filters
+    seeds: tuple[int, ...] | None  # one a text; None takes the most likely
+    starts: tuple[int, ...]  # where each text's completion begins in its line
+
+    def __call__(
+        self, reader: Reader, texts: Sequence[int], places: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[float]]:
+        """Pick a token after each of some branches of a reader.
+
+        Args:
+            texts: which text each is, for its seed and start.
+            places: where the reader has it, (text, branch) each.
+
+        Returns:
+            The tokens, and their log-probabilities under the model itself.
+        """
+        lines = [reader.lines[text][branch] for text, branch in places]
+        starts = [self.starts[text] for text in texts]
+        logits = _at(reader.logits, places)
+        noise = self._noise(texts, lines, starts, logits)
+        scores = self.rules.scores(logits, lines, starts)
+        drawn, sure = choose(scores, self.filters, noise)
+        tokens = drawn.tolist()
+        for i, is_sure in enumerate(sure.tolist()):
+            done = lines[i][starts[i] :]
+            forced = self.rules.forced(len(done))
+            if forced is not None:
+                tokens[i] = forced
+            elif not is_sure or self.rules.breaks([*done, tokens[i]]):
+                own = None if noise is None else noise[i : i + 1]
+                tokens[i] = self._alone(reader, places[i], lines[i], starts[i], own)
+        taken = torch.tensor(tokens, device=logits.device)
+        return tokens, (
+            -torch.nn.functional.cross_entropy(logits, taken, reduction="none")
+        ).tolist()
+
+    def _noise(
+        self,
+        texts: Sequence[int],
+        lines: Sequence[list[int]],
+        starts: Sequence[int],
+        logits: torch.Tensor,
+    ) -> torch.Tensor | None:
+        if self.seeds is None:
+            return None
+        seeds = [self.seeds[text] for text in texts]
+        steps = [len(line) - start for line, start in zip(lines, starts, strict=True)]
+        return gumbel_noise(seeds, steps, logits.shape[-1]).to(logits.device)
+
+    def _alone(
+        self,
+        reader: Reader,
+        place: tuple[int, int],
+        line: list[int],
+        start: int,
+        noise: torch.Tensor | None,
+    ) -> int:
+        """Pick where the batch could decide, or where the pick would break a rule."""
+        scores = self.rules.scores(reader.alone(*place)[None], [line], [start]).clone()
+        while True:
+            token = int(choose(scores, self.filters, noise)[0])
+            if not self.rules.breaks([*line[start:], token]):
+                return token
+            scores[0, token] = -torch.inf
+
+
+def _at(logits: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Logits of some branches, (branches, vocabulary); those of all first branches at no cost."""
+    if len(places) == len(logits) and not any(branch for _, branch in places):
+        return logits[:, 0]
+    texts, branches = zip(*places, strict=True)
+    return logits[list(texts), list(branches)]
+
+
+def sample(reader: Reader, draw: Draw, propose: Propose | None = None) -> Progress:
+    """Pick one token after the other; a text leaves the batch when it ends.
+
+    Args:
+        propose: guesses how texts go on; the guesses that turn out to be what is picked anyway
+            are read in one step (Leviathan et al. 2023), so that the text is the same.
+    """
+    completions = [Completion([], [], 0.0) for _ in reader.lines]
+    alive = list(range(len(completions)))
+    while alive:
+        tokens, logs = draw(reader, alive, [(i, 0) for i in range(len(alive))])
+        for text, token, log in zip(alive, tokens, logs, strict=True):
+            completions[text] = _longer(completions[text], token, log, draw.rules)
+            yield text, [completions[text]]
+        staying = [i for i, text in enumerate(alive) if not completions[text].finish]
+        if len(staying) < len(alive):
+            alive, tokens = [alive[i] for i in staying], [tokens[i] for i in staying]
+            if not alive:
+                return
+            reader.keep(staying)
+        guesses: list[list[int]] = []
+        if propose and isinstance(reader, Tree):
+            guesses = _guesses(reader, tokens, alive, propose)
+        if not guesses:
+            reader.step([[token] for token in tokens])
+        elif isinstance(reader, Tree):
+            for text in _verified(reader, draw, alive, tokens, guesses, completions):
+                yield text, [completions[text]]
+            staying = [i for i, text in enumerate(alive) if not completions[text].finish]
+            if len(staying) < len(alive):
+                alive = [alive[i] for i in staying]
+                if alive:
+                    reader.keep(staying)
+
+
+def _longer(completion: Completion, token: int, log: float, rules: Rules) -> Completion:
+    completion.tokens.append(token)
+    completion.logs.append(log)
+    return Completion(
+        completion.tokens,
+        completion.logs,
+        completion.score + log,
+        rules.finish(completion.tokens),
+        len(completion.tokens),
+    )
+
+
+def _guesses(
+    reader: Tree, tokens: list[int], alive: list[int], propose: Propose
+) -> list[list[int]]:
+    """Guess how every text goes on after its token: as many each as fit, or none."""
+    lines = [[*line, token] for (line,), token in zip(reader.lines, tokens, strict=True)]
+    guesses = propose(alive, lines)
+    width = min(max(map(len, guesses), default=0), reader.room - 1)
+    if width < 1:
+        return []
+    return [(guess + [0] * width)[:width] for guess in guesses]
+
+
+def _verified(
+    reader: Tree,
+    draw: Draw,
+    alive: list[int],
+    tokens: list[int],
+    guesses: list[list[int]],
+    completions: list[Completion],
+) -> Iterator[int]:
+    """Read tokens and guesses in one step, accept what is picked anyway, yield what grew."""
+    reader.step([[t, *guess] for t, guess in zip(tokens, guesses, strict=True)], chain=True)
+    accepted, going = [0] * len(alive), list(range(len(alive)))
+    for step in range(len(guesses[0])):
+        picked, logs = draw(reader, [alive[i] for i in going], [(i, step) for i in going])
+        right = []
+        for i, token, log in zip(going, picked, logs, strict=True):
+            if token == guesses[i][step]:
+                text, accepted[i] = alive[i], step + 1
+                completions[text] = _longer(completions[text], token, log, draw.rules)
+                yield text
+                if not completions[text].finish:
+                    right.append(i)
+        going = right
+        if not going:
+            break
+    reader.branch([[count] for count in accepted])
+
+
+def lookup(length: int) -> Propose:
+    """Guess that the last tokens go on as they did before (prompt lookup, Saxena 2023)."""
+
+    def propose(texts: list[int], lines: list[list[int]]) -> list[list[int]]:
+        return [_continuation(line, length) for line in lines]
+
+    return propose
+
+
+def _continuation(line: list[int], length: int) -> list[int]:
+    for size in (3, 2, 1):
+        tail = line[-size:]
+        for i in range(len(line) - size - 1, -1, -1):
+            if line[i : i + size] == tail:
+                return line[i + size : i + size + length]
+    return []
+
+
+class Draft:
+    """Guesses by a smaller model of the same vocabulary, with the noise of the larger one.
+
+    Args:
+        reader: the smaller model, having read the same prompts.
+        draw: how the larger model's tokens are picked.
+        length: tokens to guess at a time.
+    """
+
+    def __init__(self, reader: Tree, draw: Draw, length: int) -> None:
+        self.reader, self.draw, self.length = reader, draw, length
+        self.texts = list(range(len(reader.lines)))
+
+    def __call__(self, texts: list[int], lines: list[list[int]]) -> list[list[int]]:
+        """Continue lines of the given texts."""
+        if texts != self.texts:
+            self.reader.keep([self.texts.index(text) for text in texts])
+            self.texts = list(texts)
+        news = [line[len(own) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
+        width = max(map(len, news))
+        if self.reader.room < width + self.length:
+            return [[] for _ in texts]
+        self.reader.step([(new + [0] * width)[:width] for new in news], chain=True)
+        self.reader.branch([[len(new) - 1] for new in news])
+        mark = self.reader.mark(self.length)
+        for _ in range(self.length):
+            places = [(i, 0) for i in range(len(texts))]
+            tokens, _ = self.draw(self.reader, texts, places)
+            self.reader.step([[token] for token in tokens])
+        guesses = [own[len(line) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
+        self.reader.back_to(mark)
+        return guesses
+
+
+# ---------------------------------------------------------------------------------------------
+# Contrastive search
+
+
+def contrastive(reader: Reader, rules: Rules, top_k: int, alpha: float) -> Progress:
+    """Take likely tokens whose state is unlike all states before (Su et al. 2022, eq. 5).
+
+    Args:
+        reader: with hidden states.
+        top_k: how many candidates a step.
+        alpha: weight of unlikeness, in [0, 1].
+    """
+    starts = [len(lines[0]) for lines in reader.lines]
+    completions = [Completion([], [], 0.0) for _ in starts]
+    pasts = [torch.nn.functional.normalize(states, dim=-1) for states in reader.hidden]
+    alive = list(range(len(starts)))
+    while alive:
+        lines, own = [lines[0] for lines in reader.lines], [starts[text] for text in alive]
+        logits = reader.logits[:, 0]
+        probabilities = rules.scores(logits, lines, own).softmax(-1)
+        candidates = [
+            _allowed(probabilities[i], line[start:], rules, top_k)
+            for i, (line, start) in enumerate(zip(lines, own, strict=True))
+        ]
+        width = max(map(len, candidates))
+        tokens = [(c + c[-1:] * width)[:width] for c in candidates]
+        reader.branch([[0] * width for _ in alive])
+        reader.step(tokens)
+        best = []
+        for i, text in enumerate(alive):
+            states = torch.nn.functional.normalize(reader.hidden[i], dim=-1)  # (width, size)
+            likeness = (states @ pasts[text].T).amax(-1)
+            scores = (1 - alpha) * probabilities[i, tokens[i]] - alpha * likeness
+            best.append(int(scores.argmax()))
+            pasts[text] = torch.cat([pasts[text], states[best[i] : best[i] + 1]])
+            token = tokens[i][best[i]]
+            log = float(logits[i, token] - logits[i].logsumexp(-1))
+            completions[text] = _longer(completions[text], token, log, rules)
+            yield text, [completions[text]]
+        reader.branch([[b] for b in best])
+        staying = [i for i, text in enumerate(alive) if not completions[text].finish]
+        if staying and len(staying) < len(alive):
+            reader.keep(staying)
+        alive = [alive[i] for i in staying]
+
+
+def _allowed(probabilities: torch.Tensor, done: list[int], rules: Rules, top_k: int) -> list[int]:
+    """The most likely tokens that break no rule; or the one that is forced."""
+    forced = rules.forced(len(done))
+    if forced is not None:
+        return [forced]
+    count = min(top_k, len(probabilities))
+    while True:
+        best = probabilities.topk(count)
+        possible = best.indices[best.values > 0].tolist()
+        allowed = [token for token in possible if not rules.breaks([*done, token])][:top_k]
+        if len(allowed) == top_k or count == len(probabilities):
+            assert allowed, "some token may always come"
+            return allowed
+        count = min(4 * count, len(probabilities))

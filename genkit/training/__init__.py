@@ -1,0 +1,1 @@
+"""The run that every recipe shares: settings, folder, checkpoints, resume, log."""

@@ -1,0 +1,119 @@
+"""Curves of a run: its losses, and how the game of two networks goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import matplotlib.axes
+import matplotlib.cm
+import matplotlib.colors
+import matplotlib.figure
+import matplotlib.font_manager
+import matplotlib.patches
+import matplotlib.patheffects
+import numpy as np
+
+if TYPE_CHECKING:
+    from genkit.metrics.collapse import Trouble
+from genkit.plots import save, smooth
+
+
+def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
+    """Draw training and validation loss by step.
+
+    Args:
+        log: entries with "step" and any of "loss" and "val_loss".
+        path: the PNG to write.
+    """
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    trained = [(e["step"], e["loss"]) for e in log if e.get("loss") is not None]
+    judged = [(e["step"], e["val_loss"]) for e in log if e.get("val_loss") is not None]
+    if trained:
+        steps, losses = np.array(trained, dtype=float).T
+        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1)
+        axes.plot(steps, smooth(losses), color="tab:blue", label="training")
+    if judged:
+        steps, losses = np.array(judged, dtype=float).T
+        axes.plot(steps, losses, "o-", color="tab:orange", label="validation")
+        best = int(losses.argmin())
+        axes.annotate(
+            f"{losses[best]:.3f}",
+            (steps[best], losses[best]),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+        )
+    positive = all(loss > 0 for _, loss in (*trained, *judged))  # log-densities need not be
+    axes.set(xlabel="step", ylabel="loss (nats)", yscale="log" if positive else "linear")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+PANELS = {  # of a game: what is logged for each player, what a monitor says, and its colour
+    "losses": {"discriminator_loss": "tab:purple", "generator_loss": "tab:green"},
+    "gradient norms": {"discriminator_grad_norm": "tab:purple", "generator_grad_norm": "tab:green"},
+    "Frechet distance": {"distance": "tab:blue"},
+    "coverage": {"coverage": "tab:blue"},
+    "variety of images": {"spread": "tab:blue", "duplicates": "tab:orange"},
+    "classes": {"entropy": "tab:blue", "label_accuracy": "tab:orange"},
+}
+SHOWN_BY = {"saturated": "losses", "pinned": "losses", "vanished": "gradient norms"}
+SHOWN_BY |= {"collapse": "variety of images"}
+
+
+def game(
+    log: list[dict[str, Any]], floor: dict[str, float], troubles: Sequence[Trouble], path: Path
+) -> None:
+    """Draw how an adversarial game goes: both players' losses and gradients, figures, troubles.
+
+    Args:
+        log: an entry a step; see `monitor.troubles`.
+        floor: what real images get in place of the generated ones, drawn dashed.
+        troubles: of this log, drawn as red lines.
+        path: the PNG to write.
+    """
+    figure = matplotlib.figure.Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        for name, colour in names.items():
+            logged = [(entry["step"], entry[name]) for entry in log if entry.get(name) is not None]
+            if not logged:
+                continue
+            steps, values = np.array(logged, dtype=float).T
+            label = name.removesuffix("_loss").removesuffix("_grad_norm").replace("_", " ")
+            if name in floor:
+                axes.plot(steps, values, "o-", color=colour, markersize=4, label=label)
+                style = {"color": colour, "linestyle": "--", "linewidth": 1}
+                axes.axhline(floor[name], label="real images", **style)
+            else:
+                axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
+                axes.plot(steps, smooth(values), color=colour, label=label)
+        if not axes.lines:  # no classifier tells classes
+            axes.remove()
+            continue
+        if title in ("gradient norms", "Frechet distance"):
+            axes.set_yscale("log")
+        axes.legend(frameon=False, fontsize=10)
+        for trouble in troubles:
+            axes.axvline(trouble.step, color="tab:red", linewidth=0.8)
+            if SHOWN_BY[trouble.kind] == title:
+                _word(axes, trouble)
+        axes.set_title(title, fontsize=12)
+        axes.set(xlabel="step", xlim=(0, 1.02 * log[-1]["step"]))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def _word(axes: matplotlib.axes.Axes, trouble: Trouble) -> None:
+    """Write what happened along its line."""
+    outline = [matplotlib.patheffects.withStroke(linewidth=3, foreground="white")]
+    style: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "color": "tab:red"}
+    style |= {"fontsize": 10, "path_effects": outline, "transform": axes.get_xaxis_transform()}
+    axes.text(trouble.step, 0.98, trouble.kind, **style)

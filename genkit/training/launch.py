@@ -1,0 +1,76 @@
+"""Was the run launched as it was meant to be? Checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+from accelerate.commands.config import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+
+from genkit.machine import state
+
+HOW_TO = (
+    "Several GPUs: accelerate launch --multi_gpu --num_processes N recipes/…. Several processes "
+    "on CPU: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N recipes/…"
+)
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def check() -> None:
+    """Refuse a launch that would not train what was asked for.
+
+    accelerate starts a single process, or N unconnected ones, for some of its own flags on a
+    machine without GPUs, and says nothing.
+
+    Raises:
+        ValueError: fewer processes are connected than were asked for, or they are connected in a
+            way (FSDP, DeepSpeed, …) whose state the checkpoints would not hold.
+    """
+    here = state()
+    wanted = asked_processes()
+    if here.num_processes < wanted:
+        raise ValueError(
+            f"num_processes: {wanted} processes were asked for and {here.num_processes} "
+            f"{'is' if here.num_processes == 1 else 'are'} connected. {HOW_TO}"
+        )
+    if here.distributed_type not in SUPPORTED:
+        raise ValueError(
+            f"distributed_type: {here.distributed_type} is not supported; "
+            f"genkit trains with data parallelism. {HOW_TO}"
+        )
+
+
+def asked_processes() -> int:
+    """How many processes the launcher was asked to start."""
+    if "WORLD_SIZE" in os.environ:  # torchrun, and accelerate when it uses torchrun
+        return int(os.environ["WORLD_SIZE"])
+    words = _accelerate_words()
+    if words is None:
+        return 1
+    args, _ = launch_command_parser().parse_known_args(words)
+    if args.num_processes is None:
+        default = default_config_file if Path(default_config_file).is_file() else None
+        config = args.config_file or default
+        return load_config_from_file(config).num_processes if config else 1
+    return args.num_processes
+
+
+def launcher() -> int | None:
+    """Return the process that launched this one, if it is accelerate's or torch's launcher."""
+    launched = "WORLD_SIZE" in os.environ or _accelerate_words() is not None
+    return os.getppid() if launched else None
+
+
+def _accelerate_words() -> list[str] | None:
+    """What was said to `accelerate launch`, if that started this process."""
+    words = psutil.Process(os.getppid()).cmdline()
+    for i, word in enumerate(words):
+        name, before = Path(word).name, Path(words[i - 1]).name
+        if (before, name) in (("accelerate", "launch"), ("-m", "accelerate.commands.launch")):
+            return words[i + 1 :]
+        if name == "accelerate-launch":
+            return words[i + 1 :]
+    return None

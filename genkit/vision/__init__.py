@@ -1,0 +1,1 @@
+"""What image models do: sample, imagine, walk a latent space, look inside diffusion."""

@@ -1,0 +1,288 @@
+"""genkit.imagine: pictures from words, by any text-to-image pipeline of diffusers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm import tqdm
+
+from genkit.errors import panics_are_errors
+from genkit.seeds import is_whole, row_seeds
+from genkit.vision import image_grid, text2image
+from genkit.vision.text2image import DEFAULT, Source
+
+KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+AREA = 1 << 24  # pixels of the largest picture
+Size = int | tuple[int, int]
+
+# ---------------------------------------------------------------------------------------------
+# The record
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and what there is to know about it."""
+
+    prompt: str
+    negative: str | None  # what was to be avoided
+    image: Image.Image = field(repr=False)
+    seed: int  # imagine(prompt, seed=seed, …) draws this picture again
+    steps: int
+    guidance: float | None  # None: as the model guides itself
+    scheduler: str
+    evaluations: int  # of the network, by one row each: guidance takes two a step
+    seconds: float
+    model: str
+    blanked: bool = False  # the model's own safety checker made it black
+
+    def __str__(self) -> str:
+        guided = "" if self.guidance is None else f" at guidance {self.guidance:g}"
+        return (
+            f"{self.prompt!r}: {self.image.width} x {self.image.height}, seed {self.seed}, "
+            f"{self.steps} steps of {self.scheduler}{guided}, {self.evaluations} evaluations, "
+            f"{self.seconds:.1f} s{', blanked by the safety checker' if self.blanked else ''}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture, whole or not at all.
+
+        Raises:
+            ValueError: the name does not end in that of a kind that is known.
+        """
+        kind = KINDS.get(Path(path).suffix.lower())
+        if kind is None:
+            raise ValueError(f"path: {str(path)!r} must end in one of {', '.join(KINDS)}")
+        image_grid.save(self.image, Path(path), kind)
+
+
+# ---------------------------------------------------------------------------------------------
+# The verb
+
+
+@overload
+def imagine(prompt: str, **options: Any) -> Picture: ...
+@overload
+def imagine(prompt: Sequence[str], **options: Any) -> list[Picture]: ...
+def imagine(  # type: ignore[misc]  # the options of the two above are those of this one
+    prompt: str | Sequence[str],
+    *,
+    model: str | Path = DEFAULT,
+    seed: int | Sequence[int] | None = None,
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: Size | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Picture | list[Picture]:
+    """Draw what a prompt says, or each of several.
+
+    Rows are drawn one after the other, so that a picture depends on its own prompt and seed alone.
+    Global random state is neither read nor changed. The model is loaded once, and kept until
+    another is asked for: on a GPU in 16 bits, a network at a time if it has no room for all; on a
+    CPU in 32 bits, or in 16 if memory is short. A picture too large to decode at once is decoded
+    in tiles.
+
+    Args:
+        prompt: a text or several.
+        model: folder, or Hub id, of a text-to-image pipeline in diffusers' layout; Stable
+            Diffusion 1.5 unless told.
+        seed: a number, then row i has seed + i; or one number a row. None draws one.
+        negative: what to avoid.
+        steps: of the scheduler; as many as the pipeline takes unless told.
+        guidance: weight of the prompt in classifier-free guidance, which takes a second evaluation
+            a step; 1 or less is none. As the pipeline does unless told.
+        size: (width, height) in pixels, or the side of a square; the model's own unless told.
+        revision: a branch, tag or commit on the Hub.
+        trust_remote_code: run code that the model's networks bring along.
+
+    Returns:
+        A `Picture` for one prompt, a list of them for several.
+
+    Raises:
+        ValueError: an argument cannot work, or the model's files cannot be trusted; it is named,
+            with the value it got.
+    """
+    prompts = _prompts(prompt)
+    seeds = row_seeds(seed, len(prompts), "a prompt")
+    source = text2image.find_source(str(model), revision, trust_remote_code)
+    options = _options(source, negative, steps, guidance, size)
+    pipeline = text2image.load_text2image(source, trust_remote_code)
+    _tile(pipeline, *(options.size or source.default_size))
+    rows = tqdm(
+        zip(prompts, seeds, strict=True),
+        total=len(prompts),
+        desc="drawing",
+        unit=" images",
+        delay=2,
+        leave=False,
+        disable=len(prompts) == 1,  # a bar of its steps is enough
+    )
+    pictures = [_draw(pipeline, source, text, own, options) for text, own in rows]
+    return pictures[0] if isinstance(prompt, str) else pictures
+
+
+def _draw(
+    pipeline: DiffusionPipeline, source: Source, prompt: str, seed: int, options: Options
+) -> Picture:
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    devices = range(torch.cuda.device_count())
+    with (
+        torch.random.fork_rng(devices),
+        text2image.numpy_as_it_was(),
+        panics_are_errors(),
+        _counted(pipeline) as evaluated,
+    ):
+        # for schedulers that heed no generator: other noise than what the picture starts from
+        torch.manual_seed(-1 - seed)
+        result = pipeline(prompt, generator=generator, **_arguments(source, options))
+    return Picture(
+        prompt,
+        options.negative,
+        result.images[0],
+        seed,
+        options.steps,
+        options.guidance,
+        type(pipeline.scheduler).__name__,
+        sum(evaluated),
+        time.perf_counter() - started,
+        source.name,
+        blanked=any(result.get("nsfw_content_detected") or ()),
+    )
+
+
+@contextlib.contextmanager
+def _counted(pipeline: DiffusionPipeline) -> Iterator[list[int]]:
+    """Gather how many rows the denoising network gives, each time that it is called."""
+    rows: list[int] = []
+    networks = [part for name, part in pipeline.components.items() if _denoises(name)]
+    hooks = [
+        network.register_forward_hook(lambda _network, _inputs, output: rows.append(len(output[0])))
+        for network in networks
+    ]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _denoises(component: str) -> bool:
+    return "unet" in component or "transformer" in component
+
+
+def _tile(pipeline: DiffusionPipeline, width: int, height: int) -> None:
+    vae = pipeline.components.get("vae")
+    if getattr(vae, "use_tiling", None) is None:  # there is none, or it has no tiles
+        return
+    gpu = text2image.free_gpu()
+    free = text2image.free_memory() if gpu is None else gpu
+    too_large = text2image.tiled(width, height, free, vae.dtype.itemsize)
+    (vae.enable_tiling if too_large else vae.disable_tiling)()
+
+
+# ---------------------------------------------------------------------------------------------
+# Arguments
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to draw; what was left out is filled in from the pipeline."""
+
+    negative: str | None
+    steps: int
+    guidance: float | None
+    size: tuple[int, int] | None  # width, height
+
+
+def _prompts(prompt: Any) -> list[str]:
+    if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes):
+        raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r:.80}")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("prompt: an empty list; give at least one text")
+    for i, text in enumerate(prompts):
+        name = "prompt" if isinstance(prompt, str) else f"prompt[{i}]"
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} must be a text that says what to draw, got {text!r:.80}")
+    return prompts
+
+
+def _options(source: Source, negative: Any, steps: Any, guidance: Any, size: Any) -> Options:
+    """Check what was asked against the model's settings, before its weights are loaded."""
+    if steps is None:
+        steps = source.parameters["num_inference_steps"].default
+    most = source.settings.get("scheduler", {}).get("num_train_timesteps", 1000)
+    if not is_whole(steps) or not 1 <= steps <= most:
+        raise ValueError(
+            f"steps must be a whole number from 1 to {most}, the scheduler's training steps, "
+            f"got {steps!r}"
+        )
+    if guidance is None:
+        guidance = source.parameters[source.guidance].default
+    elif (
+        not isinstance(guidance, int | float | np.number)
+        or isinstance(guidance, bool)
+        or not 0 <= guidance < 1e4
+    ):
+        raise ValueError(f"guidance must be a number, 0 or more, got {guidance!r}")
+    _check_negative(source, negative, guidance)
+    checked = None if size is None else _check_size(source, size)
+    return Options(negative, int(steps), None if guidance is None else float(guidance), checked)
+
+
+def _check_negative(source: Source, negative: Any, guidance: float | None) -> None:
+    if negative is None:
+        return
+    if not isinstance(negative, str):
+        raise ValueError(f"negative must be a text, got {negative!r:.80}")
+    distilled = source.network.get("time_cond_proj_dim")  # guidance is an input of the network
+    if "negative_prompt" not in source.parameters or distilled:
+        raise ValueError(f"negative: {source.name} takes none, got {negative!r:.80}; leave it out")
+    if guidance is not None and guidance <= 1:
+        raise ValueError(
+            f"negative={negative!r:.80} does nothing at guidance={guidance:g}; give a guidance "
+            "above 1, or leave negative out"
+        )
+
+
+def _check_size(source: Source, size: Any) -> tuple[int, int]:
+    sides = (size, size) if is_whole(size) else size
+    if np.shape(sides) != (2,) or not all(is_whole(side) and side > 0 for side in sides):
+        raise ValueError(f"size must be (width, height) in pixels, or a side, got {size!r:.80}")
+    width, height = (int(side) for side in sides)
+    step = source.multiple
+    if width % step or height % step:
+        near = tuple(max(step, round(side / step) * step) for side in (width, height))
+        raise ValueError(
+            f"size must be of multiples of {step} pixels for {source.name}, got {size}; give {near}"
+        )
+    if width * height > AREA:
+        raise ValueError(f"size: {width} x {height} is more than {AREA:,} pixels; give less")
+    return width, height
+
+
+def _arguments(source: Source, options: Options) -> dict[str, Any]:
+    """Turn options into what the pipeline calls them."""
+    width, height = options.size or (None, None)
+    negative = options.negative
+    if source.guidance == "true_cfg_scale" and (options.guidance or 0) > 1:
+        negative = negative or ""  # without one these do not guide
+    asked = {
+        "num_inference_steps": options.steps,
+        source.guidance: options.guidance,
+        "negative_prompt": negative,
+        "width": width,
+        "height": height,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
