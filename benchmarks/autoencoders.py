@@ -283,7 +283,7 @@ def throughput(arguments: argparse.Namespace) -> None:
             words = ["--network", network, "--widths", *map(str, WIDTHS[network]), *flags]
             mine, _ = genkit(arguments, "train_vae.py", words)
             slow, _ = genkit(arguments, "train_vae.py", words + plain)
-            asked: dict[str, Any] = {"kind": "VAE", "test": "binary", "judged": 0}
+            asked: dict[str, Any] = {"kind": "VAE", "test": "binary", "eval_samples": 0}
             asked |= {"config": {"reconstruction_loss": "bce"}, "learning_rate": 1e-3}
             asked |= {"network": network, "widths": WIDTHS[network], "batch_size": BATCH}
             peers = [
@@ -356,14 +356,14 @@ def best(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float) -
     for batch_size in arguments.batches:
         for learning_rate in arguments.rates:
             setting = asked | {"batch_size": batch_size, "learning_rate": learning_rate}
-            short = pythae(arguments, setting | {"judged": JUDGED}, arguments.trial_seconds)
+            short = pythae(arguments, setting | {"eval_samples": JUDGED}, arguments.trial_seconds)
             print(
                 f"short: pythae {short.setting}: {short.figure:.5g} after {short.seconds:.0f} s",
                 flush=True,
             )
             trials.append((short.figure, batch_size, learning_rate))
     _, batch_size, learning_rate = min(trials)
-    setting = {"batch_size": batch_size, "learning_rate": learning_rate, "judged": None}
+    setting = {"batch_size": batch_size, "learning_rate": learning_rate, "eval_samples": None}
     return pythae(arguments, asked | setting, seconds)
 
 
@@ -386,7 +386,7 @@ def pythae(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float)
         text=True,
     )
     told = json.loads(done.stdout.splitlines()[-1])
-    if asked["kind"] != "AE" and asked["judged"] is None:
+    if asked["kind"] != "AE" and asked["eval_samples"] is None:
         print(f"judge: 20 images have {told['ours']:.2f} nats, by pythae {told['own']:.2f}")
     setting = "{kind}, {network} network, Adam {learning_rate:g}, batch {batch_size}, float32"
     setting = setting.format(**asked) + ", its own dataset" * asked["own"]

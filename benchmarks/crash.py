@@ -41,10 +41,10 @@ SHAPES = {
     "train_charlm": "--depth 1 --width 32 --heads 2 --context 32",
     "train_classifier": "--depth 1 --width 4 --shift 1",
     "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
-    "train_diffusion": "--widths 8 16 --judged 20 --judged_steps 2 --conditional",
+    "train_diffusion": "--widths 8 16 --eval_samples 20 --eval_steps 2 --conditional",
     "train_pixels": "--depth 1 --width 32 --heads 2 --levels 4 --conditional",
     "train_gan": "--preset wgan_gp --widths 4 4 4 --discriminator_widths 4 4 4 --latent_dim 4 "
-    "--critic_steps 3 --judged 20",
+    "--critic_steps 3 --eval_samples 20",
     "train_vaegan": "--widths 4 --latent_dim 2 --discriminator_widths 4",
     "train_vae": "--widths 16 --latent_dim 2 --binarize --conditional --nll_images 10",
 }

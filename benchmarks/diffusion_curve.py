@@ -18,7 +18,7 @@ import matplotlib.figure
 
 from genkit.data import images
 from genkit.data.images import Images, proportional
-from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
+from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.judge import as_images
 from genkit.models import diffusion
@@ -42,7 +42,9 @@ def main() -> None:
     arguments = parser.parse_args()
     train = images.load_images(arguments.mnist / "train-00000-of-00001.parquet")
     extractor = load_extractor(arguments.extractor)
-    judge = Bench(arguments.model, train, extractor, look_once(train, extractor), arguments.dtype)
+    judge = Bench(
+        arguments.model, train, extractor, extract_cached(train, extractor), arguments.dtype
+    )
     curves: dict[str, list[tuple[int, float]]] = {}
     for name in arguments.samplers or diffusion.fitting(judge.scheduler):
         for asked in arguments.evaluations:
@@ -60,7 +62,7 @@ class Bench:
     """Draws from one model, and measures distances."""
 
     def __init__(
-        self, model: Path, train: Images, extractor: Extractor, real: Seen, dtype: str
+        self, model: Path, train: Images, extractor: Extractor, real: Features, dtype: str
     ) -> None:
         self.model, self.train, self.extractor, self.real = model, train, extractor, real
         self.dtype = dtype
@@ -73,7 +75,7 @@ class Bench:
         drawn = sampling.sample(
             self.model, count, label=labels, seed=0, steps=steps, scheduler=name, dtype=self.dtype
         )
-        seen = look(as_images(drawn.images, None, []), self.extractor)
+        seen = extract(as_images(drawn.images, None, []), self.extractor)
         return drawn.evaluations, frechet_distance(self.real.features, seen.features)
 
 

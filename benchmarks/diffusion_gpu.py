@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import genkit
 from genkit.data import images
 from genkit.data.images import proportional
-from genkit.metrics.features import load_extractor, look, look_once
+from genkit.metrics.features import extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import label_accuracy
 from genkit.metrics.judge import as_images
@@ -108,11 +108,11 @@ def judge(arguments: argparse.Namespace) -> None:
         images.load_images(part, resolution=RESOLUTION),
         load_extractor(arguments.extractor),
     )
-    real = look_once(train, extractor)
+    real = extract_cached(train, extractor)
     labels = np.random.default_rng(0).permutation(proportional(train, COUNT))
     drawn = genkit.sample(arguments.output, COUNT, label=labels.tolist(), seed=0, dtype="bfloat16")
     print(drawn)
-    seen = look(as_images(drawn.images, None, []), extractor)
+    seen = extract(as_images(drawn.images, None, []), extractor)
     some = np.random.default_rng(0).permutation(len(real))
     near = manifold(real.features[some[:COVERED]], seen.features[:COVERED], K)
     perfect = manifold(real.features[some[:COVERED]], real.features[some[COVERED : 2 * COVERED]], K)

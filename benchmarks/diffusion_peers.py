@@ -59,7 +59,7 @@ from torch.utils.data import DataLoader
 import genkit
 from genkit.data import images, order
 from genkit.data.images import Images
-from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
+from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
@@ -96,7 +96,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     train = images.load_images(str(parts(arguments.mnist)[0]))
     extractor = load_extractor(arguments.extractor)
-    real = look_once(train, extractor)
+    real = extract_cached(train, extractor)
     print(f"{'':28}" + "".join(f"{name:>12}" for name in COLUMNS), flush=True)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     protocol = {name: getattr(arguments, name) for name in PROTOCOL} | {"by": extractor.sha256}
@@ -153,13 +153,17 @@ class Trained:
 
 
 def measure(
-    arguments: argparse.Namespace, file: Path, trained: Trained, real: Seen, extractor: Extractor
+    arguments: argparse.Namespace,
+    file: Path,
+    trained: Trained,
+    real: Features,
+    extractor: Extractor,
 ) -> dict[str, float]:
     """Judge images of a model, and draw some into a picture beside the file."""
     torch.manual_seed(0)
     made = trained.draw(arguments.count)
     image_grid.grid(made[:SHOWN], file.with_suffix(".png"))
-    fake = look(as_images(made, None, []), extractor)
+    fake = extract(as_images(made, None, []), extractor)
     some = np.random.default_rng(0).permutation(len(real))[:COVERED]
     return {
         "parameters": trained.parameters,
@@ -182,7 +186,7 @@ def train_genkit(
     words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     words += [str(RECIPE), "--output_dir", str(folder), "--seed", str(seed)]
     words += ["--images", str(train_file), "--val_images", str(test_file)]
-    words += ["--max_minutes", str(seconds / 60), "--evaluations", "1", "--judged", "100"]
+    words += ["--max_minutes", str(seconds / 60), "--evaluations", "1", "--eval_samples", "100"]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     settings = json.loads((folder / "run.json").read_text())["settings"]

@@ -20,7 +20,7 @@ from diffusers import DDPMPipeline
 
 import genkit
 from genkit.data import images
-from genkit.metrics.features import load_extractor, look, look_once
+from genkit.metrics.features import extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.judge import as_images
 from genkit.models import diffusion
@@ -94,9 +94,9 @@ def compare(arguments: argparse.Namespace, ways: dict[str, Way]) -> None:
     """Tell the distance from MNIST's training images in both precisions."""
     train = images.load_images(arguments.mnist / "train-00000-of-00001.parquet")
     extractor = load_extractor(arguments.extractor)
-    real, found = look_once(train, extractor), {}
+    real, found = extract_cached(train, extractor), {}
     for name in ("float32", "bfloat16"):
-        seen = look(as_images(ways[name](arguments.count), None, []), extractor)
+        seen = extract(as_images(ways[name](arguments.count), None, []), extractor)
         found[name] = frechet_distance(real.features, seen.features)
         print(f"{name:9} distance {found[name]:.4f} of {arguments.count:,} images", flush=True)
     print(f"ratio {found['bfloat16'] / found['float32']:.4f}")

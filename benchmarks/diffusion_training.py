@@ -75,7 +75,7 @@ def recipe(arguments: argparse.Namespace) -> tuple[float, dict[str, Any], int]:
         folder = Path(work) / "run"
         words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
         words += [str(RECIPE), "--images", arguments.images, "--output_dir", str(folder)]
-        words += ["--evaluations", "1", "--judged", "100", "--layers", str(arguments.layers)]
+        words += ["--evaluations", "1", "--eval_samples", "100", "--layers", str(arguments.layers)]
         words += ["--widths", *arguments.widths] if arguments.widths else []
         words += ["--max_minutes", str(arguments.seconds / 60), *arguments.recipe_arguments]
         subprocess.run(words, check=True, stdout=subprocess.PIPE)

@@ -33,7 +33,7 @@ from genkit import machine
 from genkit.data import images
 from genkit.data.images import Images, proportional
 from genkit.hub import kinds
-from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
+from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
 from genkit.metrics.judge import as_images
@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     train, test = (images.load_images(part) for part in parts(arguments.mnist))
     extractor = load_extractor(arguments.extractor)
-    real = look_once(train, extractor)
+    real = extract_cached(train, extractor)
     lines = [f"{'':12}" + "".join(f"{name:>15}" for name in COLUMNS)]
     print(lines[0], flush=True)
     strips = {}
@@ -92,7 +92,7 @@ def main() -> None:
         lines.append(told(family, found))
         strips[family] = drawn(family, folder, SHOWN, spread(train, SHOWN)).images
     some = test.take(np.random.default_rng(0).permutation(len(test))[: arguments.count])
-    seen = look_once(some, extractor)
+    seen = extract_cached(some, extractor)
     lines.append(told("test images", figures(seen, real, len(extractor.names))))
     (arguments.output / "families.txt").write_text("\n".join(lines) + "\n")
     image_grid.rows(strips, arguments.output / "families.png")
@@ -132,7 +132,7 @@ def drawn(family: str, folder: Path, count: int, labels: np.ndarray) -> Any:
 
 
 def row(
-    family: str, folder: Path, count: int, train: Images, real: Seen, extractor: Extractor
+    family: str, folder: Path, count: int, train: Images, real: Features, extractor: Extractor
 ) -> dict[str, float]:
     """Return a model's figures; they are kept beside it, and hold for one way to take them."""
     count, kept = min(FEW.get(family, count), count), folder / "families.json"
@@ -148,7 +148,7 @@ def row(
 
 
 def measure(
-    family: str, folder: Path, count: int, train: Images, real: Seen, extractor: Extractor
+    family: str, folder: Path, count: int, train: Images, real: Features, extractor: Extractor
 ) -> dict[str, float]:
     """Judge a trained model."""
     some = spread(train, 1000)
@@ -158,7 +158,7 @@ def measure(
     seconds = time.perf_counter() - started
     labels = spread(train, count)
     samples = drawn(family, folder, len(labels), labels)
-    seen = look(as_images(samples.images, None, []), extractor)
+    seen = extract(as_images(samples.images, None, []), extractor)
     found = figures(seen, real, len(extractor.names))
     if samples.labels is not None:
         found["label accuracy"] = label_accuracy(seen.classes, labels)
@@ -167,7 +167,7 @@ def measure(
     return found | {"evaluations": samples.evaluations, "training s": log[-1]["seconds"]}
 
 
-def figures(fake: Seen, real: Seen, classes: int) -> dict[str, float]:
+def figures(fake: Features, real: Features, classes: int) -> dict[str, float]:
     some = np.random.default_rng(0).permutation(len(real))[:COVERED]
     near = manifold(real.features[some], fake.features[:COVERED], K)
     shares = torch.from_numpy(class_shares(fake.classes, classes))

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from genkit.data import images
 from genkit.data.images import Images
-from genkit.metrics.features import Classifier, Seen, load_extractor, look
+from genkit.metrics.features import Classifier, Features, extract, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import K, manifold
@@ -244,7 +244,7 @@ def batch(
 ) -> Batch:
     count = training.batch_size
     noise = torch.randn(count, training.latent_dim, generator=chance)
-    return Batch(real(chance), noise, torch.rand(count, gan_losses.CHANCES, generator=chance))
+    return Batch(real(chance), noise, torch.rand(count, gan_losses.UNIFORMS, generator=chance))
 
 
 # ---- points
@@ -389,7 +389,7 @@ def on_images(arguments: argparse.Namespace) -> Results:
     extractor = load_extractor(arguments.extractor)
     assert isinstance(extractor, Classifier), "Inception tells no digits"
     order = np.random.default_rng(0).permutation(len(test))
-    seen = look(test.take(order), extractor)
+    seen = extract(test.take(order), extractor)
     yield compared("real", 0, train.take(np.arange(len(test))), extractor, seen, None)
     for name in arguments.losses:
         for seed in arguments.seeds:
@@ -419,10 +419,10 @@ def sampled(generator: torch.nn.Module, count: int) -> torch.Tensor:
 
 
 def compared(
-    name: str, seed: int, made: Images, extractor: Classifier, seen: Seen, played: Played | None
+    name: str, seed: int, made: Images, extractor: Classifier, seen: Features, played: Played | None
 ) -> tuple[Row, np.ndarray]:
     """Measure images against real ones, by what an extractor sees."""
-    fakes = look(made, extractor)
+    fakes = extract(made, extractor)
     counts = np.bincount(fakes.classes, minlength=len(extractor.names))
     row = Row(
         "mnist",

@@ -72,7 +72,7 @@ def recipe(arguments: argparse.Namespace, preset: str) -> tuple[float, dict[str,
         folder = Path(work) / "run"
         words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
         words += [str(RECIPE), "--images", arguments.images, "--preset", preset]
-        words += ["--output_dir", str(folder), "--evaluations", "1", "--judged", "100"]
+        words += ["--output_dir", str(folder), "--evaluations", "1", "--eval_samples", "100"]
         words += ["--max_minutes", str(arguments.seconds / 60), *arguments.recipe_arguments]
         subprocess.run(words, check=True, stdout=subprocess.PIPE)
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

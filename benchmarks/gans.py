@@ -22,7 +22,7 @@ import torch
 
 from genkit.data import images
 from genkit.data.images import Images, proportional
-from genkit.metrics.features import Extractor, Seen, load_extractor, look, look_once
+from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
 from genkit.metrics.judge import as_images
@@ -47,7 +47,7 @@ def main() -> None:
     parts = [arguments.mnist / f"{part}-00000-of-00001.parquet" for part in ("train", "test")]
     extractor = load_extractor(arguments.extractor)
     train, test = (images.load_images(part) for part in parts)
-    real = look_once(train, extractor)
+    real = extract_cached(train, extractor)
     print(f"{'':32}" + "".join(f"{name:>16}" for name in COLUMNS), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for i, words in enumerate(arguments.runs):
@@ -60,24 +60,24 @@ def main() -> None:
             done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             row(words, measure(folder, train, real, extractor) | shown(folder))
-    row("test images", figures(look_once(test, extractor), real, len(extractor.names)))
+    row("test images", figures(extract_cached(test, extractor), real, len(extractor.names)))
 
 
-def measure(folder: Path, train: Images, real: Seen, extractor: Extractor) -> dict[str, float]:
+def measure(folder: Path, train: Images, real: Features, extractor: Extractor) -> dict[str, float]:
     """Draw from a saved GAN, and compare with the images it was trained on."""
     pipeline = gan.load_gan(folder)
     labels = None
     if pipeline.generator.config.labels:  # shuffled, so that the first ones are of all classes
         labels = np.random.default_rng(0).permutation(proportional(train, COUNT))
     drawn = sample(pipeline, COUNT, labels)
-    fake = look(as_images(drawn, None, []), extractor)
+    fake = extract(as_images(drawn, None, []), extractor)
     found = figures(fake, real, len(extractor.names))
     if labels is not None:
         found["label accuracy"] = label_accuracy(fake.classes, labels)
     return found
 
 
-def figures(fake: Seen, real: Seen, classes: int) -> dict[str, float]:
+def figures(fake: Features, real: Features, classes: int) -> dict[str, float]:
     some = np.random.default_rng(0).permutation(len(real))[:COVERED]
     near = manifold(real.features[some], fake.features[:COVERED], K)
     shares = torch.from_numpy(class_shares(fake.classes, classes))

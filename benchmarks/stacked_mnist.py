@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from genkit.data import images
 from genkit.data.images import Images
-from genkit.metrics.features import Classifier, load_extractor, look
+from genkit.metrics.features import Classifier, extract, load_extractor
 from genkit.metrics.judge import as_images
 from genkit.models import gan
 from genkit.vision import image_grid
@@ -144,7 +144,7 @@ def digits(stacks: torch.Tensor, classifier: Classifier) -> np.ndarray:
         stacks: in [-1, 1], (n, 3, height, width).
     """
     single = as_images(stacks.flatten(0, 1)[:, None], None, [])
-    return look(single, classifier).classes.reshape(-1, CHANNELS)
+    return extract(single, classifier).classes.reshape(-1, CHANNELS)
 
 
 def measure(read: np.ndarray, expected: np.ndarray) -> Figures:

@@ -113,8 +113,8 @@ def main() -> None:
         if settings.lora_rank:
             network = lora.add_adapters(network, settings.lora_rank)
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(lm.loss)
-        run.say(
+        loss = run.autocast(lm.loss)
+        run.log(
             f"{network.num_parameters():,} parameters, {trainable(network):,} of them to train · "
             f"{len(corpus.train):,} tokens to train on, {len(corpus.val):,} to validate · "
             f"{len(train) * settings.context:,} an epoch"
@@ -134,7 +134,7 @@ def main() -> None:
             if run.evaluation_due():
                 with run.clock.paused():
                     judge(run, settings, corpus)
-        run.say(f"the best model is in {run.folder.path}")
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def choose_context(settings: Settings, network: PreTrainedModel) -> int:
@@ -157,9 +157,9 @@ def judge(run: Run, settings: Settings, corpus: Corpus) -> None:
     """Evaluate the model as it would be saved, and save it if it is the best."""
     network = run.weights().eval()
     whole = lora.merged(network) if settings.lora_rank else network
-    judged = evaluate(run, settings, corpus, whole)
-    if run.report("val_loss", judged):
-        run.publish(partial(save, run, settings, corpus, whole, judged))
+    metrics = evaluate(run, settings, corpus, whole)
+    if run.report("val_loss", metrics):
+        run.publish(partial(save, run, settings, corpus, whole, metrics))
     network.train()
 
 
@@ -168,7 +168,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Judge the model on the whole validation text, and let it write."""
     context = settings.context
-    windows = run.share(math.ceil((len(corpus.val) - 1) / context))
+    windows = run.shard(math.ceil((len(corpus.val) - 1) / context))
     nats, tokens = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
     if run.is_main:
         write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
@@ -209,7 +209,7 @@ def save(
     settings: Settings,
     corpus: Corpus,
     network: PreTrainedModel,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
@@ -231,7 +231,7 @@ def save(
         f"({method}) on {len(corpus.train):,} tokens of {settings.text} for "
         f"{run.progress.step:,} steps.",
         usage=USAGE,
-        figures={f"{name}, before": before[name] for name in judged if name in before} | judged,
+        figures={f"{name}, before": before[name] for name in metrics if name in before} | metrics,
         protocol=f"Mean over all {len(corpus.val):,} tokens of the validation text, in order, "
         f"in windows of {settings.context} that do not overlap; {weights} weights, float32; data "
         f"{corpus.facts}; seed {settings.seed}.",

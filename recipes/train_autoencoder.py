@@ -127,7 +127,7 @@ def main() -> None:
                 table_memory=settings.table_memory,
             )
         for problem in train.skipped:
-            run.say(f"skipped: {problem}")
+            run.log(f"skipped: {problem}")
         if len(train) < 2:
             raise ValueError("images: there is 1 to train on; give two or more")
         order = Order(len(train), settings.seed)
@@ -143,9 +143,9 @@ def main() -> None:
             inverted=settings.invert,
         )
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(partial(total_loss, settings))
+        loss = run.autocast(partial(total_loss, settings))
         look_up = partial(batch, settings, train, run.device)
-        run.say(
+        run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
             f"{' x '.join(map(str, train.size))} to train on, {len(val):,} to validate"
         )
@@ -160,10 +160,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, settings, val)
-                    if run.report("val_loss", judged):
-                        run.publish(partial(save, run, settings, train, val, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, settings, val)
+                    if run.report("val_loss", metrics):
+                        run.publish(partial(save, run, settings, train, val, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 # ---- loss
@@ -216,13 +216,13 @@ def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
         generator = torch.Generator().manual_seed(i)
         sums += judge(settings, network, batch(settings, val, run.device, chunks[i], generator))
     loss, error, right = (run.sum(sums) / len(val)).tolist()
-    judged = {"val_loss": loss, "mse": error}
+    metrics = {"val_loss": loss, "mse": error}
     if settings.head_weight:
-        judged["accuracy"] = right
+        metrics["accuracy"] = right
     if run.is_main:
         draw(run, settings, autoencoder.AutoencoderPipeline(network), val)
     network.train()
-    return judged
+    return metrics
 
 
 @torch.inference_mode()
@@ -298,7 +298,7 @@ def save(
     settings: Settings,
     train: Images,
     val: Images,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as diffusers does, with its card and a Gaussian over its latents."""
@@ -322,7 +322,7 @@ def save(
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} for {run.progress.step:,} steps{', inverted' * settings.invert}.",
         usage=USAGE.format(images=settings.images, options="".join(options)),
-        figures=judged,
+        figures=metrics,
         protocol=f"Over all {len(val):,} validation images: mse is a pixel's squared error in "
         f"[0, 1], val_loss a pixel's {unit}{told}, accuracy the share of classes told rightly; "
         f"with {noise}; {weights} weights, float32; images {train.sha256}, validation "

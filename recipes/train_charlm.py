@@ -125,8 +125,8 @@ def main() -> None:
             machine.attention(run.device.type, settings.mixed_precision)
         )
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(lm.loss)
-        run.say(
+        loss = run.autocast(lm.loss)
+        run.log(
             f"{network.num_parameters():,} parameters · {len(corpus.train):,} characters to train "
             f"on, {len(corpus.val):,} to validate · {len(train) * context:,} an epoch"
         )
@@ -141,10 +141,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, corpus, context)
-                    if run.report("val_loss", judged):
-                        run.publish(partial(save, run, settings, corpus, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, corpus, context)
+                    if run.report("val_loss", metrics):
+                        run.publish(partial(save, run, settings, corpus, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def start_from(name: str) -> generation.LanguageModel:
@@ -174,13 +174,13 @@ def make(settings: Settings, corpus: CharacterCorpus) -> PreTrainedModel:
 def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float]:
     """Judge the model on the whole validation text, and let it write."""
     network = run.weights().eval()
-    windows = run.share(math.ceil((len(corpus.val) - 1) / context))
+    windows = run.shard(math.ceil((len(corpus.val) - 1) / context))
     nats, count = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
-    judged = {"val_loss": nats / count, "bits_per_character": nats / count / math.log(2)}
+    metrics = {"val_loss": nats / count, "bits_per_character": nats / count / math.log(2)}
     if run.is_main:
         write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
     network.train()
-    return judged
+    return metrics
 
 
 def write_samples(run: Run, corpus: CharacterCorpus, language: generation.LanguageModel) -> None:
@@ -212,7 +212,7 @@ def save(
     run: Run,
     settings: Settings,
     corpus: CharacterCorpus,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
@@ -227,7 +227,7 @@ def save(
         about=f"{network.num_parameters():,} parameters, trained on {len(corpus.train):,} "
         f"characters of {settings.text} for {run.progress.step:,} steps.",
         usage=USAGE,
-        figures=judged,
+        figures=metrics,
         protocol=f"Mean over all {len(corpus.val):,} characters of the validation text, in order, "
         f"in windows of {network.config.max_position_embeddings} that do not overlap; {weights} "
         f"weights, float32; data {corpus.facts}; seed {settings.seed}.",

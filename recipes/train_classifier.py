@@ -111,7 +111,7 @@ def main() -> None:
                 table_memory=settings.table_memory,
             )
         for problem in train.skipped:
-            run.say(f"skipped: {problem}")
+            run.log(f"skipped: {problem}")
         check(run, settings, train)
         if settings.shift is None:
             settings.shift = round(min(train.size[1:]) / SHIFT)
@@ -120,9 +120,9 @@ def main() -> None:
         # ---- model
         network = classifier.make_model(train.names, train.size, settings.depth, settings.width)
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(classifier.loss)
+        loss = run.autocast(classifier.loss)
         look_up = partial(batch, train, settings.shift, run.device)
-        run.say(
+        run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
             f"{' x '.join(map(str, train.size))} in {len(train.names)} classes to train on, "
             f"{len(val):,} to validate"
@@ -143,10 +143,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, val)
-                    if run.report("accuracy", judged, lower_is_better=False):
-                        run.publish(partial(save, run, settings, train, val, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, val)
+                    if run.report("accuracy", metrics, lower_is_better=False):
+                        run.publish(partial(save, run, settings, train, val, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def check(run: Run, settings: Settings, train: Images) -> None:
@@ -180,7 +180,7 @@ def evaluate(run: Run, val: Images) -> dict[str, float]:
     network = run.weights().eval()
     for buffer in network.buffers():  # each process has running statistics of its own
         accelerate.utils.broadcast(buffer)
-    mine = judge(network, val, np.array(run.share(len(val)), int), run.device)
+    mine = judge(network, val, np.array(run.shard(len(val)), int), run.device)
     network.train()
     gathered = zip(*accelerate.utils.gather_object([mine]), strict=True)
     predicted, confidences, nats = (np.concatenate(each) for each in gathered)
@@ -240,7 +240,7 @@ def save(
     settings: Settings,
     train: Images,
     val: Images,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
@@ -253,7 +253,7 @@ def save(
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} in {len(train.names)} classes for {run.progress.step:,} steps.",
         usage=USAGE,
-        figures=judged,
+        figures=metrics,
         protocol=f"All {len(val):,} validation images, seen once and unshifted: the share whose "
         "likeliest class is right, and the mean cross-entropy in nats; "
         f"{weights} weights, float32; images {train.sha256}, validation {val.sha256}; seed "

@@ -60,15 +60,15 @@ class Settings(RunSettings):
     )
     min_snr: float = setting(0.0, "cap of the signal-to-noise ratio in the loss; 0 for no weights")
     conditional: bool = setting(False, "make a class on demand")
-    label_drop: float | None = setting(
+    cond_dropout: float | None = setting(
         None, "part of the classes that are not told, for guidance; 0.1 unless told"
     )
     widths: list[int] | None = setting(None, "of the features, the largest map first")
     layers: int = setting(1, "residual blocks at a size")
     attention: bool = setting(False, "between the places of the smallest map")
     extractor: str | None = setting(None, "classifier to compare images by; their pixels if none")
-    judged: int = setting(1024, "images drawn for an evaluation")
-    judged_steps: int = setting(10, "steps of dpm++, or of heun in a flow, that draw them")
+    eval_samples: int = setting(1024, "images drawn for an evaluation")
+    eval_steps: int = setting(10, "steps of dpm++, or of heun in a flow, that draw them")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
@@ -85,26 +85,26 @@ class Settings(RunSettings):
             raise ValueError(f"{name}: {getattr(self, name)} has no meaning in objective flow")
         if self.min_snr < 0:
             raise ValueError(f"min_snr must be 0 or more, got {self.min_snr}")
-        if self.label_drop is not None:
+        if self.cond_dropout is not None:
             if not self.conditional:
                 raise ValueError(
-                    f"label_drop: {self.label_drop} is for a model that is told classes; give "
+                    f"cond_dropout: {self.cond_dropout} is for a model that is told classes; give "
                     "--conditional, too, or leave it out"
                 )
-            if not 0 < self.label_drop < 1:
+            if not 0 < self.cond_dropout < 1:
                 raise ValueError(
-                    f"label_drop must be above 0, as guidance needs it, and below 1, got "
-                    f"{self.label_drop}"
+                    f"cond_dropout must be above 0, as guidance needs it, and below 1, got "
+                    f"{self.cond_dropout}"
                 )
-        if self.judged <= K:
-            raise ValueError(f"judged must be {K + 1} or more, got {self.judged}")
-        for name in ("layers", "judged_steps"):
+        if self.eval_samples <= K:
+            raise ValueError(f"eval_samples must be {K + 1} or more, got {self.eval_samples}")
+        for name in ("layers", "eval_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         try:
-            diffusion.resolve(diffusion.make_scheduler(self.objective), None, self.judged_steps)
+            diffusion.resolve(diffusion.make_scheduler(self.objective), None, self.eval_steps)
         except ValueError as error:
-            raise ValueError(f"judged_steps: {error}") from error
+            raise ValueError(f"eval_steps: {error}") from error
         for width in self.widths or []:
             if width < 1:
                 raise ValueError(f"widths must be 1 or more, got {width}")
@@ -125,7 +125,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     else:
         run = {"max_minutes": 5.0, "batch_size": 64}
     run |= {} if settings.objective == "flow" else {"schedule": SCHEDULES[settings.objective]}
-    run |= {"label_drop": 0.1} if settings.conditional else {}
+    run |= {"cond_dropout": 0.1} if settings.conditional else {}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.008, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     compiles = device == "cuda" and machine.can_compile()
@@ -158,28 +158,30 @@ def main() -> None:
                 table_memory=settings.table_memory,
             )
         for problem in train.skipped:
-            run.say(f"skipped: {problem}")
+            run.log(f"skipped: {problem}")
         order = Order(len(train), settings.seed)
 
         # ---- model
         scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
         network = make(settings, train, run.device.type)
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(
+        loss = run.autocast(
             partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
         )
         look_up = partial(batch, run, settings, scheduler, train, order)
-        run.say(
+        run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
             f"{' x '.join(map(str, train.size))} to train on, {len(val):,} to compare with"
         )
 
         made: list[Monitor] = []  # on the main process
-        run.on_main(lambda: made.append(Monitor(val, settings.extractor, settings.judged)))
+        run.on_main_process(
+            lambda: made.append(Monitor(val, settings.extractor, settings.eval_samples))
+        )
         monitor = made[0] if made else None
         pipeline = diffusion.DenoisingPipeline(run.weights(), scheduler)
         dtype = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-        ask = unet.Quick(run.weights(), dtype, False)
+        ask = unet.UNetRunner(run.weights(), dtype, False)
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
@@ -191,10 +193,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, settings, pipeline, ask, monitor, train, val)
-                    if run.report("distance", judged):
-                        run.publish(partial(save, run, settings, pipeline, train, val, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, settings, pipeline, ask, monitor, train, val)
+                    if run.report("distance", metrics):
+                        run.publish(partial(save, run, settings, pipeline, train, val, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def make(settings: Settings, train: Images, device: str) -> UNet2DModel:
@@ -229,14 +231,16 @@ def batch(
     generator = torch.Generator().manual_seed(int(words[0]))
     noise = torch.randn(run.batch_size, *train.size, generator=generator)[places]
     shuffled = torch.randperm(run.batch_size, generator=generator)
-    ranks = diffusion_losses.spread_ranks(shuffled, torch.rand(1, generator=generator))[places]
+    ranks = diffusion_losses.stratified_quantiles(shuffled, torch.rand(1, generator=generator))[
+        places
+    ]
     labels = None
-    if settings.label_drop:
-        dropped = torch.rand(run.batch_size, generator=generator)[places] < settings.label_drop
+    if settings.cond_dropout:
+        dropped = torch.rand(run.batch_size, generator=generator)[places] < settings.cond_dropout
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
-    way = diffusion_losses.by_rank(scheduler, ranks)
+    way = diffusion_losses.noising_at_quantiles(scheduler, ranks)
     images = train.batch(which, run.device)
-    told = (part.to(run.device) for part in (way.times, way.signal, way.grain))
+    told = (part.to(run.device) for part in (way.times, way.alpha, way.sigma))
     return images, noise.to(run.device), labels, *told
 
 
@@ -256,15 +260,17 @@ def evaluate(
     network = run.weights().eval()
     figures: dict[str, float] = {}
     if monitor is not None:
-        labels = proportional(train, settings.judged).tolist() if settings.conditional else None
-        options = {"num_inference_steps": settings.judged_steps, "network": ask}
-        drawn = sampling.draw_samples(pipeline, range(settings.judged), labels, options)
+        labels = (
+            proportional(train, settings.eval_samples).tolist() if settings.conditional else None
+        )
+        options = {"num_inference_steps": settings.eval_steps, "network": ask}
+        drawn = sampling.draw_samples(pipeline, range(settings.eval_samples), labels, options)
         by_time = denoising.loss_by_time(pipeline, spread(val), ask)
         by_time.save(run.folder.path / "loss_by_time.png")
-        figures = {"val_loss": by_time.mean} | monitor.look(drawn, labels)
+        figures = {"val_loss": by_time.mean} | monitor.measure(drawn, labels)
         draw(run, settings, pipeline, ask, train)
     network.train()
-    return run.tell(figures)
+    return run.broadcast(figures)
 
 
 def spread(val: Images) -> Images:
@@ -281,7 +287,7 @@ def draw(
 ) -> None:
     """Draw samples of the same seeds at every evaluation, and how they came to be in training."""
     told = [i % len(train.names) for i in range(SIDE * SIDE)] if settings.conditional else None
-    options = {"num_inference_steps": settings.judged_steps, "network": ask}
+    options = {"num_inference_steps": settings.eval_steps, "network": ask}
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     made = sampling.draw_samples(pipeline, range(SIDE * SIDE), told, options)
@@ -341,7 +347,7 @@ def save(
     pipeline: diffusion.DenoisingPipeline,
     train: Images,
     val: Images,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as diffusers does, with its card."""
@@ -355,7 +361,7 @@ def save(
     shown = run.progress.step * run.batch_size
     weights = "averaged" if settings.ema else "raw"
     precision = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-    how = sampling.find_sampler(pipeline, settings.judged_steps)
+    how = sampling.find_sampler(pipeline, settings.eval_steps)
     told = ", of classes in the training images' proportions," if settings.conditional else ""
     text = card.card(
         run.folder.path,
@@ -365,8 +371,8 @@ def save(
         about=f"{network.num_parameters():,} parameters, objective {settings.objective}, trained "
         f"on {len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
         usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
-        figures=judged,
-        protocol=f"{settings.judged:,} images of the seeds 0 and up{told} by {how.words}, without "
+        figures=metrics,
+        protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{told} by {how.words}, without "
         f"guidance, {how.evaluations} evaluations each, {weights} weights, {precision}, seen by "
         f"{settings.extractor or 'their pixels'}; val_loss of {len(spread(val)):,} images from "
         f"everywhere in those to compare with, at times spread as in training; images "

@@ -68,8 +68,8 @@ class Settings(RunSettings):
     normalize: bool = setting(False, "batch normalisation, in networks other than modern's")
     spectral: bool = setting(False, "spectral normalisation of the discriminator")
     conditional: bool = setting(False, "make a class on demand; ac_wgan always does")
-    generator_told: str | None = setting(None, "the class: product or concatenation")
-    discriminator_told: str | None = setting(None, "concatenation, auxiliary or projection")
+    generator_conditioning: str | None = setting(None, "the class: product or concatenation")
+    discriminator_conditioning: str | None = setting(None, "concatenation, auxiliary or projection")
     loss: str | None = setting(None, ", ".join(gan_losses.LOSSES))
     critic_steps: int | None = setting(None, "of the discriminator for one of the generator")
     r1: float | None = setting(None, "weight of the squared gradient at real images")
@@ -93,7 +93,7 @@ class Settings(RunSettings):
     )
     clip: float = setting(0.0, "largest norm of the gradient; 0 for no limit")
     extractor: str | None = setting(None, "classifier to compare images by; their pixels if none")
-    judged: int = setting(2000, "images drawn for an evaluation")
+    eval_samples: int = setting(2000, "images drawn for an evaluation")
     stop_on_collapse: bool = setting(False, "end the run when it has collapsed")
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "muon", "rmsprop")
@@ -105,8 +105,8 @@ class Settings(RunSettings):
         for name, allowed in {
             "preset": tuple(PRESETS),
             "network": (None, *LAYOUTS),
-            "generator_told": (None, *gan.GENERATOR_TOLD),
-            "discriminator_told": (None, *gan.DISCRIMINATOR_TOLD),
+            "generator_conditioning": (None, *gan.GENERATOR_CONDITIONING),
+            "discriminator_conditioning": (None, *gan.DISCRIMINATOR_CONDITIONING),
         }.items():
             if getattr(self, name) not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice)
@@ -120,13 +120,13 @@ class Settings(RunSettings):
                 "compile: penalties need the gradient of a gradient, which compiled code does not "
                 "have, and the networks are too small to gain; leave it out"
             )
-        for name in ("generator_told", "discriminator_told"):
+        for name in ("generator_conditioning", "discriminator_conditioning"):
             if getattr(self, name) and not self.conditional:
                 raise ValueError(f"{name}: no class is told; add --conditional")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be 0 or more and below 1, got {self.momentum}")
-        if self.judged <= K:
-            raise ValueError(f"judged must be {K + 1} or more, got {self.judged}")
+        if self.eval_samples <= K:
+            raise ValueError(f"eval_samples must be {K + 1} or more, got {self.eval_samples}")
         for width in (*(self.widths or []), *(self.discriminator_widths or [])):
             if width < 1:
                 raise ValueError(f"widths must be 1 or more, got {width}")
@@ -161,7 +161,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 PLAIN = {"r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0, "weight_clip": 0.0, "label_noise": 0.0}
 PLAIN |= {"critic_steps": 1, "penalty_every": 1, "warmup": 0.0, "decay": 0.0, "ema": 0.0}
-TOLD = {"generator_told": "concatenation", "discriminator_told": "projection"}
+TOLD = {"generator_conditioning": "concat", "discriminator_conditioning": "projection"}
 PRESETS: dict[str, dict[str, Any]] = {
     # Huang et al. 2024, https://arxiv.org/abs/2501.05441; Muon, sizes and rates are ours
     "modern": {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "penalty_every": 4, "latent_dim": 64}
@@ -179,7 +179,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ac_wgan": {"loss": "wasserstein", "weight_clip": 0.01, "critic_steps": 100}
     | {"optimizer": "rmsprop", "learning_rate": 5e-5, "betas": [0.0, 0.9], "batch_size": 64}
     | {"latent_dim": 100, "max_steps": 25_000}
-    | {"generator_told": "product", "discriminator_told": "auxiliary"},
+    | {"generator_conditioning": "embedding_product", "discriminator_conditioning": "auxiliary"},
 }
 STD = {"ac_wgan": 0.02}  # of initial weights of layers; those of the others are Glorot's
 SIDE = 8  # of the grid of samples
@@ -226,7 +226,7 @@ def main() -> None:
                 table_memory=settings.table_memory,
             )
         for problem in train.skipped:
-            run.say(f"skipped: {problem}")
+            run.log(f"skipped: {problem}")
         order = Order(len(train), settings.seed)
 
         parts = run.processes * settings.gradient_accumulation
@@ -240,49 +240,53 @@ def main() -> None:
         generator, discriminator = players(settings, train)
         slower = dataclasses.replace(settings, learning_rate=settings.discriminator_learning_rate)
         rates = partial(player_optimizers, betas=settings.betas, momentum=settings.momentum)
-        making = run.network("generator", generator, rates(generator, settings))
-        scoring = run.network("discriminator", discriminator, rates(discriminator, slower), False)
+        wrapped_generator = run.network("generator", generator, rates(generator, settings))
+        wrapped_discriminator = run.network(
+            "discriminator", discriminator, rates(discriminator, slower), False
+        )
         # each player sees the other as it is: only its own gradients are exchanged
-        losing = run.lower(partial(game.discriminator_loss, scoring, generator))
-        winning = run.lower(partial(game.generator_loss, discriminator, making))
+        d_loss = run.autocast(partial(game.discriminator_loss, wrapped_discriminator, generator))
+        g_loss = run.autocast(partial(game.generator_loss, discriminator, wrapped_generator))
         look_up = partial(batch, run, settings, train, order)
-        run.say(
+        run.log(
             f"{generator.num_parameters():,} + {discriminator.num_parameters():,} parameters · "
             f"{len(train):,} images of {' x '.join(map(str, train.size))} to train on, "
             f"{len(val):,} to compare with"
         )
 
         made: list[Monitor] = []  # on the main process
-        run.on_main(lambda: made.append(Monitor(val, settings.extractor, settings.judged)))
+        run.on_main_process(
+            lambda: made.append(Monitor(val, settings.extractor, settings.eval_samples))
+        )
         monitor = made[0] if made else None
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
         run.restore()
         if monitor is not None and not settings.dry_run:
-            run.folder.write("floor.json", json.dumps(monitor.floor))  # to judge the log by
+            run.folder.write("baseline.json", json.dumps(monitor.baseline))  # to judge the log by
         for step in run.steps():
             penalty = settings.penalty_every if step % settings.penalty_every == 0 else 0
             for turn in range(settings.critic_steps):
                 for rows in run.rows(turn, settings.critic_steps):
-                    run.backward(losing(look_up(rows, 0), penalty), "discriminator")
+                    run.backward(d_loss(look_up(rows, 0), penalty), "discriminator")
                 run.update("discriminator")
                 if settings.weight_clip:
                     gan_losses.clip_weights(discriminator, settings.weight_clip)
             discriminator.requires_grad_(False)
             for rows in run.rows(settings.critic_steps - 1, settings.critic_steps):
-                run.backward(winning(look_up(rows, 1)), "generator")
+                run.backward(g_loss(look_up(rows, 1)), "generator")
             run.update("generator")
             discriminator.requires_grad_(True)
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, settings, monitor, train)
-                    if run.report("distance", judged, curve=partial(show, settings, monitor)):
-                        run.publish(partial(save, run, settings, train, val, judged))
+                    metrics = evaluate(run, settings, monitor, train)
+                    if run.report("distance", metrics, curve=partial(show, settings, monitor)):
+                        run.publish(partial(save, run, settings, train, val, metrics))
                     if warn(run, settings, monitor) and settings.stop_on_collapse:
-                        run.say(f"the best model until now is in {run.folder.path}")
+                        run.log(f"the best model until now is in {run.folder.path}")
                         run.stop()
-        run.say(f"the best model is in {run.folder.path}")
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def rules(settings: Settings) -> Game:
@@ -306,27 +310,33 @@ def rules(settings: Settings) -> Game:
 
 def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discriminator]:
     """Build both networks."""
-    making, scoring = (dict(layout) for layout in LAYOUTS[settings.network])
+    g_options, d_options = (dict(layout) for layout in LAYOUTS[settings.network])
     channels, height, width = train.size
     if settings.network == "modern":
         patch = 4 if min(height, width) > 16 else 2
         halvings = max(0, math.ceil(math.log2(max(height, width) / patch / LIMIT)))
         sizes = {"widths": [64] * (halvings + 1), "patch": patch, "blocks": settings.blocks}
-        making, scoring = making | sizes, scoring | sizes
+        g_options, d_options = (
+            g_options | sizes,
+            d_options | sizes,
+        )
     else:
-        making |= {"normalize": settings.normalize}
-        scoring |= {"normalize": settings.normalize}
-    making |= {"widths": settings.widths} if settings.widths else {}
-    scoring |= {"widths": settings.discriminator_widths} if settings.discriminator_widths else {}
+        g_options |= {"normalize": settings.normalize}
+        d_options |= {"normalize": settings.normalize}
+    g_options |= {"widths": settings.widths} if settings.widths else {}
+    d_options |= {"widths": settings.discriminator_widths} if settings.discriminator_widths else {}
     if settings.conditional:
         labels = train.count_classes()
-        making |= {"labels": labels, "told": settings.generator_told}
-        scoring |= {"labels": labels, "told": settings.discriminator_told}
-    generator = gan.Generator(image_size=train.size, latent_dim=settings.latent_dim, **making)
+        g_options |= {"labels": labels, "conditioning": settings.generator_conditioning}
+        d_options |= {
+            "labels": labels,
+            "conditioning": settings.discriminator_conditioning,
+        }
+    generator = gan.Generator(image_size=train.size, latent_dim=settings.latent_dim, **g_options)
     discriminator = gan.Discriminator(
         image_size=(channels * settings.packing, height, width),
         spectral=settings.spectral,
-        **scoring,
+        **d_options,
     )
     if settings.network != "modern":
         gan.initialize(generator, STD.get(settings.network))
@@ -345,15 +355,15 @@ def batch(
     generator = torch.Generator().manual_seed(int(words[0]))
     count = run.batch_size
     noise = torch.randn(count, settings.latent_dim, generator=generator)[places]
-    chances = torch.rand(count, gan_losses.CHANCES, generator=generator)[places]
-    grain = None
+    u = torch.rand(count, gan_losses.UNIFORMS, generator=generator)[places]
+    instance_noise = None
     strength = settings.instance_noise * max(0.0, 1 - run.fraction)
     if strength:
         drawn = torch.randn(2, count, *train.size, generator=generator)
-        grain = (strength * drawn[:, places]).to(run.device)
+        instance_noise = (strength * drawn[:, places]).to(run.device)
     labels = train.classes(which, run.device) if settings.conditional else None
     real = train.batch(which, run.device)
-    return Batch(real, noise.to(run.device), chances.to(run.device), labels, grain)
+    return Batch(real, noise.to(run.device), u.to(run.device), labels, instance_noise)
 
 
 # ---- evaluate
@@ -367,11 +377,11 @@ def evaluate(
     figures: dict[str, float] = {}
     if monitor is not None:
         pipeline = gan.GANPipeline(network)
-        labels = proportional(train, settings.judged) if settings.conditional else None
-        figures = monitor.look(sample(pipeline, settings.judged, labels), labels)
+        labels = proportional(train, settings.eval_samples) if settings.conditional else None
+        figures = monitor.measure(sample(pipeline, settings.eval_samples, labels), labels)
         draw(run, settings, pipeline, train)
     network.train()
-    return run.tell(figures)
+    return run.broadcast(figures)
 
 
 def show(
@@ -379,18 +389,18 @@ def show(
 ) -> None:
     """Draw how the game goes, on the main process."""
     assert monitor is not None, "only the main process draws"
-    curves.game(log, monitor.floor, troubles(log, settings.loss, monitor.floor), path)
+    curves.game(log, monitor.baseline, troubles(log, settings.loss, monitor.baseline), path)
 
 
 def warn(run: Run, settings: Settings, monitor: Monitor | None) -> bool:
     """Say what the last evaluation shows to be wrong; return on all whether the run is lost."""
     fatal = 0.0
     if monitor is not None:
-        for trouble in troubles(run.folder.log(), settings.loss, monitor.floor):
+        for trouble in troubles(run.folder.log(), settings.loss, monitor.baseline):
             if trouble.step == run.progress.step:
-                run.say(f"! {trouble}")
+                run.log(f"! {trouble}")
                 fatal += trouble.fatal
-    return run.tell({"fatal": fatal})["fatal"] > 0
+    return run.broadcast({"fatal": fatal})["fatal"] > 0
 
 
 def draw(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images) -> None:
@@ -438,7 +448,7 @@ def save(
     settings: Settings,
     train: Images,
     val: Images,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as diffusers does, with its card; weights that are not averaged beside it."""
@@ -456,8 +466,8 @@ def save(
         about=f"{network.num_parameters():,} parameters, preset {settings.preset}, trained on "
         f"{len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
         usage=USAGE.format(labels=told),
-        figures=judged,
-        protocol=f"{settings.judged:,} images of the seeds 0 and up, {weights} weights, float32, "
+        figures=metrics,
+        protocol=f"{settings.eval_samples:,} images of the seeds 0 and up, {weights} weights, float32, "
         f"seen by {settings.extractor or 'their pixels'}; images {train.sha256}, compared with "
         f"{val.sha256}; seed {settings.seed}.",
         data=settings.images,

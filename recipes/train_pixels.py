@@ -57,7 +57,7 @@ class Settings(RunSettings):
     width: int | None = setting(None, "size of a layer's vectors")
     heads: int | None = setting(None, "attention heads")
     dropout: float = setting(0.0, "of attention weights")
-    judged: int | None = setting(None, "validation images of an evaluation, evenly from all")
+    eval_samples: int | None = setting(None, "validation images of an evaluation, evenly from all")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
@@ -66,7 +66,7 @@ class Settings(RunSettings):
             raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
         if not 2 <= self.levels <= pixel_lm.MOST_LEVELS:
             raise ValueError(f"levels must be 2 to {pixel_lm.MOST_LEVELS}, got {self.levels}")
-        for name in ("depth", "width", "heads", "judged"):
+        for name in ("depth", "width", "heads", "eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
@@ -85,11 +85,11 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     if device == "cuda":
         depth = settings.depth or 6
         shape: dict[str, Any] = {"depth": depth, "width": settings.width or 64 * depth}
-        run: dict[str, Any] = {"batch_size": 64, "max_steps": 10_000, "judged": 10_000}
+        run: dict[str, Any] = {"batch_size": 64, "max_steps": 10_000, "eval_samples": 10_000}
     else:
         depth = settings.depth or 4
         shape = {"depth": depth, "width": settings.width or 32 * depth}
-        run = {"batch_size": 16, "max_minutes": 1.0, "judged": 200}
+        run = {"batch_size": 16, "max_minutes": 1.0, "eval_samples": 200}
     shape |= {"heads": lm.count_heads(shape["width"])}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
@@ -118,9 +118,9 @@ def main() -> None:
                 table_memory=settings.table_memory,
             )
         for problem in train.skipped:
-            run.say(f"skipped: {problem}")
+            run.log(f"skipped: {problem}")
         order = Order(len(train), settings.seed)
-        val = val.take(np.unique(np.linspace(0, len(val) - 1, settings.judged, dtype=int)))
+        val = val.take(np.unique(np.linspace(0, len(val) - 1, settings.eval_samples, dtype=int)))
 
         # ---- model
         labels = train.count_classes() if settings.conditional else 0
@@ -130,8 +130,8 @@ def main() -> None:
             machine.attention(run.device.type, settings.mixed_precision)
         )
         model = run.network("model", network, optimizers(network, settings))
-        loss, look_up = run.lower(pixel_lm.loss), partial(batch, pixels, train, run.device)
-        run.say(
+        loss, look_up = run.autocast(pixel_lm.loss), partial(batch, pixels, train, run.device)
+        run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
             f"{' x '.join(map(str, train.size))} to train on, {len(val):,} to validate · "
             f"{pixels.length:,} levels an image"
@@ -147,10 +147,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, val)
-                    if run.report("val_loss", judged):
-                        run.publish(partial(save, run, settings, train, val, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, val)
+                    if run.report("val_loss", metrics):
+                        run.publish(partial(save, run, settings, train, val, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def make(settings: Settings, pixels: Pixels) -> pixel_lm.PreTrainedModel:
@@ -185,7 +185,7 @@ def evaluate(run: Run, val: Images) -> dict[str, float]:
     """Judge the model on the validation images, and let it draw."""
     network = run.weights().eval()
     pipeline = pixel_lm.PixelPipeline(network)
-    lines = encoded(pipeline.pixels, val, np.array(run.share(len(val)), int), run.device)
+    lines = encoded(pipeline.pixels, val, np.array(run.shard(len(val)), int), run.device)
     bits = pixel_lm.bits_per_dimension(network, lines)
     total, count = run.sum(torch.stack([bits.sum(), bits.new_tensor(len(bits))])).tolist()
     if run.is_main:
@@ -240,7 +240,7 @@ def save(
     settings: Settings,
     train: Images,
     val: Images,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
@@ -254,7 +254,7 @@ def save(
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} for {run.progress.step:,} steps.",
         usage=USAGE.format(labels=told, start=settings.levels),
-        figures=judged,
+        figures=metrics,
         protocol=f"Exact likelihood of {len(val):,} validation images, evenly from all, each "
         f"channel of a pixel rounded to {settings.levels} levels: nats and bits for each of "
         f"{' x '.join(map(str, train.size))} dimensions"

@@ -126,7 +126,7 @@ def main() -> None:
             settings.max_seq_len, settings.doc_stride = choose_size(settings, tokenizer)
             size = settings.max_seq_len, settings.doc_stride
             train = training.Questions(parts[0], tokenizer, *size)
-            part = [parts[1][i] for i in run.share(len(parts[1]))]
+            part = [parts[1][i] for i in run.shard(len(parts[1]))]
             mine = training.Questions(part, tokenizer, *size)
         order = Order(len(train.windows), settings.seed)
         known = facts(settings, parts, network, tokenizer)
@@ -137,8 +137,8 @@ def main() -> None:
             machine.attention(run.device.type, settings.mixed_precision)
         )
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(training.loss)
-        run.say(
+        loss = run.autocast(training.loss)
+        run.log(
             f"{network.num_parameters():,} parameters · {len(parts[0]):,} questions to train on, "
             f"{len(parts[1]):,} to validate · {len(train.windows):,} windows of up to "
             f"{settings.max_seq_len} tokens an epoch"
@@ -157,10 +157,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, settings, corpus)
-                    if run.report("f1", judged.figures, lower_is_better=False):
-                        run.publish(partial(save, run, settings, corpus, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, settings, corpus)
+                    if run.report("f1", metrics.figures, lower_is_better=False):
+                        run.publish(partial(save, run, settings, corpus, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 @dataclass(frozen=True)
@@ -233,11 +233,11 @@ class Judged:
 def evaluate(run: Run, settings: Settings, corpus: Corpus) -> Judged:
     """Judge the model on all validation questions, and write some of its answers."""
     network = run.weights().eval()
-    logits, nats = training.look(network, corpus.mine)
+    logits, nats = training.predict(network, corpus.mine)
     network.train()
     total = torch.tensor([nats, len(logits)], dtype=torch.float64)
     nats, windows = run.sum(total).tolist()
-    half = training.halves(len(corpus.val))[list(run.share(len(corpus.val)))]
+    half = training.halves(len(corpus.val))[list(run.shard(len(corpus.val)))]
     temperature, *of_half = temperatures(logits, corpus.mine, half)
     others = np.array(of_half)[1 - half]  # what one half taught judges the other
     mine = training.readings(logits, corpus.mine, settings.max_answer_len, others)
@@ -294,13 +294,13 @@ network = AutoModelForQuestionAnswering.from_pretrained(model)
 """
 
 
-def save(run: Run, settings: Settings, corpus: Corpus, judged: Judged, folder: Path) -> None:
+def save(run: Run, settings: Settings, corpus: Corpus, metrics: Judged, folder: Path) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
-    network.config.calibration = asdict(judged.calibration)
+    network.config.calibration = asdict(metrics.calibration)
     network.save_pretrained(folder)
     lm.save_tokenizer(corpus.tokenizer, folder)
-    verdict = judged.verdict
+    verdict = metrics.verdict
     reliability(verdict.confidences, verdict.right, folder / "calibration.png")
     origin = "a new encoder" if settings.from_scratch else settings.init_from
     rules = "2.0" if squad.has_impossible(corpus.val) else "1.1"
@@ -311,7 +311,7 @@ def save(run: Run, settings: Settings, corpus: Corpus, judged: Judged, folder: P
         about=f"{network.num_parameters():,} parameters, trained from {origin} on the questions "
         f"of {settings.data} for {run.progress.step:,} steps.",
         usage=USAGE,
-        figures=judged.figures,
+        figures=metrics.figures,
         protocol=f"All {len(corpus.val):,} validation questions, by the rules of SQuAD {rules}; "
         f"windows of {settings.max_seq_len} tokens that share {settings.doc_stride}, answers of "
         f"up to {settings.max_answer_len} tokens in whole words. Expected calibration error of "

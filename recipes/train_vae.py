@@ -147,18 +147,18 @@ def main() -> None:
                 table_memory=settings.table_memory,
             )
         for problem in train.skipped:
-            run.say(f"skipped: {problem}")
+            run.log(f"skipped: {problem}")
         order = Order(len(train), settings.seed)
 
         # ---- model
         network = make(settings, train)
         model = run.network("model", network, optimizers(network, settings))
         elbo, bound = (
-            run.lower(partial(elbo_loss, settings)),
-            run.lower(partial(bound_loss, settings)),
+            run.autocast(partial(elbo_loss, settings)),
+            run.autocast(partial(bound_loss, settings)),
         )
         look_up = partial(batch, settings, train, pipeline(network).latent_shape, run.device)
-        run.say(
+        run.log(
             f"{sum(p.numel() for p in network.parameters()):,} parameters · {len(train):,} images "
             f"of {' x '.join(map(str, train.size))} to train on, {len(val):,} to validate"
         )
@@ -181,10 +181,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, settings, val)
-                    if run.report("val_loss", judged):
-                        run.publish(partial(save, run, settings, train, val, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, settings, val)
+                    if run.report("val_loss", metrics):
+                        run.publish(partial(save, run, settings, train, val, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def make(settings: Settings, train: Images) -> torch.nn.Module:
@@ -303,13 +303,13 @@ def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
         parts = batch(settings, val, pipe.latent_shape, run.device, chunks[i], samples, generator)
         sums += judge(settings, network, parts, settings.nll_images - BLOCK * i, generator)
     loss, count, kl, nats, estimated = run.sum(sums).tolist()
-    judged = {"val_loss": loss / count, "kl": kl / count}
+    metrics = {"val_loss": loss / count, "kl": kl / count}
     if settings.nll_images:
-        judged["nll"] = nats / estimated
+        metrics["nll"] = nats / estimated
     if run.is_main:
         draw(run, settings, pipe, val)
     network.train()
-    return judged
+    return metrics
 
 
 @torch.inference_mode()
@@ -399,7 +399,7 @@ def save(
     settings: Settings,
     train: Images,
     val: Images,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as diffusers does, with its card."""
@@ -421,7 +421,7 @@ def save(
         about=f"{sum(p.numel() for p in network.parameters()):,} parameters, trained on "
         f"{len(train):,} images of {settings.images} for {run.progress.step:,} steps.",
         usage=USAGE.format(labels=told),
-        figures=judged,
+        figures=metrics,
         protocol=f"Nats an image over all {len(val):,} validation images, the loss with {how}; nll "
         f"by {settings.nll_samples} importance samples on the first {count:,}. "
         f"{settings.likelihood.capitalize()} pixels, {pixels}; {weights} weights, float32; "

@@ -120,7 +120,7 @@ def main() -> None:
                 table_memory=settings.table_memory,
             )
         for problem in train.skipped:
-            run.say(f"skipped: {problem}")
+            run.log(f"skipped: {problem}")
         order = Order(len(train), settings.seed)
 
         # ---- model
@@ -129,10 +129,10 @@ def main() -> None:
         rates = player_optimizers(discriminator, settings, BETAS)
         scoring = run.network("discriminator", discriminator, rates, averaged=False)
         # each sees the other as it is: only its own gradients are exchanged
-        losing = run.lower(partial(discriminator_loss, game, scoring, network))
-        winning = run.lower(partial(model_loss, settings, game, discriminator, model, network))
+        losing = run.autocast(partial(discriminator_loss, game, scoring, network))
+        winning = run.autocast(partial(model_loss, settings, game, discriminator, model, network))
         look_up = partial(batch, settings, train, run.device)
-        run.say(
+        run.log(
             f"{network.num_parameters():,} + {discriminator.num_parameters():,} parameters · "
             f"{len(train):,} images of {' x '.join(map(str, train.size))} to train on, "
             f"{len(val):,} to validate"
@@ -153,10 +153,10 @@ def main() -> None:
             discriminator.requires_grad_(True)
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, val)
-                    if run.report("mse", judged):
-                        run.publish(partial(save, run, settings, train, val, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, val)
+                    if run.report("mse", metrics):
+                        run.publish(partial(save, run, settings, train, val, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def make(settings: Settings, train: Images) -> tuple[autoencoder.Autoencoder, gan.Discriminator]:
@@ -219,8 +219,8 @@ def model_loss(
     seen = model(real, noise[:1])
     kl = autoencoder_losses.gaussian_kl(seen["mean"], seen["logvar"]).sum(1).mean()
     with torch.no_grad():
-        wanted = discriminator.look(real).float()
-    features = discriminator.look(seen["prediction"][0]).float()
+        wanted = discriminator.features(real).float()
+    features = discriminator.features(seen["prediction"][0]).float()
     error = (features - wanted).square().sum(1).mean() / 2  # nats of a Gaussian of variance 1
     batch = pairs(real, seen["latents"][0].detach(), noise)
     passing = game.generator_loss(discriminator, network.predict, batch)
@@ -230,8 +230,8 @@ def model_loss(
 def pairs(real: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> Batch:
     """Put half of the real images beside their reconstructions, the others beside new images."""
     half = len(real) // 2
-    chances = torch.zeros(len(real), gan_losses.CHANCES, device=real.device)  # none is taken
-    return Batch(real, torch.cat([latents[:half], noise[1, half:]]), chances)
+    u = torch.zeros(len(real), gan_losses.UNIFORMS, device=real.device)  # none is taken
+    return Batch(real, torch.cat([latents[:half], noise[1, half:]]), u)
 
 
 # ---- evaluate
@@ -293,7 +293,7 @@ def save(
     settings: Settings,
     train: Images,
     val: Images,
-    judged: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
     """Write the model as diffusers does, with its card."""
@@ -307,7 +307,7 @@ def save(
         about=f"{network.num_parameters():,} parameters, trained on {len(train):,} images of "
         f"{settings.images} for {run.progress.step:,} steps beside a discriminator.",
         usage=USAGE,
-        figures=judged,
+        figures=metrics,
         protocol=f"Over all {len(val):,} validation images: mse is a pixel's squared error in "
         f"[0, 1], rebuilt from mean latents; kl is in nats an image; {weights} weights, float32; "
         f"images {train.sha256}, validation {val.sha256}; seed {settings.seed}.",

@@ -115,8 +115,8 @@ def main() -> None:
             machine.attention(run.device.type, settings.mixed_precision)
         )
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.lower(lm.loss)
-        run.say(
+        loss = run.autocast(lm.loss)
+        run.log(
             f"{network.num_parameters():,} parameters · {len(corpus.train):,} words to train "
             f"on, {len(corpus.val):,} to validate · {len(train) * settings.context:,} an epoch"
         )
@@ -131,10 +131,10 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judged = evaluate(run, corpus, settings.context)
-                    if run.report("val_loss", judged):
-                        run.publish(partial(save, run, settings, corpus, judged))
-        run.say(f"the best model is in {run.folder.path}")
+                    metrics = evaluate(run, corpus, settings.context)
+                    if run.report("val_loss", metrics):
+                        run.publish(partial(save, run, settings, corpus, metrics))
+        run.log(f"the best model is in {run.folder.path}")
 
 
 def make(settings: Settings, corpus: Corpus) -> PreTrainedModel:
@@ -158,10 +158,10 @@ def make(settings: Settings, corpus: Corpus) -> PreTrainedModel:
 def evaluate(run: Run, corpus: Corpus, context: int) -> dict[str, float]:
     """Judge the model on the whole validation text, and let it write."""
     network = run.weights().eval()
-    windows = run.share(math.ceil((len(corpus.val) - 1) / context))
+    windows = run.shard(math.ceil((len(corpus.val) - 1) / context))
     nats, count = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
     unknown, spelling = words.unknown_words(corpus)
-    judged = {
+    metrics = {
         "val_loss": nats / count,
         "perplexity": math.exp(nats / count),
         "bits_per_character": (nats / math.log(2) + spelling) / corpus.val_characters,
@@ -170,7 +170,7 @@ def evaluate(run: Run, corpus: Corpus, context: int) -> dict[str, float]:
     if run.is_main:
         write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
     network.train()
-    return judged
+    return metrics
 
 
 def write_samples(run: Run, corpus: Corpus, language: generation.LanguageModel) -> None:
@@ -199,7 +199,7 @@ print(genkit.generate("The", model=model, seed=1))
 
 
 def save(
-    run: Run, settings: Settings, corpus: Corpus, judged: dict[str, float], folder: Path
+    run: Run, settings: Settings, corpus: Corpus, metrics: dict[str, float], folder: Path
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
@@ -215,7 +215,7 @@ def save(
         f"{len(corpus.tokenizer):,} tokens: words, numbers and punctuation marks, each with the "
         "space before it, and ends of lines.",
         usage=USAGE,
-        figures=judged,
+        figures=metrics,
         protocol=f"Mean over all {len(corpus.val):,} words of the validation text, in order, "
         f"in windows of {network.config.max_position_embeddings} that do not overlap; bits per "
         "character with those for spelling out unknown words, every character equally likely; "

@@ -24,7 +24,7 @@ KINDS = {
     "plain": "--objective epsilon",
     "clean": "--objective x0",
     "weighted": "--objective v --min_snr 5 --attention",
-    "told": "--objective flow --conditional --label_drop 0.4",
+    "told": "--objective flow --conditional --cond_dropout 0.4",
 }
 
 
@@ -52,7 +52,7 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
     network = recipe.make(settings, train, "cpu")
     model = run.network("model", network, [])
-    loss = run.lower(
+    loss = run.autocast(
         partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
     )
     run.progress.step = 3

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genkit.models import gan_losses
-from genkit.models.gan_losses import CHANCES, LOSSES, SPENT, Batch, Game
+from genkit.models.gan_losses import AUGMENT_UNIFORMS, LOSSES, UNIFORMS, Batch, Game
 
 floats = st.floats(-8, 8, width=32)
 
@@ -109,12 +109,12 @@ def test_losses_are_finite_at_any_score_and_ask_for_the_right_direction(pairs):
 
 
 def test_targets_are_smoothed_and_moved_down():
-    chances = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
-    real, fake = gan_losses.targets(chances, smoothing=0.1, noise=0.05)
-    torch.testing.assert_close(real, 0.9 - 0.05 * chances[:, 0])
-    torch.testing.assert_close(fake, -0.05 * chances[:, 1])
+    u = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
+    real, fake = gan_losses.targets(u, smoothing=0.1, noise=0.05)
+    torch.testing.assert_close(real, 0.9 - 0.05 * u[:, 0])
+    torch.testing.assert_close(fake, -0.05 * u[:, 1])
     assert real.min() < 0.851 and real.max() > 0.899
-    real, fake = gan_losses.targets(chances)
+    real, fake = gan_losses.targets(u)
     assert (real == 1).all() and (fake == 0).all()
 
 
@@ -178,8 +178,8 @@ def test_a_critic_without_slope_has_a_finite_penalty():
 
 def test_a_mixture_lies_between_the_two():
     real, fake = torch.randn(2, 6, 1, 4, 4)
-    chances = torch.tensor([0.0, 1.0, 0.25, 0.5, 0.75, 0.9])
-    between = gan_losses.mixed(real, fake, chances)
+    u = torch.tensor([0.0, 1.0, 0.25, 0.5, 0.75, 0.9])
+    between = gan_losses.mixed(real, fake, u)
     torch.testing.assert_close(between[0], fake[0])
     torch.testing.assert_close(between[1], real[1])
     torch.testing.assert_close(between[2], 0.25 * real[2] + 0.75 * fake[2])
@@ -207,27 +207,27 @@ def test_a_pack_holds_neighbours_side_by_side():
 def pictures(count=16, channels=3, side=8):
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(count, channels, side, side, generator=generator) * 2 - 1
-    return images, torch.rand(count, SPENT, generator=generator)
+    return images, torch.rand(count, AUGMENT_UNIFORMS, generator=generator)
 
 
 def test_nothing_asked_for_changes_nothing():
-    images, chances = pictures()
-    assert gan_losses.augment(images, chances, ()) is images
+    images, u = pictures()
+    assert gan_losses.augment(images, u, ()) is images
 
 
 @pytest.mark.parametrize("policy", gan_losses.POLICIES)
 def test_augmentations_treat_each_row_by_its_own_chances(policy):
-    images, chances = pictures()
-    whole = gan_losses.augment(images, chances, (policy,))
+    images, u = pictures()
+    whole = gan_losses.augment(images, u, (policy,))
     assert not torch.equal(whole, images)
     for i in range(len(images)):
-        alone = gan_losses.augment(images[i : i + 1], chances[i : i + 1], (policy,))
+        alone = gan_losses.augment(images[i : i + 1], u[i : i + 1], (policy,))
         torch.testing.assert_close(alone[0], whole[i])
 
 
 def test_translation_shifts_by_an_eighth_of_the_side_at_most():
-    images, chances = pictures(200, side=16)
-    moved = gan_losses.augment(images, chances, ("translation",))
+    images, u = pictures(200, side=16)
+    moved = gan_losses.augment(images, u, ("translation",))
     padded, found = F.pad(images, (2, 2, 2, 2)), set()
     for before, after in zip(padded, moved, strict=True):
         matches = [
@@ -242,18 +242,18 @@ def test_translation_shifts_by_an_eighth_of_the_side_at_most():
 
 
 def test_what_is_cut_out_is_a_square_of_half_the_side():
-    images, chances = pictures(200, side=16)
-    holes = (gan_losses.augment(images, chances, ("cutout",)) == 0).all(1)
+    images, u = pictures(200, side=16)
+    holes = (gan_losses.augment(images, u, ("cutout",)) == 0).all(1)
     rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
     assert torch.equal(holes.sum((1, 2)), rows * columns)  # a rectangle
     assert rows.max() == columns.max() == 8 and rows.min() >= 4 and columns.min() >= 4
 
 
 def test_colours_change_as_the_paper_says():
-    images, chances = pictures()
-    changed = gan_losses.augment(images, chances, ("colour",))
+    images, u = pictures()
+    changed = gan_losses.augment(images, u, ("colour",))
     for i in range(len(images)):
-        brightness, saturation, contrast = chances[i, :3].tolist()
+        brightness, saturation, contrast = u[i, :3].tolist()
         wanted = images[i] + brightness - 0.5
         wanted = (wanted - wanted.mean(0)) * 2 * saturation + wanted.mean(0)
         wanted = (wanted - wanted.mean()) * (contrast + 0.5) + wanted.mean()
@@ -261,11 +261,11 @@ def test_colours_change_as_the_paper_says():
 
 
 def test_gradients_pass_through_augmentations():
-    images, chances = pictures(4, side=4)
+    images, u = pictures(4, side=4)
     images = images.double().requires_grad_()
 
     def changed(some):
-        return gan_losses.augment(some, chances.double(), gan_losses.POLICIES)
+        return gan_losses.augment(some, u.double(), gan_losses.POLICIES)
 
     assert torch.autograd.gradcheck(changed, images)
 
@@ -287,7 +287,7 @@ def batch_of(count=6, labels=None):
     return Batch(
         torch.randn(count, 1, 4, 4, generator=generator),
         torch.randn(count, 16, generator=generator),
-        torch.rand(count, CHANCES, generator=generator),
+        torch.rand(count, UNIFORMS, generator=generator),
         labels,
     )
 
@@ -352,9 +352,9 @@ def test_instance_noise_and_packs_reach_the_discriminator():
         seen.append(images.detach().clone())
         return scored(images)
 
-    batch.grain = torch.randn(2, 6, 1, 4, 4)
+    batch.instance_noise = torch.randn(2, 6, 1, 4, 4)
     Game("hinge", packing=2).discriminator_loss(watch, made, batch)
-    noisy = (batch.real + batch.grain[0], made(batch.noise) + batch.grain[1])
+    noisy = (batch.real + batch.instance_noise[0], made(batch.noise) + batch.instance_noise[1])
     for got, images in zip(seen, noisy, strict=True):
         torch.testing.assert_close(got, gan_losses.pack(images, 2))
 

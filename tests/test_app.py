@@ -277,12 +277,12 @@ def test_samples_and_a_drag_across_the_plane(page, models, artefacts):
     assert (across, up) == (pytest.approx(0.9, abs=0.02), pytest.approx(0.8, abs=0.02))
     pipeline = sampling.load_image_model(str(models / "two_latents"))
     quantiles = torch.special.ndtri(torch.tensor([[across, up]], dtype=torch.float64)).float()
-    latents = latent.placed(pipeline, quantiles)
+    latents = latent.noise_to_latent(pipeline, quantiles)
     wanted = levels(pipelines.decode(pipeline, latents)[0])
     assert np.abs(here(page).astype(int) - wanted).max() <= 1
     assert np.abs(before.astype(int) - wanted).max() > 10
     slide(page, "Up", 0.2)
-    moved = images.place(pipeline, 0, across, 0.2)
+    moved = images.plane_latents(pipeline, 0, across, 0.2)
     wanted = levels(pipelines.decode(pipeline, moved)[0])
     page.wait_for_function("document.querySelector('#pad span').style.bottom == '20%'")
     page.get_by_role("button", name="Walk").click()
@@ -462,9 +462,9 @@ def test_models_are_told_apart_by_their_files(models):
     assert shelf.names(finding.ANSWERS) == ["reader"]
     assert shelf.names(finding.IMAGES) == ["autoencoder", "gan", "told", "two_latents"]
     assert shelf.names(finding.RUNS) == ["game", "training"]
-    assert shelf.pick(finding.RUNS, "game") == str(models / "game")
+    assert shelf.resolve(finding.RUNS, "game") == str(models / "game")
     with pytest.raises(ValueError, match="model: 'game' is none that this page was started with"):
-        shelf.pick(finding.TEXT, "game")
+        shelf.resolve(finding.TEXT, "game")
     assert finding.find([]).places == []
     twice = finding.find([str(models / "game"), str(models)])
     assert twice.names(finding.RUNS) == ["game", "training"]
@@ -509,7 +509,7 @@ def test_troubles_of_other_runs(tmp_path):
     assert "step 5: collapse: the latents say 0.010 nats" in line
     (line,) = runs.troubles(tmp_path, [*log, {"step": 5, "loss": None}])
     assert "step 5: a figure is not finite" in line
-    floor = GOOD | {"coverage": 0.001, "entropy": 0.1, "spread": 0.04, "duplicates": 0.9}
-    (tmp_path / "floor.json").write_text(json.dumps(floor))
+    baseline = GOOD | {"coverage": 0.001, "entropy": 0.1, "spread": 0.04, "duplicates": 0.9}
+    (tmp_path / "baseline.json").write_text(json.dumps(baseline))
     log = [{"step": 1} | GOOD, {"step": 2} | BAD]
     assert runs.troubles(tmp_path, log) == []  # real images are no better

@@ -385,16 +385,18 @@ def test_a_fitted_prior_draws_like_the_latents():
     mixed = random(4000, 3) @ torch.tensor([[2.0, 0.5, 0], [0, 1, -0.7], [0, 0, 0.1]]) + 3
     model.fit_prior(mixed)
     pipeline = autoencoder.AutoencoderPipeline(model)
-    placed = pipeline.place(random(200_000, 3, seed=9))
-    torch.testing.assert_close(placed.mean(0), mixed.mean(0), rtol=0, atol=0.02)
-    torch.testing.assert_close(placed.T.cov(), mixed.T.cov(), rtol=0, atol=0.04)
+    noise_to_latent = pipeline.noise_to_latent(random(200_000, 3, seed=9))
+    torch.testing.assert_close(noise_to_latent.mean(0), mixed.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(noise_to_latent.T.cov(), mixed.T.cov(), rtol=0, atol=0.04)
 
 
 def test_a_prior_fits_latents_that_all_agree_and_a_single_dimension():
     model = network()
     model.fit_prior(torch.ones(10, 3))
     pipeline = autoencoder.AutoencoderPipeline(model)
-    torch.testing.assert_close(pipeline.place(random(5, 3)), torch.ones(5, 3), rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        pipeline.noise_to_latent(random(5, 3)), torch.ones(5, 3), rtol=0, atol=0.01
+    )
     single = network(latent_dim=1)
     single.fit_prior(5 + 2 * random(1000, 1))
     assert single.prior_scale.shape == (1, 1)
@@ -404,5 +406,5 @@ def test_a_prior_fits_latents_that_all_agree_and_a_single_dimension():
 def test_without_a_fit_the_prior_is_standard():
     pipeline = autoencoder.AutoencoderPipeline(network(variational=True))
     noise = random(4, 3)
-    assert torch.equal(pipeline.place(noise), noise)
+    assert torch.equal(pipeline.noise_to_latent(noise), noise)
     assert np.prod(pipeline.latent_shape) == 3

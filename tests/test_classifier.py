@@ -214,7 +214,7 @@ def test_the_stock_pipeline_is_right_as_often_as_the_card_says(learned, tmp_path
     right = [row["label"] == name for row, name in zip(rows, true, strict=True)]
     assert np.mean(right) == best(learned)["accuracy"]
     assert all(0 < row["score"] <= 1 for row in rows)
-    seen = features.look(val, features.load_extractor(learned))
+    seen = features.extract(val, features.load_extractor(learned))
     assert [val.names[i] for i in seen.classes] == [row["label"] for row in rows]
     assert seen.features.shape == (len(val), 32)
 

@@ -56,19 +56,19 @@ class Gaussian(DenoisingPipeline):
 
     def parts(self, seen, times, labels) -> tuple[torch.Tensor, torch.Tensor, denoising.Noising]:
         """Return the expected image and noise, (n, *SIZE), and where x_t is."""
-        at = denoising.place(self, times)
-        signal, grain = at.signal.double()[:, None], at.grain.double()[:, None]
+        at = denoising.noising_at(self, times)
+        alpha, sigma = at.alpha.double()[:, None], at.sigma.double()[:, None]
         mean = self.mean(labels, len(seen))
-        beyond = (seen.double().flatten(1) - signal * mean) @ self.axes
-        beyond /= signal**2 * self.values.clamp(min=0) + grain**2
-        image = mean + signal * (self.values * beyond) @ self.axes.T
-        noise = grain * beyond @ self.axes.T
+        beyond = (seen.double().flatten(1) - alpha * mean) @ self.axes
+        beyond /= alpha**2 * self.values.clamp(min=0) + sigma**2
+        image = mean + alpha * (self.values * beyond) @ self.axes.T
+        noise = sigma * beyond @ self.axes.T
         return image.float().unflatten(1, SIZE), noise.float().unflatten(1, SIZE), at
 
     def tell(self, seen, times, labels):
         image, noise, at = self.parts(seen, times, labels)
         objective = diffusion.objective_of(self.scheduler)
-        return diffusion_losses.target(image, noise, at.signal, at.grain, objective)
+        return diffusion_losses.target(image, noise, at.alpha, at.sigma, objective)
 
     def sample(self, count: int, labels: torch.Tensor | None = None) -> torch.Tensor:
         root = self.axes * self.values.clamp(min=0).sqrt()
@@ -110,11 +110,11 @@ def test_a_strip_shows_x_t_as_in_training_and_what_the_network_takes_it_for(obje
     assert (np.diff(record.times) < 0).all()
     told = torch.ones(6, dtype=torch.int64)
     expected, _, at = pipeline.parts(record.mixed, torch.tensor(record.times), told)
-    far = 1e-3 if at.signal.min() > 1e-3 else 2e-2  # a division by so little is not exact
+    far = 1e-3 if at.alpha.min() > 1e-3 else 2e-2  # a division by so little is not exact
     torch.testing.assert_close(record.clean, expected, atol=far, rtol=0)
     # x_t is as far from its mean as of images that have got noise, not as of others
-    scale = (at.signal**2 * SPREAD**2 + at.grain**2).sqrt()
-    mean = at.signal * pipeline.means[1]
+    scale = (at.alpha**2 * SPREAD**2 + at.sigma**2).sqrt()
+    mean = at.alpha * pipeline.means[1]
     beyond = (record.mixed.flatten(1) - mean[:, None]) / scale[:, None]
     assert ((beyond.square().mean(1).sqrt() - 1).abs() < 0.35).all()
     if name != "ddpm":  # all others keep every pixel at its quantile
@@ -159,7 +159,7 @@ def test_images_vanish_in_noise_of_their_own(objective):
     assert record.times[0] == 0 and record.times[-1] == (1000 if objective == "flow" else 999)
     assert (abs(np.diff(record.times, 2)) <= 1).all()
     for time, mixed in zip(record.times, record.mixed, strict=True):
-        at = denoising.place(pipeline, torch.tensor([time]))
+        at = denoising.noising_at(pipeline, torch.tensor([time]))
         noise = torch.stack([draws(*SIZE, seed=2 + i) for i in range(5)])
         torch.testing.assert_close(mixed, at.mix(images, noise), atol=1e-5, rtol=1e-5)
     alone = denoising.noising_strip(pipeline, images[3:4], shown=7, seed=5)
@@ -169,12 +169,12 @@ def test_images_vanish_in_noise_of_their_own(objective):
 def test_places_between_times_lie_between_them():
     pipeline = real("v")
     times = torch.arange(0, 999, 0.25)
-    at = denoising.place(pipeline, times)
-    assert (at.signal.diff() < 0).all() and (at.grain.diff() >= 0).all()
-    torch.testing.assert_close(at.signal**2 + at.grain**2, torch.ones_like(at.signal))
+    at = denoising.noising_at(pipeline, times)
+    assert (at.alpha.diff() < 0).all() and (at.sigma.diff() >= 0).all()
+    torch.testing.assert_close(at.alpha**2 + at.sigma**2, torch.ones_like(at.alpha))
     whole = diffusion_losses.at(pipeline.scheduler, torch.arange(999))
-    torch.testing.assert_close(at.signal[::4], whole.signal, atol=0, rtol=1e-4)
-    torch.testing.assert_close(at.grain[::4], whole.grain, atol=0, rtol=1e-4)
+    torch.testing.assert_close(at.alpha[::4], whole.alpha, atol=0, rtol=1e-4)
+    torch.testing.assert_close(at.sigma[::4], whole.sigma, atol=0, rtol=1e-4)
 
 
 # ---- paths
@@ -329,18 +329,18 @@ def test_the_walk_goes_each_part_of_the_way_as_often_as_asked(steps, resample):
 @pytest.mark.parametrize("steps", [1, 30, 1000])
 def test_chains_of_noise_have_the_mixtures_of_training(objective, steps):
     way = denoising.levels(real(objective), steps)
-    way = diffusion_losses.Noising(way.times, way.signal.double(), way.grain.double())
+    way = diffusion_losses.Noising(way.times, way.alpha.double(), way.sigma.double())
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for low, high in {(0, 1), (0, steps), (steps // 2, steps), (steps - 1, steps)}:
         kept, added = (inpainting.noisier(x, 1 - x, way, low, high) for x in (one, zero))
-        image = inpainting.cleaner(way.signal[high], one, zero, way, high, low)
+        image = inpainting.cleaner(way.alpha[high], one, zero, way, high, low)
         old = inpainting.cleaner(one, zero, zero, way, high, low)
         new = inpainting.cleaner(zero, zero, one, way, high, low)
-        found = [kept * way.signal[low], (kept * way.grain[low]) ** 2 + added**2]
-        found += [image, (old * way.grain[high]) ** 2 + new**2]
-        found += [old * way.grain[high] ** 2]  # alike forwards and backwards
-        expected = [way.signal[high], way.grain[high] ** 2, way.signal[low], way.grain[low] ** 2]
-        expected += [kept * way.grain[low] ** 2]
+        found = [kept * way.alpha[low], (kept * way.sigma[low]) ** 2 + added**2]
+        found += [image, (old * way.sigma[high]) ** 2 + new**2]
+        found += [old * way.sigma[high] ** 2]  # alike forwards and backwards
+        expected = [way.alpha[high], way.sigma[high] ** 2, way.alpha[low], way.sigma[low] ** 2]
+        expected += [kept * way.sigma[low] ** 2]
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -418,12 +418,12 @@ def test_the_loss_by_time_is_that_of_the_best_there_can_be(objective):
     levels = ((pipeline.sample(400) + 1) * 127.5).round().byte().numpy()
     data = Images(levels, None, [], np.arange(400), "")
     record = denoising.loss_by_time(pipeline, data)
-    at = denoising.place(pipeline, record.times)
-    left = SPREAD**2 / (at.signal**2 * SPREAD**2 + at.grain**2)  # variance over that of x_t
+    at = denoising.noising_at(pipeline, record.times)
+    left = SPREAD**2 / (at.alpha**2 * SPREAD**2 + at.sigma**2)  # variance over that of x_t
     least = {
-        "epsilon": at.signal**2 * left,
+        "epsilon": at.alpha**2 * left,
         "v": left,
-        "x0": at.grain**2 * left,
+        "x0": at.sigma**2 * left,
         "flow": left,
     }[objective]
     assert record.mean == pytest.approx(least.mean().item(), rel=0.1)

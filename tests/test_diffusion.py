@@ -106,15 +106,15 @@ def test_pictures_that_cannot_be_halved_are_refused_with_what_can(size, widths):
 def test_noise_grows_along_the_way(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
     assert diffusion.objective_of(scheduler) == objective
-    way = diffusion_losses.by_rank(scheduler, even_ranks(1000))
-    signal, grain = way.signal.double(), way.grain.double()
+    way = diffusion_losses.noising_at_quantiles(scheduler, even_ranks(1000))
+    alpha, sigma = way.alpha.double(), way.sigma.double()
     if objective == "flow":
-        whole = signal + grain
+        whole = alpha + sigma
     else:
-        whole = signal.square() + grain.square()
+        whole = alpha.square() + sigma.square()
         assert torch.equal(way.times, torch.arange(1000))  # each once
     assert (whole - 1).abs().max() < 1e-6
-    assert (grain.diff() > 0).all() and signal.min() >= 0
+    assert (sigma.diff() > 0).all() and alpha.min() >= 0
     again = diffusion_losses.at(scheduler, way.times)
     for name in ("times", "signal", "grain"):
         torch.testing.assert_close(getattr(again, name), getattr(way, name), rtol=0, atol=1e-6)
@@ -125,10 +125,10 @@ def test_noise_grows_along_the_way(objective, schedule):
 def test_it_is_the_way_of_diffusers(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
     images, noise = normal(50, 2, 3, 4), normal(50, 2, 3, 4, seed=1)
-    way = diffusion_losses.by_rank(scheduler, even_ranks(50))
+    way = diffusion_losses.noising_at_quantiles(scheduler, even_ranks(50))
     mixed = way.mix(images, noise)
     torch.testing.assert_close(mixed, scheduler.add_noise(images, noise, way.times))
-    found = diffusion_losses.target(images, noise, way.signal, way.grain, objective)
+    found = diffusion_losses.target(images, noise, way.alpha, way.sigma, objective)
     if objective == "v":
         torch.testing.assert_close(found, scheduler.get_velocity(images, noise, way.times))
     # and what is told is what its sampler takes it for
@@ -147,14 +147,14 @@ def test_a_flow_goes_the_way_of_diffusers():
 
 
 def test_times_of_a_flow_are_logit_normal():
-    way = diffusion_losses.by_rank(diffusion.make_scheduler("flow"), even_ranks(4001))
-    ranks = torch.special.ndtr(way.grain.double().logit())  # the distribution function
+    way = diffusion_losses.noising_at_quantiles(diffusion.make_scheduler("flow"), even_ranks(4001))
+    ranks = torch.special.ndtr(way.sigma.double().logit())  # the distribution function
     assert (ranks - even_ranks(4001)).abs().max() < 1e-5
-    torch.testing.assert_close(way.times, 1000 * way.grain)
-    ends = diffusion_losses.by_rank(
+    torch.testing.assert_close(way.times, 1000 * way.sigma)
+    ends = diffusion_losses.noising_at_quantiles(
         diffusion.make_scheduler("flow"), torch.tensor([0.0, 1 - 2**-24])
     )
-    assert ends.grain.isfinite().all() and ends.grain[0] > 0 and ends.signal[1] > 0
+    assert ends.sigma.isfinite().all() and ends.sigma[0] > 0 and ends.alpha[1] > 0
 
 
 @given(st.integers(1, 300), st.integers(0, 2**24 - 1), st.randoms(use_true_random=False))
@@ -162,18 +162,21 @@ def test_ranks_are_spread_evenly(count, offset, random):
     order = list(range(count))
     random.shuffle(order)
     drawn = torch.tensor([offset / 2**24])  # as torch.rand does
-    ranks = diffusion_losses.spread_ranks(torch.tensor(order), drawn)
+    ranks = diffusion_losses.stratified_quantiles(torch.tensor(order), drawn)
     assert ranks.min() >= 0 and ranks.max() < 1
     places = torch.tensor(order)
     assert (ranks * count - places - drawn).abs().max() < 1e-4 * max(1, count / 100)
     scheduler = diffusion.make_scheduler("epsilon")
-    assert diffusion_losses.by_rank(scheduler, ranks).times.max() < diffusion.TIMES
+    assert diffusion_losses.noising_at_quantiles(scheduler, ranks).times.max() < diffusion.TIMES
 
 
 def test_the_largest_offset_does_not_lead_beyond_the_last_time():
-    ranks = diffusion_losses.spread_ranks(torch.arange(256), torch.tensor([1 - 2**-24]))
+    ranks = diffusion_losses.stratified_quantiles(torch.arange(256), torch.tensor([1 - 2**-24]))
     assert ranks.max() < 1  # although 255 + offset is 256 in float32
-    assert diffusion_losses.by_rank(diffusion.make_scheduler("v"), ranks).times.max() == 999
+    assert (
+        diffusion_losses.noising_at_quantiles(diffusion.make_scheduler("v"), ranks).times.max()
+        == 999
+    )
 
 
 # ---- losses
@@ -182,19 +185,19 @@ def test_the_largest_offset_does_not_lead_beyond_the_last_time():
 @pytest.mark.parametrize(("objective", "schedule"), KINDS)
 def test_what_a_network_tells_is_the_image_it_means(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
-    way = diffusion_losses.by_rank(
+    way = diffusion_losses.noising_at_quantiles(
         scheduler, 0.98 * even_ranks(64)
     )  # where all is noise it is rounded
     images, noise = normal(64, 2, 3, 4).double(), normal(64, 2, 3, 4, seed=1).double()
-    kept = way.signal.double()
-    grain = 1 - kept if objective == "flow" else (1 - kept.square()).sqrt()
-    mixed = diffusion_losses.Noising(way.times, kept, grain).mix(images, noise)
-    told = diffusion_losses.target(images, noise, kept, grain, objective)
-    found = diffusion_losses.clean(mixed, told, kept, grain, objective)
+    kept = way.alpha.double()
+    sigma = 1 - kept if objective == "flow" else (1 - kept.square()).sqrt()
+    mixed = diffusion_losses.Noising(way.times, kept, sigma).mix(images, noise)
+    told = diffusion_losses.target(images, noise, kept, sigma, objective)
+    found = diffusion_losses.clean(mixed, told, kept, sigma, objective)
     torch.testing.assert_close(found, images, rtol=0, atol=1e-9)
     # an error of what is told is an error of the image
-    wrong = diffusion_losses.clean(mixed, told + 0.1, kept, grain, objective)
-    by = {"epsilon": grain / kept, "v": grain, "x0": torch.ones(64), "flow": grain}[objective]
+    wrong = diffusion_losses.clean(mixed, told + 0.1, kept, sigma, objective)
+    by = {"epsilon": sigma / kept, "v": sigma, "x0": torch.ones(64), "flow": sigma}[objective]
     torch.testing.assert_close((wrong - found).abs().amax((1, 2, 3)), 0.1 * by.double())
 
 
@@ -215,10 +218,10 @@ class Oracle(torch.nn.Module):
     [*((each, 0.0) for each in OBJECTIVES), *((each, 5.0) for each in diffusion.PREDICTIONS)],
 )
 def test_the_truth_costs_nothing(objective, min_snr):
-    way = diffusion_losses.by_rank(diffusion.make_scheduler(objective), even_ranks(20))
+    way = diffusion_losses.noising_at_quantiles(diffusion.make_scheduler(objective), even_ranks(20))
     images, noise, labels = normal(20, 1, 4, 4), normal(20, 1, 4, 4, seed=1), torch.arange(20)
-    parts = (images, noise, labels, way.times, way.signal, way.grain)
-    truth = diffusion_losses.target(images, noise, way.signal, way.grain, objective)
+    parts = (images, noise, labels, way.times, way.alpha, way.sigma)
+    truth = diffusion_losses.target(images, noise, way.alpha, way.sigma, objective)
     oracle = Oracle(truth)
     assert diffusion_losses.loss(oracle, *parts, objective, min_snr).item() == 0
     torch.testing.assert_close(oracle.heard[0], way.mix(images, noise))
@@ -229,41 +232,41 @@ def test_the_truth_costs_nothing(objective, min_snr):
     )
     weights = torch.ones(20)
     if min_snr:
-        weights = diffusion_losses.weights(way.signal, way.grain, objective, min_snr)
+        weights = diffusion_losses.weights(way.alpha, way.sigma, objective, min_snr)
     torch.testing.assert_close(found, (weights * error.square()).mean())
 
 
 @given(st.floats(0.1, 20), st.floats(-6, 6))
 def test_min_snr_weights_are_the_papers(cap, log_snr):
     snr = torch.tensor([10.0**log_snr], dtype=torch.float64)
-    signal, grain = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
+    alpha, sigma = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
     wanted = {  # section 3.4, and its table of targets
         "x0": min(snr.item(), cap),
         "epsilon": min(cap / snr.item(), 1),
         "v": min(snr.item(), cap) / (snr.item() + 1),
     }
     for objective, weight in wanted.items():
-        found = diffusion_losses.weights(signal, grain, objective, cap).item()
+        found = diffusion_losses.weights(alpha, sigma, objective, cap).item()
         assert found == pytest.approx(weight, rel=1e-6)
     # whatever the target is, an error of the image weighs the same
-    mixed = signal[:, None, None, None] * normal(1, 1, 2, 2).double()
+    mixed = alpha[:, None, None, None] * normal(1, 1, 2, 2).double()
     for objective in wanted:
         truth, wrong = (
             diffusion_losses.clean(
-                mixed, told * torch.ones(1, 1, 2, 2).double(), signal, grain, objective
+                mixed, told * torch.ones(1, 1, 2, 2).double(), alpha, sigma, objective
             )
             for told in (0.3, 0.4)
         )
-        weight = diffusion_losses.weights(signal, grain, objective, cap).item()
+        weight = diffusion_losses.weights(alpha, sigma, objective, cap).item()
         wanted_loss = min(snr.item(), cap) * (wrong - truth).square().mean().item()
         assert weight * 0.1**2 == pytest.approx(wanted_loss, rel=1e-4)
 
 
 def test_weights_are_finite_where_all_is_noise():
     scheduler = diffusion.make_scheduler("v", "cosine")
-    way = diffusion_losses.by_rank(scheduler, even_ranks(1000))
+    way = diffusion_losses.noising_at_quantiles(scheduler, even_ranks(1000))
     for objective in diffusion.PREDICTIONS:
-        found = diffusion_losses.weights(way.signal, way.grain, objective, 5.0)
+        found = diffusion_losses.weights(way.alpha, way.sigma, objective, 5.0)
         assert found.isfinite().all() and (found >= 0).all()
 
 
@@ -282,8 +285,8 @@ def way_at(scheduler, times):
     sigmas = ((1 - kept) / kept).log() / 2
     below = times.floor().long().clamp(0, 998)
     sigma = torch.lerp(sigmas[below], sigmas[below + 1], times - below).exp()
-    signal = (1 + sigma.square()).rsqrt()
-    return signal, signal * sigma
+    alpha = (1 + sigma.square()).rsqrt()
+    return alpha, alpha * sigma
 
 
 def exact_network(scheduler):
@@ -291,12 +294,12 @@ def exact_network(scheduler):
     objective = diffusion.objective_of(scheduler)
 
     def network(seen, times, labels=None):
-        signal, grain = way_at(scheduler, times)
-        a, b = signal[:, None, None, None], grain[:, None, None, None]
+        alpha, sigma = way_at(scheduler, times)
+        a, b = alpha[:, None, None, None], sigma[:, None, None, None]
         x = seen.double()
         gain = a * SPREAD**2 / (a.square() * SPREAD**2 + b.square())
         images = MEAN + gain * (x - a * MEAN)
-        told = diffusion_losses.target(images, (x - a * images) / b, signal, grain, objective)
+        told = diffusion_losses.target(images, (x - a * images) / b, alpha, sigma, objective)
         return told.float()
 
     return network
@@ -305,9 +308,9 @@ def exact_network(scheduler):
 def flowed(scheduler, noise):
     """Where the probability flow takes noise: it is linear."""
     start = torch.tensor([1000.0 if diffusion.objective_of(scheduler) == "flow" else 999.0])
-    signal, grain = (float(part) for part in way_at(scheduler, start))
-    spread = math.hypot(signal * SPREAD, grain)
-    return MEAN + SPREAD * (noise - signal * MEAN) / spread
+    alpha, sigma = (float(part) for part in way_at(scheduler, start))
+    spread = math.hypot(alpha * SPREAD, sigma)
+    return MEAN + SPREAD * (noise - alpha * MEAN) / spread
 
 
 def run_through(scheduler, name, steps, noise, generator=None):
@@ -506,7 +509,7 @@ def test_what_is_decoded_is_what_is_drawn(objective, labels):
     pipeline = pipeline_of(objective, labels)
     told = [2, 0, 1] if labels else None
     noise = torch.stack([torch.randn(1, 8, 8, generator=g) for g in seeds(0, 1, 2)])
-    decoded = pipeline.decode(pipeline.place(noise), told)
+    decoded = pipeline.decode(pipeline.noise_to_latent(noise), told)
     drawn = pipeline(3, seeds(0, 1, 2), told, output_type="pt").images
     torch.testing.assert_close(decoded / 2 + 0.5, drawn, rtol=0, atol=1e-5)
 

@@ -10,7 +10,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from genkit.data import images
 from genkit.hub import vendoring
-from genkit.metrics.features import Classifier, look_once
+from genkit.metrics.features import Classifier, extract_cached
 from genkit.models import gan
 
 families = benchmark("families")
@@ -55,7 +55,7 @@ def test_labels_are_in_the_datas_proportions_wherever_they_are_cut():
 
 
 def test_real_images_are_at_no_distance_from_themselves(extractor):
-    real = look_once(DIGITS, extractor)
+    real = extract_cached(DIGITS, extractor)
     found = families.figures(real, real, 10)
     assert found["distance"] == pytest.approx(0, abs=1e-4)
     assert found["coverage"] == found["precision"] == 1
@@ -68,7 +68,7 @@ def test_raw_weights_are_not_counted(model):
 
 
 def test_a_row_is_kept_for_one_protocol(model, extractor):
-    real = look_once(DIGITS, extractor)
+    real = extract_cached(DIGITS, extractor)
     found = families.row("gan", model, 60, DIGITS, real, extractor)
     assert found.keys() == set(families.COLUMNS)
     assert (found["images"], found["evaluations"], found["training s"]) == (60, 1, 12.5)

@@ -247,8 +247,8 @@ def test_the_nearest_are_found_across_blocks():
 def test_planted_copies_are_counted():
     train, unseen, fake = (drawn(7, 3000, 4)[i::3] for i in range(3))
     fake = fake[:500].clone()
-    usual, floor = copied(nearest(fake, [train])[0], nearest(unseen, [train])[0])
-    assert floor == pytest.approx(0.01, abs=0.002)
+    usual, baseline = copied(nearest(fake, [train])[0], nearest(unseen, [train])[0])
+    assert baseline == pytest.approx(0.01, abs=0.002)
     assert usual < 0.03
     fake[:50] = train[100:150] + 1e-6
     assert copied(nearest(fake, [train])[0], nearest(unseen, [train])[0])[0] >= 0.1

@@ -85,7 +85,7 @@ def test_the_course_networks_are_built_as_it_says():
         kernels=(5, 5),
         growth="nearest",
         labels=10,
-        told="product",
+        conditioning="embedding_product",
     )
     shapes = [tuple(p.shape) for p in generator.parameters() if p.ndim > 1]
     wanted = [(10, 100), (7 * 7 * 256, 100)]
@@ -140,8 +140,11 @@ def test_spectral_normalisation_keeps_the_largest_singular_value_at_one():
         ),
         (lambda: gan.Discriminator((1, 30, 30), widths=(8,), patch=4), ["resolution", "28"]),
         (lambda: gan.Generator(network="style"), ["network", "'style'", "residual"]),
-        (lambda: gan.Generator(told="projection"), ["told", "'projection'", "product"]),
-        (lambda: gan.Discriminator(told="product"), ["told", "'product'", "auxiliary"]),
+        (lambda: gan.Generator(conditioning="projection"), ["told", "'projection'", "product"]),
+        (
+            lambda: gan.Discriminator(conditioning="embedding_product"),
+            ["told", "'product'", "auxiliary"],
+        ),
         (lambda: gan.Discriminator(pool="mean"), ["pool", "'mean'", "flatten"]),
         (lambda: gan.Generator(growth="shuffle"), ["growth", "'shuffle'", "nearest"]),
     ],
@@ -156,7 +159,7 @@ def test_networks_that_cannot_be_built_are_refused_by_name(build, words):
 # ---- classes
 
 
-@pytest.mark.parametrize("told", gan.GENERATOR_TOLD)
+@pytest.mark.parametrize("told", gan.GENERATOR_CONDITIONING)
 def test_generators_heed_the_class(told):
     generator = small(labels=3, told=told)
     latents = noise(1).expand(3, -1)
@@ -167,7 +170,7 @@ def test_generators_heed_the_class(told):
 
 
 def test_the_product_is_of_noise_and_the_classs_vector():
-    generator = small(labels=3, told="product")
+    generator = small(labels=3, conditioning="embedding_product")
     plain = small()
     plain.load_state_dict({n: v for n, v in generator.state_dict().items() if n != "table.weight"})
     labels = torch.tensor([0, 2, 1])
@@ -177,18 +180,18 @@ def test_the_product_is_of_noise_and_the_classs_vector():
 
 def test_projection_adds_the_product_with_the_classs_vector():
     torch.manual_seed(0)
-    scorer = gan.Discriminator((1, 8, 8), widths=(4,), patch=4, labels=3, told="projection")
+    scorer = gan.Discriminator((1, 8, 8), widths=(4,), patch=4, labels=3, conditioning="projection")
     images, labels = torch.randn(3, 1, 8, 8), torch.tensor([2, 0, 1])
-    plain = scorer.score(scorer.look(images)).squeeze(1)
+    plain = scorer.score(scorer.features(images)).squeeze(1)
     torch.testing.assert_close(scorer(images, labels)[0], plain)  # at first
     torch.nn.init.normal_(scorer.table.weight)
-    wanted = plain + (scorer.table.weight[labels] * scorer.look(images)).sum(1)
+    wanted = plain + (scorer.table.weight[labels] * scorer.features(images)).sum(1)
     torch.testing.assert_close(scorer(images, labels)[0], wanted)
 
 
 def test_concatenation_shows_a_map_for_each_class():
     torch.manual_seed(0)
-    scorer = gan.Discriminator((1, 8, 8), widths=(4,), patch=4, labels=3, told="concatenation")
+    scorer = gan.Discriminator((1, 8, 8), widths=(4,), patch=4, labels=3, conditioning="concat")
     plain = gan.Discriminator((4, 8, 8), widths=(4,), patch=4)
     plain.load_state_dict(scorer.state_dict())
     images, labels = torch.randn(2, 1, 8, 8), torch.tensor([2, 0])
@@ -198,7 +201,7 @@ def test_concatenation_shows_a_map_for_each_class():
 
 
 def test_an_auxiliary_classifier_tells_and_is_not_told():
-    scorer = gan.Discriminator((1, 8, 8), widths=(4,), patch=4, labels=3, told="auxiliary")
+    scorer = gan.Discriminator((1, 8, 8), widths=(4,), patch=4, labels=3, conditioning="auxiliary")
     images = torch.randn(2, 1, 8, 8)
     scores, classes = scorer(images, torch.tensor([0, 1]))
     assert classes.shape == (2, 3)

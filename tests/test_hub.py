@@ -30,9 +30,9 @@ RECIPES = {
     "answers": "train_qa --from_scratch --depth 1 --width 32 --heads 2 --max_seq_len 48",
     "classifier": "train_classifier --width 8 --depth 1 --license mit",
     "autoencoder": "train_vae --network dense --widths 32 --latent_dim 4 --conditional",
-    "gan": "train_gan --widths 8 --discriminator_widths 8 --judged 16 --conditional",
-    "diffusion": "train_diffusion --widths 8 16 --judged 16",
-    "told": "train_diffusion --widths 8 16 --judged 16 --conditional --objective flow",
+    "gan": "train_gan --widths 8 --discriminator_widths 8 --eval_samples 16 --conditional",
+    "diffusion": "train_diffusion --widths 8 16 --eval_samples 16",
+    "told": "train_diffusion --widths 8 16 --eval_samples 16 --conditional --objective flow",
     "pixels": "train_pixels --depth 1 --width 32 --heads 2 --levels 8",
 }
 IMAGES = ("autoencoder", "gan", "diffusion", "told")

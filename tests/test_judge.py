@@ -27,7 +27,7 @@ from genkit.data import images
 from genkit.data.images import Images, proportional
 from genkit.hub import vendoring
 from genkit.metrics import features
-from genkit.metrics.features import Seen, load_extractor, look_once, resized
+from genkit.metrics.features import Features, extract_cached, load_extractor, resized
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.judge import Judge, compare, margins
 from genkit.models import gan
@@ -179,7 +179,7 @@ def test_real_images_are_looked_at_once(classifier, monkeypatch, tmp_path):
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path))
     some = DIGITS.take(np.arange(50))
     extractor = load_extractor(classifier)
-    seen = look_once(some, extractor)
+    seen = extract_cached(some, extractor)
     assert len(list(tmp_path.iterdir())) == 1
 
     def again(*_):
@@ -187,13 +187,13 @@ def test_real_images_are_looked_at_once(classifier, monkeypatch, tmp_path):
 
     with monkeypatch.context() as patch:
         patch.setattr(features, "look", again)
-        kept = look_once(some, load_extractor(classifier))
+        kept = extract_cached(some, load_extractor(classifier))
         assert np.array_equal(kept.features, seen.features)
         assert np.array_equal(kept.classes, seen.classes)
         for other in (DIGITS.take(np.arange(1, 51)), DIGITS.take(np.arange(49, -1, -1))):
             with pytest.raises(AssertionError, match="looked again"):
-                look_once(other, extractor)
-    backwards = look_once(DIGITS.take(np.arange(49, -1, -1)), extractor)
+                extract_cached(other, extractor)
+    backwards = extract_cached(DIGITS.take(np.arange(49, -1, -1)), extractor)
     assert np.allclose(backwards.features[::-1], seen.features, atol=1e-5)
 
 
@@ -201,14 +201,14 @@ def test_real_images_are_looked_at_once(classifier, monkeypatch, tmp_path):
 
 
 def test_real_images_get_the_floor(judge):
-    """The images that made the floor, judged as generated ones: every figure is its floor."""
-    record = judge.judge(judge.stand_in_images)
+    """The images that made the baseline, judged as generated ones: every figure is its baseline."""
+    record = judge.judge(judge.held_out_images)
     assert len(record.figures) == 10
     for figure in record.figures.values():
-        assert figure.value == pytest.approx(figure.floor, rel=1e-4, abs=1e-6)
+        assert figure.value == pytest.approx(figure.baseline, rel=1e-4, abs=1e-6)
     assert record.figures["precision"].value > 0.8
     assert record.figures["label accuracy"].value > 0.9
-    assert record.figures["copies by pixels"].floor == pytest.approx(0.01, abs=0.003)
+    assert record.figures["copies by pixels"].baseline == pytest.approx(0.01, abs=0.003)
 
 
 def test_figures_are_of_features_of_the_halves(judge):
@@ -237,7 +237,7 @@ def test_the_noisier_the_worse(judge):
         values = [sign * figures[name].value for figures in records]
         assert values == sorted(values), name
     worst = records[-1]["Frechet distance"]
-    assert worst.value - worst.margin > worst.floor
+    assert worst.value - worst.margin > worst.baseline
 
 
 def test_one_digit_alone_has_no_recall(judge):
@@ -251,7 +251,7 @@ def test_one_digit_alone_has_no_recall(judge):
 
 def test_copies_are_found(judge):
     copies = judge.real_images.take(np.arange(90)).batch(np.arange(90))
-    others = judge.stand_in_images.batch(np.arange(100, 210))
+    others = judge.held_out_images.batch(np.arange(100, 210))
     record = judge.judge(torch.cat([others, copies]))
     for space in ("features", "pixels"):
         assert record.figures[f"copies by {space}"].value == pytest.approx(0.45, abs=0.03)
@@ -265,7 +265,7 @@ def test_training_images_may_be_others(classifier):
     judge = Judge(test, extractor=classifier, train=train)
     found = judge.judge(train.take(np.arange(50))).figures
     assert found["copies by pixels"].value == 1
-    assert found["copies by pixels"].floor < 0.03
+    assert found["copies by pixels"].baseline < 0.03
     with pytest.raises(
         ValueError, match=r"train: .* of the data's images are among those of train"
     ):
@@ -278,7 +278,9 @@ def test_margins_cover_what_new_draws_would_give(shift):
     rng = np.random.default_rng(0)
     values, widths = [], []
     for _ in range(60):
-        real, fake = (Seen(rng.normal(size=(200, 4)), rng.integers(3, size=200)) for _ in range(2))
+        real, fake = (
+            Features(rng.normal(size=(200, 4)), rng.integers(3, size=200)) for _ in range(2)
+        )
         fake = dataclasses.replace(fake, features=fake.features + shift)
         values.append(compare(real, fake, ["a", "b", "c"], 5))
         widths.append(margins(real, fake, ["a", "b", "c"], 5, 0))
@@ -296,7 +298,7 @@ def test_labels_are_judged_by_name(judge):
     assert right.value > 0.9
     assert judge.judge(fakes, torch.from_numpy(truth)).figures["label accuracy"] == right
     wrong = judge.judge(fakes, (truth + 1) % 10).figures["label accuracy"]
-    assert wrong.value < 0.1 < 0.9 < wrong.floor
+    assert wrong.value < 0.1 < 0.9 < wrong.baseline
     backwards = Images(DIGITS.pixels, 9 - DIGITS.labels, DIGITS.names[::-1], np.arange(200), "sha")
     assert judge.judge(backwards).figures["label accuracy"] == right
     strange = dataclasses.replace(backwards, names=[f"no. {i}" for i in range(10)])
@@ -337,7 +339,7 @@ def test_the_record_tells_its_protocol(judge):
     record = judge.judge(noisy(digits(0, 60), 0.3), name="runs/some", **told)
     text = str(record)
     for name, figure in record.figures.items():
-        row = rf"^{name} +{figure.value:.4f} +{figure.margin:.4f} +{figure.floor:.4f}$"
+        row = rf"^{name} +{figure.value:.4f} +{figure.margin:.4f} +{figure.baseline:.4f}$"
         assert re.search(row, text, re.MULTILINE), name
     parts = ["60 of runs/some", "DDIM", "50 evaluation", "EMA weights", "seed 3", "899 of digits"]
     parts += [judge.data.sha256[:12], judge.extractor.sha256[:12], "24 features", "k 5"]
@@ -345,7 +347,7 @@ def test_the_record_tells_its_protocol(judge):
     assert "60 images are few for 24 features, 2,000 would do" in text
     json.dumps(dataclasses.asdict(record))
     assert "cannot fill a covariance of 24" in str(judge.judge(digits(0, 20)))
-    assert "floor is of 898 real images for 1,797" in str(judge.judge(DIGITS))
+    assert "baseline is of 898 real images for 1,797" in str(judge.judge(DIGITS))
 
 
 # ---- saved models
@@ -372,7 +374,7 @@ def test_a_saved_model_is_drawn_from_and_judged(judge, classifier, tmp_path):
     drawn = judge.judge(sample(pipeline, 40)).figures
     rebuilt = record.figures["reconstruction error"]
     assert record.figures == drawn | {"reconstruction error": rebuilt}
-    real = judge.stand_in_images.batch(np.arange(40))
+    real = judge.held_out_images.batch(np.arange(40))
     errors = (pipeline.reconstruct(real) - real).square().flatten(1).mean(1)
     assert rebuilt.value == pytest.approx(errors.mean().item(), rel=1e-6)
     assert "label accuracy" not in record.figures

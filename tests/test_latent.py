@@ -144,14 +144,14 @@ class Linear(Autoencoder):
         return self.stretch(latents).unflatten(1, SIZE)
 
 
-def linear(length: int = 3, placed: bool = False) -> AutoencoderPipeline:
+def linear(length: int = 3, noise_to_latent: bool = False) -> AutoencoderPipeline:
     """An autoencoder that decodes latents z to W z + b, never near -1 and 1; W has unlike rows."""
     rng = np.random.default_rng(1)
     model = Linear(SIZE, length, widths=(), likelihood="gaussian")
     with torch.no_grad():
         model.stretch[0].weight.copy_(torch.from_numpy(rng.uniform(-0.05, 0.05, (64, length))))
         model.stretch[0].bias.copy_(torch.from_numpy(rng.uniform(-0.2, 0.2, 64)))
-        if placed:
+        if noise_to_latent:
             mix = np.tril(rng.uniform(0.3, 1.5, (length, length)))
             model.prior_scale.copy_(torch.from_numpy(mix))
             model.prior_mean.copy_(torch.from_numpy(rng.uniform(-1, 1, length)))
@@ -257,14 +257,16 @@ def test_the_plane_follows_the_normal_quantiles(side, dims):
 
 
 def test_the_plane_is_placed_where_the_latents_lie():
-    pipeline = linear(placed=True)
+    pipeline = linear(noise_to_latent=True)
     record = latent.plane(pipeline, 3, (0, 2))
     noise = torch.zeros(9, 3)
     for i in range(9):
         noise[i, 0] = record.quantiles[i % 3]
         noise[i, 2] = record.quantiles[2 - i // 3]
-    torch.testing.assert_close(record.latents, pipeline.place(noise))
-    torch.testing.assert_close(record.images, pipeline.decode(pipeline.place(noise)).detach())
+    torch.testing.assert_close(record.latents, pipeline.noise_to_latent(noise))
+    torch.testing.assert_close(
+        record.images, pipeline.decode(pipeline.noise_to_latent(noise)).detach()
+    )
 
 
 @pytest.mark.parametrize("kind", ["conditional", "conditional_drawer"])
@@ -350,12 +352,12 @@ def test_slerp_between_parallel_vectors_is_straight():
     assert not latent.slerp(0 * start, 0 * start, t).any()
 
 
-@pytest.mark.parametrize("make", [linear, partial(linear, placed=True), flat])
+@pytest.mark.parametrize("make", [linear, partial(linear, noise_to_latent=True), flat])
 def test_ends_are_exact_and_the_middle_is_on_the_great_circle(make):
     """The circle is one before `place`, whatever that does."""
     pipeline = make()
     noise = draws(2, *pipeline.latent_shape)
-    start, end = pipeline.place(noise)
+    start, end = pipeline.noise_to_latent(noise)
     record = latent.interpolate(pipeline, start, end, 9)
     for latents, images in (
         (record.linear_latents, record.linear),
@@ -364,7 +366,7 @@ def test_ends_are_exact_and_the_middle_is_on_the_great_circle(make):
         assert torch.equal(latents[0], start) and torch.equal(latents[-1], end)
         torch.testing.assert_close(images, pipeline.decode(latents).detach())
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
-    around = pipeline.place(latent.slerp(noise[0], noise[1], t))
+    around = pipeline.noise_to_latent(latent.slerp(noise[0], noise[1], t))
     torch.testing.assert_close(record.spherical_latents, around, atol=1e-5, rtol=0)
     torch.testing.assert_close(record.linear_latents[4], (start + end) / 2)
     cosine = noise[0] @ noise[1] / noise[0].norm() / noise[1].norm()
@@ -476,8 +478,8 @@ def test_draws_are_those_of_the_pipeline(request, kind, truncation):
     assert latents.shape == (70, *pipeline.latent_shape)
     torch.testing.assert_close(pipelines.draw(pipeline, 2, 40, truncation), latents[37:39])
     if truncation and kind != "drawer":
-        noise = pipelines.unplaced(pipeline, latents)
-        whole = pipelines.unplaced(pipeline, pipelines.draw(pipeline, 70, 3))
+        noise = pipelines.latent_to_noise(pipeline, latents)
+        whole = pipelines.latent_to_noise(pipeline, pipelines.draw(pipeline, 70, 3))
         assert noise.abs().max() <= 0.5001
         torch.testing.assert_close(noise, gan.truncate(whole, 0.5), atol=1e-4, rtol=0)
         return
@@ -510,12 +512,12 @@ def test_truncated_images_come_together(drawer, plain, conditional_drawer, tmp_p
 
 @pytest.mark.parametrize("placed", [False, True])
 @pytest.mark.parametrize("pull", [0.0, 1e-4, 0.01])
-def test_projection_by_a_linear_decoder_is_least_squares(placed, pull):
+def test_projection_by_a_linear_decoder_is_least_squares(noise_to_latent, pull):
     """With a pull the way leads to ridge regression of the numbers before `place`."""
-    pipeline = linear(placed=placed)
+    pipeline = linear(noise_to_latent=noise_to_latent)
     target = draws(5, *SIZE) * 0.1
     noise = torch.cat([torch.eye(3), torch.zeros(1, 3)])
-    *columns, bias = pipeline.decode(pipeline.place(noise)).detach().flatten(1).double()
+    *columns, bias = pipeline.decode(pipeline.noise_to_latent(noise)).detach().flatten(1).double()
     matrix = torch.stack(columns, 1) - bias[:, None]  # (pixels, latents)
     wanted = (target.flatten(1).double() - bias).T
     normal = matrix.T @ matrix / 64 + pull / 3 * torch.eye(3)
@@ -526,7 +528,7 @@ def test_projection_by_a_linear_decoder_is_least_squares(placed, pull):
         assert (record.error <= error + 1e-7).all()
     else:
         torch.testing.assert_close(record.error, error, atol=1e-7, rtol=1e-4)
-        expected = pipeline.place(best.float())
+        expected = pipeline.noise_to_latent(best.float())
         torch.testing.assert_close(record.latents, expected, atol=0.02, rtol=0)
 
 
@@ -545,7 +547,7 @@ def test_what_was_decoded_is_found_again(request, kind):
     pipeline = flat() if kind == "flat" else request.getfixturevalue(kind)
     noise = draws(4, *pipeline.latent_shape, seed=9)
     with torch.no_grad():
-        target = pipeline.decode(pipeline.place(noise))
+        target = pipeline.decode(pipeline.noise_to_latent(noise))
     record = projection.project(pipeline, target, pull=0)
     least = record.started.min(1).values
     assert (least > 5e-4).all()

@@ -16,9 +16,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from genkit.data import images
 from genkit.metrics import monitor
 from genkit.metrics.collapse import Trouble, troubles
-from genkit.metrics.features import Pixels, look, look_once
+from genkit.metrics.features import Pixels, extract, extract_cached
 from genkit.metrics.monitor import Monitor
-from genkit.models.gan_losses import CHANCES, LOSSES, Batch, Game, discriminator_loss
+from genkit.models.gan_losses import LOSSES, UNIFORMS, Batch, Game, discriminator_loss
 from genkit.training import curves
 
 DIGITS = images.load_images("digits")
@@ -90,9 +90,9 @@ def test_pixels_are_averaged_to_a_small_map(size, count):
 
 
 def test_small_pixels_are_their_own_features():
-    seen = look(DIGITS, Pixels())
+    seen = extract(DIGITS, Pixels())
     assert np.allclose(seen.features, DIGITS.batch(np.arange(len(DIGITS))).flatten(1))
-    again = look_once(DIGITS, Pixels())
+    again = extract_cached(DIGITS, Pixels())
     assert np.array_equal(seen.features, again.features)
 
 
@@ -101,22 +101,22 @@ def test_small_pixels_are_their_own_features():
 
 def test_real_images_get_their_floor(watching):
     which = some(900)
-    figures = watching.look(TRAIN.batch(which), TRAIN.classes(which))
-    assert set(figures) == set(watching.floor)
+    figures = watching.measure(TRAIN.batch(which), TRAIN.classes(which))
+    assert set(figures) == set(watching.baseline)
     assert figures["duplicates"] < 0.1
     assert figures["label_accuracy"] > 0.9  # though the classifier numbers classes otherwise
     for name in ("coverage", "entropy", "spread", "label_accuracy"):
-        assert figures[name] == pytest.approx(watching.floor[name], abs=0.05), name
-    assert figures["distance"] < 3 * watching.floor["distance"]
+        assert figures[name] == pytest.approx(watching.baseline[name], abs=0.05), name
+    assert figures["distance"] < 3 * watching.baseline["distance"]
 
 
 def test_one_image_alone(watching):
-    figures = watching.look(TRAIN.batch(np.zeros(900, int)))
+    figures = watching.measure(TRAIN.batch(np.zeros(900, int)))
     assert figures["duplicates"] == 1
     assert figures["spread"] == pytest.approx(0, abs=1e-6)
     assert figures["entropy"] == 0
     assert figures["coverage"] < 0.15
-    assert figures["distance"] > 10 * watching.floor["distance"]
+    assert figures["distance"] > 10 * watching.baseline["distance"]
     assert "label_accuracy" not in figures
 
 
@@ -127,7 +127,7 @@ def test_few_images_are_found_by_their_birthdays(extractor, classifier):
     found = []
     for few in (30, 100, 1000):
         which = some(few)[drawn.integers(few, size=900)]
-        found.append(watching.look(TRAIN.batch(which))["duplicates"])
+        found.append(watching.measure(TRAIN.batch(which))["duplicates"])
         met = 1 - (1 - 1 / few) ** 89  # among 90, which are compared at a time
         assert met - 0.05 < found[-1] < met + 0.12
     assert found == sorted(found, reverse=True)
@@ -136,7 +136,7 @@ def test_few_images_are_found_by_their_birthdays(extractor, classifier):
 def test_sorted_images_are_judged_as_shuffled_ones(watching):
     which = some(900)
     by_class = which[np.argsort(TRAIN.classes(which).numpy(), kind="stable")]
-    first, second = (watching.look(TRAIN.batch(each)) for each in (which, by_class))
+    first, second = (watching.measure(TRAIN.batch(each)) for each in (which, by_class))
     for name in ("entropy", "spread"):
         assert first[name] == pytest.approx(second[name], rel=1e-6)
     for name in ("coverage", "duplicates"):
@@ -146,21 +146,21 @@ def test_sorted_images_are_judged_as_shuffled_ones(watching):
 
 def test_one_class_has_no_entropy_and_wrong_labels_no_accuracy(watching):
     threes = np.resize(np.flatnonzero(TRAIN.classes(np.arange(len(TRAIN))) == 3), 900)
-    figures = watching.look(TRAIN.batch(threes), [4] * 900)
+    figures = watching.measure(TRAIN.batch(threes), [4] * 900)
     assert figures["entropy"] < 0.3
     assert figures["label_accuracy"] < 0.1
 
 
 def test_classes_by_other_names_are_not_compared(classifier):
     renamed = dataclasses.replace(VAL, names=[f"number {name}" for name in VAL.names])
-    assert "label_accuracy" not in Monitor(renamed, classifier, 20).floor
+    assert "label_accuracy" not in Monitor(renamed, classifier, 20).baseline
 
 
 def test_more_images_than_are_compared_at_once(monkeypatch):
     monkeypatch.setattr(monitor, "MOST", 50)
     watching = Monitor(VAL, None, 80)
-    assert watching.look(TRAIN.batch(np.zeros(80, int)))["duplicates"] == 1
-    assert watching.look(TRAIN.batch(some(80)))["spread"] == pytest.approx(1, abs=0.15)
+    assert watching.measure(TRAIN.batch(np.zeros(80, int)))["duplicates"] == 1
+    assert watching.measure(TRAIN.batch(some(80)))["spread"] == pytest.approx(1, abs=0.15)
 
 
 @given(st.integers(2, 40), st.integers(1, 5), st.integers(0, 9))
@@ -199,9 +199,9 @@ def test_figures_do_not_depend_on_what_else_was_drawn(classifier):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first, second = (Monitor(VAL, classifier, 60) for _ in range(2))
-    assert first.floor == second.floor
+    assert first.baseline == second.baseline
     drawn = TRAIN.batch(some(60))
-    assert first.look(drawn) == second.look(drawn) == first.look(drawn)
+    assert first.measure(drawn) == second.measure(drawn) == first.measure(drawn)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_watched(real, count, message):
 def test_what_cannot_be_looked_at(drawn, labels, message):
     fewest = Monitor(VAL.take(np.arange(12)), None, 6)
     with pytest.raises(ValueError, match=message):
-        fewest.look(drawn, labels)
+        fewest.measure(drawn, labels)
 
 
 # ---- troubles, of made-up logs
@@ -256,8 +256,8 @@ def game_of(*judged: dict[str, float], every: int = 100, **changes: float) -> li
     return log
 
 
-def kinds(log: list[dict], loss: str = "non_saturating", floor=FLOOR) -> list[tuple[int, str]]:
-    return [(trouble.step, trouble.kind) for trouble in troubles(log, loss, floor)]
+def kinds(log: list[dict], loss: str = "non_saturating", baseline=FLOOR) -> list[tuple[int, str]]:
+    return [(trouble.step, trouble.kind) for trouble in troubles(log, loss, baseline)]
 
 
 def test_a_healthy_game_has_no_troubles():
@@ -297,14 +297,16 @@ def test_a_game_that_never_gets_anywhere_has_collapsed():
 
 
 def test_without_a_classifier():
-    floor, good, bad = ({k: v for k, v in d.items() if k != "entropy"} for d in (FLOOR, GOOD, BAD))
-    assert kinds(game_of(good, bad), floor=floor) == [(200, "collapse")]
+    baseline, good, bad = (
+        {k: v for k, v in d.items() if k != "entropy"} for d in (FLOOR, GOOD, BAD)
+    )
+    assert kinds(game_of(good, bad), baseline=baseline) == [(200, "collapse")]
 
 
 def test_real_images_that_are_alike_themselves():
-    floor = FLOOR | {"entropy": 0.0, "duplicates": 1.0}  # one class, all duplicates
+    baseline = FLOOR | {"entropy": 0.0, "duplicates": 1.0}  # one class, all duplicates
     figures = GOOD | {"entropy": 0.0, "duplicates": 1.0}
-    assert kinds(game_of(figures, figures, figures), floor=floor) == []
+    assert kinds(game_of(figures, figures, figures), baseline=baseline) == []
 
 
 def test_a_vanished_gradient():
@@ -432,7 +434,7 @@ def play(
         ):
             which = torch.randint(len(TRAIN), (64,), generator=chances).numpy()
             noise = torch.randn(64, 16, generator=chances)
-            batch = Batch(TRAIN.batch(which), noise, torch.rand(64, CHANCES, generator=chances))
+            batch = Batch(TRAIN.batch(which), noise, torch.rand(64, UNIFORMS, generator=chances))
             lost = loss(scorer, maker, batch)
             for player in players.values():
                 player.zero_grad()
@@ -442,12 +444,12 @@ def play(
             entry |= {f"{name}_loss": lost.item(), f"{name}_grad_norm": norm.item()}
         if step % every == 0:
             with torch.no_grad():
-                entry |= watching.look(maker(fixed))
+                entry |= watching.measure(maker(fixed))
         log.append(entry)
     return log
 
 
-PIXEL_FLOOR = Monitor(VAL, None, 360).floor
+PIXEL_FLOOR = Monitor(VAL, None, 360).baseline
 REGULAR = Game("relativistic", r1=1.0, r2=1.0)
 
 
@@ -500,27 +502,45 @@ def test_a_discriminator_that_hardly_scores():
 
 
 def test_a_run_of_the_recipe(tmp_path):
-    small = ("--widths", "8", "--discriminator_widths", "8", "--compile", "no", "--judged", "60")
+    small = (
+        "--widths",
+        "8",
+        "--discriminator_widths",
+        "8",
+        "--compile",
+        "no",
+        "--eval_samples",
+        "60",
+    )
     length = ("--max_steps", "20", "--batch_size", "8", "--evaluations", "2")
     run_here("train_gan", "--output_dir", tmp_path / "run", *small, *length)
-    log, floor = log_of(tmp_path / "run"), Monitor(VAL, None, 60).floor
+    log, baseline = log_of(tmp_path / "run"), Monitor(VAL, None, 60).baseline
     assert [entry["step"] for entry in log if "coverage" in entry] == [10, 20]
     assert all(STEP.keys() <= entry.keys() for entry in log)
-    assert troubles(log, "relativistic", floor) == []
+    assert troubles(log, "relativistic", baseline) == []
     drawn = np.asarray(Image.open(tmp_path / "run" / "loss.png").convert("RGB"))
-    assert np.array_equal(drawn, picture(log, floor, [], tmp_path / "game.png"))
+    assert np.array_equal(drawn, picture(log, baseline, [], tmp_path / "game.png"))
 
 
 def test_a_run_that_collapses_is_stopped(tmp_path, capsys):
     small = ("--widths", "8", "8", "8", "--discriminator_widths", "8", "8", "--compile", "no")
-    small += ("--judged", "60", "--batch_size", "16", "--evaluations", "12", "--max_steps", "600")
+    small += (
+        "--eval_samples",
+        "60",
+        "--batch_size",
+        "16",
+        "--evaluations",
+        "12",
+        "--max_steps",
+        "600",
+    )
     wild = ("--preset", "dcgan", "--learning_rate", "0.1", "--stop_on_collapse")
     with pytest.raises(SystemExit) as stopped:
         run_here("train_gan", "--output_dir", tmp_path, *small, *wild)
     assert stopped.value.code == 0
     log, said = log_of(tmp_path), capsys.readouterr().out
     assert 200 <= log[-1]["step"] < 600
-    fatal = [t for t in troubles(log, "non_saturating", Monitor(VAL, None, 60).floor) if t.fatal]
+    fatal = [t for t in troubles(log, "non_saturating", Monitor(VAL, None, 60).baseline) if t.fatal]
     assert fatal[0].step == log[-1]["step"]
     assert str(fatal[0]) in said
     assert (tmp_path / "model_index.json").exists()
@@ -529,8 +549,8 @@ def test_a_run_that_collapses_is_stopped(tmp_path, capsys):
 # ---- the picture
 
 
-def picture(log: list[dict], floor: dict[str, float], found: list[Trouble], path: Path):
-    curves.game(log, floor, found, path)
+def picture(log: list[dict], baseline: dict[str, float], found: list[Trouble], path: Path):
+    curves.game(log, baseline, found, path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
@@ -557,5 +577,5 @@ def test_troubles_are_drawn_in_red(tmp_path):
     ids=["one step", "labels", "no classes", "zeros", "nothing finite", "long"],
 )
 def test_any_log_can_be_drawn(log, tmp_path):
-    floor = FLOOR | {"label_accuracy": 0.98}
-    assert picture(log, floor, [], tmp_path / "a.png").shape == (770, 1430, 3)
+    baseline = FLOOR | {"label_accuracy": 0.98}
+    assert picture(log, baseline, [], tmp_path / "a.png").shape == (770, 1430, 3)

@@ -135,7 +135,7 @@ def test_generators_are_counted(count):
 
 def test_what_is_drawn_is_what_is_decoded(pipeline):
     noise = torch.stack([torch.randn(pipeline.latent_shape, generator=g) for g in generators(5)])
-    decoded = pipeline.decode(pipeline.place(noise), told(pipeline, 5))
+    decoded = pipeline.decode(pipeline.noise_to_latent(noise), told(pipeline, 5))
     torch.testing.assert_close(drawn(pipeline), (decoded + 1) / 2, rtol=0, atol=1e-6)
 
 

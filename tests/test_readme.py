@@ -53,10 +53,10 @@ PROOFS = [line for line in LINES if line.startswith("pytest ")]
 OTHERS = [line for line in LINES if line not in RECIPES + BENCHMARKS + PROOFS]
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
 OWN = {
-    "train_gan": ("--judged", "20"),
-    "train_diffusion": ("--judged", "20"),
+    "train_gan": ("--eval_samples", "20"),
+    "train_diffusion": ("--eval_samples", "20"),
     "train_vae": ("--nll_images", "8", "--nll_samples", "2"),
-    "train_pixels": ("--judged", "8"),
+    "train_pixels": ("--eval_samples", "8"),
     "train_qa": ("--max_seq_len", "48"),
 }
 HERE = {"rajpurkar/squad": "questions.json", "user/pictures": "pictures", "path/to/model": "mine"}

@@ -285,7 +285,7 @@ def test_readings_are_what_answer_says(tokenizer):
     model.config.calibration = {"temperature": 2.5, "threshold": 0.0, "impossible": False}
     part = training.Questions(SEVERAL, tokenizer, 24, 4)
     assert len(part.windows) > 6
-    logits, nats = training.look(model, part)
+    logits, nats = training.predict(model, part)
     every = training.loss(model, *part.batch(np.arange(len(part.windows)), model)).item()
     assert nats / len(part.windows) == pytest.approx(every, rel=1e-5)
     read = training.readings(logits, part, 7, np.array([2.5, 1.0, 2.5, 2.5]))

@@ -27,7 +27,7 @@ from genkit.vision import denoising
 from genkit.vision.evaluation import sample
 
 SMALL = ("--widths", "8", "16", "--batch_size", "8", "--compile", "no", "--mixed_precision", "no")
-JUDGED = ("--judged", "16", "--judged_steps", "2")
+JUDGED = ("--eval_samples", "16", "--eval_steps", "2")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
 SHORT = (*SMALL, *JUDGED, *LENGTH)
 KINDS = {
@@ -134,7 +134,7 @@ def test_two_processes_train_as_one(train, runs, tmp_path):
 
 
 def test_classes_are_told_but_for_so_many_as_are_to_be_dropped(tmp_path):
-    words = ["--conditional", "--label_drop", "0.3", "--batch_size", "512", "--dry_run"]
+    words = ["--conditional", "--cond_dropout", "0.3", "--batch_size", "512", "--dry_run"]
     words += ["--output_dir", str(tmp_path), "--compile", "no"]
     with recipe_module("train_diffusion") as recipe:
         settings = parse(recipe.Settings, recipe.preset, words)
@@ -193,7 +193,7 @@ def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
     assert again.mean == pytest.approx(best["val_loss"], rel=1e-4)
     labels = proportional(images.parts("digits", None, 0.1)[0], 16) if kind == "told" else None
     drawn = sample(pipeline, 16, labels, num_inference_steps=2)
-    figures = Monitor(val, None, 16).look(drawn, labels)
+    figures = Monitor(val, None, 16).measure(drawn, labels)
     assert figures["distance"] == pytest.approx(best["distance"], rel=1e-3)
 
 
@@ -251,16 +251,16 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
         ("--objective flow --schedule cosine", "schedule: cosine has no meaning in objective flow"),
         ("--objective flow --min_snr 5", "min_snr: 5.0 has no meaning in objective flow"),
         ("--min_snr -1", "min_snr must be 0 or more, got -1"),
-        ("--conditional --label_drop 1", "label_drop must be above 0, .* below 1, got 1"),
-        ("--conditional --label_drop 0", "label_drop must be above 0, .* got 0"),
-        ("--label_drop 0.1", "label_drop: 0.1 is for a model that is told classes"),
-        ("--judged 5", "judged must be 6 or more, got 5"),
-        ("--judged_steps 61", "judged_steps: steps: dpm.. cannot spread 61 "),
+        ("--conditional --cond_dropout 1", "cond_dropout must be above 0, .* below 1, got 1"),
+        ("--conditional --cond_dropout 0", "cond_dropout must be above 0, .* got 0"),
+        ("--cond_dropout 0.1", "cond_dropout: 0.1 is for a model that is told classes"),
+        ("--eval_samples 5", "judged must be 6 or more, got 5"),
+        ("--eval_steps 61", "eval_steps: steps: dpm.. cannot spread 61 "),
         ("--compile yes", "compile: on a CPU torch's compiler gets the gradient of"),
-        ("--judged_steps 0", "judged_steps must be 1 or more, got 0"),
+        ("--eval_steps 0", "eval_steps must be 1 or more, got 0"),
         (
-            "--judged_steps 1001",
-            "judged_steps: steps must be a whole number from 1 to 1000, .* got 1001",
+            "--eval_steps 1001",
+            "eval_steps: steps must be a whole number from 1 to 1000, .* got 1001",
         ),
         ("--layers 0", "layers must be 1 or more, got 0"),
         ("--widths 8 0", "widths must be 1 or more, got 0"),

@@ -19,7 +19,7 @@ from genkit.data.images import proportional
 from genkit.metrics.monitor import Monitor
 from genkit.models import gan
 
-EVERY = ("--batch_size", "16", "--mixed_precision", "no", "--judged", "60")
+EVERY = ("--batch_size", "16", "--mixed_precision", "no", "--eval_samples", "60")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
 SHORT = (*EVERY, *LENGTH)
 SMALL = "--widths 8 8 8 --latent_dim 8"
@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
 
 def test_the_modern_preset_learns_to_draw_digits(tmp_path):
     words = ["--max_steps", "400", "--evaluations", "2", "--mixed_precision", "no"]
-    words += ["--batch_size", "32", "--judged", "180", "--conditional"]
+    words += ["--batch_size", "32", "--eval_samples", "180", "--conditional"]
     run_here("train_gan", *words, "--widths", "32", "--output_dir", tmp_path / "run")
     whole = images.load_images("digits")
     labels = np.arange(200) % 10
@@ -145,7 +145,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
         "generator",
         "README.md",
         "run.json",
-        "floor.json",
+        "baseline.json",
     }
     for name in ("loss.png", "progress.png", "progress.gif"):
         with Image.open(folder / name) as picture:
@@ -166,7 +166,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
         labels = proportional(train, 60)
     seeds = [torch.Generator().manual_seed(i) for i in range(60)]
     drawn = gan.load_gan(folder)(60, seeds, labels, output_type="pt").images * 2 - 1
-    again = Monitor(val, None, 60).look(drawn, labels)
+    again = Monitor(val, None, 60).measure(drawn, labels)
     assert again["distance"] == pytest.approx(best["distance"], rel=1e-3)
 
 
@@ -242,7 +242,10 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
         ("--loss hinge --gradient_penalty 10", "gradient_penalty: .* wasserstein loss .* hinge"),
         ("--preset wgan_gp --weight_clip 0.01 --gradient_penalty 1", "weight_clip and"),
         ("--preset dcgan --discriminator_widths 8 8 8", "discriminator_widths must be 2 numbers"),
-        ("--generator_told product", "generator_told: no class is told; add --conditional"),
+        (
+            "--generator_conditioning embedding_product",
+            "generator_conditioning: no class is told; add --conditional",
+        ),
         ("--preset dcgan --smoothing 1", "smoothing must be 0 or more, below 1, got 1.0"),
         ("--preset wgan_gp --gradient_penalty 0", "loss: the wasserstein loss has no bound"),
         ("--preset dcgan --normalize --r1 1", "normalize: .* r1, r2 and gradient_penalty"),
@@ -256,7 +259,7 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
         ("--latent_dim 0", "latent_dim must be 1 or more, got 0"),
         ("--widths 0", "widths must be 1 or more, got 0"),
         ("--betas 0.5", "betas must be two numbers, 0 or more and below 1, got .0.5."),
-        ("--judged 5", "judged must be 6 or more, got 5"),
+        ("--eval_samples 5", "judged must be 6 or more, got 5"),
         ("--extractor nowhere", "extractor: cannot load 'nowhere'"),
         ("--augmentations mirror", "augmentations must be some of .* got 'mirror'"),
     ],

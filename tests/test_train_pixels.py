@@ -15,7 +15,7 @@ from genkit.vision import pixel_lm
 
 SMALL = ("--depth", "1", "--width", "32", "--batch_size", "8", "--compile", "no")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
-SHORT = (*SMALL, *LENGTH, "--mixed_precision", "no", "--judged", "50")
+SHORT = (*SMALL, *LENGTH, "--mixed_precision", "no", "--eval_samples", "50")
 KINDS = {
     "plain": "--levels 16",
     "told": "--conditional --ema 0.9 --optimizer adamw --gradient_accumulation 2",
@@ -148,7 +148,7 @@ def test_two_processes_train_as_one(train, runs, tmp_path):
         ("--images {tmp}/nowhere", "is no folder, table or dataset"),
         ("--val_images {tmp}/plain", "val_images: they are .1, 9, 9."),
         ("--val_fraction 1", "val_fraction must be between 0 and 1, got 1"),
-        ("--judged 0", "judged must be 1 or more, got 0"),
+        ("--eval_samples 0", "judged must be 1 or more, got 0"),
         ("--depth 0", "depth must be 1 or more, got 0"),
         ("--width 30 --heads 4", "width: 30 is not 4 heads of an even size"),
         ("--heads 5", "width: 32 is not 5 heads of an even size"),

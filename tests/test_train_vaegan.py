@@ -119,7 +119,7 @@ def test_each_part_learns_from_its_own_losses(recipe):
 
     posterior = network.encode(real).latent_dist
     latents = posterior.mean + posterior.std * noise[0]
-    error = discriminator.look(network.predict(latents)) - discriminator.look(real)
+    error = discriminator.features(network.predict(latents)) - discriminator.features(real)
     rebuilding = gradients(error.square().sum(1).mean() / 2)
     divergence = gradients(
         kl_divergence(Normal(posterior.mean, posterior.std), Normal(0, 1)).sum(1).mean()

@@ -775,7 +775,7 @@ def test_a_tracker_on_a_full_disk_is_one_line(tmp_path, capsys):
         run.identify(data="abc")
         with full_disk(2000):
             for _ in range(10_000):
-                run.log(loss=1.0)
+                run.log_metrics(loss=1.0)
     assert "the tracker lost figures: File too large" in capsys.readouterr().out
 
 

@@ -38,7 +38,7 @@ from genkit.app import (  # noqa: E402
     wire,
     work,
 )
-from genkit.app.finding import Shelf  # noqa: E402
+from genkit.app.finding import ModelIndex  # noqa: E402
 
 BLOCK = bytes(1 << 20)
 FEW = ["told", "one after the other", 0, 4, "dpm++", 5, 1.0]  # of images, and steps
@@ -296,11 +296,11 @@ def test_whatever_a_job_raises_ends_the_job_alone(capsys):
         def fail(shelf, error=error):
             raise error
 
-        line, other = parts.event(fail, Shelf([]), ["other"])(asked)
+        line, other = parts.event(fail, ModelIndex([]), ["other"])(asked)
         assert re.fullmatch(rf'<p class="problem" .*>{type(error).__name__}: .*</p>', line)
         assert "\n" not in line and other == "other"
     assert "MemoryError" in capsys.readouterr().err
-    assert parts.event(lambda shelf: "fine", Shelf([]))(asked) == "fine"
+    assert parts.event(lambda shelf: "fine", ModelIndex([]))(asked) == "fine"
 
 
 def always() -> bool:
@@ -447,7 +447,7 @@ def test_links_of_a_run_are_not_followed(run):
         (run / name).unlink()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "loss.png", "floor.json", "run.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "loss.png", "baseline.json", "run.json"])
 def test_pipes_of_a_run_are_not_waited_for(tmp_path, name):
     folder = tmp_path / "game"
     MAKE["game"](folder)
@@ -482,7 +482,7 @@ def test_damaged_settings_of_a_run_are_named(tmp_path):
     write_log(tmp_path, [{"step": 1} | GOOD, {"step": 2} | BAD])
     good = ['{"settings": {"loss": 3}}', '{"settings": []}', "{}", '{"coverage": "x"}']
     for text in (*good, "", "[]", "{", '"x"', "[" * 100_000):
-        for name in ("run.json", "floor.json"):
+        for name in ("run.json", "baseline.json"):
             (tmp_path / name).write_text(text)
             found = "".join(runs.troubles(tmp_path, runs.read_log(tmp_path)))
             assert (f"{name} is damaged" in found) == (text not in good and text != "")

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from genkit.app import answer, finding, guard, images, parts, runs, wire, write
-from genkit.app.finding import Shelf
+from genkit.app.finding import ModelIndex
 
 try:
     import gradio as gr
@@ -84,7 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Says when it is ready, and then loads a model of each kind ahead of its use."""
 
-    def __init__(self, app: guard.Guard, ready: Callable[[], None], shelf: Shelf) -> None:
+    def __init__(self, app: guard.Guard, ready: Callable[[], None], shelf: ModelIndex) -> None:
         # access logs would tell tokens; a header may not say where a request comes from
         options: dict[str, Any] = {"access_log": False, "proxy_headers": False, "ws": "none"}
         options |= {"log_level": "critical", "timeout_graceful_shutdown": 1}
@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
         threading.Thread(target=warm_up, args=[self.shelf], daemon=True).start()
 
 
-def warm_up(shelf: Shelf) -> None:
+def warm_up(shelf: ModelIndex) -> None:
     """Load the first model of each kind; what goes wrong is told at its use."""
     parts.import_verbs()
     loads = {finding.TEXT: write.load, finding.ANSWERS: answer.load, finding.IMAGES: images.load}
@@ -112,7 +112,7 @@ def warm_up(shelf: Shelf) -> None:
 # The page
 
 
-def build(shelf: Shelf) -> gr.Blocks:
+def build(shelf: ModelIndex) -> gr.Blocks:
     """Build the page."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}")

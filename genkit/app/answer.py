@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from genkit.app import finding, parts, work
-from genkit.app.finding import Shelf
+from genkit.app.finding import ModelIndex
 
 if TYPE_CHECKING:
     from genkit.qa.answering import Answer
@@ -26,7 +26,7 @@ HINT = (
 )
 
 
-def tab(shelf: Shelf) -> None:
+def tab(shelf: ModelIndex) -> None:
     """Build the tab."""
     names = shelf.names(finding.ANSWERS)
     if not names:
@@ -48,14 +48,14 @@ def tab(shelf: Shelf) -> None:
     )
 
 
-def load(shelf: Shelf, name: str) -> Reader:
+def load(shelf: ModelIndex, name: str) -> Reader:
     """Load a model by its name in the page."""
     from genkit.qa import reader
 
-    return parts.loaded(reader.load_reader, shelf.pick(finding.ANSWERS, name), compile=False)
+    return parts.loaded(reader.load_reader, shelf.resolve(finding.ANSWERS, name), compile=False)
 
 
-def _answer(shelf: Shelf, name: str, question: str, context: str) -> str:
+def _answer(shelf: ModelIndex, name: str, question: str, context: str) -> str:
     from genkit.qa import answering
 
     model = load(shelf, name)

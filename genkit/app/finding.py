@@ -18,7 +18,7 @@ WAY_OUT = "give the folder of a model or of a run, a folder of such folders, or 
 
 
 @dataclass(frozen=True)
-class Place:
+class ModelEntry:
     """A folder, or a model on the Hub, and what can be done with it."""
 
     name: str  # to choose it by
@@ -27,16 +27,16 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ModelIndex:
     """All that can be chosen; nothing else can."""
 
-    places: list[Place]
+    places: list[ModelEntry]
 
     def names(self, kind: str) -> list[str]:
         """Return what can be chosen of a kind."""
         return [place.name for place in self.places if kind in place.uses]
 
-    def pick(self, kind: str, name: Any) -> str:
+    def resolve(self, kind: str, name: Any) -> str:
         """Return the folder or Hub id of what was chosen.
 
         Raises:
@@ -48,7 +48,7 @@ class Shelf:
         raise ValueError(f"model: {name!r:.80} is none that this page was started with")
 
 
-def find(models: Sequence[str]) -> Shelf:
+def find(models: Sequence[str]) -> ModelIndex:
     """Look at what was named, without loading anything.
 
     Raises:
@@ -58,9 +58,9 @@ def find(models: Sequence[str]) -> Shelf:
     for model in models:
         found |= dict(_in_folder(Path(model)) if Path(model).is_dir() else _on_hub(model))
     last = [Path(model).name for model in found]
-    return Shelf(
+    return ModelIndex(
         [
-            Place(name if last.count(name) == 1 else model, model, uses)
+            ModelEntry(name if last.count(name) == 1 else model, model, uses)
             for (model, uses), name in zip(found.items(), last, strict=True)
         ]
     )

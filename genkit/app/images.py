@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from genkit.app import finding, parts, work
-from genkit.app.finding import Shelf
+from genkit.app.finding import ModelIndex
 from genkit.vision import pipelines
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ HINT = (
 )
 
 
-def tab(shelf: Shelf, shown: gr.Tab) -> None:
+def tab(shelf: ModelIndex, shown: gr.Tab) -> None:
     """Build the tab."""
     names = shelf.names(finding.IMAGES)
     if not names:
@@ -73,7 +73,7 @@ def tab(shelf: Shelf, shown: gr.Tab) -> None:
     scheduler.input(_steps, scheduler, steps, api_name=False, queue=False)
 
 
-def _plane(shelf: Shelf, asked: list[Any], known: gr.State) -> None:
+def _plane(shelf: ModelIndex, asked: list[Any], known: gr.State) -> None:
     """Build the plane to drag across, and its two sliders."""
     gr.Markdown("### A plane of latents\nDrag across the square, or move the sliders.")
     with gr.Row():
@@ -99,7 +99,7 @@ def _plane(shelf: Shelf, asked: list[Any], known: gr.State) -> None:
     )  # fmt: skip
 
 
-def _between(shelf: Shelf, asked: list[Any]) -> gr.HTML:
+def _between(shelf: ModelIndex, asked: list[Any]) -> gr.HTML:
     """Build the way between two seeds, and return where it is shown."""
     gr.Markdown("### Between two seeds\nFrom the seed above to another.")
     with gr.Row():
@@ -115,14 +115,14 @@ def _between(shelf: Shelf, asked: list[Any]) -> gr.HTML:
 # The model
 
 
-def load(shelf: Shelf, name: str) -> Any:
+def load(shelf: ModelIndex, name: str) -> Any:
     """Load a model by its name in the page."""
     from genkit.vision import sampling
 
-    return parts.loaded(sampling.load_image_model, shelf.pick(finding.IMAGES, name))
+    return parts.loaded(sampling.load_image_model, shelf.resolve(finding.IMAGES, name))
 
 
-def _configure(shelf: Shelf, name: str, known: str) -> tuple[Any, ...]:
+def _configure(shelf: ModelIndex, name: str, known: str) -> tuple[Any, ...]:
     """Show what this model allows; where it is shown already, leave what was chosen."""
     if name == known:
         return (gr.skip(),) * CHANGES
@@ -192,7 +192,7 @@ def _claim(pipeline: Any, images: int, options: dict[str, Any] | None = None) ->
 
 
 def _draw(
-    shelf: Shelf, name: str, label: str | None, seed: int | None, count: int, *how: Any
+    shelf: ModelIndex, name: str, label: str | None, seed: int | None, count: int, *how: Any
 ) -> str:
     import genkit
     from genkit.vision import pipelines
@@ -205,7 +205,7 @@ def _draw(
     options = _noisily(pipeline, *how)
     _claim(pipeline, int(count), options)
     made = genkit.sample(
-        shelf.pick(finding.IMAGES, name), int(count), seed=seed, label=told, **options
+        shelf.resolve(finding.IMAGES, name), int(count), seed=seed, label=told, **options
     )
     labels = [""] * len(made.seeds) if made.labels is None else [f" · {i}" for i in made.labels]
     captions = [f"{own}{kind}" for own, kind in zip(made.seeds, labels, strict=True)]
@@ -213,7 +213,7 @@ def _draw(
     return f"{parts.hint(str(made))}{parts.strip(list(drawn))}"
 
 
-def place(pipeline: Decoder, seed: int, across: float, up: float) -> torch.Tensor:
+def plane_latents(pipeline: Decoder, seed: int, across: float, up: float) -> torch.Tensor:
     """Return the latents at a place of a plane.
 
     Two latents are the plane themselves, as in `latent.plane`. More of them have the plane through
@@ -234,16 +234,16 @@ def place(pipeline: Decoder, seed: int, across: float, up: float) -> torch.Tenso
     quantiles = torch.special.ndtri(shares).float()
     shape = tuple(pipeline.latent_shape)
     if shape == (2,):
-        return pipelines.placed(pipeline, quantiles[None])
+        return pipelines.noise_to_latent(pipeline, quantiles[None])
     own = [torch.Generator().manual_seed(seed + i) for i in range(3)]
     middle, right, above = (torch.randn(shape, generator=each) for each in own)
     length = (1 + quantiles.square().sum()).sqrt()  # of three that are independent
     mixed = (middle + quantiles[0] * right + quantiles[1] * above) / length
-    return pipelines.placed(pipeline, mixed[None])
+    return pipelines.noise_to_latent(pipeline, mixed[None])
 
 
 def _slide(
-    shelf: Shelf, name: str, label: str | None, seed: int | None, across: float, up: float
+    shelf: ModelIndex, name: str, label: str | None, seed: int | None, across: float, up: float
 ) -> tuple[str, str]:
     from genkit.vision import pipelines
     from genkit.vision.pixel_lm import PixelPipeline
@@ -253,20 +253,20 @@ def _slide(
         return "", "0.5 0.5"  # it has no latents
     _claim(pipeline, 1)
     own = _one(pipeline, label)
-    latents = place(pipeline, _seeded(seed), across, up)
+    latents = plane_latents(pipeline, _seeded(seed), across, up)
     (image,) = pipelines.decode(pipeline, latents, None if own is None else [own])
     return parts.picture(image, wide=BIG), f"{across:g} {up:g}"
 
 
 def _drag(
-    shelf: Shelf, name: str, label: str | None, seed: int | None, where: str
+    shelf: ModelIndex, name: str, label: str | None, seed: int | None, where: str
 ) -> tuple[str, float, float]:
     across, up = map(float, where.split(" "))
     return _slide(shelf, name, label, seed, across, up)[0], across, up
 
 
 def _walk(
-    shelf: Shelf, name: str, label: str | None, seed: int | None, end: int | None, number: int
+    shelf: ModelIndex, name: str, label: str | None, seed: int | None, end: int | None, number: int
 ) -> str:
     from genkit.vision import latent
 
@@ -279,7 +279,7 @@ def _walk(
     )
 
 
-def _denoise(shelf: Shelf, name: str, label: str | None, seed: int | None, *how: Any) -> str:
+def _denoise(shelf: ModelIndex, name: str, label: str | None, seed: int | None, *how: Any) -> str:
     from genkit.vision import denoising
 
     pipeline = load(shelf, name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from genkit.app import guard, work
-from genkit.app.finding import Shelf
+from genkit.app.finding import ModelIndex
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,9 @@ def loaded(load: Callable[..., Any], model: str, **options: Any) -> Any:
         return load(model, **options)
 
 
-def event(do: Callable[..., Any], shelf: Shelf, others: Sequence[Any] = ()) -> Callable[..., Any]:
+def event(
+    do: Callable[..., Any], shelf: ModelIndex, others: Sequence[Any] = ()
+) -> Callable[..., Any]:
     """Make an event of a function: what cannot work is shown as a line in its first output.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from genkit.app import curves, finding, parts
-from genkit.app.finding import Shelf
+from genkit.app.finding import ModelIndex
 from genkit.files import read_inside
 from genkit.hub import gallery
 
@@ -21,7 +21,7 @@ SECONDS = 2.0  # between looks
 APART = ("step", "seconds", "rate")  # of an entry: what is no curve of its own
 VARIED = {"entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 1.0}  # as real images are
 JUDGED = ("distance", *VARIED)  # what an evaluation of a game has
-FILES = (*finding.OF_RUN, "floor.json", "loss.png")
+FILES = (*finding.OF_RUN, "baseline.json", "loss.png")
 TEXT, PICTURE, LOG = 1 << 20, 1 << 24, 1 << 26  # bytes of a file, at most
 LARGEST = 1e30  # a figure
 SILENT = 0.1  # nats an image that latents say at least, unless they say nothing
@@ -32,7 +32,7 @@ HINT = (
 )
 
 
-def tab(shelf: Shelf, page: gr.Blocks) -> None:
+def tab(shelf: ModelIndex, page: gr.Blocks) -> None:
     """Build the tab."""
     names = shelf.names(finding.RUNS)
     if not names:
@@ -50,9 +50,9 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     )  # fmt: skip
 
 
-def _look(shelf: Shelf, name: str, axis: str, seen: str) -> tuple[Any, Any]:
+def _look(shelf: ModelIndex, name: str, axis: str, seen: str) -> tuple[Any, Any]:
     """Draw a run anew if it was written to."""
-    folder = Path(shelf.pick(finding.RUNS, name))
+    folder = Path(shelf.resolve(finding.RUNS, name))
     times = [_stamp(file) for file in (*(folder / name for name in FILES), *_samples(folder)[:1])]
     stamp = json.dumps([name, axis, times])
     if stamp == seen:
@@ -206,7 +206,7 @@ def _loss(folder: Path) -> str:
 
 def _floor(folder: Path) -> dict[str, float]:
     """Return the figures of real images, as far as they are known."""
-    found = _read(folder, "floor.json").items()
+    found = _read(folder, "baseline.json").items()
     return VARIED | {name: value for name, value in found if _is_figure(value)}
 
 

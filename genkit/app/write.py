@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from genkit.app import finding, parts, work
-from genkit.app.finding import Shelf
+from genkit.app.finding import ModelIndex
 
 if TYPE_CHECKING:
     from genkit.text.explain import BeamTree, NextTokens
@@ -31,7 +31,7 @@ HINT = (
 )
 
 
-def tab(shelf: Shelf, page: gr.Blocks) -> None:
+def tab(shelf: ModelIndex, page: gr.Blocks) -> None:
     """Build the tab."""
     names = shelf.names(finding.TEXT)
     if not names:
@@ -72,10 +72,10 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     beams.click(parts.event(_beams, shelf), [model, prompt], text, api_name="beams")
 
 
-def load(shelf: Shelf, name: str) -> LanguageModel:
+def load(shelf: ModelIndex, name: str) -> LanguageModel:
     """Load a model by its name in the page."""
 
-    return _loaded(shelf.pick(finding.TEXT, name))
+    return _loaded(shelf.resolve(finding.TEXT, name))
 
 
 def _loaded(model: str) -> LanguageModel:
@@ -89,8 +89,8 @@ def _loaded(model: str) -> LanguageModel:
 # The next token
 
 
-def _redraw(shelf: Shelf, name: str, prompt: str, temperature: float) -> str:
-    model = shelf.pick(finding.TEXT, name)
+def _redraw(shelf: ModelIndex, name: str, prompt: str, temperature: float) -> str:
+    model = shelf.resolve(finding.TEXT, name)
     if round(temperature, 2) not in TEMPERATURES:
         raise ValueError(f"temperature must be one of {TEMPERATURES}, got {temperature}")
     return bars(next_tokens(model, prompt), TEMPERATURES.index(round(temperature, 2)))
@@ -132,7 +132,7 @@ def bars(record: NextTokens, which: int) -> str:
 
 
 def _write(
-    shelf: Shelf,
+    shelf: ModelIndex,
     name: str,
     prompt: str,
     strategy: str,
@@ -168,7 +168,7 @@ def _coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
     return head, pages.fragment(seen) + html.escape(rest)
 
 
-def _beams(shelf: Shelf, name: str, prompt: str) -> str:
+def _beams(shelf: ModelIndex, name: str, prompt: str) -> str:
     from genkit.text import explain
 
     model = load(shelf, name)

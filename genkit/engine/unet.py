@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 ROWS = 64  # that a compiled network takes, always
-WORTH = 8  # fewer rows are asked for without the others
+MIN_ROWS_TO_COMPILE = 8  # fewer rows are asked for without the others
 DTYPES = ("float32", "bfloat16")
 
 
-class Quick:
+class UNetRunner:
     """Asks a UNet2DModel, in the precision and by the means that were asked for.
 
     Args:
@@ -26,18 +26,20 @@ class Quick:
     def __init__(self, unet: torch.nn.Module, dtype: str, compiled: bool) -> None:
         self._unet, self._half = unet, dtype == "bfloat16"
         options: dict[str, Any] = {"freezing": True}
-        compiler = torch.compile(self._ask, options=options, dynamic=False) if compiled else None
+        compiler = (
+            torch.compile(self._predict, options=options, dynamic=False) if compiled else None
+        )
         self._compiled: Any = compiler
 
     def __call__(
         self, seen: torch.Tensor, times: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
         """Return what the network tells of noisy images at given times, (n,)."""
-        if self._compiled is not None and len(seen) >= WORTH:
+        if self._compiled is not None and len(seen) >= MIN_ROWS_TO_COMPILE:
             return self._by_rows(seen, times, labels)
-        return self._ask(seen, times, labels)
+        return self._predict(seen, times, labels)
 
-    def _ask(
+    def _predict(
         self, seen: torch.Tensor, times: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
         with torch.autocast(seen.device.type, torch.bfloat16, enabled=self._half):
@@ -62,11 +64,11 @@ class Quick:
         return torch.cat(told)[:count]
 
 
-def network(unet: torch.nn.Module, dtype: str = "float32", compiled: bool = False) -> Quick:
+def network(unet: torch.nn.Module, dtype: str = "float32", compiled: bool = False) -> UNetRunner:
     """Return what asks a network; it is compiled once, and the last of those are kept."""
-    return _compiled(unet, dtype) if compiled else Quick(unet, dtype, False)
+    return _compiled(unet, dtype) if compiled else UNetRunner(unet, dtype, False)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(unet: torch.nn.Module, dtype: str) -> Quick:
-    return Quick(unet, dtype, True)
+def _compiled(unet: torch.nn.Module, dtype: str) -> UNetRunner:
+    return UNetRunner(unet, dtype, True)

@@ -11,16 +11,16 @@ import numpy as np
 from genkit.models.gan_losses import CROSS_ENTROPY
 
 HEALTHY = {"entropy": 0.75, "duplicates": 0.75, "spread": 0.5, "coverage": 0.1}
-LOST = {"entropy": 0.5, "duplicates": 0.5, "spread": 0.1, "coverage": 0.01}  # of the floor's
+LOST = {"entropy": 0.5, "duplicates": 0.5, "spread": 0.1, "coverage": 0.01}  # of the baseline's
 GRACE = {"spread": 200, "duplicates": 1000, "entropy": 1000}  # steps in which it may be lost yet
-STUCK, PROGRESS = 3, 0.01  # evaluations without progress; part by which the distance should fall
+PLATEAU, PROGRESS = 3, 0.01  # evaluations without progress; part by which the distance should fall
 WINDOW, FEW = 100, 10  # steps that a trouble of the losses lasts, and that a spike does not
 VANISHED = 1e-3  # of the largest gradient norm
 SATURATED = 0.01  # loss of a discriminator that tells all apart
-PINNED, UNLIKE = 0.01, 0.5  # how far off the loss may be; coverage, of the floor's
+AT_CHANCE, LOW_COVERAGE = 0.01, 0.5  # how far off the loss may be; coverage, of the baseline's
 
 # What a discriminator loses that gives all images the same score: told nothing, it can do no better
-TOLD_NOTHING = {loss: 2 * math.log(2) for loss in CROSS_ENTROPY}
+CHANCE_LOSS = {loss: 2 * math.log(2) for loss in CROSS_ENTROPY}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -40,11 +40,11 @@ class Trouble:
         return f"step {self.step:,}: {self.kind}: {self.text}"
 
 
-def troubles(log: list[dict[str, Any]], loss: str, floor: dict[str, float]) -> list[Trouble]:
+def troubles(log: list[dict[str, Any]], loss: str, baseline: dict[str, float]) -> list[Trouble]:
     """Name what goes wrong in a game, at the evaluation that shows it first.
 
     collapse: variety is lost. Variety is entropy, the part of images that are no duplicates,
-        spread and coverage, each as a part of its floor. An evaluation is healthy if all are at
+        spread and coverage, each as a part of its baseline. An evaluation is healthy if all are at
         least HEALTHY. After one, the game has collapsed as soon as any is below LOST. Where none
         was healthy, nothing may be learnt yet: then it has if a figure of GRACE was that low in
         STUCK evaluations in a row, after so many steps, and the game is stuck. It lasts until
@@ -55,7 +55,7 @@ def troubles(log: list[dict[str, Any]], loss: str, floor: dict[str, float]) -> l
         the wasserstein loss, which has no end. A penalty keeps a loss from that, as it should;
         label noise can bring it below 0.
     pinned: the loss hardly moves from that of a discriminator that gives all the same score, where
-        coverage is below UNLIKE of its floor and the game is stuck: with good images this is its
+        coverage is below LOW_COVERAGE of its baseline and the game is stuck: with good images this is its
         proper end, and strong penalties keep it there while much is learnt. Smoothed targets move
         that loss, and an auxiliary classifier adds its own: with these it goes unnoticed.
 
@@ -67,7 +67,7 @@ def troubles(log: list[dict[str, Any]], loss: str, floor: dict[str, float]) -> l
     Args:
         log: an entry a step, as a run writes them; some have figures of a `Monitor`.
         loss: one of adversarial.LOSSES.
-        floor: that of the `Monitor`.
+        baseline: that of the `Monitor`.
     """
     found: list[Trouble] = []
     judged: list[dict[str, Any]] = []
@@ -76,15 +76,15 @@ def troubles(log: list[dict[str, Any]], loss: str, floor: dict[str, float]) -> l
         if "coverage" in entry:
             judged.append(entry)
             stuck = _stuck([each["distance"] for each in judged])
-            now = _collapse(judged, floor, stuck, "collapse" in last)
-            now += _unbalanced(log[: i + 1], loss, floor, stuck)
+            now = _collapse(judged, baseline, stuck, "collapse" in last)
+            now += _unbalanced(log[: i + 1], loss, baseline, stuck)
             found += [trouble for trouble in now if trouble.kind not in last]
             last = {trouble.kind for trouble in now}
     return found
 
 
 def _stuck(distances: list[float]) -> bool:
-    before, recent = distances[:-STUCK], distances[-STUCK:]
+    before, recent = distances[:-PLATEAU], distances[-PLATEAU:]
     return bool(before) and min(recent) > (1 - PROGRESS) * min(before)
 
 
@@ -94,10 +94,10 @@ def _variety(figures: dict[str, float]) -> dict[str, float]:
 
 
 def _collapse(
-    judged: list[dict[str, Any]], floor: dict[str, float], stuck: bool, before: bool
+    judged: list[dict[str, Any]], baseline: dict[str, float], stuck: bool, before: bool
 ) -> list[Trouble]:
     """Say whether the last evaluation shows a collapse, or that the one before goes on."""
-    real = _variety(floor)
+    real = _variety(baseline)
     lost = [
         [name for name, value in _variety(each).items() if value < LOST[name] * real[name]]
         for each in judged
@@ -107,17 +107,17 @@ def _collapse(
         for each in judged
     )
     step = judged[-1]["step"]
-    lasting = set.intersection(*map(set, lost[-STUCK:]))
+    lasting = set.intersection(*map(set, lost[-PLATEAU:]))
     hopeless = stuck and any(step >= GRACE.get(name, math.inf) for name in lasting)
     if not lost[-1] or not (before or learnt or hopeless):
         return []
-    told = [f"{name} {judged[-1][name]:.2f} (real {floor[name]:.2f})" for name in lost[-1]]
+    told = [f"{name} {judged[-1][name]:.2f} (real {baseline[name]:.2f})" for name in lost[-1]]
     advice = "try r1 and r2, the relativistic loss, packing, or lower rates"
     return [Trouble(step, "collapse", f"{', '.join(told)}; {advice}", fatal=True)]
 
 
 def _unbalanced(
-    log: list[dict[str, Any]], loss: str, floor: dict[str, float], stuck: bool
+    log: list[dict[str, Any]], loss: str, baseline: dict[str, float], stuck: bool
 ) -> list[Trouble]:
     """Say whether the last window of steps shows that one player has nothing to go by."""
     losses, norms = (
@@ -139,8 +139,8 @@ def _unbalanced(
         text = f"the discriminator tells all apart, loss {level:.4f}"
         advice = "try r1 and r2, instance_noise, or a lower discriminator_learning_rate"
         found.append(Trouble(step, "saturated", f"{text}; {advice}", fatal=False))
-    still = np.abs(window - TOLD_NOTHING[loss]).max() < PINNED
-    if stuck and still and log[-1]["coverage"] < UNLIKE * floor["coverage"]:
+    still = np.abs(window - CHANCE_LOSS[loss]).max() < AT_CHANCE
+    if stuck and still and log[-1]["coverage"] < LOW_COVERAGE * baseline["coverage"]:
         text = f"the discriminator learns nothing, loss {level:.4f}"
         advice = "try a higher discriminator_learning_rate, or weaker penalties"
         found.append(Trouble(step, "pinned", f"{text}; {advice}", fatal=False))

@@ -225,7 +225,7 @@ def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Features:
     """What an extractor sees in images."""
 
     features: np.ndarray  # (n, d), float32
@@ -234,12 +234,12 @@ class Seen:
     def __len__(self) -> int:
         return len(self.features)
 
-    def take(self, which: np.ndarray) -> Seen:
+    def take(self, which: np.ndarray) -> Features:
         """Return some of it."""
-        return Seen(self.features[which], self.classes[which])
+        return Features(self.features[which], self.classes[which])
 
 
-def look(images: Images, extractor: Extractor) -> Seen:
+def extract(images: Images, extractor: Extractor) -> Features:
     """Look at all images, a batch at a time."""
     height, width = extractor.size or images.size[1:]
     size = max(1, min(BATCH, VALUES // (3 * height * width)))
@@ -249,17 +249,17 @@ def look(images: Images, extractor: Extractor) -> Seen:
             found.append(extractor(images.batch(which)))
             bar.update(len(which))
     features, classes = zip(*found, strict=True)
-    return Seen(torch.cat(features).numpy(), torch.cat(classes).numpy())
+    return Features(torch.cat(features).numpy(), torch.cat(classes).numpy())
 
 
-def look_once(images: Images, extractor: Extractor) -> Seen:
+def extract_cached(images: Images, extractor: Extractor) -> Features:
     """Look at all images, or find in the cache what was seen: by their content and all weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     what = json.dumps([VERSION, images.sha256, extractor.sha256, device, torch.__version__])
     path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.features.safetensors"
     if not path.exists():
-        seen = look(images, extractor)
+        seen = extract(images, extractor)
         with cached_whole(path) as scratch:
             save_file({"features": seen.features, "classes": seen.classes}, scratch)
     saved = load_file(path)
-    return Seen(saved["features"], saved["classes"])
+    return Features(saved["features"], saved["classes"])

@@ -16,7 +16,14 @@ from tqdm import tqdm
 from genkit.data import image_files
 from genkit.data.images import Images, load_images
 from genkit.data.order import blocks
-from genkit.metrics.features import Extractor, Seen, levels, load_extractor, look, look_once
+from genkit.metrics.features import (
+    Extractor,
+    Features,
+    extract,
+    extract_cached,
+    levels,
+    load_extractor,
+)
 from genkit.metrics.fidelity import frechet_distance, kernel_distance
 from genkit.metrics.images import class_shares, histogram_distance, label_accuracy
 from genkit.metrics.neighbours import K, copied, manifold, nearest
@@ -42,7 +49,7 @@ class Figure:
 
     value: float
     margin: float  # half of a 95 % interval: what other images of the same number could change
-    floor: float
+    baseline: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Protocol:
     data: str
     data_sha256: str
     real: int  # images compared with
-    stand_ins: int  # other real images, which make the floor
+    held_out: int  # other real images, which make the baseline
     split_seed: int  # of these two
     train: str  # among which copies are looked for
     train_sha256: str
@@ -80,7 +87,7 @@ class Protocol:
             f"{self.count:,} of {_name(self.images, self.images_sha256)}: "
             f"{', '.join(part for part in how if part)}\n"
             f"against {self.real:,} of {_name(self.data, self.data_sha256)}, split by seed "
-            f"{self.split_seed}; floor of {self.stand_ins:,} others\n"
+            f"{self.split_seed}; baseline of {self.held_out:,} others\n"
             f"copies of {_name(self.train, self.train_sha256)}\n"
             f"seen by {_name(self.extractor, self.extractor_sha256)}: {self.features:,} features, "
             f"k {self.k}"
@@ -103,9 +110,9 @@ class Evaluation:
     warnings: list[str]
 
     def __str__(self) -> str:
-        lines = [f"{'':22}{'value':>10}{'± 95 %':>10}{'floor':>10}"]
+        lines = [f"{'':22}{'value':>10}{'± 95 %':>10}{'baseline':>10}"]
         for name, figure in self.figures.items():
-            numbers = (figure.value, figure.margin, figure.floor)
+            numbers = (figure.value, figure.margin, figure.baseline)
             lines.append(f"{name:22}" + "".join(f"{number:10.4f}" for number in numbers))
         off = sorted(self.classes.items(), key=lambda item: -abs(item[1][0] - item[1][1]))
         told = [f"{name} {fake:.1%} ({real:.1%})" for name, (fake, real) in off[:SHOWN]]
@@ -121,7 +128,7 @@ class Judge:
     """Compares generated images with real ones; looks at the real ones once.
 
     The real images are split in two: those compared with, and stand-ins, which are put in the place
-    of the generated images, as many as there are of these. What they get is the floor: images that
+    of the generated images, as many as there are of these. What they get is the baseline: images that
     are as good as real ones get no more.
 
     Args:
@@ -160,21 +167,22 @@ class Judge:
         self.extractor = (
             load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
         )
-        self.real_images, self.stand_in_images = (
+        self.real_images, self.held_out_images = (
             self.data.take(part) for part in (order[:half], order[half:])
         )
-        self.real, self.stand_ins = (
-            look_once(part, self.extractor) for part in (self.real_images, self.stand_in_images)
+        self.real, self.held_out = (
+            extract_cached(part, self.extractor)
+            for part in (self.real_images, self.held_out_images)
         )
         self.train_name, self.train, seen = "those compared with", self.real_images, self.real
         if train is not None:
             self.train_name, self.train = named(train)
             _check_size(self.train, self.data, "train")
-            seen = look_once(self.train, self.extractor)
+            seen = extract_cached(self.train, self.extractor)
         self._train_features = seen.features
-        self._unseen = self._nearest(self.stand_in_images, self.stand_ins)
+        self._unseen = self._nearest(self.held_out_images, self.held_out)
         self._check_unseen()
-        self._floors: dict[int, dict[str, float]] = {}
+        self._baselines: dict[int, dict[str, float]] = {}
 
     def judge(
         self,
@@ -202,7 +210,7 @@ class Judge:
         fakes = as_images(images, labels, self.data.names or self.extractor.names)
         _check_size(fakes, self.data, "images")
         _check_enough(len(fakes), "images", self.k)
-        seen, floors = look(fakes, self.extractor), self._floor(len(fakes))
+        seen, floors = extract(fakes, self.extractor), self._floor(len(fakes))
         near = self._nearest(fakes, seen)
         distances, which = near["features"]
         return Evaluation(
@@ -221,7 +229,7 @@ class Judge:
                 data=self.name,
                 data_sha256=self.data.sha256,
                 real=len(self.real),
-                stand_ins=min(len(fakes), len(self.stand_ins)),
+                held_out=min(len(fakes), len(self.held_out)),
                 split_seed=self.seed,
                 train=self.train_name,
                 train_sha256=self.train.sha256,
@@ -234,7 +242,7 @@ class Judge:
         )
 
     def _figures(
-        self, seen: Seen, wanted: np.ndarray | None, floors: dict[str, float]
+        self, seen: Features, wanted: np.ndarray | None, floors: dict[str, float]
     ) -> dict[str, Figure]:
         """Compare what is seen in generated images with what is seen in real ones."""
         of_all = self.real, seen, self.extractor.names, self.k
@@ -252,19 +260,21 @@ class Judge:
 
     def _floor(self, count: int) -> dict[str, float]:
         """Say what as many real images get."""
-        if count not in self._floors:
-            some = np.arange(min(count, len(self.stand_ins)))
-            seen = self.stand_ins.take(some)
-            floor = compare(self.real, seen, self.extractor.names, self.k)
+        if count not in self._baselines:
+            some = np.arange(min(count, len(self.held_out)))
+            seen = self.held_out.take(some)
+            baseline = compare(self.real, seen, self.extractor.names, self.k)
             kernel = kernel_distance(self.real.features, seen.features, seed=self.seed)
-            floor["kernel distance"] = kernel.value
-            wanted = _known(self.stand_in_images.take(some), self.extractor)
+            baseline["kernel distance"] = kernel.value
+            wanted = _known(self.held_out_images.take(some), self.extractor)
             if wanted is not None:
-                floor["label accuracy"] = label_accuracy(seen.classes, wanted)
-            self._floors[count] = floor
-        return self._floors[count]
+                baseline["label accuracy"] = label_accuracy(seen.classes, wanted)
+            self._baselines[count] = baseline
+        return self._baselines[count]
 
-    def _nearest(self, images: Images, seen: Seen) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def _nearest(
+        self, images: Images, seen: Features
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Find the nearest training image of each by features, and by pixels if they are small."""
         parts = (self._train_features[which] for which in blocks(len(self.train), BLOCK))
         found = {"features": nearest(seen.features, parts)}
@@ -277,21 +287,21 @@ class Judge:
         """Say which part of generated images is as near to training images as few real ones are."""
         figures = {}
         for space, (distances, _) in near.items():
-            part, floor = copied(distances, self._unseen[space][0])
-            figures[f"copies by {space}"] = _part(part, len(distances), floor)
+            part, baseline = copied(distances, self._unseen[space][0])
+            figures[f"copies by {space}"] = _part(part, len(distances), baseline)
         return figures
 
     def _check_unseen(self) -> None:
         distances, _ = self._unseen["features"]
         # the same image in another batch has features that differ by rounding
-        same = distances <= 1e-5 * torch.from_numpy(self.stand_ins.features).norm(dim=1)
+        same = distances <= 1e-5 * torch.from_numpy(self.held_out.features).norm(dim=1)
         if same.double().mean() > 0.5:
             raise ValueError(
                 f"train: {same.sum():,} of {len(same):,} of the data's images are among those of "
                 "train; give data that was not trained on, or leave train out"
             )
 
-    def _classes(self, seen: Seen) -> dict[str, tuple[float, float]]:
+    def _classes(self, seen: Features) -> dict[str, tuple[float, float]]:
         """Return the parts of generated and of real images that each class has."""
         names = self.extractor.names
         if not names:
@@ -300,7 +310,7 @@ class Judge:
         pairs = zip(*(share.tolist() for share in shares), strict=True)
         return dict(zip(names, pairs, strict=True))
 
-    def _warnings(self, fakes: Images, seen: Seen) -> list[str]:
+    def _warnings(self, fakes: Images, seen: Features) -> list[str]:
         count, features = seen.features.shape
         fewest, wanted = min(count, len(self.real)), max(FEW, FEW_A_FEATURE * features)
         told = []
@@ -312,12 +322,12 @@ class Judge:
         elif fewest < wanted:
             told.append(
                 f"{fewest:,} images are few for {features:,} features, {wanted:,} would do: part "
-                "of the Frechet distance is bias, so compare it with its floor, and with figures "
+                "of the Frechet distance is bias, so compare it with its baseline, and with figures "
                 "of as many images"
             )
-        if len(self.stand_ins) < count:
+        if len(self.held_out) < count:
             told.append(
-                f"the floor is of {len(self.stand_ins):,} real images for {count:,} generated "
+                f"the baseline is of {len(self.held_out):,} real images for {count:,} generated "
                 "ones: the Frechet distance's is too high for that"
             )
         if fakes.labels is not None and "label accuracy" not in self._floor(count):
@@ -331,7 +341,7 @@ class Judge:
 # Figures
 
 
-def compare(real: Seen, fake: Seen, names: list[str], k: int) -> dict[str, float]:
+def compare(real: Features, fake: Features, names: list[str], k: int) -> dict[str, float]:
     """Compute the figures whose margins half samples tell."""
     figures = {"Frechet distance": frechet_distance(real.features, fake.features)}
     figures |= asdict(manifold(real.features, fake.features, k))
@@ -341,7 +351,9 @@ def compare(real: Seen, fake: Seen, names: list[str], k: int) -> dict[str, float
     return figures
 
 
-def margins(real: Seen, fake: Seen, names: list[str], k: int, seed: int) -> dict[str, float]:
+def margins(
+    real: Features, fake: Features, names: list[str], k: int, seed: int
+) -> dict[str, float]:
     """Tell how far figures could be off by chance: half of a 95 % interval.
 
     From half samples drawn without replacement, whose figures spread as those of whole new samples
@@ -362,10 +374,10 @@ def margins(real: Seen, fake: Seen, names: list[str], k: int, seed: int) -> dict
     return {name: SURE * float(np.std([each[name] for each in found], ddof=1)) for name in found[0]}
 
 
-def _part(value: float, count: int, floor: float) -> Figure:
+def _part(value: float, count: int, baseline: float) -> Figure:
     """Make a figure of a part of images that are counted one by one; the margin is Wilson's."""
     spread = value * (1 - value) / count + (SURE / (2 * count)) ** 2
-    return Figure(value, SURE * math.sqrt(spread) / (1 + SURE**2 / count), floor)
+    return Figure(value, SURE * math.sqrt(spread) / (1 + SURE**2 / count), baseline)
 
 
 def _known(images: Images, extractor: Extractor) -> np.ndarray | None:

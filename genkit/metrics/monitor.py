@@ -12,8 +12,15 @@ import torch
 
 from genkit.data.images import Images
 from genkit.data.order import blocks
-from genkit.metrics.collapse import TOLD_NOTHING
-from genkit.metrics.features import Extractor, Pixels, Seen, load_extractor, look, look_once
+from genkit.metrics.collapse import CHANCE_LOSS
+from genkit.metrics.features import (
+    Extractor,
+    Features,
+    Pixels,
+    extract,
+    extract_cached,
+    load_extractor,
+)
 from genkit.metrics.fidelity import as_features, frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
 from genkit.metrics.judge import Labels, as_images
@@ -22,7 +29,7 @@ from genkit.metrics.neighbours import K, manifold
 MOST = 2000  # images that are searched for duplicates, and whose pixels are compared
 NEAR = 0.01  # the part of real images that have so near a neighbour that it looks like a duplicate
 SAME = 1e-5  # of its norm: how far features of an image may differ from batch to batch
-TOLD_NOTHING |= {"relativistic": math.log(2), "least_squares": 0.25, "hinge": 2.0}
+CHANCE_LOSS |= {"relativistic": math.log(2), "least_squares": 0.25, "hinge": 2.0}
 
 # ---------------------------------------------------------------------------------------------
 # Figures
@@ -32,9 +39,9 @@ class Monitor:
     """Compares images drawn in training with real ones; looks at the real ones once.
 
     Some of the real images, as many as are drawn but half at most, are stand-ins: put in the place
-    of the drawn ones they say what a perfect generator gets, the `floor`. Where more are drawn than
+    of the drawn ones they say what a perfect generator gets, the `baseline`. Where more are drawn than
     there are stand-ins, they are compared in blocks of that many, and the mean is told, so that
-    figures are as biased as their floor.
+    figures are as biased as their baseline.
 
     Args:
         real: images that the networks do not learn from.
@@ -56,8 +63,8 @@ class Monitor:
         self.extractor = load_extractor(extractor) if isinstance(extractor, str) else extractor
         self.count, self.block = count, min(count, len(real) // 2)
         order = np.random.default_rng(0).permutation(len(real))
-        stand_ins, compared = real.take(order[: self.block]), real.take(order[self.block :])
-        self.real = look_once(compared, self.extractor)
+        held_out, compared = real.take(order[: self.block]), real.take(order[self.block :])
+        self.real = extract_cached(compared, self.extractor)
         self._spread = spread(pixels(compared))
         if not self._spread:
             raise ValueError(f"real: all {len(real):,} images are the same; give others")
@@ -66,9 +73,9 @@ class Monitor:
         names, self._names = self.extractor.names, real.names
         known = bool(real.names) and set(real.names) <= set(names)
         self._places = np.array([names.index(n) for n in real.names]) if known else None
-        self.floor = self._compare(look_once(stand_ins, self.extractor), stand_ins)
+        self.baseline = self._compare(extract_cached(held_out, self.extractor), held_out)
 
-    def look(self, images: torch.Tensor, labels: Labels | None = None) -> dict[str, float]:
+    def measure(self, images: torch.Tensor, labels: Labels | None = None) -> dict[str, float]:
         """Compare images with the real ones.
 
         Args:
@@ -92,9 +99,9 @@ class Monitor:
             raise ValueError(f"images must be {self.count:,}, got {len(images):,}")
         given = as_images(images, labels, self._names or self.extractor.names)
         shuffled = given.take(np.random.default_rng(0).permutation(len(given)))  # not by class
-        return self._compare(look(shuffled, self.extractor), shuffled)
+        return self._compare(extract(shuffled, self.extractor), shuffled)
 
-    def _compare(self, seen: Seen, images: Images) -> dict[str, float]:
+    def _compare(self, seen: Features, images: Images) -> dict[str, float]:
         real, figures = self.real.features, []
         for which in blocks(len(seen) // self.block * self.block, self.block):
             some = seen.features[which]

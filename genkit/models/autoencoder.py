@@ -265,14 +265,14 @@ class AutoencoderPipeline(DiffusionPipeline):
                 f"{len(generator)}"
             )
         noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
-        images: Any = (self.decode(self.place(noise), labels) + 1) / 2
+        images: Any = (self.decode(self.noise_to_latent(noise), labels) + 1) / 2
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def place(self, noise: torch.Tensor) -> torch.Tensor:
+    def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
         """Turn standard normal numbers, (n, …), into latents as the model's own are spread."""
         noise = noise.to(self.device)
         if isinstance(self.vae, AutoencoderKL):

@@ -394,7 +394,7 @@ class DenoisingPipeline(DiffusionPipeline):
         """Ask the network."""
         return self.unet(seen, times, class_labels=labels).sample
 
-    def place(self, noise: torch.Tensor) -> torch.Tensor:
+    def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
         """Turn standard normal numbers, (n, *latent_shape), into latents: they are that already."""
         return noise.to(self.device)
 

@@ -23,15 +23,15 @@ class Noising:
     """
 
     times: torch.Tensor
-    signal: torch.Tensor
-    grain: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
 
     def mix(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return x_t."""
-        return _wide(self.signal) * images + _wide(self.grain) * noise
+        return _wide(self.alpha) * images + _wide(self.sigma) * noise
 
 
-def by_rank(scheduler: Scheduler, ranks: torch.Tensor) -> Noising:
+def noising_at_quantiles(scheduler: Scheduler, ranks: torch.Tensor) -> Noising:
     """Turn ranks of times into times: uniform ones, or logit-normal ones of a flow.
 
     The latter are in the middle more often, where there is most to learn (Esser et al. 2024,
@@ -43,16 +43,16 @@ def by_rank(scheduler: Scheduler, ranks: torch.Tensor) -> Noising:
     """
     times = scheduler.config.num_train_timesteps
     if isinstance(scheduler, FLOWS):
-        grain = torch.special.ndtri(ranks.clamp(1e-6, 1 - 1e-6)).sigmoid()
-        return Noising(times * grain, 1 - grain, grain)
+        sigma = torch.special.ndtri(ranks.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        return Noising(times * sigma, 1 - sigma, sigma)
     return at(scheduler, (times * ranks).long())
 
 
 def at(scheduler: Scheduler, times: torch.Tensor) -> Noising:
     """Return where rows are at given times, (n,)."""
     if isinstance(scheduler, FLOWS):
-        grain = times / scheduler.config.num_train_timesteps
-        return Noising(times, 1 - grain, grain)
+        sigma = times / scheduler.config.num_train_timesteps
+        return Noising(times, 1 - sigma, sigma)
     kept = scheduler.alphas_cumprod.to(times.device)[times]
     return Noising(times, kept.sqrt(), (1 - kept).sqrt())
 
@@ -67,8 +67,8 @@ def loss(
     noise: torch.Tensor,
     labels: torch.Tensor | None,
     times: torch.Tensor,
-    signal: torch.Tensor,
-    grain: torch.Tensor,
+    alpha: torch.Tensor,
+    sigma: torch.Tensor,
     objective: str,
     min_snr: float = 0.0,
 ) -> torch.Tensor:
@@ -82,18 +82,18 @@ def loss(
         objective: one of `diffusion.OBJECTIVES`.
         min_snr: see `weights`; 0 for none.
     """
-    mixed = _wide(signal) * images + _wide(grain) * noise
+    mixed = _wide(alpha) * images + _wide(sigma) * noise
     told = model(mixed, times, class_labels=labels).sample.float()
-    wanted = target(images, noise, signal, grain, objective)
+    wanted = target(images, noise, alpha, sigma, objective)
     each = (told - wanted).square().mean((1, 2, 3))
-    return (weights(signal, grain, objective, min_snr) * each if min_snr else each).mean()
+    return (weights(alpha, sigma, objective, min_snr) * each if min_snr else each).mean()
 
 
 def target(
     images: torch.Tensor,
     noise: torch.Tensor,
-    signal: torch.Tensor,
-    grain: torch.Tensor,
+    alpha: torch.Tensor,
+    sigma: torch.Tensor,
     objective: str,
 ) -> torch.Tensor:
     """Return what the network should tell.
@@ -105,41 +105,41 @@ def target(
     if objective == "epsilon":
         return noise
     if objective == "v":
-        return _wide(signal) * noise - _wide(grain) * images
+        return _wide(alpha) * noise - _wide(sigma) * images
     return images if objective == "x0" else noise - images
 
 
 def clean(
     mixed: torch.Tensor,
     told: torch.Tensor,
-    signal: torch.Tensor,
-    grain: torch.Tensor,
+    alpha: torch.Tensor,
+    sigma: torch.Tensor,
     objective: str,
 ) -> torch.Tensor:
     """Return the image that a network means by what it tells of x_t; see `target`."""
-    signal, grain = _wide(signal), _wide(grain)
+    alpha, sigma = _wide(alpha), _wide(sigma)
     if objective == "epsilon":
-        return (mixed - grain * told) / signal
+        return (mixed - sigma * told) / alpha
     if objective == "v":
-        return signal * mixed - grain * told
-    return told if objective == "x0" else mixed - grain * told
+        return alpha * mixed - sigma * told
+    return told if objective == "x0" else mixed - sigma * told
 
 
 def weights(
-    signal: torch.Tensor, grain: torch.Tensor, objective: str, min_snr: float
+    alpha: torch.Tensor, sigma: torch.Tensor, objective: str, min_snr: float
 ) -> torch.Tensor:
     """Return min-SNR weights, (n,): errors of the clean image weigh min(SNR, min_snr).
 
     Hang et al. 2023, https://arxiv.org/abs/2303.09556, section 3.4.
     """
-    snr = signal.square() / grain.square()
+    snr = alpha.square() / sigma.square()
     capped = snr.clamp(max=min_snr)
     if objective == "epsilon":
         return capped / snr.clamp(min=1e-8)
     return capped / (snr + 1) if objective == "v" else capped
 
 
-def spread_ranks(order: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+def stratified_quantiles(order: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Return ranks of times that a batch covers evenly, so that its loss varies less.
 
     Kingma et al. 2021, https://arxiv.org/abs/2107.00630, appendix I.1.

@@ -24,8 +24,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 NETWORKS = ("dcgan", "residual")
 GROWTHS = ("transposed", "nearest")
 POOLS = ("flatten", "max")
-GENERATOR_TOLD = ("product", "concatenation")
-DISCRIMINATOR_TOLD = ("concatenation", "auxiliary", "projection")
+GENERATOR_CONDITIONING = ("embedding_product", "concat")
+DISCRIMINATOR_CONDITIONING = ("concat", "auxiliary", "projection")
 RAW = "raw"  # diffusers' variant of weights that are not averaged
 
 # ---------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Generator(ModelMixin, ConfigMixin):
         network: str = "residual",
         widths: Sequence[int] = (64,),
         labels: int = 0,
-        told: str = "concatenation",
+        conditioning: str = "concat",
         blocks: int = 1,
         patch: int = 4,
         tail: Sequence[int] = (),
@@ -211,14 +211,14 @@ class Generator(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         _check("network", network, NETWORKS)
-        _check("told", told, GENERATOR_TOLD)
+        _check("conditioning", conditioning, GENERATOR_CONDITIONING)
         _check("growth", growth, GROWTHS)
         channels, height, width = image_size
         _check_size("generator", image_size, multiple(network, widths, patch))
         shrunk = multiple(network, widths, patch)
         self.start = (widths[0], height // shrunk, width // shrunk)
         self.table = torch.nn.Embedding(labels, latent_dim) if labels else None
-        inputs = 2 * latent_dim if labels and told == "concatenation" else latent_dim
+        inputs = 2 * latent_dim if labels and conditioning == "concat" else latent_dim
         self.first = torch.nn.Linear(inputs, math.prod(self.start))
         self.body: torch.nn.Module
         if network == "residual":
@@ -241,7 +241,7 @@ class Generator(ModelMixin, ConfigMixin):
         if self.table is not None:
             assert labels is not None, "a class-conditional generator needs labels"
             known = self.table(labels)
-            product = self.config.told == "product"
+            product = self.config.conditioning == "embedding_product"
             latents = latents * known if product else torch.cat([latents, known], 1)
         x = self.first(latents).unflatten(1, self.start)
         x = self.body(x.contiguous(memory_format=torch.channels_last))
@@ -274,7 +274,7 @@ class Discriminator(ModelMixin, ConfigMixin):
         network: str = "residual",
         widths: Sequence[int] = (64,),
         labels: int = 0,
-        told: str = "projection",
+        conditioning: str = "projection",
         blocks: int = 1,
         patch: int = 4,
         strides: Sequence[int] = (2, 2),
@@ -288,10 +288,10 @@ class Discriminator(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         _check("network", network, NETWORKS)
-        _check("told", told, DISCRIMINATOR_TOLD)
+        _check("conditioning", conditioning, DISCRIMINATOR_CONDITIONING)
         _check("pool", pool, POOLS)
         channels, height, width = image_size
-        channels += labels if told == "concatenation" else 0
+        channels += labels if conditioning == "concat" else 0
         self.body: torch.nn.Module
         if network == "residual":
             shrunk = multiple(network, widths, patch)
@@ -309,11 +309,11 @@ class Discriminator(ModelMixin, ConfigMixin):
             sides = -(-height // shrunk), -(-width // shrunk)
         features = widths[-1] * (math.prod(sides) if pool == "flatten" else 1)
         self.score = torch.nn.Linear(features, 1)
-        project = labels and told == "projection"
+        project = labels and conditioning == "projection"
         self.table = torch.nn.Embedding(labels, features) if project else None
         if self.table is not None:  # the score starts as one that heeds no class
             torch.nn.init.zeros_(self.table.weight)
-        tells = labels and told == "auxiliary"
+        tells = labels and conditioning == "auxiliary"
         self.tell = torch.nn.Linear(features, labels) if tells else None
         if spectral:
             _normalize_spectrum(self)
@@ -330,18 +330,18 @@ class Discriminator(ModelMixin, ConfigMixin):
         Returns:
             Scores, (n,), and the logits of the classes, (n, labels), if it tells them.
         """
-        features = self.look(images, labels)
+        features = self.features(images, labels)
         scores = self.score(features).squeeze(1)
         if self.table is not None:
             assert labels is not None, "a discriminator by projection needs labels"
             scores = scores + (self.table(labels) * features).sum(1)
         return scores, None if self.tell is None else self.tell(features)
 
-    def look(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def features(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Return the features that scores are read from, (n, d)."""
         if self.config.unit:
             images = (images + 1) / 2
-        if self.config.labels and self.config.told == "concatenation":
+        if self.config.labels and self.config.conditioning == "concat":
             assert labels is not None, "a discriminator by concatenation needs labels"
             maps = F.one_hot(labels, self.config.labels).to(images.dtype)[:, :, None, None]
             images = torch.cat([images, maps.expand(-1, -1, *images.shape[2:])], 1)
@@ -448,7 +448,7 @@ class GANPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def place(self, noise: torch.Tensor) -> torch.Tensor:
+    def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
         """Turn standard normal numbers, (n, latent_dim), into latents: they are that already."""
         return noise.to(self.device)
 
@@ -517,15 +517,15 @@ def load_gan(folder: str | Path, weights: str = "averaged") -> GANPipeline:
             raise ValueError(f"it is of the class {saved['_class_name']}")
         if list(index.parent.glob("generator/*.index.json")):  # its names could lead anywhere
             raise ValueError("its weights are in several files")
-        generator, told = Generator.from_pretrained(
+        generator, report = Generator.from_pretrained(
             str(folder),
             subfolder="generator",
             variant=RAW if weights == RAW else None,
             use_safetensors=True,
             output_loading_info=True,
         )
-        if told["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
+        if report["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"model: {str(folder)!r} holds no GAN of {weights} weights ({error}); give the folder "

@@ -18,8 +18,8 @@ CROSS_ENTROPY = ("minimax", "non_saturating", "maximum_likelihood")
 TARGETED = (*CROSS_ENTROPY, "least_squares")  # losses that compare scores with targets
 LOSSES = (*TARGETED, "hinge", "wasserstein", "relativistic")
 POLICIES = ("colour", "translation", "cutout")
-SPENT = 7  # chances that `augment` spends on an image
-CHANCES = 3 + 2 * SPENT  # that a `Game` spends on a row: targets, mixture, two images
+AUGMENT_UNIFORMS = 7  # chances that `augment` spends on an image
+UNIFORMS = 3 + 2 * AUGMENT_UNIFORMS  # that a `Game` spends on a row: targets, mixture, two images
 SHIFT, HOLE = 1 / 8, 1 / 2  # of the side: the longest translation, the side of what is cut out
 
 # ---------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def _cross_entropy(scores: torch.Tensor, targets: torch.Tensor | float) -> torch
 
 
 def targets(
-    chances: torch.Tensor, smoothing: float = 0.0, noise: float = 0.0
+    u: torch.Tensor, smoothing: float = 0.0, noise: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return targets of real and of generated images, (n,) each, moved off 1 and 0.
 
@@ -96,7 +96,7 @@ def targets(
         smoothing: how far below 1 those of real images are (Salimans et al. 2016).
         noise: how far at most every one is moved down, by chance.
     """
-    real, fake = (-noise * chances).unbind(1)
+    real, fake = (-noise * u).unbind(1)
     return 1 - smoothing + real, fake
 
 
@@ -131,9 +131,9 @@ def gradient_penalty(squares: torch.Tensor) -> torch.Tensor:
     return ((squares + 1e-12).sqrt() - 1).square().mean()
 
 
-def mixed(real: torch.Tensor, fake: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+def mixed(real: torch.Tensor, fake: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Return a point between each real and each generated image, by chances, (n,)."""
-    return torch.lerp(fake, real, chances.view(-1, *[1] * (real.ndim - 1)))
+    return torch.lerp(fake, real, u.view(-1, *[1] * (real.ndim - 1)))
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def pack(images: torch.Tensor, count: int) -> torch.Tensor:
 # Augmentation
 
 
-def augment(images: torch.Tensor, chances: torch.Tensor, policies: tuple[str, ...]) -> torch.Tensor:
+def augment(images: torch.Tensor, u: torch.Tensor, policies: tuple[str, ...]) -> torch.Tensor:
     """Change what the discriminator sees, real and generated alike; gradients pass.
 
     Args:
@@ -169,18 +169,18 @@ def augment(images: torch.Tensor, chances: torch.Tensor, policies: tuple[str, ..
 
     Source: Zhao et al. 2020, https://arxiv.org/abs/2006.10738
     """
-    chances = chances.to(images.dtype)
+    u = u.to(images.dtype)
     if "colour" in policies:
-        images = _colour(images, chances[:, 0:3])
+        images = _colour(images, u[:, 0:3])
     if "translation" in policies:
-        images = _translate(images, chances[:, 3:5])
+        images = _translate(images, u[:, 3:5])
     if "cutout" in policies:
-        images = _cut_out(images, chances[:, 5:7])
+        images = _cut_out(images, u[:, 5:7])
     return images
 
 
-def _colour(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
-    brightness, saturation, contrast = chances[:, :, None, None, None].unbind(1)
+def _colour(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    brightness, saturation, contrast = u[:, :, None, None, None].unbind(1)
     images = images + brightness - 0.5
     grey = images.mean(1, keepdim=True)
     images = torch.lerp(grey.expand_as(images), images, 2 * saturation)
@@ -188,12 +188,12 @@ def _colour(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     return torch.lerp(middle.expand_as(images), images, contrast + 0.5)
 
 
-def _translate(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+def _translate(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Shift by whole pixels; what comes in is 0, grey, as around a convolution."""
     n, _, height, width = images.shape
     rows, columns = (
         torch.arange(side, device=images.device) - _shifts(chance, round(side * SHIFT))[:, None]
-        for side, chance in ((height, chances[:, 0]), (width, chances[:, 1]))
+        for side, chance in ((height, u[:, 0]), (width, u[:, 1]))
     )
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
         :, None
@@ -204,15 +204,15 @@ def _translate(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     return (shifted * inside[..., None]).permute(0, 3, 1, 2)
 
 
-def _shifts(chances: torch.Tensor, most: int) -> torch.Tensor:
+def _shifts(u: torch.Tensor, most: int) -> torch.Tensor:
     """Return whole numbers from -most to most, (n,)."""
-    return (chances * (2 * most + 1)).long() - most
+    return (u * (2 * most + 1)).long() - most
 
 
-def _cut_out(images: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+def _cut_out(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Set a square to 0; its middle may lie anywhere in the picture."""
     inside = []
-    for side, chance in zip(images.shape[2:], chances.unbind(1), strict=True):
+    for side, chance in zip(images.shape[2:], u.unbind(1), strict=True):
         middle = (chance * side).long()[:, None]
         distance = torch.arange(side, device=images.device) - middle
         half = round(side * HOLE) // 2
@@ -231,9 +231,9 @@ class Batch:
 
     real: torch.Tensor  # images, (n, …)
     noise: torch.Tensor  # (n, latent_dim)
-    chances: torch.Tensor  # (n, CHANCES)
+    u: torch.Tensor  # (n, CHANCES)
     labels: torch.Tensor | None = None  # (n,), of the real image and of the one to make
-    grain: torch.Tensor | None = None  # (2, n, …), standard normal, for instance noise
+    instance_noise: torch.Tensor | None = None  # (2, n, …), standard normal, for instance noise
 
 
 Player = Callable[..., torch.Tensor]
@@ -316,12 +316,12 @@ class Game:
         with torch.no_grad():
             fake = generator(batch.noise, batch.labels)
         real, fake = self._shown(batch.real, batch, 0), self._shown(fake, batch, 1)
-        labels, chances = batch.labels, batch.chances[:: self.packing]
+        labels, u = batch.labels, batch.u[:: self.packing]
         real.requires_grad_(bool(penalty and self.r1))
         fake.requires_grad_(bool(penalty and self.r2))
         real_scores, real_classes = discriminator(real, labels)
         fake_scores, fake_classes = discriminator(fake, labels)
-        aims = targets(chances[:, :2], self.smoothing, self.label_noise)
+        aims = targets(u[:, :2], self.smoothing, self.label_noise)
         loss = discriminator_loss(self.loss, real_scores.float(), fake_scores.float(), *aims)
         for classes in (real_classes, fake_classes):
             if classes is not None and labels is not None:
@@ -331,7 +331,7 @@ class Game:
         if penalty and self.r2:
             loss = loss + penalty * self.r2 / 2 * squared_gradient(fake_scores, fake).mean()
         if penalty and self.gradient_penalty:
-            between = mixed(real, fake, chances[:, 2]).requires_grad_()
+            between = mixed(real, fake, u[:, 2]).requires_grad_()
             squares = squared_gradient(discriminator(between, labels)[0], between)
             loss = loss + penalty * self.gradient_penalty * gradient_penalty(squares)
         return loss
@@ -355,8 +355,10 @@ class Game:
         """Return images as they are scored: augmented, noisy, packed."""
         images = images.float()
         if self.augmentations:
-            start = 3 + side * SPENT
-            images = augment(images, batch.chances[:, start : start + SPENT], self.augmentations)
-        if batch.grain is not None:
-            images = images + batch.grain[side]
+            start = 3 + side * AUGMENT_UNIFORMS
+            images = augment(
+                images, batch.u[:, start : start + AUGMENT_UNIFORMS], self.augmentations
+            )
+        if batch.instance_noise is not None:
+            images = images + batch.instance_noise[side]
         return pack(images, self.packing) if self.packing > 1 else images

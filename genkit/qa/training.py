@@ -111,7 +111,7 @@ def span_loss(
 
 
 @torch.inference_mode()
-def look(model: PreTrainedModel, questions: Questions) -> tuple[np.ndarray, float]:
+def predict(model: PreTrainedModel, questions: Questions) -> tuple[np.ndarray, float]:
     """Read all windows of questions.
 
     Returns:

@@ -69,13 +69,13 @@ SHOWN_BY |= {"collapse": "variety of images"}
 
 
 def game(
-    log: list[dict[str, Any]], floor: dict[str, float], troubles: Sequence[Trouble], path: Path
+    log: list[dict[str, Any]], baseline: dict[str, float], troubles: Sequence[Trouble], path: Path
 ) -> None:
     """Draw how an adversarial game goes: both players' losses and gradients, figures, troubles.
 
     Args:
         log: an entry a step; see `monitor.troubles`.
-        floor: what real images get in place of the generated ones, drawn dashed.
+        baseline: what real images get in place of the generated ones, drawn dashed.
         troubles: of this log, drawn as red lines.
         path: the PNG to write.
     """
@@ -87,10 +87,10 @@ def game(
                 continue
             steps, values = np.array(logged, dtype=float).T
             label = name.removesuffix("_loss").removesuffix("_grad_norm").replace("_", " ")
-            if name in floor:
+            if name in baseline:
                 axes.plot(steps, values, "o-", color=colour, markersize=4, label=label)
                 style = {"color": colour, "linestyle": "--", "linewidth": 1}
-                axes.axhline(floor[name], label="real images", **style)
+                axes.axhline(baseline[name], label="real images", **style)
             else:
                 axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
                 axes.plot(steps, smooth(values), color=colour, label=label)

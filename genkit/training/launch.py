@@ -30,7 +30,7 @@ def check() -> None:
             way (FSDP, DeepSpeed, …) whose state the checkpoints would not hold.
     """
     here = state()
-    wanted = asked_processes()
+    wanted = requested_processes()
     if here.num_processes < wanted:
         raise ValueError(
             f"num_processes: {wanted} processes were asked for and {here.num_processes} "
@@ -43,7 +43,7 @@ def check() -> None:
         )
 
 
-def asked_processes() -> int:
+def requested_processes() -> int:
     """How many processes the launcher was asked to start."""
     if "WORLD_SIZE" in os.environ:  # torchrun, and accelerate when it uses torchrun
         return int(os.environ["WORLD_SIZE"])

@@ -125,20 +125,20 @@ class Run:
             deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(self.settings.seed)  # new networks are the same on every process
         if not self.settings.dry_run:
-            self.on_main(lambda: self.folder.claim(self.settings.resume))
+            self.on_main_process(lambda: self.folder.claim(self.settings.resume))
             self._exit.callback(self.folder.release)
         self._listen()
         self._exit.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = self._on_thread_error
         self._exit.callback(self._end_training)
         if self.settings.push_to_hub and not self.settings.dry_run:
-            self.on_main(self._prepare_push)
+            self.on_main_process(self._prepare_push)
         return self
 
     def _on_thread_error(self, told: threading.ExceptHookArgs) -> None:
         """Say in one line that the disk refused what a tracker's own thread writes."""
         if isinstance(told.exc_value, OSError):
-            self.say(f"the tracker lost figures: {files.reason(told.exc_value)}")
+            self.log(f"the tracker lost figures: {files.reason(told.exc_value)}")
             return
         threading.__excepthook__(told)
 
@@ -160,7 +160,7 @@ class Run:
         settings = self.settings
         assert settings.push_to_hub is not None
         self._pusher = Pusher(
-            self.folder.path, settings.push_to_hub, settings.push_private, self.say
+            self.folder.path, settings.push_to_hub, settings.push_private, self.log
         )
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -182,7 +182,7 @@ class Run:
         if self.sum(mine.clone()).item() != self.processes * mine.item():
             raise ValueError(f"data: the processes do not read the same; here it is {facts}")
         self._facts, settings = facts, asdict(self.settings)
-        self.on_main(lambda: self.folder.identify(facts, self.settings.accept_changes))
+        self.on_main_process(lambda: self.folder.identify(facts, self.settings.accept_changes))
         if self.settings.report_to:
             plain = {name: value for name, value in settings.items() if value is not None}
             with self._tracking():
@@ -194,7 +194,7 @@ class Run:
         with files.refusals_named(self.folder.path, "what the tracker keeps in "):
             yield
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line, once, above the progress bar; a terminal that is gone ends no run."""
         if not self.is_main:
             return
@@ -238,7 +238,7 @@ class Run:
         network = self.networks[name]
         return network.average.module if network.average is not None else network.module
 
-    def lower(self, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def autocast(self, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """Return a loss that computes in the run's precision, compiled if the settings say so."""
         half = self.settings.mixed_precision == "bf16"
 
@@ -263,7 +263,7 @@ class Run:
         seconds = time.monotonic() - start
         self.compile_seconds += seconds
         if self.settings.compile:
-            self.say(f"compiled in {seconds:.0f} s")
+            self.log(f"compiled in {seconds:.0f} s")
 
     # ---- the loop -----------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class Run:
         else:
             self.save()
         if self._stopping:
-            self.say(
+            self.log(
                 f"stopped after step {self.progress.step}, and saved; go on with "
                 f"--output_dir {self.folder.path} --resume"
             )
@@ -322,7 +322,7 @@ class Run:
             turn, turns: which batch this is of those that every step takes.
         """
         first = ((self.progress.step - 1) * turns + turn) * self.batch_size
-        positions = first + np.array(self.share(self.batch_size))
+        positions = first + np.array(self.shard(self.batch_size))
         *parts, last = np.split(positions, self.settings.gradient_accumulation)
         for part in parts:
             with contextlib.ExitStack() as stack:
@@ -402,7 +402,7 @@ class Run:
         progress, self._finite = self.progress, False
         progress.skips += 1
         what = f"step {progress.step}: the loss is {loss} and the gradient norm {norm}"
-        self.say(f"{what}; step skipped")
+        self.log(f"{what}; step skipped")
         if progress.skips <= MAX_SKIPS:
             return
         checkpoint = None if self.settings.dry_run else self._look_for_newest()
@@ -414,7 +414,7 @@ class Run:
         self._load(checkpoint)
         self.progress.rollbacks = progress.rollbacks + 1
         self.progress.rate_scale = progress.rate_scale / 2
-        self.say(f"rolled back to step {self.progress.step}, and halved the rate")
+        self.log(f"rolled back to step {self.progress.step}, and halved the rate")
 
     def _between_steps(self) -> None:
         settings, step = self.settings, self.progress.step
@@ -423,7 +423,7 @@ class Run:
         if self._finite:
             self.progress.skips = 0
         if step != self._logged:
-            self.log(**self._numbers)
+            self.log_metrics(**self._numbers)
         minutes = (time.monotonic() - self._saved_at) / 60
         by_steps = settings.save_steps is not None and step % settings.save_steps == 0
         good = self.progress.skips == 0  # a roll-back must reach behind the first bad step
@@ -436,7 +436,7 @@ class Run:
             os._exit(128 + number)
         if not self._signal:
             self._signal, self._signal_time = number, time.monotonic()
-            self.say("stopping after this step; once more to stop at once, without saving")
+            self.log("stopping after this step; once more to stop at once, without saving")
 
     def _on_continue(self, number: int, frame: FrameType | None) -> None:
         self._continued = True
@@ -462,14 +462,14 @@ class Run:
         peak = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
         eta = each * settings.max_steps if settings.max_steps else math.inf
         eta = min(eta, 60 * settings.max_minutes if settings.max_minutes else math.inf)
-        self.say(
+        self.log(
             f"memory {peak / 2**30:.2f} GB · {1000 * each:.1f} ms a step · compiled in "
             f"{self.compile_seconds:.0f} s · {eta / each:,.0f} steps in {eta / 60:.1f} minutes"
         )
 
     # ---- several processes --------------------------------------------------------------------
 
-    def share(self, count: int) -> range:
+    def shard(self, count: int) -> range:
         """Return this process's contiguous part of `count` things."""
         index = self.accelerator.process_index
         return range(count * index // self.processes, count * (index + 1) // self.processes)
@@ -478,7 +478,7 @@ class Run:
         """Add up a tensor over all processes."""
         return self.accelerator.reduce(values.to(self.device), reduction="sum")
 
-    def on_main(self, work: Callable[[], None]) -> None:
+    def on_main_process(self, work: Callable[[], None]) -> None:
         """Do something on the main process; if it fails there, raise everywhere."""
         problem = ""
         if self.is_main:
@@ -490,7 +490,7 @@ class Run:
         if self.sum(failed).item():
             raise ValueError(problem or "the main process stopped; its message says why")
 
-    def tell(self, figures: dict[str, float]) -> dict[str, float]:
+    def broadcast(self, figures: dict[str, float]) -> dict[str, float]:
         """Return on every process what the main one has found."""
         if self.processes == 1:
             return figures
@@ -531,15 +531,15 @@ class Run:
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
         else:
             progress.stale += 1
-        self.log(**self._numbers, **values)
+        self.log_metrics(**self._numbers, **values)
         told = "  ".join(f"{name} {number:.4f}" for name, number in values.items())
         mark = "  best" if better else ""
-        self.say(f"step {progress.step:6,}  {progress.seconds:5.0f} s  {told}{mark}")
+        self.log(f"step {progress.step:6,}  {progress.seconds:5.0f} s  {told}{mark}")
         if self.is_main:
             curve(self.folder.log(), self.folder.path / "loss.png")
         return better
 
-    def log(self, **values: float) -> None:
+    def log_metrics(self, **values: float) -> None:
         """Append a line to metrics.jsonl and tell the tracker."""
         line = {"step": self.progress.step, "seconds": round(self.progress.seconds, 3), **values}
         self._logged = self.progress.step
@@ -584,11 +584,11 @@ class Run:
         if checkpoint is not None:
             self._load(checkpoint)
             self._record()
-            self.say(f"resumed after step {self.progress.step}")
+            self.log(f"resumed after step {self.progress.step}")
             return
         self._record()
         if self.settings.resume:
-            self.say("the run had not made a step: it starts with the first")
+            self.log("the run had not made a step: it starts with the first")
         if self.is_main:
             self.folder.forget_after(-1)
         if before:
@@ -598,17 +598,17 @@ class Run:
     def _record(self) -> None:
         """Write down what the run is made of, now that it goes on."""
         settings, facts = asdict(self.settings), self._facts
-        self.on_main(lambda: self.folder.record(settings, facts))
+        self.on_main_process(lambda: self.folder.record(settings, facts))
 
     def _look_for_newest(self) -> Path | None:
         found: list[tuple[Path | None, list[str]]] = []
-        self.on_main(lambda: found.append(self.folder.newest()))
+        self.on_main_process(lambda: found.append(self.folder.newest()))
         return self._agree_on(*(found[0] if found else (None, [])))
 
     def _agree_on(self, found: Path | None, problems: list[str]) -> Path | None:
         """Return the checkpoint that the main process has found, on every process."""
         for problem in problems:
-            self.say(problem)
+            self.log(problem)
         step = checkpoints.step_of(found) if found else -1
         if self.processes > 1:
             told = torch.tensor([step], device=self.device)

@@ -79,17 +79,17 @@ def loss_by_time(
     objective = diffusion.objective_of(scheduler)
     generator = torch.Generator().manual_seed(seed)
     ranks = (torch.arange(len(images)) + 0.5) / len(images)
-    way, losses = diffusion_losses.by_rank(scheduler, ranks), []
+    way, losses = diffusion_losses.noising_at_quantiles(scheduler, ranks), []
     order = torch.randperm(len(images), generator=generator).numpy()
     for which in blocks(len(images), ROWS):
         real = images.batch(order[which], pipeline.device)
         noise = torch.randn(real.shape, generator=generator).to(pipeline.device)
         labels = images.classes(order[which], pipeline.device) if pipeline.labels else None
         part = Noising(
-            *(each[which].to(pipeline.device) for each in (way.times, way.signal, way.grain))
+            *(each[which].to(pipeline.device) for each in (way.times, way.alpha, way.sigma))
         )
         told = ask(part.mix(real, noise), part.times.float(), labels).float()
-        wanted = diffusion_losses.target(real, noise, part.signal, part.grain, objective)
+        wanted = diffusion_losses.target(real, noise, part.alpha, part.sigma, objective)
         losses.append((told - wanted).square().mean((1, 2, 3)).cpu())
     return LossByTime(way.times.float(), torch.cat(losses), objective)
 
@@ -156,9 +156,9 @@ def strip(
     times = [list(seen)[i] for i in _spread(len(seen), shown).tolist()]
     mixed = torch.cat([seen[time].seen for time in times])
     told = torch.cat([seen[time].told for time in times])
-    at = place(pipeline, torch.tensor(times))
+    at = noising_at(pipeline, torch.tensor(times))
     objective = diffusion.objective_of(pipeline.scheduler)
-    clean = diffusion_losses.clean(mixed, told, at.signal, at.grain, objective)
+    clean = diffusion_losses.clean(mixed, told, at.alpha, at.sigma, objective)
     return Strip(mixed.cpu(), clean.cpu(), times, last.after[0].clamp(-1, 1).cpu())
 
 
@@ -200,8 +200,8 @@ def noising_strip(
     flow = diffusion.objective_of(pipeline.scheduler) == "flow"
     last = pipeline.scheduler.config.num_train_timesteps - (not flow)
     times = torch.linspace(0, last, shown)
-    at = place(pipeline, times if flow else times.round())
-    rows = zip(at.times, at.signal, at.grain, strict=True)
+    at = noising_at(pipeline, times if flow else times.round())
+    rows = zip(at.times, at.alpha, at.sigma, strict=True)
     mixed = torch.stack(
         [Noising(*(each[None].cpu() for each in row)).mix(real, noise) for row in rows]
     )
@@ -294,8 +294,8 @@ def _follow(
         image, noise = split(pipeline, x, labels, way, here)
         if there < here:
             image = image.clamp(-1, 1)
-            noise = (x - way.signal[here] * image) / way.grain[here]
-        x = way.signal[there] * image + way.grain[there] * noise
+            noise = (x - way.alpha[here] * image) / way.sigma[here]
+        x = way.alpha[there] * image + way.sigma[there] * noise
         bar.update()
     return x
 
@@ -304,14 +304,14 @@ def _follow(
 # Places on the way
 
 
-def place(pipeline: DenoisingPipeline, times: torch.Tensor) -> Noising:
+def noising_at(pipeline: DenoisingPipeline, times: torch.Tensor) -> Noising:
     """Return where rows are at given times, (n,), also at those between the times of training."""
     scheduler, times = pipeline.scheduler, times.to(pipeline.device)
     if diffusion.objective_of(scheduler) == "flow":
         return diffusion_losses.at(scheduler, times.float())
     # samplers interpolate log(grain / signal)
     ends = [diffusion_losses.at(scheduler, each.long()) for each in (times.floor(), times.ceil())]
-    low, high = (2 * (end.grain / end.signal.clamp(min=1e-6)).log() for end in ends)
+    low, high = (2 * (end.sigma / end.alpha.clamp(min=1e-6)).log() for end in ends)
     log_ratio = torch.lerp(low, high, (times - times.floor()).to(low.dtype))
     return Noising(times, (-log_ratio).sigmoid().sqrt(), log_ratio.sigmoid().sqrt())
 
@@ -325,9 +325,9 @@ def levels(pipeline: DenoisingPipeline, steps: int) -> Noising:
     scheduler, steps = pipeline.scheduler, diffusion.check_steps(pipeline.scheduler, steps)
     flow = diffusion.objective_of(scheduler) == "flow"
     times = scheduler.config.num_train_timesteps * torch.arange(1, steps + 1) / steps
-    way = place(pipeline, times if flow else times.round() - 1)
-    signal, grain = F.pad(way.signal, (1, 0), value=1.0), F.pad(way.grain, (1, 0))
-    return Noising(F.pad(way.times, (1, 0)), signal, grain)
+    way = noising_at(pipeline, times if flow else times.round() - 1)
+    alpha, sigma = F.pad(way.alpha, (1, 0), value=1.0), F.pad(way.sigma, (1, 0))
+    return Noising(F.pad(way.times, (1, 0)), alpha, sigma)
 
 
 def split(
@@ -339,16 +339,16 @@ def split(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ask the network what image and what noise x at a level of the way is made of."""
     objective = diffusion.objective_of(pipeline.scheduler)
-    signal, grain = way.signal[level : level + 1], way.grain[level : level + 1]
+    alpha, sigma = way.alpha[level : level + 1], way.sigma[level : level + 1]
     told = pipeline.tell(x, way.times[level].float().expand(len(x)), labels)
-    image = diffusion_losses.clean(x, told, signal, grain, objective)
+    image = diffusion_losses.clean(x, told, alpha, sigma, objective)
     if objective == "epsilon":
         return image, told
     if objective == "v":
-        return image, grain * x + signal * told
+        return image, sigma * x + alpha * told
     if objective == "flow":
         return image, image + told
-    return image, (x - signal * image) / grain.clamp(min=LEAST)
+    return image, (x - alpha * image) / sigma.clamp(min=LEAST)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def _evaluate_model(
     """Draw from a saved model, and judge that and, if it encodes, how well it rebuilds images."""
     pipeline.to(judge.extractor.device)
     encodes, told = isinstance(pipeline, Encoder), pipelines.count_classes(pipeline) > 0
-    count = count or min(MOST, len(judge.stand_ins))
+    count = count or min(MOST, len(judge.held_out))
     if told and (encodes or labels is None):  # real images are rebuilt by their class, too
         share = proportional(judge.real_images, count)
         labels = share if labels is None else labels
@@ -112,7 +112,7 @@ def _evaluate_model(
     )
     if not encodes:
         return record
-    some = judge.stand_in_images.take(np.arange(min(count, len(judge.stand_ins))))
+    some = judge.held_out_images.take(np.arange(min(count, len(judge.held_out))))
     rebuilding = {"reconstruction error": rebuilt(pipeline, some, told)}
     return dataclasses.replace(record, figures=record.figures | rebuilding)
 

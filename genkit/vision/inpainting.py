@@ -102,7 +102,7 @@ def _fill(
         else:
             image = split(pipeline, x, labels, way, here)[0].clamp(-1, 1)
             made = cleaner(x, image, draws(pipeline, own), way, here, there)
-            given = way.signal[there] * real + way.grain[there] * draws(pipeline, own)
+            given = way.alpha[there] * real + way.sigma[there] * draws(pipeline, own)
             x = torch.where(kept, given, made)
         bar.update()
     return x
@@ -145,15 +145,15 @@ def cleaner(
 ) -> torch.Tensor:
     """Draw from what x at the level `here` was at the level `there`, if it comes from the image."""
     ratio, variance = _between(way, here, there)
-    total, left = way.grain[here].square(), way.grain[there].square()
-    mean = (ratio * left * x + way.signal[there] * variance * image) / total
+    total, left = way.sigma[here].square(), way.sigma[there].square()
+    mean = (ratio * left * x + way.alpha[there] * variance * image) / total
     return mean + (variance * left / total).sqrt() * noise
 
 
 def _between(way: Noising, noisy: int, clean: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what is left of x from a level to a noisier one, and the noise's variance."""
-    ratio = way.signal[noisy] / way.signal[clean]
-    return ratio, way.grain[noisy].square() - (ratio * way.grain[clean]).square()
+    ratio = way.alpha[noisy] / way.alpha[clean]
+    return ratio, way.sigma[noisy].square() - (ratio * way.sigma[clean]).square()
 
 
 def _checked_mask(mask: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

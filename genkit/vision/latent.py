@@ -22,8 +22,8 @@ from genkit.vision.pipelines import (
     check_latents,
     decode,
     draw,
-    placed,
-    unplaced,
+    latent_to_noise,
+    noise_to_latent,
     whole,
 )
 
@@ -157,7 +157,7 @@ def plane(
     noise = torch.zeros(side, side, length)
     noise[..., dims[0]] = places.float()
     noise[..., dims[1]] = places.float().flip(0)[:, None]
-    latents = placed(pipeline, noise.flatten(0, 1))
+    latents = noise_to_latent(pipeline, noise.flatten(0, 1))
     images = decode(pipeline, latents, _one_label(label, side**2))
     return Plane(images, latents, places.tolist(), (dims[0], dims[1]))
 
@@ -265,8 +265,8 @@ def interpolate(
     t = torch.linspace(0, 1, steps, dtype=torch.float64)
     ends = torch.stack([start, end]).detach().cpu().float()
     straight = torch.lerp(ends[0].double(), ends[1].double(), _column(t, start.ndim)).float()
-    noise = unplaced(pipeline, ends)
-    around = placed(pipeline, slerp(noise[0], noise[1], t))
+    noise = latent_to_noise(pipeline, ends)
+    around = noise_to_latent(pipeline, slerp(noise[0], noise[1], t))
     around[0], around[-1] = ends  # to the bit
     told = _one_label(label, steps)
     images, others = (decode(pipeline, latents, told) for latents in (straight, around))

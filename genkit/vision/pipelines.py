@@ -36,7 +36,7 @@ class Decoder(Protocol):
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one image's latents."""
 
-    def place(self, noise: torch.Tensor) -> torch.Tensor:
+    def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
         """Turn standard normal numbers into latents, by an affine map or not at all."""
 
     def decode(self, latents: torch.Tensor, labels: Any = None) -> torch.Tensor:
@@ -132,7 +132,9 @@ def draw(
         raise ValueError(f"seed must be 0 or more, got {seed}")
     own = [torch.Generator().manual_seed(seed + i) for i in range(count)]
     noise = torch.stack([torch.randn(pipeline.latent_shape, generator=each) for each in own])
-    return placed(pipeline, noise if truncation is None else gan.truncate(noise, truncation))
+    return noise_to_latent(
+        pipeline, noise if truncation is None else gan.truncate(noise, truncation)
+    )
 
 
 def encode(
@@ -184,19 +186,19 @@ def decode(pipeline: Decoder, latents: torch.Tensor, labels: Whole | None = None
 
 
 @torch.no_grad()
-def placed(pipeline: Decoder, noise: torch.Tensor) -> torch.Tensor:
+def noise_to_latent(pipeline: Decoder, noise: torch.Tensor) -> torch.Tensor:
     """Turn standard normal numbers into latents."""
-    return pipeline.place(noise.to(pipeline.device)).cpu()
+    return pipeline.noise_to_latent(noise.to(pipeline.device)).cpu()
 
 
 @torch.no_grad()
-def unplaced(pipeline: Decoder, latents: torch.Tensor) -> torch.Tensor:
+def latent_to_noise(pipeline: Decoder, latents: torch.Tensor) -> torch.Tensor:
     """Undo `place`: return the standard normal numbers that it would turn into these latents."""
-    if torch.equal(placed(pipeline, latents), latents):
+    if torch.equal(noise_to_latent(pipeline, latents), latents):
         return latents  # it does nothing, as for most models
     axes = torch.eye(latents[0].numel()).unflatten(1, latents.shape[1:])
-    origin = placed(pipeline, torch.zeros_like(latents[:1]))
-    matrix = (placed(pipeline, axes) - origin).flatten(1).double()
+    origin = noise_to_latent(pipeline, torch.zeros_like(latents[:1]))
+    matrix = (noise_to_latent(pipeline, axes) - origin).flatten(1).double()
     offsets = (latents - origin).flatten(1).double()
     return torch.linalg.solve(matrix, offsets, left=False).float().view_as(latents)
 
@@ -219,7 +221,9 @@ def check_images(
     told = None if labels is None else whole("labels", labels, len(images))
     kinds = None if told is None else told.unique()
     origins = torch.zeros(1 if kinds is None else len(kinds), *pipeline.latent_shape)
-    made = decode(pipeline, placed(pipeline, origins), kinds)  # it refuses labels that are wrong
+    made = decode(
+        pipeline, noise_to_latent(pipeline, origins), kinds
+    )  # it refuses labels that are wrong
     size = images.size if isinstance(images, Images) else tuple(images.shape[1:])
     if size != tuple(made.shape[1:]):
         raise ValueError(

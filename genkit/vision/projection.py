@@ -21,8 +21,8 @@ from genkit.vision.pipelines import (
     Whole,
     check_images,
     encode,
+    latent_to_noise,
     look_up,
-    unplaced,
     whole,
 )
 
@@ -110,7 +110,7 @@ def project(
     encoded = isinstance(pipeline, Encoder)
     noise = torch.stack([_draws(s, restarts, pipeline.latent_shape) for s in seeds.tolist()])
     if encoded:
-        answer = unplaced(pipeline, encode(pipeline, images, told))
+        answer = latent_to_noise(pipeline, encode(pipeline, images, told))
         noise = torch.cat([noise, answer[:, None]], 1)
     starts = noise.shape[1]
     turns = list(blocks(len(images), max(1, ROWS // starts)))
@@ -157,7 +157,7 @@ def _descend(
     best, images = noise.detach().clone(), torch.zeros_like(wanted)
     least = torch.full((len(noise),), torch.inf, device=noise.device)
     for step in range(steps + 1):
-        decoded = pipeline.decode(pipeline.place(noise), labels)
+        decoded = pipeline.decode(pipeline.noise_to_latent(noise), labels)
         error = (decoded - wanted).square().flatten(1).mean(1)
         if not step:
             started = error.detach()
@@ -172,5 +172,5 @@ def _descend(
             bar.update()
     ends = least.unflatten(0, shape)
     winners = torch.arange(shape[0], device=ends.device) * shape[1] + ends.argmin(1)
-    latents = pipeline.place(best[winners]).detach()
+    latents = pipeline.noise_to_latent(best[winners]).detach()
     return images[winners], latents, ends, started.unflatten(0, shape)
