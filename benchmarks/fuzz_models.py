@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import app_models  # type: ignore[import-not-found]
-import test_imagining  # type: ignore[import-not-found]
-import test_sampling  # type: ignore[import-not-found]
+import builders  # type: ignore[import-not-found]
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -63,7 +62,7 @@ def two_weights(folder: Path) -> None:
 
 def pictures(folder: Path) -> None:
     """A tiny Stable Diffusion."""
-    test_imagining.stable_diffusion().save_pretrained(folder)
+    builders.stable_diffusion().save_pretrained(folder)
 
 
 MAKE: dict[str, Callable[[Path], None]] = {
@@ -71,11 +70,11 @@ MAKE: dict[str, Callable[[Path], None]] = {
     "sharded": sharded,
     "answers": app_models.reader,
     "classifier": looker,
-    "autoencoder": test_sampling.autoencoder,
+    "autoencoder": builders.tiny_autoencoder,
     "gan": two_weights,
-    "diffusion": test_sampling.denoiser("epsilon"),
-    "told": test_sampling.denoiser("v", 4, "cosine"),
-    "pixels": test_sampling.pixels,
+    "diffusion": builders.tiny_denoiser("epsilon"),
+    "told": builders.tiny_denoiser("v", 4, "cosine"),
+    "pixels": builders.tiny_pixels,
     "pictures": pictures,
 }
 

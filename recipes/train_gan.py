@@ -467,8 +467,8 @@ def save(
         f"{len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
         usage=USAGE.format(labels=told),
         figures=metrics,
-        protocol=f"{settings.eval_samples:,} images of the seeds 0 and up, {weights} weights, float32, "
-        f"seen by {settings.extractor or 'their pixels'}; images {train.sha256}, compared with "
+        protocol=f"{settings.eval_samples:,} images of the seeds 0 and up, {weights} weights, "
+        f"float32, seen by {settings.extractor or 'their pixels'}; images {train.sha256}, compared with "
         f"{val.sha256}; seed {settings.seed}.",
         data=settings.images,
         license=settings.license,

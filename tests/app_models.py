@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from builders import tiny_denoiser
 from readers import pointer
-from test_sampling import adversarial, autoencoder, denoiser
 
 from genkit.data import characters
 from genkit.hub import vendoring
@@ -90,7 +90,7 @@ MAKE = {
     "two_latents": two_latents,
     "autoencoder": autoencoder,
     "gan": adversarial,
-    "told": denoiser("v", 4, "cosine"),
+    "told": tiny_denoiser("v", 4, "cosine"),
     "training": training,
     "game": game,
 }

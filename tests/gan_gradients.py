@@ -35,7 +35,8 @@ GAMES |= {
     "packed_targets": "--packing 2 --loss least_squares --label_noise 0.3",
     "spectral": "--spectral --loss hinge",
     "projection": "--conditional --discriminator_conditioning projection",
-    "concatenation": "--conditional --discriminator_conditioning concat --generator_conditioning embedding_product",
+    "concatenation": "--conditional --discriminator_conditioning concat "
+    "--generator_conditioning embedding_product",
     "auxiliary": "--conditional --discriminator_conditioning auxiliary --loss wasserstein "
     "--gradient_penalty 10 --r1 0 --r2 0",
 }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import full_disk, listing
+from builders import full_disk, listing
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
+from builders import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
 from PIL import Image
 from transformers import AutoImageProcessor
 

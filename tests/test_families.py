@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import benchmark
+from builders import benchmark
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from genkit.data import images

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ON_CPU, SHORT, TWO, log_of, run_here, weights_of
+from builders import ON_CPU, SHORT, TWO, log_of, run_here, weights_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import benchmark
+from builders import benchmark
 from PIL import Image
 
 from genkit.data import images

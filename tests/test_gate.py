@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import CANARY, MAKE, USE, Bomb, weights_file
 from safetensors.torch import load_file, save_file
-from test_safety import CANARY, MAKE, USE, Bomb, weights_of
 
 import genkit
 from genkit import files
@@ -63,7 +63,7 @@ def edit(file: Path, **settings) -> None:
 
 
 def config_of(folder: Path) -> Path:
-    return weights_of(folder).with_name("config.json")
+    return weights_file(folder).with_name("config.json")
 
 
 # ---- code and paths in model_index.json
@@ -126,7 +126,7 @@ def test_code_of_a_folder_is_neither_staged_nor_run(tmp_path):
 
 
 def test_a_pickle_as_a_shard_is_refused(kind, folder):
-    weights = weights_of(folder)
+    weights = weights_file(folder)
     torch.save({"a": Bomb(folder.parent / CANARY)}, weights.with_name("pytorch_model.bin"))
     index = {"metadata": {}, "weight_map": {"a": "pytorch_model.bin"}}
     weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
@@ -135,7 +135,7 @@ def test_a_pickle_as_a_shard_is_refused(kind, folder):
 
 
 def test_a_missing_shard_is_refused(kind, folder):
-    weights = weights_of(folder)
+    weights = weights_file(folder)
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
     refused(kind, folder, "model-00001-of-00002.safetensors")
@@ -157,7 +157,7 @@ def test_a_link_that_leads_nowhere_is_refused(kind, folder):
 
 @pytest.mark.parametrize("name", ["config.json", "samples/pipe", "weights"])
 def test_a_pipe_is_not_waited_for(kind, folder, name):
-    file = weights_of(folder) if name == "weights" else folder / name
+    file = weights_file(folder) if name == "weights" else folder / name
     if name == "config.json" and kind == "gan":
         file = folder / "model_index.json"
     file.unlink(missing_ok=True)
@@ -266,16 +266,16 @@ def tensor_of(weights: dict[str, torch.Tensor]) -> str:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(kind, folder, value):
-    weights = load_file(weights_of(folder))
+    weights = load_file(weights_file(folder))
     weights[tensor_of(weights)].view(-1)[-1] = value
-    save_file(weights, weights_of(folder), {"format": "pt"})
+    save_file(weights, weights_file(folder), {"format": "pt"})
     refused(kind, folder, "not finite", push=kind == "gan" and value != value)
 
 
 def test_weights_that_are_missing_are_refused(kind, folder):
-    weights = load_file(weights_of(folder))
+    weights = load_file(weights_file(folder))
     del weights[tensor_of(weights)]
-    save_file(weights, weights_of(folder), {"format": "pt"})
+    save_file(weights, weights_file(folder), {"format": "pt"})
     refused(kind, folder, push=False)
 
 

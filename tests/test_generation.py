@@ -3,26 +3,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from builders import LETTERS, small_model
 from transformers import AutoModelForCausalLM
 
 import genkit
-from genkit.data import characters
 from genkit.models import lm
 from genkit.text import generation
-
-LETTERS = "abcdefghijklmnop .\n"
-
-
-def small_model(architecture: str, context: int = 64) -> generation.LanguageModel:
-    """A random model with rather peaked predictions, as trained ones have."""
-    torch.manual_seed(1)
-    tokenizer = characters.make_tokenizer(LETTERS)
-    model = lm.make_model(architecture, len(tokenizer), context, 2, 32, 2, 0.0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4 if parameter.ndim > 1 else 1)
-        model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
-    return generation.LanguageModel(model.eval(), tokenizer, architecture)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

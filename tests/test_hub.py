@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ACCELERATE, ROOT, TINY, run_here
+from builders import ACCELERATE, ROOT, TINY, facts_file, run_here
 from hub_server import READER, TOKEN, Repository, serve
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_train_qa import facts_file
 
 import genkit
 from genkit.hub import kinds, staging

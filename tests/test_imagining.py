@@ -1,7 +1,6 @@
 import json
 import pickle
 import shutil
-import string
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,10 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from builders import stable_diffusion, text_config, tokenizer, vae
 from diffusers import (
-    AutoencoderKL,
     DDPMPipeline,
     DDPMScheduler,
-    EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     SD3Transformer2DModel,
@@ -26,10 +24,7 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
 )
 
 from genkit.vision import text2image
@@ -38,64 +33,6 @@ from genkit.vision.text2image import Placement, place_weights, tiled
 
 GIB = 1 << 30
 FAST = {"steps": 2, "seed": 3}
-
-
-def tokenizer() -> CLIPTokenizer:
-    """Letters are tokens: there are no merges."""
-    pieces = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer({piece: i for i, piece in enumerate(pieces)}, [], model_max_length=16)
-
-
-def text_config() -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=54,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=16,
-        bos_token_id=52,
-        eos_token_id=53,
-        pad_token_id=53,
-    )
-
-
-def vae(channels: int) -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=16,
-        shift_factor=0.0,
-    )
-
-
-def stable_diffusion() -> StableDiffusionPipeline:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        norm_num_groups=4,
-    )
-    return StableDiffusionPipeline(
-        vae(4),
-        CLIPTextModel(text_config()),
-        tokenizer(),
-        unet,
-        EulerAncestralDiscreteScheduler(steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def stable_diffusion_3() -> StableDiffusion3Pipeline:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import log_of, run_here
+from builders import log_of, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ON_CPU, PORT, ROOT, STEPPING, TINY, TWO, wait_for_steps
+from builders import ON_CPU, PORT, ROOT, STEPPING, TINY, TWO, wait_for_steps
 
 
 @pytest.mark.parametrize("processes", ["2", pytest.param("4", marks=pytest.mark.slow)])

@@ -21,12 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, recipe_module, run_here
+from builders import ROOT, facts_file, recipe_module, run_here, stable_diffusion
 from hub_server import Hub, serve
 from PIL import Image
 from sklearn.datasets import load_digits
-from test_imagining import stable_diffusion
-from test_train_qa import facts_file
 
 import genkit
 from genkit import cli

@@ -12,16 +12,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from conftest import (
-    ACCELERATE,
-    ROOT,
-    SHORT,
-    TINY,
-    log_of,
-    recipe_module,
-    run_here,
-    weights_of,
-)
+from builders import ACCELERATE, ROOT, SHORT, TINY, log_of, recipe_module, run_here, weights_of
 
 import genkit
 from genkit.errors import clean_errors

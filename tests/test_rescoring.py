@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from test_generation import LETTERS, small_model
+from builders import LETTERS, small_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -8,54 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from readers import pointer
+from builders import CANARY, MAKE, USE, Bomb, images, text_model, weights_file
 from safetensors.torch import save_file
 
 import genkit
-from genkit.data import characters
-from genkit.hub import kinds, safety, staging, vendoring
+from genkit.hub import kinds, safety, staging
 from genkit.metrics import features
 from genkit.models import lm
-from genkit.models.gan import GANPipeline, Generator
 from genkit.vision import pipelines
-
-CANARY = "canary"
-
-
-class Bomb:
-    """A pickle that leaves a file when it is read."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self):
-        return Path.touch, (self.canary,)
-
-
-def text_model(folder: Path) -> None:
-    tokenizer = characters.make_tokenizer("abc ")
-    lm.make_model("llama", len(tokenizer), 16, 1, 32, 2, 0.0).save_pretrained(folder)
-    lm.save_tokenizer(tokenizer, folder)
-
-
-def reader(folder: Path) -> None:
-    made = pointer()
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-
-
-def images(folder: Path) -> None:
-    vendoring.save_pipeline(
-        GANPipeline(Generator((1, 8, 8), 3, widths=(8,), patch=4).eval()), folder
-    )
-
-
-MAKE = {"text": text_model, "answers": reader, "gan": images}
-USE = {
-    "text": lambda folder: genkit.generate("ab", model=folder, max_new_tokens=2),
-    "answers": lambda folder: genkit.answer("Where?", "The alpha is omega.", model=folder),
-    "gan": lambda folder: genkit.sample(folder),
-}
 
 
 @pytest.fixture(params=MAKE)
@@ -71,10 +31,6 @@ def folder(kind, tmp_path):
         torch.manual_seed(0)
         MAKE[kind](path)
     return path
-
-
-def weights_of(folder: Path) -> Path:
-    return next(folder.rglob("*.safetensors"))
 
 
 def refused(kind, folder, message="(model|folder): "):
@@ -93,13 +49,13 @@ def test_a_good_model_is_none_of_these(kind, folder):
 
 
 def test_a_pickle_under_the_name_of_safetensors(kind, folder):
-    weights_of(folder).write_bytes(pickle.dumps(Bomb(folder.parent / CANARY)))
+    weights_file(folder).write_bytes(pickle.dumps(Bomb(folder.parent / CANARY)))
     refused(kind, folder, r"(model|folder): .*safetensors is not what safetensors holds")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt"])
 def test_a_pickle_instead_of_safetensors(kind, folder, name):
-    weights = weights_of(folder)
+    weights = weights_file(folder)
     weights.unlink()
     torch.save({"a": Bomb(folder.parent / CANARY)}, weights.with_name(name))
     refused(kind, folder, r"(model|folder): .* holds no weights in safetensors")
@@ -107,7 +63,7 @@ def test_a_pickle_instead_of_safetensors(kind, folder, name):
 
 @pytest.mark.parametrize("lie", ["longer", "shorter", "huge", "negative"])
 def test_a_header_that_lies_about_its_size(kind, folder, lie):
-    weights = weights_of(folder)
+    weights = weights_file(folder)
     data = weights.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     told = {"longer": size + 99, "shorter": size - 9, "huge": 1 << 62, "negative": (1 << 64) - 1}
@@ -116,7 +72,7 @@ def test_a_header_that_lies_about_its_size(kind, folder, lie):
 
 
 def test_tensors_that_lie_outside_their_file(kind, folder):
-    weights = weights_of(folder)
+    weights = weights_file(folder)
     data = weights.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + size])
@@ -129,7 +85,7 @@ def test_tensors_that_lie_outside_their_file(kind, folder):
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "..\\other", 3])
 def test_an_index_that_names_weights_elsewhere(kind, folder, name):
-    weights = weights_of(folder)
+    weights = weights_file(folder)
     weights.rename(folder.parent / "other.safetensors")
     index = {"metadata": {}, "weight_map": {"a": name}}
     weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
@@ -138,13 +94,13 @@ def test_an_index_that_names_weights_elsewhere(kind, folder, name):
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": 3}', "🙈"])
 def test_an_index_that_is_none(kind, folder, text):
-    weights_of(folder).with_name("model.safetensors.index.json").write_text(text)
+    weights_file(folder).with_name("model.safetensors.index.json").write_text(text)
     refused(kind, folder, r"(model|folder): .* is no list of shards")
 
 
 @pytest.mark.parametrize("what", ["config", "weights"])
 def test_a_link_out_of_the_folder(kind, folder, what):
-    file = weights_of(folder) if what == "weights" else next(folder.glob("*.json"))
+    file = weights_file(folder) if what == "weights" else next(folder.glob("*.json"))
     secret = folder.parent / "secret"
     file.rename(secret)
     file.symlink_to(secret)
@@ -152,7 +108,7 @@ def test_a_link_out_of_the_folder(kind, folder, what):
 
 
 def test_a_folder_of_links_out_of_the_folder(folder, kind):
-    part = weights_of(folder).parent
+    part = weights_file(folder).parent
     if part == folder:
         part = folder / "part"
         part.mkdir()

@@ -13,65 +13,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline
+from builders import tiny_denoiser, tiny_gan
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 import genkit
 from genkit.engine import unet as quick
-from genkit.hub import vendoring
 from genkit.metrics import features
-from genkit.models import diffusion, gan
-from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
-from genkit.models.diffusion import DenoisingPipeline
-from genkit.vision import pixel_lm, sampling
-from genkit.vision.pixel_lm import Pixels
+from genkit.models import diffusion
+from genkit.vision import sampling
 
-SIZE = (1, 8, 8)
 TOLD = ("autoencoder", "told", "told_flow")  # of 4 classes
 DIFFUSION = ("diffusion", "flow", "told", "told_flow")
 
 
-def autoencoder(folder: Path) -> None:
-    model = Autoencoder(SIZE, 3, widths=(16,), labels=4, variational=True).eval()
-    model.fit_prior(torch.randn(50, 3) * 2 + 1)
-    vendoring.save_pipeline(AutoencoderPipeline(model), folder)
-
-
-def adversarial(folder: Path) -> None:
-    generator = gan.Generator(SIZE, 3, widths=(8,), patch=4).eval()
-    vendoring.save_pipeline(gan.GANPipeline(generator), folder)
-
-
-def denoiser(objective: str, labels: int = 0, schedule: str = "linear"):
-    def save(folder: Path) -> None:
-        unet = diffusion.make_unet(SIZE, (8, 16), labels=labels).eval()
-        with torch.no_grad():
-            unet.conv_out.weight.mul_(3)  # that classes are seen
-        scheduler = diffusion.make_scheduler(objective, schedule)
-        if labels:
-            vendoring.save_pipeline(DenoisingPipeline(unet, scheduler), folder)
-        else:
-            DDPMPipeline(unet, scheduler).save_pretrained(folder)
-
-    return save
-
-
-def pixels(folder: Path) -> None:
-    model = pixel_lm.make_model(Pixels((1, 3, 4), 16), depth=1, width=32, heads=2).eval()
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(4)
-    model.save_pretrained(folder)
-
-
 FAMILIES = {
-    "autoencoder": autoencoder,
-    "gan": adversarial,
-    "diffusion": denoiser("epsilon"),
-    "flow": denoiser("flow"),
-    "told": denoiser("v", 4, "cosine"),
-    "told_flow": denoiser("flow", 4),
-    "pixels": pixels,
+    "autoencoder": tiny_autoencoder,
+    "gan": tiny_gan,
+    "diffusion": tiny_denoiser("epsilon"),
+    "flow": tiny_denoiser("flow"),
+    "told": tiny_denoiser("v", 4, "cosine"),
+    "told_flow": tiny_denoiser("flow", 4),
+    "pixels": tiny_pixels,
 }
 
 
@@ -358,7 +322,7 @@ def test_a_model_that_was_trained_on_is_loaded_anew(saved, tmp_path):
     assert sampling.load_image_model(str(folder)) is sampling.load_image_model(str(folder))
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        adversarial(folder)
+        tiny_gan(folder)
     after = genkit.sample(folder, 2, seed=0).images
     assert (after - before).abs().max() > 1e-2
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ON_CPU, TWO, log_of, run_here, weights_of
+from builders import ON_CPU, TWO, log_of, run_here, weights_of
 from PIL import Image
 
 from genkit.data import images

@@ -10,7 +10,7 @@ import diffusion_gradients
 import numpy as np
 import pytest
 import torch
-from conftest import ACCELERATE, ON_CPU, ROOT, TWO, log_of, recipe_module, run_here, weights_of
+from builders import ACCELERATE, ON_CPU, ROOT, TWO, log_of, recipe_module, run_here, weights_of
 from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file

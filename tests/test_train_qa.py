@@ -1,14 +1,13 @@
 """The question-answering recipe: it learns, goes on exactly, and leaves what it promises."""
 
 import json
-import random
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ON_CPU, TWO, log_of, run_here, weights_of
+from builders import ON_CPU, TWO, facts_file, log_of, run_here, weights_of
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
 import genkit
@@ -21,47 +20,6 @@ WINDOW = ("--max_seq_len", "48", "--doc_stride", "8", "--max_answer_len", "4")
 SCRATCH = ("--from_scratch", "--depth", "1", "--width", "32", "--heads", "2")
 SHORT = (*WINDOW, "--batch_size", "4", "--mixed_precision", "no", "--max_steps", "8")
 SHORT += ("--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
-
-
-def made_up(rng, count):
-    """Words of no language."""
-    words = set()
-    while len(words) < count:
-        syllables = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)]
-        words.add("".join(syllables) + rng.choice("klmnprst"))
-    words = sorted(words)
-    rng.shuffle(words)
-    return words
-
-
-def facts_file(path, seed, articles, own_words, impossible=False):
-    """Write articles such as "The zorp is blue. The mig is tal.", a question a sentence.
-
-    Args:
-        own_words: each of the six subjects has words of its own that may follow it. Otherwise all
-            have the same, and only the sentence tells which word answers.
-        impossible: ask for one more subject, too, of which the article says nothing.
-    """
-    rng = random.Random(seed)
-    words = made_up(rng, 66)
-    subjects, words = words[:6], words[6:]
-    pools = [words[10 * k : 10 * k + 10] if own_words else words[:30] for k in range(6)]
-    data = []
-    for a in range(articles):
-        *told, untold = rng.sample(range(6), 4)
-        context, qas = "", []
-        for k in told:
-            context += f"The {subjects[k]} is "
-            gold = {"text": rng.choice(pools[k]), "answer_start": len(context)}
-            asked = f"What is the {subjects[k]}?"
-            qas.append({"id": f"{a}-{k}", "question": asked, "answers": [gold]})
-            context += gold["text"] + ". "
-        if impossible:
-            asked = f"What is the {subjects[untold]}?"
-            qas.append({"id": f"{a}-{untold}", "question": asked, "answers": []})
-        data.append({"title": f"article {a}", "paragraphs": [{"context": context, "qas": qas}]})
-    path.write_text(json.dumps({"version": "made up", "data": data}))
-    return path
 
 
 def encoder(folder, data, seed=0):

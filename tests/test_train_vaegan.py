@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
+from builders import ON_CPU, ROOT, TWO, log_of, run_here, weights_of
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, STEPPING, full_disk, listing, wait_for_steps
+from builders import ROOT, STEPPING, full_disk, listing, wait_for_steps
 
 from genkit.training import checkpoints, curves, optim
 from genkit.training.folder import RunFolder

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import regex
-from conftest import ON_CPU, TINY, TWO, log_of, run_here, weights_of
+from builders import ON_CPU, TINY, TWO, log_of, run_here, weights_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline

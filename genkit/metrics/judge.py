@@ -128,8 +128,8 @@ class Judge:
     """Compares generated images with real ones; looks at the real ones once.
 
     The real images are split in two: those compared with, and stand-ins, which are put in the place
-    of the generated images, as many as there are of these. What they get is the baseline: images that
-    are as good as real ones get no more.
+    of the generated images, as many as there are of these. What they get is the baseline: images
+    that are as good as real ones get no more.
 
     Args:
         data: real images, or where they are; see `images.load`.
@@ -322,8 +322,8 @@ class Judge:
         elif fewest < wanted:
             told.append(
                 f"{fewest:,} images are few for {features:,} features, {wanted:,} would do: part "
-                "of the Frechet distance is bias, so compare it with its baseline, and with figures "
-                "of as many images"
+                "of the Frechet distance is bias, so compare it with its baseline, and with "
+                "figures of as many images"
             )
         if len(self.held_out) < count:
             told.append(

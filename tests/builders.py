@@ -1,0 +1,362 @@
+"""What many tests build: tiny models, files, runs, and the ways to start recipes."""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import resource
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from readers import pointer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
+
+import genkit
+from genkit.data import characters
+from genkit.hub import vendoring
+from genkit.models import diffusion, gan, lm
+from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.models.diffusion import DenoisingPipeline
+from genkit.models.gan import GANPipeline, Generator
+from genkit.text import generation
+from genkit.training import checkpoints
+from genkit.vision import pixel_lm
+from genkit.vision.pixel_lm import Pixels
+
+ROOT = Path(__file__).parent.parent
+SHAPE = "--depth 1 --width 32 --heads 2 --context 32"
+SHORT = ("--batch_size", "4", "--compile", "no")
+TINY = (*SHAPE.split(), *SHORT)
+ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@contextlib.contextmanager
+def recipe_module(recipe: str, *arguments: str | Path) -> Iterator[Any]:
+    """Import a recipe under a command line."""
+    path = ROOT / "recipes" / f"{recipe}.py"
+    spec = importlib.util.spec_from_file_location(recipe, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, recipe, module)
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        spec.loader.exec_module(module)
+        yield module
+
+
+def benchmark(name: str) -> ModuleType:
+    """Import a benchmark."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)  # dataclasses look it up
+        spec.loader.exec_module(module)
+    return module
+
+
+def run_here(recipe: str, *arguments: str | Path) -> None:
+    """Run a recipe in this process: the seconds that a launch takes are saved."""
+    with recipe_module(recipe, *arguments) as module:
+        module.main()
+
+
+@contextlib.contextmanager
+def full_disk(limit: int = 0) -> Iterator[None]:
+    """Let no file grow beyond `limit` bytes: writes fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def listing(folder: Path) -> dict[str, bytes | str]:
+    """Return all that lies in a folder: the bytes of files, and where links lead."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        else:
+            found[name] = path.read_bytes() if path.is_file() else "no file"
+    return found
+
+
+# a run of one weight, of a step in 10 ms, that ends by a signal
+STEPPING = """
+import sys, time, torch
+from genkit.training import optim
+from genkit.training.settings import RunSettings
+from genkit.training.run import Run
+
+told = RunSettings(
+    output_dir=sys.argv[1], batch_size=4, max_minutes=60.0, ema=0.0, mixed_precision="no",
+    compile=False, save_minutes=60.0,
+)
+with Run(told) as run:
+    network = torch.nn.Linear(1, 1)
+    run.network("model", network, [torch.optim.SGD(network.parameters(), lr=0.1)])
+    run.restore()
+    start = time.monotonic()
+    try:
+        for _ in run.steps():
+            time.sleep(0.01)
+            run.backward(network(torch.ones(2, 1)).square().mean())
+            run.update()
+    finally:
+        lost = time.monotonic() - start - run.progress.seconds
+        if run.is_main:
+            run.folder.write("lost", str(lost))
+"""
+
+
+def wait_for_steps(folder: Path, running: subprocess.Popen, steps: int) -> None:
+    """Wait until a run has made so many steps more."""
+    log = folder / "metrics.jsonl"
+
+    def count() -> int:
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    until = count() + steps
+    while count() < until:
+        assert running.poll() is None, "the run ended by itself"
+        time.sleep(0.01)
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, but for the time."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def weights_of(folder: Path) -> tuple[str, bytes, str]:
+    """Name and bytes of the last checkpoint, and the hash of the published model."""
+    last, problems = checkpoints.newest(folder / "checkpoints")
+    assert last is not None and problems == []
+    published = [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]
+    model = hashlib.sha256(published[0].read_bytes()).hexdigest()
+    return last.name, (last / checkpoints.TENSORS).read_bytes(), model
+
+
+# a port for each process of the tests, which may launch at the same time
+PORT = 29500 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+TWO = ("--multi_gpu", "--num_processes", "2", "--main_process_port", str(PORT))
+ON_CPU = {"ACCELERATE_USE_CPU": "1"}
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Letters are tokens: there are no merges."""
+    pieces = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({piece: i for i, piece in enumerate(pieces)}, [], model_max_length=16)
+
+
+def text_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=16,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+
+
+def vae(channels: int) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=16,
+        shift_factor=0.0,
+    )
+
+
+def stable_diffusion() -> StableDiffusionPipeline:
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+    return StableDiffusionPipeline(
+        vae(4),
+        CLIPTextModel(text_config()),
+        tokenizer(),
+        unet,
+        EulerAncestralDiscreteScheduler(steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def made_up(rng, count):
+    """Words of no language."""
+    words = set()
+    while len(words) < count:
+        syllables = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)]
+        words.add("".join(syllables) + rng.choice("klmnprst"))
+    words = sorted(words)
+    rng.shuffle(words)
+    return words
+
+
+def facts_file(path, seed, articles, own_words, impossible=False):
+    """Write articles such as "The zorp is blue. The mig is tal.", a question a sentence.
+
+    Args:
+        own_words: each of the six subjects has words of its own that may follow it. Otherwise all
+            have the same, and only the sentence tells which word answers.
+        impossible: ask for one more subject, too, of which the article says nothing.
+    """
+    rng = random.Random(seed)
+    words = made_up(rng, 66)
+    subjects, words = words[:6], words[6:]
+    pools = [words[10 * k : 10 * k + 10] if own_words else words[:30] for k in range(6)]
+    data = []
+    for a in range(articles):
+        *told, untold = rng.sample(range(6), 4)
+        context, qas = "", []
+        for k in told:
+            context += f"The {subjects[k]} is "
+            gold = {"text": rng.choice(pools[k]), "answer_start": len(context)}
+            asked = f"What is the {subjects[k]}?"
+            qas.append({"id": f"{a}-{k}", "question": asked, "answers": [gold]})
+            context += gold["text"] + ". "
+        if impossible:
+            asked = f"What is the {subjects[untold]}?"
+            qas.append({"id": f"{a}-{untold}", "question": asked, "answers": []})
+        data.append({"title": f"article {a}", "paragraphs": [{"context": context, "qas": qas}]})
+    path.write_text(json.dumps({"version": "made up", "data": data}))
+    return path
+
+
+LETTERS = "abcdefghijklmnop .\n"
+
+
+def small_model(architecture: str, context: int = 64) -> generation.LanguageModel:
+    """A random model with rather peaked predictions, as trained ones have."""
+    torch.manual_seed(1)
+    tokenizer = characters.make_tokenizer(LETTERS)
+    model = lm.make_model(architecture, len(tokenizer), context, 2, 32, 2, 0.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+        model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
+    return generation.LanguageModel(model.eval(), tokenizer, architecture)
+
+
+SIZE = (1, 8, 8)
+
+
+def tiny_autoencoder(folder: Path) -> None:
+    model = Autoencoder(SIZE, 3, widths=(16,), labels=4, variational=True).eval()
+    model.fit_prior(torch.randn(50, 3) * 2 + 1)
+    vendoring.save_pipeline(AutoencoderPipeline(model), folder)
+
+
+def tiny_gan(folder: Path) -> None:
+    generator = gan.Generator(SIZE, 3, widths=(8,), patch=4).eval()
+    vendoring.save_pipeline(gan.GANPipeline(generator), folder)
+
+
+def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear"):
+    def save(folder: Path) -> None:
+        unet = diffusion.make_unet(SIZE, (8, 16), labels=labels).eval()
+        with torch.no_grad():
+            unet.conv_out.weight.mul_(3)  # that classes are seen
+        scheduler = diffusion.make_scheduler(objective, schedule)
+        if labels:
+            vendoring.save_pipeline(DenoisingPipeline(unet, scheduler), folder)
+        else:
+            DDPMPipeline(unet, scheduler).save_pretrained(folder)
+
+    return save
+
+
+def tiny_pixels(folder: Path) -> None:
+    model = pixel_lm.make_model(Pixels((1, 3, 4), 16), depth=1, width=32, heads=2).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(4)
+    model.save_pretrained(folder)
+
+
+CANARY = "canary"
+
+
+class Bomb:
+    """A pickle that leaves a file when it is read."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+def text_model(folder: Path) -> None:
+    tokenizer = characters.make_tokenizer("abc ")
+    lm.make_model("llama", len(tokenizer), 16, 1, 32, 2, 0.0).save_pretrained(folder)
+    lm.save_tokenizer(tokenizer, folder)
+
+
+def reader(folder: Path) -> None:
+    made = pointer()
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+
+
+def images(folder: Path) -> None:
+    vendoring.save_pipeline(
+        GANPipeline(Generator((1, 8, 8), 3, widths=(8,), patch=4).eval()), folder
+    )
+
+
+MAKE = {"text": text_model, "answers": reader, "gan": images}
+USE = {
+    "text": lambda folder: genkit.generate("ab", model=folder, max_new_tokens=2),
+    "answers": lambda folder: genkit.answer("Where?", "The alpha is omega.", model=folder),
+    "gan": lambda folder: genkit.sample(folder),
+}
+
+
+def weights_file(folder: Path) -> Path:
+    return next(folder.rglob("*.safetensors"))
