@@ -373,8 +373,8 @@ def save(
         usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{told} by {how.words}, "
-        f"without guidance, {how.evaluations} evaluations each, {weights} weights, {precision}, seen by "
-        f"{settings.extractor or 'their pixels'}; val_loss of {len(spread(val)):,} images from "
+        f"without guidance, {how.evaluations} evaluations each, {weights} weights, {precision}, "
+        f"seen by {settings.extractor or 'their pixels'}; val_loss of {len(spread(val)):,} images from "
         f"everywhere in those to compare with, at times spread as in training; images "
         f"{train.sha256}, compared with {val.sha256}; seed {settings.seed}.",
         data=settings.images,

@@ -468,8 +468,8 @@ def save(
         usage=USAGE.format(labels=told),
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up, {weights} weights, "
-        f"float32, seen by {settings.extractor or 'their pixels'}; images {train.sha256}, compared with "
-        f"{val.sha256}; seed {settings.seed}.",
+        f"float32, seen by {settings.extractor or 'their pixels'}; images {train.sha256}, compared "
+        f"with {val.sha256}; seed {settings.seed}.",
         data=settings.images,
         license=settings.license,
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from builders import tiny_denoiser
+from builders import tiny_autoencoder, tiny_denoiser, tiny_gan
 from readers import pointer
 
 from genkit.data import characters
@@ -88,8 +88,8 @@ MAKE = {
     "language": language,
     "reader": reader,
     "two_latents": two_latents,
-    "autoencoder": autoencoder,
-    "gan": adversarial,
+    "autoencoder": tiny_autoencoder,
+    "gan": tiny_gan,
     "told": tiny_denoiser("v", 4, "cosine"),
     "training": training,
     "game": game,

@@ -510,7 +510,7 @@ def test_truncated_images_come_together(drawer, plain, conditional_drawer, tmp_p
 # ---- projection
 
 
-@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("noise_to_latent", [False, True])
 @pytest.mark.parametrize("pull", [0.0, 1e-4, 0.01])
 def test_projection_by_a_linear_decoder_is_least_squares(noise_to_latent, pull):
     """With a pull the way leads to ridge regression of the numbers before `place`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import tiny_denoiser, tiny_gan
+from builders import tiny_autoencoder, tiny_denoiser, tiny_gan, tiny_pixels
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file

@@ -56,8 +56,9 @@ def troubles(log: list[dict[str, Any]], loss: str, baseline: dict[str, float]) -
         label noise can bring it below 0.
     pinned: the loss hardly moves from that of a discriminator that gives all the same score, where
         coverage is below LOW_COVERAGE of its baseline and the game is stuck: with good images this
-        is its proper end, and strong penalties keep it there while much is learnt. Smoothed targets move
-        that loss, and an auxiliary classifier adds its own: with these it goes unnoticed.
+        is its proper end, and strong penalties keep it there while much is learnt. Smoothed
+        targets move that loss, and an auxiliary classifier adds its own: with these it goes
+        unnoticed.
 
     A game is stuck if the best distance of the last STUCK evaluations is not PROGRESS below the
     best one before.

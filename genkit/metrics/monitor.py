@@ -40,8 +40,8 @@ class Monitor:
 
     Some of the real images, as many as are drawn but half at most, are stand-ins: put in the place
     of the drawn ones they say what a perfect generator gets, the `baseline`. Where more are drawn
-    than there are stand-ins, they are compared in blocks of that many, and the mean is told, so that
-    figures are as biased as their baseline.
+    than there are stand-ins, they are compared in blocks of that many, and the mean is told, so
+    that figures are as biased as their baseline.
 
     Args:
         real: images that the networks do not learn from.
