@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 
+from genkit.commands.flags import with_dashes
 from genkit.errors import clean_errors
 
 # Subcommand and its line in --help; a module of genkit/commands each
@@ -23,7 +24,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run the genkit command."""
-    words = sys.argv[1:] if argv is None else argv
+    words = with_dashes(sys.argv[1:] if argv is None else argv)
     asked = next((word for word in words if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(prog="genkit", description="Generative models, made plain.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
