@@ -46,7 +46,7 @@ def main() -> None:
         arguments.model, train, extractor, extract_cached(train, extractor), arguments.dtype
     )
     curves: dict[str, list[tuple[int, float]]] = {}
-    for name in arguments.samplers or diffusion.fitting(judge.scheduler):
+    for name in arguments.samplers or diffusion.compatible_samplers(judge.scheduler):
         for asked in arguments.evaluations:
             steps = (asked + 1) // 2 if name == "heun" else asked
             point = judge.distance(name, steps, arguments.count)

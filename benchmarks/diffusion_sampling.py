@@ -71,7 +71,9 @@ def stock(arguments: argparse.Namespace) -> Way:
     """Diffusers' own pipeline, eager, in float32."""
     pipeline = DDPMPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = diffusion.sampler(pipeline.scheduler, arguments.scheduler, arguments.steps)
+    pipeline.scheduler = diffusion.make_sampler(
+        pipeline.scheduler, arguments.scheduler, arguments.steps
+    )
 
     def draw(count: int) -> torch.Tensor:
         seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]

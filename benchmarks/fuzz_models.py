@@ -47,7 +47,9 @@ def sharded(folder: Path) -> None:
 
 def looker(folder: Path) -> None:
     """An image classifier."""
-    classifier.save(classifier.make_model("abc", (1, 8, 8), depth=1, width=4), (1, 8, 8), folder)
+    classifier.save_classifier(
+        classifier.make_model("abc", (1, 8, 8), depth=1, width=4), (1, 8, 8), folder
+    )
 
 
 def two_weights(folder: Path) -> None:

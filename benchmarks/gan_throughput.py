@@ -187,7 +187,7 @@ def dcgan(train: Images, settings: dict[str, Any], device: str) -> Step:
         train.size, "dcgan", [64, 128], strides=[2, 2], kernel=3, pool="max", unit=True
     )
     for player in (generator, discriminator):
-        gan.initialize(player, None)
+        gan.initialize_weights(player, None)
         player.to(device).train()
     making = torch.optim.AdamW(
         generator.parameters(), settings["learning_rate"], betas, weight_decay=0.0, fused=True

@@ -156,7 +156,7 @@ def trainable(network: PreTrainedModel) -> int:
 def judge(run: Run, settings: Settings, corpus: Corpus) -> None:
     """Evaluate the model as it would be saved, and save it if it is the best."""
     network = run.weights().eval()
-    whole = lora.merged(network) if settings.lora_rank else network
+    whole = lora.merge_adapters(network) if settings.lora_rank else network
     metrics = evaluate(run, settings, corpus, whole)
     if run.report("val_loss", metrics):
         run.publish(partial(save, run, settings, corpus, whole, metrics))

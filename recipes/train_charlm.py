@@ -120,7 +120,11 @@ def main() -> None:
         train = Windows(corpus.train, context, settings.seed)
 
         # ---- model
-        network = lm.grow(origin.model, corpus.tokenizer) if origin else make(settings, corpus)
+        network = (
+            lm.resize_embeddings(origin.model, corpus.tokenizer)
+            if origin
+            else make(settings, corpus)
+        )
         network.set_attn_implementation(
             machine.attention(run.device.type, settings.mixed_precision)
         )

@@ -169,7 +169,7 @@ def batch(
     train: Images, shift: int, device: torch.device, which: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Look up images, shifted, and their classes."""
-    return classifier.shifted(train.batch(which, device), shift), train.classes(which, device)
+    return classifier.random_shift(train.batch(which, device), shift), train.classes(which, device)
 
 
 # ---- evaluate
@@ -245,7 +245,7 @@ def save(
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, weights = run.weights(), "averaged" if settings.ema else "raw"
-    classifier.save(network, train.size, folder)
+    classifier.save_classifier(network, train.size, folder)
     text = card.card(
         run.folder.path,
         title="A classifier of images",

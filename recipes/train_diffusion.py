@@ -102,7 +102,9 @@ class Settings(RunSettings):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         try:
-            diffusion.resolve(diffusion.make_scheduler(self.objective), None, self.eval_steps)
+            diffusion.resolve_sampler(
+                diffusion.make_scheduler(self.objective), None, self.eval_steps
+            )
         except ValueError as error:
             raise ValueError(f"eval_steps: {error}") from error
         for width in self.widths or []:
@@ -361,7 +363,7 @@ def save(
     shown = run.progress.step * run.batch_size
     weights = "averaged" if settings.ema else "raw"
     precision = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-    how = sampling.find_sampler(pipeline, settings.eval_steps)
+    how = sampling.resolve_sampler(pipeline, settings.eval_steps)
     told = ", of classes in the training images' proportions," if settings.conditional else ""
     text = card.card(
         run.folder.path,

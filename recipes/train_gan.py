@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from genkit.data.images import Images, proportional
 from genkit.data.order import Order
 from genkit.errors import clean_errors
 from genkit.hub import card, gallery, vendoring
-from genkit.metrics.collapse import troubles
+from genkit.metrics.collapse import find_troubles
 from genkit.metrics.monitor import Monitor
 from genkit.metrics.neighbours import K
 from genkit.models import gan, gan_losses
@@ -37,7 +37,7 @@ from genkit.models.gan_losses import Batch, Game
 from genkit.training import curves
 from genkit.training.optim import player_optimizers
 from genkit.training.run import Run
-from genkit.training.settings import RunSettings, parse, setting
+from genkit.training.settings import CHOSEN, RunSettings, parse, setting
 from genkit.vision import image_grid
 from genkit.vision.evaluation import sample
 
@@ -91,12 +91,13 @@ class Settings(RunSettings):
     decay: float | None = setting(
         None, "part of the run over which the rate falls to 0, at its end"
     )
+    optimizer: str = setting(
+        CHOSEN, "optimizer of both networks", choices=("adamw", "muon", "rmsprop")
+    )
     clip: float = setting(0.0, "largest norm of the gradient; 0 for no limit")
     extractor: str | None = setting(None, "classifier to compare images by; their pixels if none")
     eval_samples: int = setting(2000, "images drawn for an evaluation")
     stop_on_collapse: bool = setting(False, "end the run when it has collapsed")
-
-    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "muon", "rmsprop")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
@@ -339,9 +340,9 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
         **d_options,
     )
     if settings.network != "modern":
-        gan.initialize(generator, STD.get(settings.network))
+        gan.initialize_weights(generator, STD.get(settings.network))
         if not settings.spectral:  # which makes the size of weights its own
-            gan.initialize(discriminator, STD.get(settings.network))
+            gan.initialize_weights(discriminator, STD.get(settings.network))
     return generator, discriminator
 
 
@@ -389,14 +390,14 @@ def show(
 ) -> None:
     """Draw how the game goes, on the main process."""
     assert monitor is not None, "only the main process draws"
-    curves.game(log, monitor.baseline, troubles(log, settings.loss, monitor.baseline), path)
+    curves.game(log, monitor.baseline, find_troubles(log, settings.loss, monitor.baseline), path)
 
 
 def warn(run: Run, settings: Settings, monitor: Monitor | None) -> bool:
     """Say what the last evaluation shows to be wrong; return on all whether the run is lost."""
     fatal = 0.0
     if monitor is not None:
-        for trouble in troubles(run.folder.log(), settings.loss, monitor.baseline):
+        for trouble in find_troubles(run.folder.log(), settings.loss, monitor.baseline):
             if trouble.step == run.progress.step:
                 run.log(f"! {trouble}")
                 fatal += trouble.fatal

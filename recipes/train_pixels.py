@@ -31,7 +31,7 @@ from genkit.training.optim import optimizers
 from genkit.training.run import Run
 from genkit.training.settings import RunSettings, parse, setting
 from genkit.vision import image_grid, pixel_lm
-from genkit.vision.pixel_lm import Pixels
+from genkit.vision.pixel_lm import PixelFormat
 
 # ---- settings
 
@@ -124,7 +124,7 @@ def main() -> None:
 
         # ---- model
         labels = train.count_classes() if settings.conditional else 0
-        pixels = Pixels(train.size, settings.levels, labels, train.names[:labels])
+        pixels = PixelFormat(train.size, settings.levels, labels, train.names[:labels])
         network = make(settings, pixels)
         network.set_attn_implementation(
             machine.attention(run.device.type, settings.mixed_precision)
@@ -153,7 +153,7 @@ def main() -> None:
         run.log(f"the best model is in {run.folder.path}")
 
 
-def make(settings: Settings, pixels: Pixels) -> pixel_lm.PreTrainedModel:
+def make(settings: Settings, pixels: PixelFormat) -> pixel_lm.PreTrainedModel:
     """Build a new model."""
     return pixel_lm.make_model(
         pixels,
@@ -165,14 +165,16 @@ def make(settings: Settings, pixels: Pixels) -> pixel_lm.PreTrainedModel:
 
 
 def batch(
-    pixels: Pixels, part: Images, device: torch.device, which: np.ndarray
+    pixels: PixelFormat, part: Images, device: torch.device, which: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Look up images as lines: what is read, and what comes next; (n, length) each."""
     lines = encoded(pixels, part, which, device)
     return lines[:, :-1], lines[:, 1:]
 
 
-def encoded(pixels: Pixels, part: Images, which: np.ndarray, device: torch.device) -> torch.Tensor:
+def encoded(
+    pixels: PixelFormat, part: Images, which: np.ndarray, device: torch.device
+) -> torch.Tensor:
     """Look up images as lines, (n, 1 + length)."""
     labels = part.classes(which, device) if pixels.labels else None
     return pixels.encode(part.batch(which, device), labels)

@@ -198,7 +198,7 @@ def discriminator_loss(
 ) -> torch.Tensor:
     """Tell real images from what is rebuilt, and from what is drawn."""
     with torch.no_grad():
-        latents = autoencoder.draw(network.encode(real).latent_dist, noise[0])
+        latents = autoencoder.reparameterize(network.encode(real).latent_dist, noise[0])
     return game.discriminator_loss(scoring, network.predict, pairs(real, latents, noise), penalty)
 
 

@@ -42,7 +42,7 @@ from genkit.models.gan import GANPipeline, Generator
 from genkit.text import generation
 from genkit.training import checkpoints
 from genkit.vision import pixel_lm
-from genkit.vision.pixel_lm import Pixels
+from genkit.vision.pixel_lm import PixelFormat
 
 ROOT = Path(__file__).parent.parent
 SHAPE = "--depth 1 --width 32 --heads 2 --context 32"
@@ -313,7 +313,7 @@ def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear"):
 
 
 def tiny_pixels(folder: Path) -> None:
-    model = pixel_lm.make_model(Pixels((1, 3, 4), 16), depth=1, width=32, heads=2).eval()
+    model = pixel_lm.make_model(PixelFormat((1, 3, 4), 16), depth=1, width=32, heads=2).eval()
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(4)
     model.save_pretrained(folder)

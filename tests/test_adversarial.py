@@ -179,7 +179,7 @@ def test_a_critic_without_slope_has_a_finite_penalty():
 def test_a_mixture_lies_between_the_two():
     real, fake = torch.randn(2, 6, 1, 4, 4)
     u = torch.tensor([0.0, 1.0, 0.25, 0.5, 0.75, 0.9])
-    between = gan_losses.mixed(real, fake, u)
+    between = gan_losses.interpolate_images(real, fake, u)
     torch.testing.assert_close(between[0], fake[0])
     torch.testing.assert_close(between[1], real[1])
     torch.testing.assert_close(between[2], 0.25 * real[2] + 0.75 * fake[2])

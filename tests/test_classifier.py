@@ -103,9 +103,9 @@ def test_a_shift_is_a_crop_of_the_padded_image(most):
     torch.manual_seed(0)
     shown = torch.randn(300, 2, 5, 4)
     torch.manual_seed(1)
-    moved = classifier.shifted(shown, most)
+    moved = classifier.random_shift(shown, most)
     torch.manual_seed(1)
-    assert torch.equal(moved, classifier.shifted(shown, most))
+    assert torch.equal(moved, classifier.random_shift(shown, most))
     counts = np.zeros((2 * most + 1, 2 * most + 1), int)
     for before, after in zip(shown.numpy(), moved.numpy(), strict=True):
         padded = np.pad(before, ((0, 0), (most, most), (most, most)), "edge")
@@ -134,7 +134,7 @@ def test_the_loss_is_its_formula():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_stock_processor_sees_what_genkit_sees(tmp_path, size):
-    classifier.save(classifier.make_model("ab", size, 1, 4), size, tmp_path)
+    classifier.save_classifier(classifier.make_model("ab", size, 1, 4), size, tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     channels, height, width = size
     shape = (height, width) if channels == 1 else (height, width, 3)
@@ -147,7 +147,9 @@ def test_the_stock_processor_sees_what_genkit_sees(tmp_path, size):
 
 
 def test_the_stock_processor_scales_and_crops_as_genkit_does(tmp_path):
-    classifier.save(classifier.make_model("ab", (3, 16, 16), 1, 4), (3, 16, 16), tmp_path)
+    classifier.save_classifier(
+        classifier.make_model("ab", (3, 16, 16), 1, 4), (3, 16, 16), tmp_path
+    )
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     rng = np.random.default_rng(0)
     for width, height in ((64, 64), (48, 32), (32, 48), (12, 12)):

@@ -105,7 +105,9 @@ EACH = [(objective, name) for objective in OBJECTIVES for name in samplers(objec
 @pytest.mark.parametrize(("objective", "name"), EACH)
 def test_a_strip_shows_x_t_as_in_training_and_what_the_network_takes_it_for(objective, name):
     pipeline = Gaussian(objective, labels=2)
-    record = denoising.strip(pipeline, seed=3, label=1, steps=40, scheduler=name, shown=6)
+    record = denoising.denoising_trajectory(
+        pipeline, seed=3, label=1, steps=40, scheduler=name, shown=6
+    )
     assert len(record.times) == len(record.mixed) == len(record.clean) == 6
     assert (np.diff(record.times) < 0).all()
     told = torch.ones(6, dtype=torch.int64)
@@ -124,7 +126,7 @@ def test_a_strip_shows_x_t_as_in_training_and_what_the_network_takes_it_for(obje
 @pytest.mark.parametrize(("objective", "name"), EACH)
 def test_a_strip_ends_in_the_image_of_its_seed(objective, name):
     for pipeline, label in ((Gaussian(objective), None), (real(objective, labels=3), 2)):
-        record = denoising.strip(pipeline, 5, label, steps=8, scheduler=name)
+        record = denoising.denoising_trajectory(pipeline, 5, label, steps=8, scheduler=name)
         (expected,) = pipeline(
             1,
             torch.Generator().manual_seed(5),
@@ -139,13 +141,15 @@ def test_a_strip_ends_in_the_image_of_its_seed(objective, name):
 
 def test_a_strip_follows_guidance():
     pipeline = Gaussian("v", labels=2)
-    plain, more = (denoising.strip(pipeline, label=1, guidance=w).image for w in (1.0, 4.0))
+    plain, more = (
+        denoising.denoising_trajectory(pipeline, label=1, guidance=w).image for w in (1.0, 4.0)
+    )
     assert (plain - more).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 20])
 def test_fewer_steps_than_are_shown_are_all_shown(steps):
-    record = denoising.strip(Gaussian("v"), steps=steps, scheduler="ddim")
+    record = denoising.denoising_trajectory(Gaussian("v"), steps=steps, scheduler="ddim")
     assert len(record.times) == min(8, steps)
     assert str(record).startswith(f"{min(8, steps)} times from 999")
 
@@ -153,7 +157,7 @@ def test_fewer_steps_than_are_shown_are_all_shown(steps):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_images_vanish_in_noise_of_their_own(objective):
     pipeline, digits = real(objective), load_images("digits").take(np.arange(5))
-    record = denoising.noising_strip(pipeline, digits, shown=7, seed=2)
+    record = denoising.noising_trajectory(pipeline, digits, shown=7, seed=2)
     images = digits.batch(np.arange(5))
     assert record.mixed.shape == (7, 5, *SIZE)
     assert record.times[0] == 0 and record.times[-1] == (1000 if objective == "flow" else 999)
@@ -162,7 +166,7 @@ def test_images_vanish_in_noise_of_their_own(objective):
         at = denoising.noising_at(pipeline, torch.tensor([time]))
         noise = torch.stack([draws(*SIZE, seed=2 + i) for i in range(5)])
         torch.testing.assert_close(mixed, at.mix(images, noise), atol=1e-5, rtol=1e-5)
-    alone = denoising.noising_strip(pipeline, images[3:4], shown=7, seed=5)
+    alone = denoising.noising_trajectory(pipeline, images[3:4], shown=7, seed=5)
     assert torch.equal(alone.mixed[:, 0], record.mixed[:, 3])
 
 
@@ -172,7 +176,7 @@ def test_places_between_times_lie_between_them():
     at = denoising.noising_at(pipeline, times)
     assert (at.alpha.diff() < 0).all() and (at.sigma.diff() >= 0).all()
     torch.testing.assert_close(at.alpha**2 + at.sigma**2, torch.ones_like(at.alpha))
-    whole = diffusion_losses.at(pipeline.scheduler, torch.arange(999))
+    whole = diffusion_losses.noising_at_timesteps(pipeline.scheduler, torch.arange(999))
     torch.testing.assert_close(at.alpha[::4], whole.alpha, atol=0, rtol=1e-4)
     torch.testing.assert_close(at.sigma[::4], whole.sigma, atol=0, rtol=1e-4)
 
@@ -183,7 +187,7 @@ def test_places_between_times_lie_between_them():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_paths_lead_from_one_image_to_another(objective):
     pipeline = Gaussian(objective, labels=2)
-    start, end = (pipelines.draw(pipeline, 1, seed)[0] for seed in (4, 9))
+    start, end = (pipelines.draw_latents(pipeline, 1, seed)[0] for seed in (4, 9))
     record = latent.interpolate(pipeline, start, end, 5, label=1)
     ends = pipelines.decode(pipeline, torch.stack([start, end]), [1, 1])
     for images in (record.linear, record.spherical):
@@ -314,7 +318,7 @@ def test_all_or_nothing_can_be_kept():
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 6))
 def test_the_walk_goes_each_part_of_the_way_as_often_as_asked(steps, resample):
-    walk = inpainting.path(steps, resample)
+    walk = inpainting.resampling_schedule(steps, resample)
     moves = np.diff(walk)
     length = max(1, steps // inpainting.JUMPS)
     assert walk[0] == steps and walk[-1] == 0 and 0 not in walk[:-1]
@@ -328,14 +332,14 @@ def test_the_walk_goes_each_part_of_the_way_as_often_as_asked(steps, resample):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("steps", [1, 30, 1000])
 def test_chains_of_noise_have_the_mixtures_of_training(objective, steps):
-    way = denoising.levels(real(objective), steps)
+    way = denoising.noise_levels(real(objective), steps)
     way = diffusion_losses.Noising(way.times, way.alpha.double(), way.sigma.double())
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for low, high in {(0, 1), (0, steps), (steps // 2, steps), (steps - 1, steps)}:
-        kept, added = (inpainting.noisier(x, 1 - x, way, low, high) for x in (one, zero))
-        image = inpainting.cleaner(way.alpha[high], one, zero, way, high, low)
-        old = inpainting.cleaner(one, zero, zero, way, high, low)
-        new = inpainting.cleaner(zero, zero, one, way, high, low)
+        kept, added = (inpainting.add_noise(x, 1 - x, way, low, high) for x in (one, zero))
+        image = inpainting.remove_noise(way.alpha[high], one, zero, way, high, low)
+        old = inpainting.remove_noise(one, zero, zero, way, high, low)
+        new = inpainting.remove_noise(zero, zero, one, way, high, low)
         found = [kept * way.alpha[low], (kept * way.sigma[low]) ** 2 + added**2]
         found += [image, (old * way.sigma[high]) ** 2 + new**2]
         found += [old * way.sigma[high] ** 2]  # alike forwards and backwards
@@ -352,8 +356,8 @@ def records() -> list:
     pipeline = Gaussian("v")
     images = pipeline.sample(14)
     return [
-        denoising.strip(pipeline, steps=10),
-        denoising.noising_strip(pipeline, images[:2]),
+        denoising.denoising_trajectory(pipeline, steps=10),
+        denoising.noising_trajectory(pipeline, images[:2]),
         denoising.invert(pipeline, images, steps=5),
         inpainting.inpaint(pipeline, images, LEFT, steps=3, resample=1),
     ]
@@ -385,8 +389,8 @@ def test_nothing_else_is_touched():
 
     def all_of_it() -> list[torch.Tensor]:
         return [
-            denoising.strip(pipeline, label=1, steps=3).image,
-            denoising.noising_strip(pipeline, images).mixed,
+            denoising.denoising_trajectory(pipeline, label=1, steps=3).image,
+            denoising.noising_trajectory(pipeline, images).mixed,
             denoising.invert(pipeline, images, [0, 1], steps=3).noise,
             inpainting.inpaint(pipeline, images, given_mask, [0, 1], steps=3, resample=2).images,
         ]
@@ -403,7 +407,8 @@ def test_nothing_else_is_touched():
 
 def test_ddpm_draws_a_strip_by_its_seed_alone():
     first, same, other = (
-        denoising.strip(Gaussian("v"), seed, steps=5, scheduler="ddpm").image for seed in (1, 1, 2)
+        denoising.denoising_trajectory(Gaussian("v"), seed, steps=5, scheduler="ddpm").image
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, same) and not torch.equal(first, other)
 
@@ -451,7 +456,7 @@ SPOILT[0, 0, 3, 3] = math.nan
 def test_bad_images_are_named(images, message):
     pipeline = real("v")
     for verb in (
-        denoising.noising_strip,
+        denoising.noising_trajectory,
         denoising.invert,
         lambda *given_images: inpainting.inpaint(*given_images, LEFT),
     ):
@@ -496,16 +501,16 @@ def test_bad_labels_are_named(classes, labels, message):
 )
 def test_bad_strips_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        denoising.strip(real("v", 3), **({"label": 0} | options))
+        denoising.denoising_trajectory(real("v", 3), **({"label": 0} | options))
 
 
 def test_what_a_model_without_classes_cannot_do_is_named():
     with pytest.raises(ValueError, match="labels: this model is not told classes"):
-        denoising.strip(real("flow"), label=1)
+        denoising.denoising_trajectory(real("flow"), label=1)
     with pytest.raises(ValueError, match=r"guidance: 2\.0 asks to go towards a class"):
-        denoising.strip(real("flow"), guidance=2.0)
+        denoising.denoising_trajectory(real("flow"), guidance=2.0)
     with pytest.raises(ValueError, match=r"scheduler: 'ddim' does not fit a model .* flow"):
-        denoising.strip(real("flow"), scheduler="ddim")
+        denoising.denoising_trajectory(real("flow"), scheduler="ddim")
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
@@ -519,9 +524,9 @@ def test_bad_steps_are_named(steps):
 
 def test_bad_noising_is_named():
     with pytest.raises(ValueError, match="shown must be 2 or more, got 1"):
-        denoising.noising_strip(real("v"), IMAGES, shown=1)
+        denoising.noising_trajectory(real("v"), IMAGES, shown=1)
     with pytest.raises(ValueError, match="seed must be 0 or more, got -2"):
-        denoising.noising_strip(real("v"), IMAGES, seed=-2)
+        denoising.noising_trajectory(real("v"), IMAGES, seed=-2)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_noise_grows_along_the_way(objective, schedule):
         assert torch.equal(way.times, torch.arange(1000))  # each once
     assert (whole - 1).abs().max() < 1e-6
     assert (sigma.diff() > 0).all() and alpha.min() >= 0
-    again = diffusion_losses.at(scheduler, way.times)
+    again = diffusion_losses.noising_at_timesteps(scheduler, way.times)
     for name in ("times", "signal", "grain"):
         torch.testing.assert_close(getattr(again, name), getattr(way, name), rtol=0, atol=1e-6)
 
@@ -142,7 +142,7 @@ def test_a_flow_goes_the_way_of_diffusers():
     scheduler = diffusion.make_scheduler("flow")
     times = scheduler.timesteps[::20]
     images, noise = normal(len(times), 2, 3, 4), normal(len(times), 2, 3, 4, seed=1)
-    mixed = diffusion_losses.at(scheduler, times).mix(images, noise)
+    mixed = diffusion_losses.noising_at_timesteps(scheduler, times).mix(images, noise)
     torch.testing.assert_close(mixed, scheduler.scale_noise(images, times, noise))
 
 
@@ -193,10 +193,10 @@ def test_what_a_network_tells_is_the_image_it_means(objective, schedule):
     sigma = 1 - kept if objective == "flow" else (1 - kept.square()).sqrt()
     mixed = diffusion_losses.Noising(way.times, kept, sigma).mix(images, noise)
     told = diffusion_losses.target(images, noise, kept, sigma, objective)
-    found = diffusion_losses.clean(mixed, told, kept, sigma, objective)
+    found = diffusion_losses.predicted_image(mixed, told, kept, sigma, objective)
     torch.testing.assert_close(found, images, rtol=0, atol=1e-9)
     # an error of what is told is an error of the image
-    wrong = diffusion_losses.clean(mixed, told + 0.1, kept, sigma, objective)
+    wrong = diffusion_losses.predicted_image(mixed, told + 0.1, kept, sigma, objective)
     by = {"epsilon": sigma / kept, "v": sigma, "x0": torch.ones(64), "flow": sigma}[objective]
     torch.testing.assert_close((wrong - found).abs().amax((1, 2, 3)), 0.1 * by.double())
 
@@ -232,7 +232,7 @@ def test_the_truth_costs_nothing(objective, min_snr):
     )
     weights = torch.ones(20)
     if min_snr:
-        weights = diffusion_losses.weights(way.alpha, way.sigma, objective, min_snr)
+        weights = diffusion_losses.min_snr_weights(way.alpha, way.sigma, objective, min_snr)
     torch.testing.assert_close(found, (weights * error.square()).mean())
 
 
@@ -246,18 +246,18 @@ def test_min_snr_weights_are_the_papers(cap, log_snr):
         "v": min(snr.item(), cap) / (snr.item() + 1),
     }
     for objective, weight in wanted.items():
-        found = diffusion_losses.weights(alpha, sigma, objective, cap).item()
+        found = diffusion_losses.min_snr_weights(alpha, sigma, objective, cap).item()
         assert found == pytest.approx(weight, rel=1e-6)
     # whatever the target is, an error of the image weighs the same
     mixed = alpha[:, None, None, None] * normal(1, 1, 2, 2).double()
     for objective in wanted:
         truth, wrong = (
-            diffusion_losses.clean(
+            diffusion_losses.predicted_image(
                 mixed, told * torch.ones(1, 1, 2, 2).double(), alpha, sigma, objective
             )
             for told in (0.3, 0.4)
         )
-        weight = diffusion_losses.weights(alpha, sigma, objective, cap).item()
+        weight = diffusion_losses.min_snr_weights(alpha, sigma, objective, cap).item()
         wanted_loss = min(snr.item(), cap) * (wrong - truth).square().mean().item()
         assert weight * 0.1**2 == pytest.approx(wanted_loss, rel=1e-4)
 
@@ -266,7 +266,7 @@ def test_weights_are_finite_where_all_is_noise():
     scheduler = diffusion.make_scheduler("v", "cosine")
     way = diffusion_losses.noising_at_quantiles(scheduler, even_ranks(1000))
     for objective in diffusion.PREDICTIONS:
-        found = diffusion_losses.weights(way.alpha, way.sigma, objective, 5.0)
+        found = diffusion_losses.min_snr_weights(way.alpha, way.sigma, objective, 5.0)
         assert found.isfinite().all() and (found >= 0).all()
 
 
@@ -314,7 +314,7 @@ def flowed(scheduler, noise):
 
 
 def run_through(scheduler, name, steps, noise, generator=None):
-    made = diffusion.sampler(scheduler, name, steps)
+    made = diffusion.make_sampler(scheduler, name, steps)
     *_, last = diffusion.denoise(exact_network(scheduler), made, noise, generator=generator)
     return last.after
 
@@ -370,7 +370,7 @@ def test_ancestral_noise_is_a_rows_own():
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_few_steps_are_as_many_as_were_asked_for(objective, name, steps):
     scheduler = diffusion.make_scheduler(objective)
-    made = diffusion.sampler(scheduler, name, steps)
+    made = diffusion.make_sampler(scheduler, name, steps)
     assert len(made.timesteps) == (2 * steps - 1 if name == "heun" else steps)
     assert made.timesteps[0] >= (1000 if objective == "flow" else 900)  # next to all noise
     drawn = run_through(scheduler, name, steps, normal(2, 1, 4, 4), seeds(0, 1))
@@ -383,12 +383,12 @@ def test_steps_are_spread_evenly_or_refused_with_what_can_be(name):
     first = 21 if name in diffusion.SPACED else 1  # fewer are spread otherwise
     for steps in (*range(first, 1000, 83 if name in ("dpm++", "unipc") else 9), 999, 1000):
         try:
-            made = diffusion.sampler(scheduler, name, steps)
+            made = diffusion.make_sampler(scheduler, name, steps)
         except ValueError as error:
             refused += 1
             match = re.search(rf"steps: {re.escape(name)} .* {steps} .* (\d+) or (\d+)", str(error))
             for near in map(int, match.groups()):
-                assert diffusion.resolve(scheduler, name, near) == (name, near)
+                assert diffusion.resolve_sampler(scheduler, name, near) == (name, near)
             continue
         gaps = -made.timesteps.diff()
         assert len(made.timesteps) == steps and made.timesteps[0] == 999
@@ -401,7 +401,7 @@ def test_steps_are_spread_evenly_or_refused_with_what_can_be(name):
 @pytest.mark.parametrize("schedule", diffusion.SCHEDULES)
 @pytest.mark.parametrize("name", ["dpm++", "unipc"])
 def test_few_steps_of_a_solver_are_even_in_the_logarithm_of_noise(name, schedule):
-    made = diffusion.sampler(diffusion.make_scheduler("v", schedule), name, 10)
+    made = diffusion.make_sampler(diffusion.make_scheduler("v", schedule), name, 10)
     *sigmas, last = made.sigmas.tolist()
     ratios = [later / sooner for sooner, later in itertools.pairwise(sigmas)]
     assert ratios == pytest.approx([ratios[0]] * 9, rel=1e-3)
@@ -420,15 +420,15 @@ def test_ten_steps_of_a_solver_are_near_where_a_thousand_lead(name):
 
 
 def test_nothing_is_told_of_settings_that_a_sampler_does_not_know(caplog, capfd):
-    diffusion.sampler(diffusion.make_scheduler("flow"))
+    diffusion.make_sampler(diffusion.make_scheduler("flow"))
     for name in diffusion.SAMPLERS:
-        diffusion.sampler(diffusion.make_scheduler("epsilon"), name)
+        diffusion.make_sampler(diffusion.make_scheduler("epsilon"), name)
     assert caplog.text == "" and capfd.readouterr() == ("", "")
 
 
 def test_a_step_tells_all_of_itself():
     scheduler = diffusion.make_scheduler("flow")
-    made, noise = diffusion.sampler(scheduler, "euler", 5), normal(2, 1, 4, 4)
+    made, noise = diffusion.make_sampler(scheduler, "euler", 5), normal(2, 1, 4, 4)
     steps = list(diffusion.denoise(exact_network(scheduler), made, noise))
     assert [step.time.item() for step in steps] == made.timesteps.tolist()
     assert torch.equal(steps[0].seen, noise)
@@ -454,7 +454,7 @@ def test_guidance_goes_from_no_class_through_the_class(objective, name):
 
     def steps(guidance, asked=labels):
         rows.clear()
-        made = diffusion.sampler(scheduler, name, 5)
+        made = diffusion.make_sampler(scheduler, name, 5)
         found = list(diffusion.denoise(network, made, noise, asked, none, guidance, seeds(0, 1, 2)))
         assert sum(rows) == len(made.timesteps) * 3 * (1 if guidance == 1 else 2)
         return found
@@ -655,7 +655,7 @@ def test_calls_that_cannot_work_are_refused_by_name(call, message):
 
 def test_steps_are_those_of_the_models_own_training():
     short = DDPMScheduler(100, prediction_type="v_prediction")
-    assert diffusion.resolve(short, "ddim", 100) == ("ddim", 100)
+    assert diffusion.resolve_sampler(short, "ddim", 100) == ("ddim", 100)
     with pytest.raises(ValueError, match="steps must be a whole number from 1 to 100"):
-        diffusion.resolve(short, "ddim", 101)
-    assert diffusion.resolve(short, "ddpm", None) == ("ddpm", 100)
+        diffusion.resolve_sampler(short, "ddim", 101)
+    assert diffusion.resolve_sampler(short, "ddpm", None) == ("ddpm", 100)

@@ -19,7 +19,7 @@ from genkit.metrics.images import (
     label_accuracy,
     reconstruction_error,
 )
-from genkit.metrics.neighbours import ManifoldMetric, copied, manifold, nearest
+from genkit.metrics.neighbours import ManifoldMetric, copy_rate, manifold, nearest_neighbours
 
 
 class Identity(torch.nn.Module):
@@ -237,7 +237,7 @@ def test_a_dropped_mode_costs_recall_and_coverage_alone():
 def test_the_nearest_are_found_across_blocks():
     fakes, train = drawn(1, 30, 5), drawn(1, 200, 5, shift=0.1)
     fakes[7] = train[130]
-    distances, which = nearest(fakes, train.split(33))
+    distances, which = nearest_neighbours(fakes, train.split(33))
     slow = [min((math.dist(f, t), j) for j, t in enumerate(train.tolist())) for f in fakes.tolist()]
     assert which.tolist() == [j for _, j in slow]
     assert distances.tolist() == pytest.approx([d for d, _ in slow], rel=1e-12)
@@ -247,13 +247,18 @@ def test_the_nearest_are_found_across_blocks():
 def test_planted_copies_are_counted():
     train, unseen, fake = (drawn(7, 3000, 4)[i::3] for i in range(3))
     fake = fake[:500].clone()
-    usual, baseline = copied(nearest(fake, [train])[0], nearest(unseen, [train])[0])
+    usual, baseline = copy_rate(
+        nearest_neighbours(fake, [train])[0], nearest_neighbours(unseen, [train])[0]
+    )
     assert baseline == pytest.approx(0.01, abs=0.002)
     assert usual < 0.03
     fake[:50] = train[100:150] + 1e-6
-    assert copied(nearest(fake, [train])[0], nearest(unseen, [train])[0])[0] >= 0.1
+    assert (
+        copy_rate(nearest_neighbours(fake, [train])[0], nearest_neighbours(unseen, [train])[0])[0]
+        >= 0.1
+    )
     # if real images have duplicates, too, then so may generated ones
-    assert copied([0.0, 0.0, 1.0, 2.0], [0.0] * 5 + [1.0] * 5) == (0.5, 0.5)
+    assert copy_rate([0.0, 0.0, 1.0, 2.0], [0.0] * 5 + [1.0] * 5) == (0.5, 0.5)
 
 
 # ---- classes and reconstruction

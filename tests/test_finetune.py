@@ -95,7 +95,7 @@ def test_merging_changes_no_logit_and_no_original(architecture):
     before, original = copy.deepcopy(network.state_dict()), network(ids).logits
     adapted = perturbed(network)
     own = copy.deepcopy(adapted.state_dict())
-    plain = lora.merged(adapted)
+    plain = lora.merge_adapters(adapted)
     assert type(plain) is type(network) and plain.state_dict().keys() == before.keys()
     torch.testing.assert_close(plain(ids).logits, adapted(ids).logits, rtol=0, atol=1e-5)
     assert not torch.allclose(plain(ids).logits, original, atol=1e-2)

@@ -107,11 +107,11 @@ def test_residual_blocks_start_as_nothing():
 
 def test_initial_weights_are_drawn_as_told():
     generator = small(network="dcgan", image_size=(1, 32, 32), widths=(64, 32, 16))
-    gan.initialize(generator, 0.02)
+    gan.initialize_weights(generator, 0.02)
     weights = torch.cat([p.flatten() for p in generator.parameters() if p.ndim > 1])
     assert weights.std().item() == pytest.approx(0.02, rel=0.02)
     assert all((p == 0).all() for p in generator.parameters() if p.ndim == 1)
-    gan.initialize(generator, None)
+    gan.initialize_weights(generator, None)
     bound = math.sqrt(6 / (6 + 64 * 64))  # Glorot: of the fans in and out
     assert bound * 0.98 < generator.first.weight.abs().max() <= bound
 

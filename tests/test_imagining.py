@@ -29,7 +29,7 @@ from transformers import (
 
 from genkit.vision import text2image
 from genkit.vision.imagining import Picture, imagine
-from genkit.vision.text2image import Placement, place_weights, tiled
+from genkit.vision.text2image import Placement, choose_placement, needs_tiles
 
 GIB = 1 << 30
 FAST = {"steps": 2, "seed": 3}
@@ -310,13 +310,13 @@ def test_pipelines_that_need_more_than_words_are_not_known():
     ],
 )
 def test_a_pipeline_is_placed_by_what_the_machine_has(parameters, memory, gpu, bfloat16, wanted):
-    assert place_weights(parameters, memory, gpu, bfloat16) == wanted
+    assert choose_placement(parameters, memory, gpu, bfloat16) == wanted
 
 
 def test_large_pictures_are_decoded_in_tiles():
-    assert not tiled(512, 512, 8 * GIB)
-    assert tiled(2048, 2048, 8 * GIB) and not tiled(2048, 2048, 80 * GIB)
-    assert tiled(1024, 1024, 7 * GIB) and not tiled(1024, 1024, 7 * GIB, itemsize=2)
+    assert not needs_tiles(512, 512, 8 * GIB)
+    assert needs_tiles(2048, 2048, 8 * GIB) and not needs_tiles(2048, 2048, 80 * GIB)
+    assert needs_tiles(1024, 1024, 7 * GIB) and not needs_tiles(1024, 1024, 7 * GIB, itemsize=2)
 
 
 def test_tiles_are_turned_on_and_off(sd, monkeypatch):

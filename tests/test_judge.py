@@ -27,9 +27,9 @@ from genkit.data import images
 from genkit.data.images import Images, proportional
 from genkit.hub import vendoring
 from genkit.metrics import features
-from genkit.metrics.features import Features, extract_cached, load_extractor, resized
+from genkit.metrics.features import Features, extract_cached, load_extractor, resize_images
 from genkit.metrics.fidelity import frechet_distance
-from genkit.metrics.judge import Judge, compare, margins
+from genkit.metrics.judge import Judge, compute_figures, half_sample_margins
 from genkit.models import gan
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.gan import GANPipeline
@@ -132,7 +132,7 @@ def test_a_transformer_for_larger_colour_images(tmp_path):
     told = {"size": {"height": 16, "width": 16}, "image_mean": mean, "image_std": std}
     extractor = load_extractor(save(model, tmp_path, **told))
     found, classes = extractor(digits(0, 3))
-    pixels = (resized(digits(0, 3), (16, 16)).expand(-1, 3, -1, -1) + 1) / 2
+    pixels = (resize_images(digits(0, 3), (16, 16)).expand(-1, 3, -1, -1) + 1) / 2
     pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.inference_mode():
         states = model.vit(pixels).last_hidden_state[:, 0]
@@ -142,7 +142,7 @@ def test_a_transformer_for_larger_colour_images(tmp_path):
 
 @pytest.mark.parametrize("size", [(20, 20), (5, 7), (8, 8)])
 def test_images_are_resized_as_by_pillow(size):
-    found = resized(digits(0, 4), size)
+    found = resize_images(digits(0, 4), size)
     for image, array in zip(found, DIGITS.pixels[:4, 0], strict=True):
         picture = Image.fromarray(array.astype(np.float32))  # in 8 bits it is rounded half-way
         expected = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC)).clip(0, 255)
@@ -282,8 +282,8 @@ def test_margins_cover_what_new_draws_would_give(shift):
             Features(rng.normal(size=(200, 4)), rng.integers(3, size=200)) for _ in range(2)
         )
         fake = dataclasses.replace(fake, features=fake.features + shift)
-        values.append(compare(real, fake, ["a", "b", "c"], 5))
-        widths.append(margins(real, fake, ["a", "b", "c"], 5, 0))
+        values.append(compute_figures(real, fake, ["a", "b", "c"], 5))
+        widths.append(half_sample_margins(real, fake, ["a", "b", "c"], 5, 0))
     for name in values[0]:
         drawn, told = (np.array([each[name] for each in rows]) for rows in (values, widths))
         assert (np.abs(drawn - drawn.mean()) <= told).mean() > 0.8, name

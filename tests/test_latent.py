@@ -455,7 +455,7 @@ def test_a_gans_own_images_teach_a_concept(request, kind, digits):
         return classifier.predict(images.flatten(1).numpy())
 
     told = np.arange(600) % 10 if kind == "conditional_drawer" else None
-    latents = pipelines.draw(pipeline, 600)
+    latents = pipelines.draw_latents(pipeline, 600)
     shown = classes(pipelines.decode(pipeline, latents, told))
     if told is not None:  # it draws what it is told, so the class is no concept of its latents
         assert (shown == told).mean() > 0.9
@@ -474,12 +474,12 @@ def test_a_gans_own_images_teach_a_concept(request, kind, digits):
 @pytest.mark.parametrize("truncation", [None, 0.5])
 def test_draws_are_those_of_the_pipeline(request, kind, truncation):
     pipeline = request.getfixturevalue(kind)
-    latents = pipelines.draw(pipeline, 70, 3, truncation)  # more than one block
+    latents = pipelines.draw_latents(pipeline, 70, 3, truncation)  # more than one block
     assert latents.shape == (70, *pipeline.latent_shape)
-    torch.testing.assert_close(pipelines.draw(pipeline, 2, 40, truncation), latents[37:39])
+    torch.testing.assert_close(pipelines.draw_latents(pipeline, 2, 40, truncation), latents[37:39])
     if truncation and kind != "drawer":
         noise = pipelines.latent_to_noise(pipeline, latents)
-        whole = pipelines.latent_to_noise(pipeline, pipelines.draw(pipeline, 70, 3))
+        whole = pipelines.latent_to_noise(pipeline, pipelines.draw_latents(pipeline, 70, 3))
         assert noise.abs().max() <= 0.5001
         torch.testing.assert_close(noise, gan.truncate(whole, 0.5), atol=1e-4, rtol=0)
         return
@@ -494,7 +494,7 @@ def test_truncated_images_come_together(drawer, plain, conditional_drawer, tmp_p
         record = latent.truncate(pipeline, (0, 0.2, 1, None), 40, seed=7)
         assert record.images.shape == (4, 40, *SIZE)
         for limit, images in zip(record.limits, record.images, strict=True):
-            expected = pipelines.decode(pipeline, pipelines.draw(pipeline, 40, 7, limit))
+            expected = pipelines.decode(pipeline, pipelines.draw_latents(pipeline, 40, 7, limit))
             assert torch.equal(images, expected)
         spread = record.images.std(1).mean((1, 2, 3))
         assert spread[0] == 0 and (spread.diff() > 0.02).all()

@@ -15,8 +15,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from genkit.data import images
 from genkit.metrics import monitor
-from genkit.metrics.collapse import Trouble, troubles
-from genkit.metrics.features import Pixels, extract, extract_cached
+from genkit.metrics.collapse import Trouble, find_troubles
+from genkit.metrics.features import PixelFeatures, extract, extract_cached
 from genkit.metrics.monitor import Monitor
 from genkit.models.gan_losses import LOSSES, UNIFORMS, Batch, Game, discriminator_loss
 from genkit.training import curves
@@ -82,7 +82,7 @@ def some(count: int, seed: int = 0) -> np.ndarray:
 )
 def test_pixels_are_averaged_to_a_small_map(size, count):
     pictures = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    features, classes = Pixels()(pictures)
+    features, classes = PixelFeatures()(pictures)
     assert features.shape == (3, count)
     assert not classes.any()
     tall, wide = (math.ceil(side / 16) for side in size[1:])
@@ -90,9 +90,9 @@ def test_pixels_are_averaged_to_a_small_map(size, count):
 
 
 def test_small_pixels_are_their_own_features():
-    seen = extract(DIGITS, Pixels())
+    seen = extract(DIGITS, PixelFeatures())
     assert np.allclose(seen.features, DIGITS.batch(np.arange(len(DIGITS))).flatten(1))
-    again = extract_cached(DIGITS, Pixels())
+    again = extract_cached(DIGITS, PixelFeatures())
     assert np.array_equal(seen.features, again.features)
 
 
@@ -257,7 +257,7 @@ def game_of(*judged: dict[str, float], every: int = 100, **changes: float) -> li
 
 
 def kinds(log: list[dict], loss: str = "non_saturating", baseline=FLOOR) -> list[tuple[int, str]]:
-    return [(trouble.step, trouble.kind) for trouble in troubles(log, loss, baseline)]
+    return [(trouble.step, trouble.kind) for trouble in find_troubles(log, loss, baseline)]
 
 
 def test_a_healthy_game_has_no_troubles():
@@ -270,7 +270,7 @@ def test_a_healthy_game_has_no_troubles():
     [("entropy", 0.4), ("duplicates", 0.6), ("spread", 0.05), ("coverage", 0.005)],
 )
 def test_any_loss_of_variety_after_success_is_a_collapse(name, value):
-    (trouble,) = troubles(game_of(GOOD, GOOD | {name: value}, BAD), "hinge", FLOOR)
+    (trouble,) = find_troubles(game_of(GOOD, GOOD | {name: value}, BAD), "hinge", FLOOR)
     assert (trouble.step, trouble.kind, trouble.fatal) == (200, "collapse", True)
     assert f"{name} {value:.2f} (real {FLOOR[name]:.2f})" in str(trouble)
     assert str(trouble).startswith("step 200: collapse: ")
@@ -311,7 +311,7 @@ def test_real_images_that_are_alike_themselves():
 
 def test_a_vanished_gradient():
     log = game_of(*[GOOD] * 6, generator_grad_norm=5e-4)
-    (trouble,) = troubles(log, "minimax", FLOOR)
+    (trouble,) = find_troubles(log, "minimax", FLOOR)
     assert (trouble.step, trouble.kind, trouble.fatal) == (400, "vanished", True)
     assert kinds(game_of(*[GOOD] * 6, generator_grad_norm=2e-3)) == []
     falling = [GOOD | {"distance": 50.0 - i} for i in range(6)]
@@ -372,8 +372,8 @@ def test_what_is_said_of_a_step_depends_on_no_later_one(data):
         for entry in log[border:]:
             entry[name] = data.draw(st.shared(st.sampled_from([0.0, 1.386]), key=name))
     end = data.draw(st.integers(1, len(log)))
-    whole = troubles(log, "minimax", FLOOR)
-    assert troubles(log[:end], "minimax", FLOOR) == [t for t in whole if t.step <= end]
+    whole = find_troubles(log, "minimax", FLOOR)
+    assert find_troubles(log[:end], "minimax", FLOOR) == [t for t in whole if t.step <= end]
 
 
 # ---- troubles, of games that are played
@@ -465,23 +465,23 @@ REGULAR = Game("relativistic", r1=1.0, r2=1.0)
 )
 def test_games_that_go_well(game):
     log = play(game, 500, every=25)
-    assert troubles(log, game.loss, PIXEL_FLOOR) == []
+    assert find_troubles(log, game.loss, PIXEL_FLOOR) == []
     assert log[-1]["distance"] < log[24]["distance"] / 2
 
 
 def first(log: list[dict], loss: str, kind: str) -> Trouble:
-    return next(t for t in troubles(log, loss, PIXEL_FLOOR) if t.kind == kind)
+    return next(t for t in find_troubles(log, loss, PIXEL_FLOOR) if t.kind == kind)
 
 
 def test_a_generator_that_forgets_its_noise():
     log = play(REGULAR, 400, one_image=lambda step: step > 320, every=25)
-    (trouble,) = troubles(log, REGULAR.loss, PIXEL_FLOOR)
+    (trouble,) = find_troubles(log, REGULAR.loss, PIXEL_FLOOR)
     assert (trouble.step, trouble.kind) == (325, "collapse")
 
 
 def test_a_generator_that_has_one_image_from_the_start():
     log = play(REGULAR, 300, one_image=lambda step: True, every=25)
-    (trouble,) = troubles(log, REGULAR.loss, PIXEL_FLOOR)
+    (trouble,) = find_troubles(log, REGULAR.loss, PIXEL_FLOOR)
     assert trouble.kind == "collapse"
     assert 200 <= trouble.step <= 250
 
@@ -517,7 +517,7 @@ def test_a_run_of_the_recipe(tmp_path):
     log, baseline = log_of(tmp_path / "run"), Monitor(VAL, None, 60).baseline
     assert [entry["step"] for entry in log if "coverage" in entry] == [10, 20]
     assert all(STEP.keys() <= entry.keys() for entry in log)
-    assert troubles(log, "relativistic", baseline) == []
+    assert find_troubles(log, "relativistic", baseline) == []
     drawn = np.asarray(Image.open(tmp_path / "run" / "loss.png").convert("RGB"))
     assert np.array_equal(drawn, picture(log, baseline, [], tmp_path / "game.png"))
 
@@ -540,7 +540,9 @@ def test_a_run_that_collapses_is_stopped(tmp_path, capsys):
     assert stopped.value.code == 0
     log, said = log_of(tmp_path), capsys.readouterr().out
     assert 200 <= log[-1]["step"] < 600
-    fatal = [t for t in troubles(log, "non_saturating", Monitor(VAL, None, 60).baseline) if t.fatal]
+    fatal = [
+        t for t in find_troubles(log, "non_saturating", Monitor(VAL, None, 60).baseline) if t.fatal
+    ]
     assert fatal[0].step == log[-1]["step"]
     assert str(fatal[0]) in said
     assert (tmp_path / "model_index.json").exists()

@@ -16,11 +16,11 @@ from genkit.text import logits as decoding
 from genkit.text.logits import NEAR_LOGIT
 from genkit.vision import pixel_lm
 from genkit.vision.evaluation import sample
-from genkit.vision.pixel_lm import PixelPipeline, Pixels
+from genkit.vision.pixel_lm import PixelFormat, PixelPipeline
 
-TINY = Pixels((1, 2, 2), 2)
-GREY = Pixels((1, 6, 5), 16, 3, ("a", "b", "c"))
-COLOUR = Pixels((3, 3, 4), 256)
+TINY = PixelFormat((1, 2, 2), 2)
+GREY = PixelFormat((1, 6, 5), 16, 3, ("a", "b", "c"))
+COLOUR = PixelFormat((3, 3, 4), 256)
 
 
 def model_of(pixels, spread=4.0):
@@ -71,11 +71,11 @@ def test_a_line_goes_from_left_to_right_with_its_channels_together():
 
 
 def test_all_bytes_are_exact_and_others_go_to_the_nearest_level():
-    whole = Pixels((1, 16, 16), 256)
+    whole = PixelFormat((1, 16, 16), 256)
     values = torch.arange(256).float().div(127.5).sub(1).view(1, 1, 16, 16)  # as images.batch does
     assert whole.encode(values)[0, 1:].tolist() == list(range(256))
     for levels in (2, 3, 7, 16, 100):
-        coarse = Pixels((1, 16, 16), levels)
+        coarse = PixelFormat((1, 16, 16), levels)
         error = (coarse.decode(coarse.encode(values)) - values).abs().max()
         assert error <= 1 / (levels - 1) + 1e-6
 
@@ -115,7 +115,7 @@ def test_bits_are_those_of_a_stock_forward_pass_over_levels_alone(monkeypatch):
 
 
 def test_training_on_independent_pixels_reaches_their_entropy():
-    pixels = Pixels((1, 2, 2), 3)
+    pixels = PixelFormat((1, 2, 2), 3)
     chances = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3], [0.0, 0.5, 0.5]])
     entropy = -torch.special.xlogy(chances, chances).sum(1).mean().item() / math.log(2)
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def test_drawing_is_that_of_whole_forward_passes(monkeypatch, near):
 
 
 def test_rounding_is_far_below_what_is_read_alone(monkeypatch):
-    pixels, found = Pixels((1, 16, 16), 256), []
+    pixels, found = PixelFormat((1, 16, 16), 256), []
     model, choose = model_of(pixels), pixel_lm.choose
 
     def record(logits, *rest):
@@ -394,10 +394,10 @@ ONE = torch.zeros(1, 1, 6, 5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Pixels((1, 2, 2), 1), "levels must be 2 to 256, got 1"),
-        (lambda: Pixels((1, 2, 2), 257), "levels must be 2 to 256, got 257"),
-        (lambda: Pixels((1, 2, 2), 2.0), "levels must be 2 to 256, got 2.0"),
-        (lambda: Pixels((1, 0, 2), 2), "image_size must be 3 numbers above 0, got .1, 0, 2."),
+        (lambda: PixelFormat((1, 2, 2), 1), "levels must be 2 to 256, got 1"),
+        (lambda: PixelFormat((1, 2, 2), 257), "levels must be 2 to 256, got 257"),
+        (lambda: PixelFormat((1, 2, 2), 2.0), "levels must be 2 to 256, got 2.0"),
+        (lambda: PixelFormat((1, 0, 2), 2), "image_size must be 3 numbers above 0, got .1, 0, 2."),
         (lambda: pixel_lm.make_model(TINY, 1, 30, 4), "width: 30 does not divide into 4 heads"),
         (lambda: PLAIN(0), "batch_size must be 1 or more, got 0"),
         (lambda: PLAIN(2, seeds(0, 1, 2)), "generator must be one, or a list of 2 .* got 3"),

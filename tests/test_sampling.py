@@ -382,7 +382,7 @@ def test_a_network_that_is_not_compiled_is_not_kept():
 
 
 def test_a_diffusion_model_is_judged(saved):
-    options = {"extractor": features.Pixels(), "count": 30}
+    options = {"extractor": features.PixelFeatures(), "count": 30}
     record = genkit.evaluate(saved / "flow", "digits", **options)
     assert (record.protocol.count, record.protocol.evaluations) == (30, 29)
     assert "15 steps of heun" in str(record)

@@ -138,8 +138,8 @@ def _configure(shelf: ModelIndex, name: str, known: str) -> tuple[Any, ...]:
     kind = type(pipeline).__name__.removesuffix("Pipeline")
     fitting, chosen, number = [], None, diffusion.DEFAULT_STEPS["dpm++"]
     if noisy:
-        fitting = diffusion.fitting(pipeline.scheduler)
-        chosen, number = diffusion.resolve(pipeline.scheduler, None, None)
+        fitting = diffusion.compatible_samplers(pipeline.scheduler)
+        chosen, number = diffusion.resolve_sampler(pipeline.scheduler, None, None)
     return (
         parts.hint(f"{kind} model, {told}." + (" It draws pixel after pixel." if pixels else "")),
         name,
@@ -183,7 +183,7 @@ def _claim(pipeline: Any, images: int, options: dict[str, Any] | None = None) ->
     """Claim the work of drawing images; options are those of `_noisily`."""
     from genkit.vision import sampling
 
-    steps = sampling.find_sampler(pipeline, **(options or {})).evaluations
+    steps = sampling.resolve_sampler(pipeline, **(options or {})).evaluations
     work.DESK.claim(images * steps, "images times steps")
 
 
@@ -272,7 +272,7 @@ def _walk(
 
     pipeline = load(shelf, name)
     _claim(pipeline, 2 * int(number))  # on two lines
-    first, last = (pipelines.draw(pipeline, 1, _seeded(own))[0] for own in (seed, end))
+    first, last = (pipelines.draw_latents(pipeline, 1, _seeded(own))[0] for own in (seed, end))
     way = latent.interpolate(pipeline, first, last, int(number), _one(pipeline, label))
     return parts.hint(f"On the great circle: {way}.") + parts.strip(
         list(map(parts.picture, way.spherical))
@@ -285,7 +285,9 @@ def _denoise(shelf: ModelIndex, name: str, label: str | None, seed: int | None, 
     pipeline = load(shelf, name)
     options = _noisily(pipeline, *how)
     _claim(pipeline, 1, options)
-    shown = denoising.strip(pipeline, _seeded(seed), _one(pipeline, label), **options)
+    shown = denoising.denoising_trajectory(
+        pipeline, _seeded(seed), _one(pipeline, label), **options
+    )
     times = [f"{time:.0f}" for time in shown.times]
     rows = [list(map(parts.picture, images, times)) for images in (shown.mixed, shown.clean)]
     seen, told = (parts.strip(row) for row in rows)

@@ -189,7 +189,7 @@ def troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
     judged = [e for e in log if "coverage" not in e or all(map(_is_figure, map(e.get, JUDGED)))]
     if any("coverage" in entry for entry in judged):
         try:
-            lines += map(str, collapse.troubles(judged, _loss(folder), _floor(folder)))
+            lines += map(str, collapse.find_troubles(judged, _loss(folder), _floor(folder)))
         except ValueError as error:
             lines.append(str(error))
     return lines

@@ -40,7 +40,9 @@ class Trouble:
         return f"step {self.step:,}: {self.kind}: {self.text}"
 
 
-def troubles(log: list[dict[str, Any]], loss: str, baseline: dict[str, float]) -> list[Trouble]:
+def find_troubles(
+    log: list[dict[str, Any]], loss: str, baseline: dict[str, float]
+) -> list[Trouble]:
     """Name what goes wrong in a game, at the evaluation that shows it first.
 
     collapse: variety is lost. Variety is entropy, the part of images that are no duplicates,

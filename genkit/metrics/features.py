@@ -38,7 +38,7 @@ VERSION = 1  # of the cache: raised when what an extractor sees changes
 PIXELS = 16  # the longest side of what `Pixels` sees
 SIDE = 4096  # the most pixels that a classifier may look at, each way
 BATCH, VALUES = 256, 1 << 21  # images at once, and the most values of theirs
-UNTOLD = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
+NOT_HASHED = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
 
 # ---------------------------------------------------------------------------------------------
 # Extractors
@@ -78,7 +78,7 @@ class Classifier:
         mean = preprocessing["image_mean"] if normal else 0.0
         std = preprocessing["image_std"] if normal else 1.0
         self.normal = [_by_channel(each, self.channels) for each in (mean, std)]
-        told = {k: v for k, v in model.config.to_dict().items() if k not in UNTOLD}
+        told = {k: v for k, v in model.config.to_dict().items() if k not in NOT_HASHED}
         facts = [told, self.size, self.scale, mean, std, weights_hash(model)]
         self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -107,7 +107,7 @@ class Classifier:
                 f"extractor: {self.name!r} looks at {self.channels} channels, the images have "
                 f"{images.shape[1]}"
             )
-        pixels = resized(images.to(self.device), self.size)
+        pixels = resize_images(images.to(self.device), self.size)
         pixels = (pixels + 1) * self.scale
         mean, std = (each.to(pixels.device) for each in self.normal)
         return (pixels.expand(-1, self.channels, -1, -1) - mean) / std
@@ -133,14 +133,14 @@ def _side(preprocessing: dict[str, Any]) -> tuple[int, int] | None:
     return (side, side) if side else (size["height"], size["width"])
 
 
-def resized(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+def resize_images(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
     """Scale images in [-1, 1] to a height and width, as Pillow's bicubic filter does."""
     if size is None or images.shape[2:] == size:
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def levels(images: torch.Tensor) -> torch.Tensor:
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Round images in [-1, 1] to the 256 levels that a file has, uint8."""
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()
 
@@ -167,12 +167,12 @@ class Inception:
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Look at images; see `Classifier`."""
-        pixels = levels(images).expand(-1, 3, -1, -1).to(self.device)
+        pixels = to_uint8(images).expand(-1, 3, -1, -1).to(self.device)
         features = self.network(pixels)[0].float().cpu()
         return features, torch.zeros(len(features), dtype=torch.int64)
 
 
-class Pixels:
+class PixelFeatures:
     """No network: features are the pixels, averaged over squares; tells no classes."""
 
     name, names, size, device = "pixels", list[str](), None, "cpu"
@@ -185,7 +185,7 @@ class Pixels:
         return features, torch.zeros(len(features), dtype=torch.int64)
 
 
-Extractor = Classifier | Inception | Pixels
+Extractor = Classifier | Inception | PixelFeatures
 
 
 def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:

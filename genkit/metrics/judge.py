@@ -21,12 +21,12 @@ from genkit.metrics.features import (
     Features,
     extract,
     extract_cached,
-    levels,
     load_extractor,
+    to_uint8,
 )
 from genkit.metrics.fidelity import frechet_distance, kernel_distance
 from genkit.metrics.images import class_shares, histogram_distance, label_accuracy
-from genkit.metrics.neighbours import K, copied, manifold, nearest
+from genkit.metrics.neighbours import K, copy_rate, manifold, nearest_neighbours
 
 GIVEN = "the images given"
 HALVES = 40  # half samples that tell how sure a figure is
@@ -157,7 +157,7 @@ class Judge:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         self.k, self.seed = k, seed
-        self.name, self.data = named(data)
+        self.name, self.data = load_named(data)
         order = np.random.default_rng(seed).permutation(len(self.data))
         if real_count is not None and not 1 <= real_count <= len(order):
             raise ValueError(f"real_count must be 1 to {len(order):,}, got {real_count}")
@@ -176,7 +176,7 @@ class Judge:
         )
         self.train_name, self.train, seen = "those compared with", self.real_images, self.real
         if train is not None:
-            self.train_name, self.train = named(train)
+            self.train_name, self.train = load_named(train)
             _check_size(self.train, self.data, "train")
             seen = extract_cached(self.train, self.extractor)
         self._train_features = seen.features
@@ -246,7 +246,7 @@ class Judge:
     ) -> dict[str, Figure]:
         """Compare what is seen in generated images with what is seen in real ones."""
         of_all = self.real, seen, self.extractor.names, self.k
-        values, off = compare(*of_all), margins(*of_all, self.seed)
+        values, off = compute_figures(*of_all), half_sample_margins(*of_all, self.seed)
         kernel = kernel_distance(self.real.features, seen.features, seed=self.seed)
         values["kernel distance"], off["kernel distance"] = (
             kernel.value,
@@ -263,7 +263,7 @@ class Judge:
         if count not in self._baselines:
             some = np.arange(min(count, len(self.held_out)))
             seen = self.held_out.take(some)
-            baseline = compare(self.real, seen, self.extractor.names, self.k)
+            baseline = compute_figures(self.real, seen, self.extractor.names, self.k)
             kernel = kernel_distance(self.real.features, seen.features, seed=self.seed)
             baseline["kernel distance"] = kernel.value
             wanted = _known(self.held_out_images.take(some), self.extractor)
@@ -277,17 +277,19 @@ class Judge:
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Find the nearest training image of each by features, and by pixels if they are small."""
         parts = (self._train_features[which] for which in blocks(len(self.train), BLOCK))
-        found = {"features": nearest(seen.features, parts)}
+        found = {"features": nearest_neighbours(seen.features, parts)}
         if math.prod(images.size) <= SMALL:
             parts = (self.train.batch(w).flatten(1) for w in blocks(len(self.train), BLOCK))
-            found["pixels"] = nearest(images.batch(np.arange(len(images))).flatten(1), parts)
+            found["pixels"] = nearest_neighbours(
+                images.batch(np.arange(len(images))).flatten(1), parts
+            )
         return found
 
     def _copies(self, near: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Figure]:
         """Say which part of generated images is as near to training images as few real ones are."""
         figures = {}
         for space, (distances, _) in near.items():
-            part, baseline = copied(distances, self._unseen[space][0])
+            part, baseline = copy_rate(distances, self._unseen[space][0])
             figures[f"copies by {space}"] = _part(part, len(distances), baseline)
         return figures
 
@@ -341,7 +343,7 @@ class Judge:
 # Figures
 
 
-def compare(real: Features, fake: Features, names: list[str], k: int) -> dict[str, float]:
+def compute_figures(real: Features, fake: Features, names: list[str], k: int) -> dict[str, float]:
     """Compute the figures whose margins half samples tell."""
     figures = {"Frechet distance": frechet_distance(real.features, fake.features)}
     figures |= asdict(manifold(real.features, fake.features, k))
@@ -351,7 +353,7 @@ def compare(real: Features, fake: Features, names: list[str], k: int) -> dict[st
     return figures
 
 
-def margins(
+def half_sample_margins(
     real: Features, fake: Features, names: list[str], k: int, seed: int
 ) -> dict[str, float]:
     """Tell how far figures could be off by chance: half of a 95 % interval.
@@ -370,7 +372,7 @@ def margins(
         some_real, some_fake = (
             seen.take(rng.permutation(len(seen))[: len(seen) // 2]) for seen in (real, fake)
         )
-        found.append(compare(some_real, some_fake, names, k))
+        found.append(compute_figures(some_real, some_fake, names, k))
     return {name: SURE * float(np.std([each[name] for each in found], ddof=1)) for name in found[0]}
 
 
@@ -392,7 +394,7 @@ def _known(images: Images, extractor: Extractor) -> np.ndarray | None:
 # What may be given
 
 
-def named(images: str | Path | Images) -> tuple[str, Images]:
+def load_named(images: str | Path | Images) -> tuple[str, Images]:
     """Load images unless they are loaded, and say what to call them."""
     if isinstance(images, Images):
         return GIVEN, images
@@ -407,7 +409,7 @@ def as_images(images: Images | torch.Tensor, labels: Labels | None, names: list[
     """
     if isinstance(images, torch.Tensor):
         _check_tensor(images)
-        pixels = levels(images.detach()).cpu().numpy()
+        pixels = to_uint8(images.detach()).cpu().numpy()
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         images = Images(pixels, None, [], np.arange(len(pixels)), digest)
     if labels is None:

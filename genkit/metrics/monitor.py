@@ -16,7 +16,7 @@ from genkit.metrics.collapse import CHANCE_LOSS
 from genkit.metrics.features import (
     Extractor,
     Features,
-    Pixels,
+    PixelFeatures,
     extract,
     extract_cached,
     load_extractor,
@@ -59,13 +59,13 @@ class Monitor:
                     f"{name}: {images} are too few for k = {K}; {K + 1} are the fewest"
                 )
         if extractor is None:
-            extractor = Pixels()
+            extractor = PixelFeatures()
         self.extractor = load_extractor(extractor) if isinstance(extractor, str) else extractor
         self.count, self.block = count, min(count, len(real) // 2)
         order = np.random.default_rng(0).permutation(len(real))
         held_out, compared = real.take(order[: self.block]), real.take(order[self.block :])
         self.real = extract_cached(compared, self.extractor)
-        self._spread = spread(pixels(compared))
+        self._spread = spread(flat_pixels(compared))
         if not self._spread:
             raise ValueError(f"real: all {len(real):,} images are the same; give others")
         self._limit = duplicate_limit(self.real.features[: self.block])
@@ -119,10 +119,10 @@ class Monitor:
         if images.labels is not None and self._places is not None:
             wanted = self._places[images.labels[images.rows]]
             found["label_accuracy"] = label_accuracy(seen.classes, wanted)
-        return found | {"spread": spread(pixels(images)) / self._spread}
+        return found | {"spread": spread(flat_pixels(images)) / self._spread}
 
 
-def pixels(images: Images) -> torch.Tensor:
+def flat_pixels(images: Images) -> torch.Tensor:
     """Return the pixels of the first images, (n, values)."""
     return images.batch(np.arange(min(len(images), MOST))).flatten(1)
 

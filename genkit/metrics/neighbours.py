@@ -97,7 +97,7 @@ def _squares(
 # ---- copies
 
 
-def nearest(
+def nearest_neighbours(
     points: npt.ArrayLike, others: Iterable[npt.ArrayLike]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest of others to each point.
@@ -127,7 +127,7 @@ def nearest(
     return best, which
 
 
-def copied(fake: npt.ArrayLike, unseen: npt.ArrayLike) -> tuple[float, float]:
+def copy_rate(fake: npt.ArrayLike, unseen: npt.ArrayLike) -> tuple[float, float]:
     """Measure how many generated images are suspiciously near to what a model was trained on.
 
     Images that the model has not seen tell how near a real image happens to be: one is called a

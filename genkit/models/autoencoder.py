@@ -172,7 +172,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             (samples, n, channels, height, width); logits, (n, head), if there is a head.
         """
         posterior = self.encode(images, labels).latent_dist
-        latents = draw(posterior, noise)
+        latents = reparameterize(posterior, noise)
         prediction = self.predict(latents.flatten(0, 1), labels).unflatten(0, latents.shape[:2])
         seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
         seen["prediction"] = prediction
@@ -206,13 +206,15 @@ class Spatial(torch.nn.Module):
         # in bfloat16 a divergence near 0 would have no gradient
         moments = self.vae.encode(images).latent_dist.parameters.float()
         posterior = DiagonalGaussianDistribution(moments)
-        latents = draw(posterior, noise)
+        latents = reparameterize(posterior, noise)
         prediction = self.vae.decode(latents.flatten(0, 1)).sample
         seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
         return seen | {"prediction": prediction.unflatten(0, latents.shape[:2])}
 
 
-def draw(posterior: DiagonalGaussianDistribution, noise: torch.Tensor | None) -> torch.Tensor:
+def reparameterize(
+    posterior: DiagonalGaussianDistribution, noise: torch.Tensor | None
+) -> torch.Tensor:
     """Reparameterise: mean + std * noise, (samples, n, …); one sample, the mean, without noise."""
     return posterior.mean[None] if noise is None else posterior.mean + posterior.std * noise
 

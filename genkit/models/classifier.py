@@ -51,7 +51,7 @@ def in_colour(images: torch.Tensor) -> torch.Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-def shifted(images: torch.Tensor, most: int) -> torch.Tensor:
+def random_shift(images: torch.Tensor, most: int) -> torch.Tensor:
     """Shift each image by up to `most` pixels each way; its border is repeated where it leaves.
 
     Draws from torch's global state, as a step of a run does.
@@ -87,7 +87,9 @@ def loss(
     return F.cross_entropy(model(seen).logits.float(), labels, label_smoothing=smoothing)
 
 
-def save(model: ResNetForImageClassification, size: tuple[int, int, int], folder: Path) -> None:
+def save_classifier(
+    model: ResNetForImageClassification, size: tuple[int, int, int], folder: Path
+) -> None:
     """Write the model with the stock processor that prepares pictures as genkit does.
 
     Args:

@@ -153,7 +153,7 @@ class Step:
     after: torch.Tensor  # what the scheduler makes of it
 
 
-def resolve(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, int]:
+def resolve_sampler(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, int]:
     """Check the name of a sampler and its steps, and fill in what is not told.
 
     Args:
@@ -165,7 +165,7 @@ def resolve(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, i
     Raises:
         ValueError: the name is not one that fits, or the steps cannot be made.
     """
-    objective, names = objective_of(scheduler), fitting(scheduler)
+    objective, names = objective_of(scheduler), compatible_samplers(scheduler)
     name = ("heun" if objective == "flow" else "dpm++") if name is None else name
     if name not in names:
         raise ValueError(
@@ -180,7 +180,7 @@ def resolve(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, i
     return name, steps
 
 
-def fitting(scheduler: Any) -> list[str]:
+def compatible_samplers(scheduler: Any) -> list[str]:
     """Return the names of the samplers that fit a model that was saved with this scheduler."""
     objective = objective_of(scheduler)
     known = FLOW_SAMPLERS if objective == "flow" else SAMPLERS
@@ -217,9 +217,9 @@ def _check_spacing(name: str, steps: int, most: int) -> None:
     )
 
 
-def sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -> Any:
+def make_sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -> Any:
     """Make the scheduler that draws images, its times set; see `resolve`."""
-    name, steps = resolve(scheduler, name, steps)
+    name, steps = resolve_sampler(scheduler, name, steps)
     kind = (FLOW_SAMPLERS if isinstance(scheduler, FLOWS) else SAMPLERS)[name]
     known = inspect.signature(kind).parameters
     options = _options(scheduler, name, steps)
@@ -376,7 +376,7 @@ class DenoisingPipeline(DiffusionPipeline):
             )
         self.check_guidance(guidance)
         known = self.classes(labels, batch_size)
-        scheduler = sampler(self.scheduler, sampler_name, num_inference_steps)
+        scheduler = make_sampler(self.scheduler, sampler_name, num_inference_steps)
         noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
         ask = network or self.tell
         for step in denoise(ask, scheduler, noise, known, self.labels, guidance, generator):
@@ -402,7 +402,7 @@ class DenoisingPipeline(DiffusionPipeline):
         self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return images in [-1, 1] by the default sampler, which adds no noise; gradients pass."""
-        known, scheduler = self.classes(labels, len(latents)), sampler(self.scheduler)
+        known, scheduler = self.classes(labels, len(latents)), make_sampler(self.scheduler)
         for step in denoise(self.tell, scheduler, latents.to(self.device), known):
             made = step.after
         return made.clamp(-1, 1)

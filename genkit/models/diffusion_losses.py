@@ -45,10 +45,10 @@ def noising_at_quantiles(scheduler: Scheduler, ranks: torch.Tensor) -> Noising:
     if isinstance(scheduler, FLOWS):
         sigma = torch.special.ndtri(ranks.clamp(1e-6, 1 - 1e-6)).sigmoid()
         return Noising(times * sigma, 1 - sigma, sigma)
-    return at(scheduler, (times * ranks).long())
+    return noising_at_timesteps(scheduler, (times * ranks).long())
 
 
-def at(scheduler: Scheduler, times: torch.Tensor) -> Noising:
+def noising_at_timesteps(scheduler: Scheduler, times: torch.Tensor) -> Noising:
     """Return where rows are at given times, (n,)."""
     if isinstance(scheduler, FLOWS):
         sigma = times / scheduler.config.num_train_timesteps
@@ -86,7 +86,7 @@ def loss(
     told = model(mixed, times, class_labels=labels).sample.float()
     wanted = target(images, noise, alpha, sigma, objective)
     each = (told - wanted).square().mean((1, 2, 3))
-    return (weights(alpha, sigma, objective, min_snr) * each if min_snr else each).mean()
+    return (min_snr_weights(alpha, sigma, objective, min_snr) * each if min_snr else each).mean()
 
 
 def target(
@@ -109,7 +109,7 @@ def target(
     return images if objective == "x0" else noise - images
 
 
-def clean(
+def predicted_image(
     mixed: torch.Tensor,
     told: torch.Tensor,
     alpha: torch.Tensor,
@@ -125,7 +125,7 @@ def clean(
     return told if objective == "x0" else mixed - sigma * told
 
 
-def weights(
+def min_snr_weights(
     alpha: torch.Tensor, sigma: torch.Tensor, objective: str, min_snr: float
 ) -> torch.Tensor:
     """Return min-SNR weights, (n,): errors of the clean image weigh min(SNR, min_snr).

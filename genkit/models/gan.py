@@ -214,8 +214,8 @@ class Generator(ModelMixin, ConfigMixin):
         _check("conditioning", conditioning, GENERATOR_CONDITIONING)
         _check("growth", growth, GROWTHS)
         channels, height, width = image_size
-        _check_size("generator", image_size, multiple(network, widths, patch))
-        shrunk = multiple(network, widths, patch)
+        _check_size("generator", image_size, size_multiple(network, widths, patch))
+        shrunk = size_multiple(network, widths, patch)
         self.start = (widths[0], height // shrunk, width // shrunk)
         self.table = torch.nn.Embedding(labels, latent_dim) if labels else None
         inputs = 2 * latent_dim if labels and conditioning == "concat" else latent_dim
@@ -294,7 +294,7 @@ class Discriminator(ModelMixin, ConfigMixin):
         channels += labels if conditioning == "concat" else 0
         self.body: torch.nn.Module
         if network == "residual":
-            shrunk = multiple(network, widths, patch)
+            shrunk = size_multiple(network, widths, patch)
             _check_size("discriminator", image_size, shrunk)
             self.body = Shrink(channels, widths, blocks, patch, slope)
             sides = height // shrunk, width // shrunk
@@ -349,12 +349,12 @@ class Discriminator(ModelMixin, ConfigMixin):
         return x.amax((2, 3)) if self.config.pool == "max" else x.flatten(1)
 
 
-def multiple(network: str, widths: Sequence[int], patch: int) -> int:
+def size_multiple(network: str, widths: Sequence[int], patch: int) -> int:
     """Return what the side of an image must be a multiple of."""
     return 2 ** (len(widths) - 1) * (patch if network == "residual" else 1)
 
 
-def initialize(module: torch.nn.Module, std: float | None) -> None:
+def initialize_weights(module: torch.nn.Module, std: float | None) -> None:
     """Draw the weights of layers anew, and set their biases to 0.
 
     Args:

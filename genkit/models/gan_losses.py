@@ -131,7 +131,7 @@ def gradient_penalty(squares: torch.Tensor) -> torch.Tensor:
     return ((squares + 1e-12).sqrt() - 1).square().mean()
 
 
-def mixed(real: torch.Tensor, fake: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+def interpolate_images(real: torch.Tensor, fake: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Return a point between each real and each generated image, by chances, (n,)."""
     return torch.lerp(fake, real, u.view(-1, *[1] * (real.ndim - 1)))
 
@@ -236,8 +236,8 @@ class Batch:
     instance_noise: torch.Tensor | None = None  # (2, n, …), standard normal, for instance noise
 
 
-Player = Callable[..., torch.Tensor]
-Scorer = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+GeneratorCall = Callable[..., torch.Tensor]
+DiscriminatorCall = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,11 @@ class Game:
                 )
 
     def discriminator_loss(
-        self, discriminator: Scorer, generator: Player, batch: Batch, penalty: float = 1.0
+        self,
+        discriminator: DiscriminatorCall,
+        generator: GeneratorCall,
+        batch: Batch,
+        penalty: float = 1.0,
     ) -> torch.Tensor:
         """Return what the discriminator loses, penalties included, a scalar.
 
@@ -331,13 +335,13 @@ class Game:
         if penalty and self.r2:
             loss = loss + penalty * self.r2 / 2 * squared_gradient(fake_scores, fake).mean()
         if penalty and self.gradient_penalty:
-            between = mixed(real, fake, u[:, 2]).requires_grad_()
+            between = interpolate_images(real, fake, u[:, 2]).requires_grad_()
             squares = squared_gradient(discriminator(between, labels)[0], between)
             loss = loss + penalty * self.gradient_penalty * gradient_penalty(squares)
         return loss
 
     def generator_loss(
-        self, discriminator: Scorer, generator: Player, batch: Batch
+        self, discriminator: DiscriminatorCall, generator: GeneratorCall, batch: Batch
     ) -> torch.Tensor:
         """Return what the generator loses, a scalar; the discriminator should be frozen."""
         fake = self._shown(generator(batch.noise, batch.labels), batch, 1)

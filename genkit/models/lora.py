@@ -37,6 +37,6 @@ def add_adapters(network: PreTrainedModel, rank: int) -> Any:
         return get_peft_model(network, config)
 
 
-def merged(network: Any) -> PreTrainedModel:
+def merge_adapters(network: Any) -> PreTrainedModel:
     """Copy what `add_adapters` returned as an ordinary network, W + 2 B A its matrices."""
     return copy.deepcopy(network).merge_and_unload()

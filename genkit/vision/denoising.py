@@ -25,7 +25,7 @@ from genkit.models import diffusion, diffusion_losses
 from genkit.models.diffusion import DenoisingPipeline, Network
 from genkit.models.diffusion_losses import Noising
 from genkit.vision import image_grid, pipelines
-from genkit.vision.pipelines import ROWS, Whole, check_latents, look_up, whole
+from genkit.vision.pipelines import ROWS, IntLabels, as_int_labels, check_latents, image_batch
 
 COLUMNS = 12  # images side by side in a picture
 LEAST = 0.01  # noise that a network sees in an image, where it has to be told from an image alone
@@ -99,7 +99,7 @@ def loss_by_time(
 
 
 @dataclass(frozen=True, eq=False)
-class Strip:
+class DenoisingTrajectory:
     """How an image comes out of noise."""
 
     mixed: torch.Tensor = field(repr=False)  # x_t, (shown, channels, height, width)
@@ -117,7 +117,7 @@ class Strip:
 
 
 @torch.no_grad()
-def strip(
+def denoising_trajectory(
     pipeline: DenoisingPipeline,
     seed: int = 0,
     label: int | None = None,
@@ -125,7 +125,7 @@ def strip(
     scheduler: str | None = None,
     guidance: float = 1.0,
     shown: int = 8,
-) -> Strip:
+) -> DenoisingTrajectory:
     """Show x_t and the image that the network takes it for, as an image is drawn.
 
     All x_t are on the scale of training. The last prediction is what comes out, but for values
@@ -145,10 +145,10 @@ def strip(
     """
     _check_shown(shown)
     pipeline.check_guidance(guidance)
-    known = pipeline.classes(None if label is None else whole("label", [label], 1), 1)
-    drawer = diffusion.sampler(pipeline.scheduler, scheduler, steps)
-    own = generators(seed, 1)
-    noise, none = draws(pipeline, own), pipeline.labels
+    known = pipeline.classes(None if label is None else as_int_labels("label", [label], 1), 1)
+    drawer = diffusion.make_sampler(pipeline.scheduler, scheduler, steps)
+    own = row_generators(seed, 1)
+    noise, none = draw_noise(pipeline, own), pipeline.labels
     way = diffusion.denoise(pipeline.tell, drawer, noise, known, none, guidance, own)
     bar = tqdm(way, "denoising", len(drawer.timesteps), delay=2, leave=False, unit=" steps")
     seen = {step.time.item(): step for step in bar}  # of two guesses at a time, heun's better one
@@ -158,12 +158,12 @@ def strip(
     told = torch.cat([seen[time].told for time in times])
     at = noising_at(pipeline, torch.tensor(times))
     objective = diffusion.objective_of(pipeline.scheduler)
-    clean = diffusion_losses.clean(mixed, told, at.alpha, at.sigma, objective)
-    return Strip(mixed.cpu(), clean.cpu(), times, last.after[0].clamp(-1, 1).cpu())
+    clean = diffusion_losses.predicted_image(mixed, told, at.alpha, at.sigma, objective)
+    return DenoisingTrajectory(mixed.cpu(), clean.cpu(), times, last.after[0].clamp(-1, 1).cpu())
 
 
 @dataclass(frozen=True, eq=False)
-class NoisingStrip:
+class NoisingTrajectory:
     """How images vanish in noise."""
 
     mixed: torch.Tensor = field(repr=False)  # x_t, (shown, n, channels, height, width)
@@ -181,9 +181,9 @@ class NoisingStrip:
         image_grid.rows(named | {"time": _names(self.times)}, Path(path))
 
 
-def noising_strip(
+def noising_trajectory(
     pipeline: DenoisingPipeline, images: Images | torch.Tensor, shown: int = 8, seed: int = 0
-) -> NoisingStrip:
+) -> NoisingTrajectory:
     """Add noise to images, as training does, at times spread evenly over the way.
 
     Args:
@@ -195,8 +195,8 @@ def noising_strip(
         ValueError: an argument cannot work; it is named, with what it got.
     """
     _check_shown(shown)
-    real = checked(pipeline, images)
-    noise = pipelines.draw(pipeline, len(real), seed)
+    real = images_as_tensor(pipeline, images)
+    noise = pipelines.draw_latents(pipeline, len(real), seed)
     flow = diffusion.objective_of(pipeline.scheduler) == "flow"
     last = pipeline.scheduler.config.num_train_timesteps - (not flow)
     times = torch.linspace(0, last, shown)
@@ -205,7 +205,7 @@ def noising_strip(
     mixed = torch.stack(
         [Noising(*(each[None].cpu() for each in row)).mix(real, noise) for row in rows]
     )
-    return NoisingStrip(mixed, at.times.tolist())
+    return NoisingTrajectory(mixed, at.times.tolist())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ class Inversion:
 def invert(
     pipeline: DenoisingPipeline,
     images: Images | torch.Tensor,
-    labels: Whole | None = None,
+    labels: IntLabels | None = None,
     steps: int = 50,
 ) -> Inversion:
     """Find the noise that a sampler without chance makes images of, and draw them from it again.
@@ -263,8 +263,8 @@ def invert(
 
     Source: Song et al. 2021, https://arxiv.org/abs/2010.02502, section 4.3
     """
-    real = checked(pipeline, images)
-    known, way = classes(pipeline, labels, len(real)), levels(pipeline, steps)
+    real = images_as_tensor(pipeline, images)
+    known, way = checked_labels(pipeline, labels, len(real)), noise_levels(pipeline, steps)
     parts = []
     turns, shown = list(blocks(len(real), ROWS)), {"desc": "inverting", "unit": " steps"}
     with tqdm(total=2 * steps * len(turns), delay=2, leave=False, **shown) as bar:
@@ -291,7 +291,7 @@ def _follow(
     and leaves the noise as it was where it limits the image, so that x no longer is their mixture.
     """
     for here, there in pairwise(order):
-        image, noise = split(pipeline, x, labels, way, here)
+        image, noise = predict_image_and_noise(pipeline, x, labels, way, here)
         if there < here:
             image = image.clamp(-1, 1)
             noise = (x - way.alpha[here] * image) / way.sigma[here]
@@ -308,15 +308,18 @@ def noising_at(pipeline: DenoisingPipeline, times: torch.Tensor) -> Noising:
     """Return where rows are at given times, (n,), also at those between the times of training."""
     scheduler, times = pipeline.scheduler, times.to(pipeline.device)
     if diffusion.objective_of(scheduler) == "flow":
-        return diffusion_losses.at(scheduler, times.float())
+        return diffusion_losses.noising_at_timesteps(scheduler, times.float())
     # samplers interpolate log(grain / signal)
-    ends = [diffusion_losses.at(scheduler, each.long()) for each in (times.floor(), times.ceil())]
+    ends = [
+        diffusion_losses.noising_at_timesteps(scheduler, each.long())
+        for each in (times.floor(), times.ceil())
+    ]
     low, high = (2 * (end.sigma / end.alpha.clamp(min=1e-6)).log() for end in ends)
     log_ratio = torch.lerp(low, high, (times - times.floor()).to(low.dtype))
     return Noising(times, (-log_ratio).sigmoid().sqrt(), log_ratio.sigmoid().sqrt())
 
 
-def levels(pipeline: DenoisingPipeline, steps: int) -> Noising:
+def noise_levels(pipeline: DenoisingPipeline, steps: int) -> Noising:
     """Return places spread evenly over the way, (steps + 1,): the image's first, noise's last.
 
     Raises:
@@ -330,7 +333,7 @@ def levels(pipeline: DenoisingPipeline, steps: int) -> Noising:
     return Noising(F.pad(way.times, (1, 0)), alpha, sigma)
 
 
-def split(
+def predict_image_and_noise(
     pipeline: DenoisingPipeline,
     x: torch.Tensor,
     labels: torch.Tensor | None,
@@ -341,7 +344,7 @@ def split(
     objective = diffusion.objective_of(pipeline.scheduler)
     alpha, sigma = way.alpha[level : level + 1], way.sigma[level : level + 1]
     told = pipeline.tell(x, way.times[level].float().expand(len(x)), labels)
-    image = diffusion_losses.clean(x, told, alpha, sigma, objective)
+    image = diffusion_losses.predicted_image(x, told, alpha, sigma, objective)
     if objective == "epsilon":
         return image, told
     if objective == "v":
@@ -355,7 +358,7 @@ def split(
 # Arguments and small things
 
 
-def checked(pipeline: DenoisingPipeline, images: Images | torch.Tensor) -> torch.Tensor:
+def images_as_tensor(pipeline: DenoisingPipeline, images: Images | torch.Tensor) -> torch.Tensor:
     """Return images as a tensor; refuse such as the model does not make.
 
     Raises:
@@ -363,23 +366,27 @@ def checked(pipeline: DenoisingPipeline, images: Images | torch.Tensor) -> torch
     """
     if isinstance(images, torch.Tensor) and not images.is_floating_point():
         raise ValueError(f"images must be floats in [-1, 1], got {images.dtype}")
-    real = look_up(images, np.arange(len(images))).cpu()
+    real = image_batch(images, np.arange(len(images))).cpu()
     check_latents(pipeline, "images", real, many=True)  # of the images' shape
     if real.abs().max() > 1:
         raise ValueError(f"images must be in [-1, 1], got {real.min():g} to {real.max():g}")
     return real
 
 
-def classes(pipeline: DenoisingPipeline, labels: Whole | None, count: int) -> torch.Tensor | None:
+def checked_labels(
+    pipeline: DenoisingPipeline, labels: IntLabels | None, count: int
+) -> torch.Tensor | None:
     """Check labels, one an image, and return them as a tensor.
 
     Raises:
         ValueError: they do not fit the model.
     """
-    return pipeline.classes(None if labels is None else whole("labels", labels, count), count)
+    return pipeline.classes(
+        None if labels is None else as_int_labels("labels", labels, count), count
+    )
 
 
-def generators(seed: int, count: int) -> list[torch.Generator]:
+def row_generators(seed: int, count: int) -> list[torch.Generator]:
     """Return a source of chance for each image, so that what it draws depends on its own alone.
 
     Raises:
@@ -390,7 +397,7 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + i) for i in range(count)]
 
 
-def draws(pipeline: DenoisingPipeline, own: list[torch.Generator]) -> torch.Tensor:
+def draw_noise(pipeline: DenoisingPipeline, own: list[torch.Generator]) -> torch.Tensor:
     """Draw noise, a row a generator."""
     rows = [torch.randn(pipeline.latent_shape, generator=each) for each in own]
     return torch.stack(rows).to(pipeline.device)

@@ -16,7 +16,16 @@ from genkit.data.order import blocks
 from genkit.hub import download
 from genkit.metrics.features import Extractor
 from genkit.metrics.images import reconstruction_error
-from genkit.metrics.judge import GIVEN, SURE, Evaluation, Figure, Judge, Labels, as_images, named
+from genkit.metrics.judge import (
+    GIVEN,
+    SURE,
+    Evaluation,
+    Figure,
+    Judge,
+    Labels,
+    as_images,
+    load_named,
+)
 from genkit.metrics.neighbours import K
 from genkit.vision import pipelines, sampling
 from genkit.vision.pipelines import Encoder
@@ -74,7 +83,7 @@ def evaluate(
     if isinstance(images, torch.Tensor):
         name, given = GIVEN, as_images(images, None, [])
     else:
-        name, given = named(images)
+        name, given = load_named(images)
     if count is not None:
         if count > len(given):
             raise ValueError(f"count must be at most {len(given):,}, got {count:,}")
@@ -100,7 +109,7 @@ def _evaluate_model(
     if told and (encodes or labels is None):  # real images are rebuilt by their class, too
         share = proportional(judge.real_images, count)
         labels = share if labels is None else labels
-    how = sampling.find_sampler(pipeline)
+    how = sampling.resolve_sampler(pipeline)
     record = judge.judge(
         sample(pipeline, count, labels, seed, **how.arguments),
         labels,
@@ -113,11 +122,11 @@ def _evaluate_model(
     if not encodes:
         return record
     some = judge.held_out_images.take(np.arange(min(count, len(judge.held_out))))
-    rebuilding = {"reconstruction error": rebuilt(pipeline, some, told)}
+    rebuilding = {"reconstruction error": measure_reconstruction(pipeline, some, told)}
     return dataclasses.replace(record, figures=record.figures | rebuilding)
 
 
-def rebuilt(pipeline: Any, images: Images, told: bool) -> Figure:
+def measure_reconstruction(pipeline: Any, images: Images, told: bool) -> Figure:
     """Measure how far reconstructions are from images, rebuilt by their class if it is `told`."""
     errors = []
     for which in blocks(len(images), BATCH):

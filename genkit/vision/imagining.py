@@ -132,7 +132,7 @@ def imagine(  # type: ignore[misc]  # the options of the two above are those of 
 
 
 def _draw(
-    pipeline: DiffusionPipeline, source: Source, prompt: str, seed: int, options: Options
+    pipeline: DiffusionPipeline, source: Source, prompt: str, seed: int, options: ImagineOptions
 ) -> Picture:
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
@@ -187,7 +187,7 @@ def _tile(pipeline: DiffusionPipeline, width: int, height: int) -> None:
         return
     gpu = text2image.free_gpu()
     free = text2image.free_memory() if gpu is None else gpu
-    too_large = text2image.tiled(width, height, free, vae.dtype.itemsize)
+    too_large = text2image.needs_tiles(width, height, free, vae.dtype.itemsize)
     (vae.enable_tiling if too_large else vae.disable_tiling)()
 
 
@@ -196,7 +196,7 @@ def _tile(pipeline: DiffusionPipeline, width: int, height: int) -> None:
 
 
 @dataclass(frozen=True)
-class Options:
+class ImagineOptions:
     """How to draw; what was left out is filled in from the pipeline."""
 
     negative: str | None
@@ -218,7 +218,7 @@ def _prompts(prompt: Any) -> list[str]:
     return prompts
 
 
-def _options(source: Source, negative: Any, steps: Any, guidance: Any, size: Any) -> Options:
+def _options(source: Source, negative: Any, steps: Any, guidance: Any, size: Any) -> ImagineOptions:
     """Check what was asked against the model's settings, before its weights are loaded."""
     if steps is None:
         steps = source.parameters["num_inference_steps"].default
@@ -238,7 +238,9 @@ def _options(source: Source, negative: Any, steps: Any, guidance: Any, size: Any
         raise ValueError(f"guidance must be a number, 0 or more, got {guidance!r}")
     _check_negative(source, negative, guidance)
     checked = None if size is None else _check_size(source, size)
-    return Options(negative, int(steps), None if guidance is None else float(guidance), checked)
+    return ImagineOptions(
+        negative, int(steps), None if guidance is None else float(guidance), checked
+    )
 
 
 def _check_negative(source: Source, negative: Any, guidance: float | None) -> None:
@@ -272,7 +274,7 @@ def _check_size(source: Source, size: Any) -> tuple[int, int]:
     return width, height
 
 
-def _arguments(source: Source, options: Options) -> dict[str, Any]:
+def _arguments(source: Source, options: ImagineOptions) -> dict[str, Any]:
     """Turn options into what the pipeline calls them."""
     width, height = options.size or (None, None)
     negative = options.negative

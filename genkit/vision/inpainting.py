@@ -18,8 +18,16 @@ from genkit.data.order import blocks
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.diffusion_losses import Noising
 from genkit.vision import image_grid
-from genkit.vision.denoising import COLUMNS, checked, classes, draws, generators, levels, split
-from genkit.vision.pipelines import ROWS, Whole
+from genkit.vision.denoising import (
+    COLUMNS,
+    checked_labels,
+    draw_noise,
+    images_as_tensor,
+    noise_levels,
+    predict_image_and_noise,
+    row_generators,
+)
+from genkit.vision.pipelines import ROWS, IntLabels
 
 JUMPS = 25  # on the way, as in the paper, where a jump goes over 10 of 250 steps
 
@@ -46,7 +54,7 @@ def inpaint(
     pipeline: DenoisingPipeline,
     images: Images | torch.Tensor,
     mask: torch.Tensor,
-    labels: Whole | None = None,
+    labels: IntLabels | None = None,
     seed: int = 0,
     steps: int = 50,
     resample: int = 10,
@@ -71,10 +79,10 @@ def inpaint(
     """
     if resample < 1:
         raise ValueError(f"resample must be 1 or more, got {resample}")
-    real = checked(pipeline, images)
-    known, way = classes(pipeline, labels, len(real)), levels(pipeline, steps)
-    kept, own = _checked_mask(mask, real), generators(seed, len(real))
-    walk, turns, parts = path(steps, resample), list(blocks(len(real), ROWS)), []
+    real = images_as_tensor(pipeline, images)
+    known, way = checked_labels(pipeline, labels, len(real)), noise_levels(pipeline, steps)
+    kept, own = _checked_mask(mask, real), row_generators(seed, len(real))
+    walk, turns, parts = resampling_schedule(steps, resample), list(blocks(len(real), ROWS)), []
     shown = {"desc": "filling", "unit": " steps", "delay": 2, "leave": False}
     with tqdm(total=len(turns) * (len(walk) - 1), **shown) as bar:
         for which in turns:
@@ -95,20 +103,20 @@ def _fill(
     bar: Any,
 ) -> torch.Tensor:
     """Walk over levels of noise; kept is (n, 1, height, width), all else of the images' shape."""
-    x = draws(pipeline, own)
+    x = draw_noise(pipeline, own)
     for here, there in pairwise(walk):
         if there > here:
-            x = noisier(x, draws(pipeline, own), way, here, there)
+            x = add_noise(x, draw_noise(pipeline, own), way, here, there)
         else:
-            image = split(pipeline, x, labels, way, here)[0].clamp(-1, 1)
-            made = cleaner(x, image, draws(pipeline, own), way, here, there)
-            given = way.alpha[there] * real + way.sigma[there] * draws(pipeline, own)
+            image = predict_image_and_noise(pipeline, x, labels, way, here)[0].clamp(-1, 1)
+            made = remove_noise(x, image, draw_noise(pipeline, own), way, here, there)
+            given = way.alpha[there] * real + way.sigma[there] * draw_noise(pipeline, own)
             x = torch.where(kept, given, made)
         bar.update()
     return x
 
 
-def path(steps: int, resample: int) -> list[int]:
+def resampling_schedule(steps: int, resample: int) -> list[int]:
     """Return the levels to walk over, from the noisiest, steps, to 0; jumps up lead to more noise.
 
     Args:
@@ -132,7 +140,7 @@ def path(steps: int, resample: int) -> list[int]:
 # 2021, https://arxiv.org/abs/2107.00630, section 3.1 and appendix A).
 
 
-def noisier(
+def add_noise(
     x: torch.Tensor, noise: torch.Tensor, way: Noising, here: int, there: int
 ) -> torch.Tensor:
     """Add noise to x at the level `here` until it is at the level `there`."""
@@ -140,7 +148,7 @@ def noisier(
     return ratio * x + variance.sqrt() * noise
 
 
-def cleaner(
+def remove_noise(
     x: torch.Tensor, image: torch.Tensor, noise: torch.Tensor, way: Noising, here: int, there: int
 ) -> torch.Tensor:
     """Draw from what x at the level `here` was at the level `there`, if it comes from the image."""

@@ -17,14 +17,14 @@ from genkit import plots
 from genkit.vision import image_grid
 from genkit.vision.pipelines import (
     Decoder,
-    Whole,
+    IntLabels,
+    as_int_labels,
     check_finite,
     check_latents,
     decode,
-    draw,
+    draw_latents,
     latent_to_noise,
     noise_to_latent,
-    whole,
 )
 
 # ---------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class Scatter:
 
 
 def scatter(
-    latents: torch.Tensor, classes: Whole | None = None, names: Sequence[str] = ()
+    latents: torch.Tensor, classes: IntLabels | None = None, names: Sequence[str] = ()
 ) -> Scatter:
     """Lay latents out in a plane: the two that there are, or the first two principal components.
 
@@ -83,7 +83,7 @@ def scatter(
             f"latents must be three or more of two or more numbers, got {tuple(latents.shape)}"
         )
     check_finite("latents", latents)
-    kinds = None if classes is None else whole("classes", classes, len(latents))
+    kinds = None if classes is None else as_int_labels("classes", classes, len(latents))
     if kinds is not None and (kinds.min() < 0 or (names and kinds.max() >= len(names))):
         most = len(names) - 1 if names else "any number"
         raise ValueError(f"classes must be 0 to {most}, got {kinds.min()} to {kinds.max()}")
@@ -186,7 +186,7 @@ def truncate(
     limits: Sequence[float | None] = (0.25, 0.5, 1.0, 2.0, None),
     count: int = 8,
     seed: int = 0,
-    labels: Whole | None = None,
+    labels: IntLabels | None = None,
 ) -> Truncation:
     """Draw images of the same seeds at several truncations: alike and good to varied and odd.
 
@@ -204,7 +204,9 @@ def truncate(
     """
     if not limits or len(set(_limits(limits))) < len(limits):
         raise ValueError(f"limits must be different numbers or None, got {list(limits)}")
-    images = [decode(pipeline, draw(pipeline, count, seed, limit), labels) for limit in limits]
+    images = [
+        decode(pipeline, draw_latents(pipeline, count, seed, limit), labels) for limit in limits
+    ]
     return Truncation(torch.stack(images), list(limits))
 
 
@@ -373,7 +375,7 @@ def shift(
     latents: torch.Tensor,
     direction: torch.Tensor,
     strengths: Sequence[float] = (-1.0, -0.5, 0.0, 0.5, 1.0),
-    labels: Whole | None = None,
+    labels: IntLabels | None = None,
 ) -> Shift:
     """Decode latents moved along a direction, such as a concept.
 
@@ -391,7 +393,7 @@ def shift(
     check_finite("strengths", torch.tensor(strengths))
     if not strengths or len(set(_names(strengths))) < len(strengths):
         raise ValueError(f"strengths must be different numbers, got {list(strengths)}")
-    told = None if labels is None else whole("labels", labels, len(latents))
+    told = None if labels is None else as_int_labels("labels", labels, len(latents))
     scale = _column(torch.tensor(strengths), latents.ndim)
     moved = (latents.detach().cpu() + scale * direction.detach().cpu()).flatten(0, 1)
     images = decode(pipeline, moved, None if told is None else told.repeat(len(strengths)))
@@ -412,4 +414,4 @@ def _column(values: torch.Tensor, dims: int) -> torch.Tensor:
 
 
 def _one_label(label: int | None, count: int) -> torch.Tensor | None:
-    return None if label is None else whole("label", [label] * count, count)
+    return None if label is None else as_int_labels("label", [label] * count, count)

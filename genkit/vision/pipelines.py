@@ -22,7 +22,7 @@ from genkit.models import autoencoder, diffusion, gan
 from genkit.vision import pixel_lm
 
 ROWS = 64  # images that a model sees at a time
-Whole = Sequence[int] | np.ndarray | torch.Tensor
+IntLabels = Sequence[int] | np.ndarray | torch.Tensor
 
 
 class Decoder(Protocol):
@@ -110,7 +110,7 @@ def count_classes(pipeline: Pipeline) -> int:
 # From noise to latents to images, and back
 
 
-def draw(
+def draw_latents(
     pipeline: Decoder, count: int, seed: int = 0, truncation: float | None = None
 ) -> torch.Tensor:
     """Draw latents, row i with seed + i: those of the image that the pipeline draws by this seed.
@@ -138,7 +138,7 @@ def draw(
 
 
 def encode(
-    pipeline: Decoder, images: Images | torch.Tensor, labels: Whole | None = None
+    pipeline: Decoder, images: Images | torch.Tensor, labels: IntLabels | None = None
 ) -> torch.Tensor:
     """Encode any number of images, some at a time.
 
@@ -160,13 +160,15 @@ def encode(
     with tqdm(total=len(images), desc="encoding", unit=" images", delay=2, leave=False) as bar:
         for which in blocks(len(images), ROWS):
             classes = None if told is None else told[which]
-            found.append(pipeline.encode(look_up(images, which), classes).cpu())
+            found.append(pipeline.encode(image_batch(images, which), classes).cpu())
             bar.update(len(which))
     return torch.cat(found)
 
 
 @torch.no_grad()
-def decode(pipeline: Decoder, latents: torch.Tensor, labels: Whole | None = None) -> torch.Tensor:
+def decode(
+    pipeline: Decoder, latents: torch.Tensor, labels: IntLabels | None = None
+) -> torch.Tensor:
     """Decode any number of latents, some at a time.
 
     Args:
@@ -177,7 +179,7 @@ def decode(pipeline: Decoder, latents: torch.Tensor, labels: Whole | None = None
         ValueError: an argument cannot work; it is named, with what it got.
     """
     check_latents(pipeline, "latents", latents, many=True)
-    told = None if labels is None else whole("labels", labels, len(latents))
+    told = None if labels is None else as_int_labels("labels", labels, len(latents))
     parts = [
         pipeline.decode(latents[which], None if told is None else told[which]).cpu()
         for which in blocks(len(latents), ROWS)
@@ -207,18 +209,18 @@ def latent_to_noise(pipeline: Decoder, latents: torch.Tensor) -> torch.Tensor:
 # Arguments
 
 
-def look_up(images: Images | torch.Tensor, which: np.ndarray) -> torch.Tensor:
+def image_batch(images: Images | torch.Tensor, which: np.ndarray) -> torch.Tensor:
     """Return some images as a tensor."""
     return images.batch(which) if isinstance(images, Images) else images.detach()[which].float()
 
 
 def check_images(
-    pipeline: Decoder, images: Images | torch.Tensor, labels: Whole | None
+    pipeline: Decoder, images: Images | torch.Tensor, labels: IntLabels | None
 ) -> torch.Tensor | None:
     """Check images, and return their labels as a tensor."""
     if not len(images):
         raise ValueError("images: there are none")
-    told = None if labels is None else whole("labels", labels, len(images))
+    told = None if labels is None else as_int_labels("labels", labels, len(images))
     kinds = None if told is None else told.unique()
     origins = torch.zeros(1 if kinds is None else len(kinds), *pipeline.latent_shape)
     made = decode(
@@ -255,7 +257,7 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         raise ValueError(f"{name}: {bad:,} of {values.numel():,} values are not finite")
 
 
-def whole(name: str, values: Whole, count: int) -> torch.Tensor:
+def as_int_labels(name: str, values: IntLabels, count: int) -> torch.Tensor:
     """Return whole numbers, one an image, as int64."""
     found = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if found.dtype.kind not in "iu" or found.shape != (count,):

@@ -37,7 +37,7 @@ Generators = torch.Generator | list[torch.Generator]
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelFormat:
     """What the images of a model are; kept in its config.json.
 
     Raises:
@@ -131,7 +131,7 @@ def _whole(value: Any) -> int:
 
 
 def make_model(
-    pixels: Pixels, depth: int, width: int, heads: int, dropout: float = 0.0
+    pixels: PixelFormat, depth: int, width: int, heads: int, dropout: float = 0.0
 ) -> PreTrainedModel:
     """Build a stock Llama with random weights, for lines of such images.
 
@@ -162,7 +162,7 @@ def bits_per_dimension(model: PreTrainedModel, lines: torch.Tensor) -> torch.Ten
     Returns:
         (n,), float64.
     """
-    pixels = Pixels(**model.config.pixels)
+    pixels = PixelFormat(**model.config.pixels)
     batch = max(1, lm.LOGITS // (8 * pixels.length * pixels.vocab_size))
     bits = []
     for some in lines.to(model.device).split(batch):
@@ -176,7 +176,7 @@ def bits_per_dimension(model: PreTrainedModel, lines: torch.Tensor) -> torch.Ten
 # Drawing
 
 
-class Room(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """Keys and values of a layer, (n, heads, length, size), in room that is made once."""
 
     def __init__(self, length: int) -> None:
@@ -200,7 +200,7 @@ class Room(DynamicLayer):
 
 
 @torch.inference_mode()
-def write(
+def draw_levels(
     model: PreTrainedModel, lines: torch.Tensor, known: int, noise: Iterator[torch.Tensor]
 ) -> None:
     """Draw what lines lack, in place; a level depends on its line and its noise, not on the batch.
@@ -210,7 +210,7 @@ def write(
         noise: Gumbel's for each place in turn, those that are known included, (n, levels) each.
     """
     levels, length = model.config.pixels["levels"], lines.shape[1] - 1
-    cache, unread = Cache(layers=[Room(length) for _ in model.model.layers]), 0
+    cache, unread = Cache(layers=[PreallocatedLayer(length) for _ in model.model.layers]), 0
     for place, gumbel in enumerate(noise):
         if place < known:
             continue
@@ -229,13 +229,13 @@ def gumbel_noise(
     """Yield Gumbel noise `count` times, float32 of this shape, a row from each generator."""
     for _ in range(count):
         if isinstance(generator, list):
-            drawn = torch.stack([uniform(shape[1:], own).cpu() for own in generator])
+            drawn = torch.stack([draw_uniform(shape[1:], own).cpu() for own in generator])
         else:
-            drawn = uniform(shape, generator)
+            drawn = draw_uniform(shape, generator)
         yield -(-drawn.log()).log().float()
 
 
-def uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+def draw_uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
     """Draw numbers in [0, 1), float64."""
     device = generator.device if generator else None
     return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
@@ -253,7 +253,7 @@ class PixelPipeline:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.pixels = model, Pixels(**model.config.pixels)
+        self.model, self.pixels = model, PixelFormat(**model.config.pixels)
 
     @property
     def device(self) -> torch.device:
@@ -345,7 +345,7 @@ class PixelPipeline:
             some = lines[first : first + BATCH]
             own = generator[first : first + BATCH] if isinstance(generator, list) else generator
             noise = gumbel_noise(own, (len(some), self.pixels.levels), self.pixels.length)
-            write(self.model, some, known, (each.to(self.device) for each in noise))
+            draw_levels(self.model, some, known, (each.to(self.device) for each in noise))
         return self.pixels.decode(lines)
 
 
@@ -382,7 +382,7 @@ def _check_config(path: Path) -> None:
     kind = config["model_type"]
     if kind != "llama" or "pixels" not in config:
         raise ValueError(f"it is a language model ({kind}) of something else than pixels")
-    pixels = Pixels(**config["pixels"])
+    pixels = PixelFormat(**config["pixels"])
     tokens, context = config["vocab_size"], config["max_position_embeddings"]
     if tokens != pixels.vocab_size:
         raise ValueError(f"{pixels} has {pixels.vocab_size} tokens, but {tokens} in its weights")

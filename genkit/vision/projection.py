@@ -18,12 +18,12 @@ from genkit.vision.pipelines import (
     ROWS,
     Decoder,
     Encoder,
-    Whole,
+    IntLabels,
+    as_int_labels,
     check_images,
     encode,
+    image_batch,
     latent_to_noise,
-    look_up,
-    whole,
 )
 
 RATE = 0.1  # a step's length at first, in standard deviations of the prior
@@ -74,7 +74,7 @@ def project(
     steps: int = 200,
     pull: float = 1e-4,
     seed: int | Sequence[int] = 0,
-    labels: Whole | None = None,
+    labels: IntLabels | None = None,
 ) -> Projection:
     """Find the latents that decode to what is nearest to each image, by gradient descent.
 
@@ -104,7 +104,7 @@ def project(
     told = check_images(pipeline, images, labels)
     if isinstance(seed, int | np.integer):
         seed = range(seed, seed + len(images))
-    seeds = whole("seed", seed, len(images))
+    seeds = as_int_labels("seed", seed, len(images))
     if seeds.min() < 0:
         raise ValueError(f"seed must be 0 or more, got {seeds.min()}")
     encoded = isinstance(pipeline, Encoder)
@@ -118,7 +118,7 @@ def project(
     shown = {"desc": "projecting", "unit": " steps", "delay": 2, "leave": False}
     with tqdm(total=len(turns) * steps, **shown) as bar:
         for which in turns:
-            target = look_up(images, which)
+            target = image_batch(images, which)
             classes = None if told is None else told[which].repeat_interleave(starts)
             parts.append(
                 (target, *_descend(pipeline, noise[which], target, classes, steps, pull, bar))

@@ -119,7 +119,7 @@ def sample(
     seeds = row_seeds(seed, int(n), "an image")
     pipeline = load_image_model(str(model), revision)
     labels = _labels(label, int(n), pipelines.count_classes(pipeline))
-    how = find_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
+    how = resolve_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
     started = time.perf_counter()
     images = draw_samples(pipeline, seeds, labels, how.arguments)
     seconds = time.perf_counter() - started
@@ -175,7 +175,7 @@ def _load(folder: Path, stamp: int) -> Any:
 
 
 @dataclass(frozen=True)
-class How:
+class SamplerOptions:
     """How images are drawn, and what a record says of it; see `Samples`."""
 
     arguments: dict[str, Any]  # of the pipeline's call
@@ -186,14 +186,14 @@ class How:
     guidance: float | None = None
 
 
-def find_sampler(
+def resolve_sampler(
     pipeline: Any,
     steps: int | None = None,
     scheduler: str | None = None,
     guidance: float | None = None,
     dtype: str = "float32",
     compile: bool = False,
-) -> How:
+) -> SamplerOptions:
     """Say how a model draws images; see `sample`.
 
     Raises:
@@ -218,21 +218,21 @@ def find_sampler(
                 f"{type(pipeline).__name__}; leave it out"
             )
     if isinstance(pipeline, PixelPipeline):
-        return How({}, pipeline.pixels.length, "one pixel after the other")
+        return SamplerOptions({}, pipeline.pixels.length, "one pixel after the other")
     prior = isinstance(pipeline, Encoder)
-    return How({}, 1, "one draw from the prior" if prior else "one draw of noise")
+    return SamplerOptions({}, 1, "one draw from the prior" if prior else "one draw of noise")
 
 
 def _denoising(
     pipeline: DenoisingPipeline, steps: int | None, scheduler: str | None, guidance: float | None
-) -> How:
+) -> SamplerOptions:
     guided = 1.0 if guidance is None else guidance
     pipeline.check_guidance(guided)
-    name, count = diffusion.resolve(pipeline.scheduler, scheduler, steps)
-    times = diffusion.sampler(pipeline.scheduler, name, count).timesteps
+    name, count = diffusion.resolve_sampler(pipeline.scheduler, scheduler, steps)
+    times = diffusion.make_sampler(pipeline.scheduler, name, count).timesteps
     asked = {"num_inference_steps": count, "sampler_name": name, "guidance": guided}
     words = f"{count} steps of {name}" + ("" if guided == 1 else f" at guidance {guided:g}")
-    return How(asked, len(times) * (1 if guided == 1 else 2), words, name, count, guided)
+    return SamplerOptions(asked, len(times) * (1 if guided == 1 else 2), words, name, count, guided)
 
 
 def _labels(label: Any, rows: int, classes: int) -> list[int] | None:

@@ -158,7 +158,7 @@ class Placement:
     offload: bool = False  # networks lie in the machine's memory, and come to the GPU one at a time
 
 
-def place_weights(
+def choose_placement(
     parameters: int, memory: int, gpu: int | None, bfloat16: bool = True
 ) -> Placement:
     """Choose where a pipeline runs.
@@ -176,7 +176,7 @@ def place_weights(
     return Placement("cuda", dtype, offload=2 * parameters > ROOM * gpu)
 
 
-def tiled(width: int, height: int, free: int, itemsize: int = 4) -> bool:
+def needs_tiles(width: int, height: int, free: int, itemsize: int = 4) -> bool:
     """Whether a picture is too large to decode at once.
 
     Args:
@@ -229,7 +229,7 @@ def _load(source: Source, stamp: int, trust_remote_code: bool) -> DiffusionPipel
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
     with safety.opened(source.folder, code=trust_remote_code) as private:
         held = {part: _count(private / part) for part in source.settings}
-        placement = place_weights(sum(held.values()), free_memory(), free_gpu(), bfloat16)
+        placement = choose_placement(sum(held.values()), free_memory(), free_gpu(), bfloat16)
         devices = range(torch.cuda.device_count())
         with _no_bars(), numpy_as_it_was(), torch.random.fork_rng(devices):
             pipeline = source.pipeline.from_pretrained(
