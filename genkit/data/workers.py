@@ -145,8 +145,11 @@ class _Worker:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()  # closes the pipes
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):  # of what was not sent yet
+                pipe.close()
+        self._process.wait()
 
     def decode(self, chunk: list[File]) -> list[Result] | None:
         """Decode the first files, one at least; None if it crashed, and was started anew.
