@@ -1,4 +1,9 @@
-"""Files that are what they seem: regular, inside their folder, and read as they were checked."""
+"""Files read and written safely.
+
+Read: regular files alone, never a pipe or a device, and where it matters none outside a folder.
+Written: whole or not at all. Beside that: scratch folders, which go with their process, and the
+cache.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +26,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PREFIX = "genkit-scratch-"  # of folders that last no longer than their process
-PROC = Path("/proc/self/fd")  # on Linux: links to what is open
+PROC = Path("/proc/self/fd")  # on Linux: links to the open files of this process
+PREFIX = "genkit-scratch-"  # of scratch folders
+STALE = 3600.0  # seconds after which a scratch file in the cache is one of a killed process
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading regular files
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading, and never wait for a pipe or a device.
+    """Open a regular file for reading, without waiting for a pipe or a device.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or it is not a regular file.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -38,17 +48,47 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(handle, "rb")
 
 
+def read_regular(path: Path) -> bytes:
+    """Read a regular file; see `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_object(path: Path, way_out: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        way_out: what the user can do if the file is damaged, for the message.
+
+    Raises:
+        ValueError: it cannot be read, or it holds something else.
+    """
+    try:
+        found = json.loads(read_regular(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({reason(error)}); {way_out}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it is no JSON object); {way_out}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading inside a folder
+
+
 def open_inside(file: Path, folder: Path) -> BufferedReader:
     """Open a regular file that lies in a folder.
 
-    A link counts by where it leads: inside the folder or, in a snapshot of the Hub's cache, to the
-    blobs of that cache.
+    A link counts by its target, which must lie inside the folder or, in a snapshot of the Hub's
+    cache, among the blobs of that cache.
 
     Raises:
-        ValueError: it is no regular file, or a link that leads out of the folder.
+        ValueError: it is not a regular file, or it is a link that leads out of the folder.
         OSError: it cannot be read.
     """
-    target = _inside(file, folder)
+    target = _resolve_inside(file, folder)
     try:
         regular = stat.S_ISREG(target.lstat().st_mode)
     except NotADirectoryError:
@@ -57,8 +97,8 @@ def open_inside(file: Path, folder: Path) -> BufferedReader:
         raise ValueError(f"{file} is no regular file")
     opened = open_regular(target)
     try:
-        if PROC.is_dir():  # a folder on the way may be another by now
-            _inside(by_descriptor(opened.fileno()), folder, file)
+        if PROC.is_dir():  # a folder of the path may have been replaced since
+            _resolve_inside(descriptor_path(opened.fileno()), folder, file)
     except BaseException:
         opened.close()
         raise
@@ -66,13 +106,13 @@ def open_inside(file: Path, folder: Path) -> BufferedReader:
 
 
 def read_inside(file: Path, folder: Path, limit: int) -> bytes:
-    """Read a regular file that lies in a folder, as `open_inside` does.
+    """Read a regular file that lies in a folder; see `open_inside`.
 
     Args:
         limit: the most bytes that it may have.
 
     Raises:
-        ValueError: it is no regular file, leads out of the folder, or is larger.
+        ValueError: it is not a regular file, leads out of the folder, or is larger.
         OSError: it cannot be read.
     """
     with open_inside(file, folder) as opened:
@@ -82,73 +122,35 @@ def read_inside(file: Path, folder: Path, limit: int) -> bytes:
     return found
 
 
-def by_descriptor(handle: int) -> Path:
-    """Return a name by which an open file can be opened again, whatever became of its own name."""
-    return (PROC if PROC.is_dir() else Path("/dev/fd")) / str(handle)
-
-
 def check_inside(file: Path, folder: Path) -> None:
     """Refuse a file, of any type, that is a link out of its folder.
 
     Raises:
         ValueError: it is.
     """
-    _inside(file, folder)
+    _resolve_inside(file, folder)
 
 
-def _inside(file: Path, folder: Path, name: Path | None = None) -> Path:
-    """Return where a file lies, with all links resolved."""
+def descriptor_path(handle: int) -> Path:
+    """Return a path by which an open file can be opened again, whatever became of its own path."""
+    return (PROC if PROC.is_dir() else Path("/dev/fd")) / str(handle)
+
+
+def _resolve_inside(file: Path, folder: Path, name: Path | None = None) -> Path:
+    """Return the path of a file with all links resolved; `name` is for the message."""
     try:
         home, target = folder.resolve(strict=True), file.resolve()
     except RuntimeError:  # a circle of links
         raise ValueError(f"{name or file} is a link that leads nowhere") from None
     blobs = home.parent.parent / "blobs"  # of the Hub's cache, whose snapshots are links to them
-    of_cache = home.parent.name == "snapshots" and target.parent == blobs
-    if not target.is_relative_to(home) and not of_cache:
+    in_cache = home.parent.name == "snapshots" and target.parent == blobs
+    if not target.is_relative_to(home) and not in_cache:
         raise ValueError(f"{name or file} is a link that leads out of its folder")
     return target
 
 
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Yield an empty folder that goes with the block; those of killed processes go first."""
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    with contextlib.ExitStack() as stack:
-        folder = _locked_folder(stack)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder)
-
-
-def _locked_folder(stack: contextlib.ExitStack) -> Path:
-    """Make a folder and lock it; another process may delete it in between, which is seen."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            stack.enter_context(_locked(folder))
-            return folder
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder of ours, which the end of the process gives back.
-
-    Raises:
-        OSError: another holds it, it is another user's, or it has just been deleted.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if os.fstat(handle).st_uid != os.geteuid():
-            raise PermissionError(f"{folder} is another user's")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(handle), folder.lstat()):
-            raise FileNotFoundError(f"{folder} has been deleted")
-        yield
-    finally:
-        os.close(handle)
+# ---------------------------------------------------------------------------------------------
+# Writing whole
 
 
 class WriteError(OSError):
@@ -156,14 +158,14 @@ class WriteError(OSError):
 
 
 def reason(error: Exception) -> str:
-    """Say in one line why the disk refused."""
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(told.split())
+    """Return in one line why reading or writing failed."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())
 
 
 @contextlib.contextmanager
-def refusals_named(path: Path, what: str = "") -> Iterator[None]:
-    """Name the file when the disk refuses to write it.
+def named_write_errors(path: Path, what: str = "") -> Iterator[None]:
+    """Turn the disk's refusal to write a file into an error that names the file.
 
     Raises:
         WriteError: the disk is full, read-only, …
@@ -182,9 +184,9 @@ def refusals_named(path: Path, what: str = "") -> Iterator[None]:
 
 
 def _is_refusal(error: Exception, path: Path) -> bool:
-    """Tell the disk's refusal to write below a folder from an error of what was to be written."""
+    """Distinguish the disk's refusal to write below a folder from errors of the content."""
     if not isinstance(error, OSError):
-        # safetensors and tokenizers have exceptions of their own that only tell it in words
+        # safetensors and tokenizers have exceptions of their own, with the cause in the text alone
         return "os error" in str(error)
     if error.errno is None:  # a process that was ended, a stream that stopped
         return False
@@ -194,23 +196,24 @@ def _is_refusal(error: Exception, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """Give a scratch file beside `path` that becomes it once all of its bytes are on the disk.
+def written_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yield a scratch file beside `path` that replaces it once all of its bytes are on the disk.
 
     Args:
-        scratch: of a name that no other process uses, where several may write the same file.
+        shared: other processes may write the same file at the same time, as in the cache; its
+            folder is made if there is none.
 
     Raises:
         WriteError: the disk refused; the file that was there is as it was.
     """
-    scratch = scratch or path.with_name(f".{path.name}.writing")
-    with refusals_named(path):
+    with named_write_errors(path):
+        scratch = _shared_scratch(path) if shared else path.with_name(f".{path.name}.writing")
         try:
             scratch.unlink(missing_ok=True)  # of a process that was killed
             scratch.touch()
             mode = scratch.stat().st_mode
             yield scratch
-            scratch.chmod(mode)  # the umask's: safetensors lets nobody else read
+            scratch.chmod(mode)  # the umask's: safetensors makes files that only the owner reads
             sync(scratch)
             scratch.replace(path)
             sync(path.parent)
@@ -220,8 +223,18 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
             raise
 
 
+def _shared_scratch(path: Path) -> Path:
+    """Return a name that no other process uses, and delete the files of killed processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(".writing-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has finished or deleted it
+            if time.time() - leftover.stat().st_mtime > STALE:
+                leftover.unlink()
+    return path.with_name(f".writing-{uuid.uuid4().hex}{path.suffix}")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file whole or not at all."""
     with written_whole(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
@@ -235,54 +248,66 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def read(path: Path) -> bytes:
-    """Read a regular file; a pipe or a device, which may never end, is refused."""
-    with open_regular(path) as file:
-        return file.read()
-
-
-def read_object(path: Path, way_out: str) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Args:
-        way_out: what to do where the file is damaged.
-
-    Raises:
-        ValueError: it cannot be read, or it holds something else.
-    """
-    try:
-        found = json.loads(read(path))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({reason(error)})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({reason(error)}); {way_out}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it is no JSON object); {way_out}")
-    return found
-
-
 # ---------------------------------------------------------------------------------------------
-# The cache
-
-
-def cache_folder() -> Path:
-    """Where surveys and encoded corpora are kept: $GENKIT_CACHE, or ~/.cache/genkit."""
-    return Path(os.environ.get("GENKIT_CACHE") or Path.home() / ".cache" / "genkit")
+# Scratch folders
 
 
 @contextlib.contextmanager
-def cached_whole(path: Path) -> Iterator[Path]:
-    """Give a scratch file that becomes `path` if all went well, also when two processes write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(".writing-*"):  # of a process that was killed
-        if time.time() - leftover.stat().st_mtime > 3600:
-            leftover.unlink(missing_ok=True)
-    with written_whole(path, path.with_name(f".writing-{uuid.uuid4().hex}")) as scratch:
-        yield scratch
+def scratch_folder() -> Iterator[Path]:
+    """Yield an empty folder, deleted with the block; those of killed processes are deleted first.
+
+    A process holds a lock on its folder, which the system gives back when the process ends.
+    """
+    for leftover in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), _locked(leftover):
+            shutil.rmtree(leftover)
+    with contextlib.ExitStack() as stack:
+        folder = _make_locked_folder(stack)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+def _make_locked_folder(stack: contextlib.ExitStack) -> Path:
+    """Make a folder and lock it, anew if another process has deleted it in between."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            stack.enter_context(_locked(folder))
+            return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a scratch folder.
+
+    Raises:
+        OSError: another process holds it, it is another user's, or it has just been deleted.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(handle).st_uid != os.geteuid():
+            raise PermissionError(f"{folder} is another user's")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(handle), folder.lstat()):
+            raise FileNotFoundError(f"{folder} has been deleted")
+        yield
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------------------------------------
+# The cache and its keys
+
+
+def cache_folder() -> Path:
+    """Return the folder of the cache: $GENKIT_CACHE, or ~/.cache/genkit."""
+    return Path(os.environ.get("GENKIT_CACHE") or Path.home() / ".cache" / "genkit")
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights, by name."""
+    """Return the SHA-256 of a model's weights, by name."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         digest.update(name.encode())

@@ -48,7 +48,7 @@ def test_nothing_else_is(tmp_path):
     assert read_inside(folder / "own_link", folder, 100) == b"own"
 
 
-def test_refusals_named_is_for_the_file_that_is_written(tmp_path):
+def test_named_write_errors_are_for_the_file_that_is_written(tmp_path):
     """An error of what was to be written is not the disk's."""
     for error in (ChildProcessError("ended"), FileNotFoundError(2, "No such file", "/elsewhere/a")):
         with pytest.raises(type(error)) as raised, files.written_whole(tmp_path / "table"):

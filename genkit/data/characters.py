@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from genkit.data import tables
-from genkit.data.corpus import pieces
-from genkit.files import cache_folder, cached_whole
+from genkit.data.corpus import hash_pieces
+from genkit.files import cache_folder, written_whole
 
 EOS = "<eos>"  # between documents, and where generation may stop
 SEPARATOR = 0x110000  # between documents: one past the last code point
@@ -33,7 +33,7 @@ def make_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     return _tokenizer([EOS, *BYTES, *characters])
 
 
-def extend(tokenizer: PreTrainedTokenizerFast, characters: str) -> PreTrainedTokenizerFast:
+def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, characters: str) -> PreTrainedTokenizerFast:
     """Make a tokenizer that also knows `characters`; ids that exist keep their meaning."""
     known = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     return _tokenizer(known + [c for c in characters if c not in set(known)])
@@ -79,14 +79,14 @@ class Survey:
     characters: str
 
 
-def survey(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Survey:
+def survey_corpus(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Survey:
     """Hash a corpus and collect its characters; the second time, only hash it.
 
     Raises:
         ValueError: the source is missing, empty or not text.
     """
     digest = hashlib.sha256()
-    for _ in pieces(source, column, digest, table_memory):
+    for _ in hash_pieces(source, column, digest, table_memory):
         pass
     path = cache_folder() / f"{digest.hexdigest()}.json"
     if not path.exists():
@@ -96,12 +96,12 @@ def survey(source: str, column: str = "text", table_memory: int = tables.MEMORY)
         characters = "".join(map(chr, np.flatnonzero(seen[:SEPARATOR])))
         if not characters:
             raise ValueError(f"text: {source!r} is empty; give a text to learn from")
-        with cached_whole(path) as scratch:
+        with written_whole(path, shared=True) as scratch:
             scratch.write_text(json.dumps(characters))
     return Survey(digest.hexdigest(), json.loads(path.read_text()))
 
 
-def encode(
+def encode_characters(
     source: str,
     surveyed: Survey,
     tokenizer: PreTrainedTokenizerFast,
@@ -121,7 +121,7 @@ def encode(
     path = cache_folder() / f"{key}.{dtype.name}"
     if not path.exists():
         table = _table(vocabulary, dtype)
-        with cached_whole(path) as scratch, scratch.open("wb") as file:
+        with written_whole(path, shared=True) as scratch, scratch.open("wb") as file:
             for codes in _code_points(source, column, surveyed.sha256, table_memory):
                 file.write(_encode(codes, table, vocabulary).data)
     return np.memmap(path, dtype=dtype, mode="r")
@@ -166,16 +166,16 @@ def read_characters(
     Raises:
         ValueError: a text is missing, empty, not text, or too short.
     """
-    whole = survey(source, column, table_memory)
+    whole = survey_corpus(source, column, table_memory)
     facts: dict[str, Any] = {"text_sha256": whole.sha256}
-    judged = survey(val_source, column, table_memory) if val_source else whole
+    judged = survey_corpus(val_source, column, table_memory) if val_source else whole
     characters = "".join(sorted(set(whole.characters) | set(judged.characters)))
-    tokenizer = extend(base, characters) if base else make_tokenizer(characters)
+    tokenizer = extend_tokenizer(base, characters) if base else make_tokenizer(characters)
     facts["vocabulary_sha256"] = vocabulary_hash(tokenizer)
-    ids = encode(source, whole, tokenizer, column, table_memory)
+    ids = encode_characters(source, whole, tokenizer, column, table_memory)
     if val_source:
         facts["val_text_sha256"] = judged.sha256
-        train, val = ids, encode(val_source, judged, tokenizer, column, table_memory)
+        train, val = ids, encode_characters(val_source, judged, tokenizer, column, table_memory)
     else:
         border = int(len(ids) * (1 - val_fraction))
         train, val = ids[:border], ids[border:]
@@ -192,7 +192,7 @@ def read_characters(
 def _code_points(source: str, column: str, sha256: str, table_memory: int) -> Iterator[np.ndarray]:
     """Yield the corpus as code points, (n,) each, uint8 where ASCII suffices."""
     digest = hashlib.sha256()
-    for piece in pieces(source, column, digest, table_memory):
+    for piece in hash_pieces(source, column, digest, table_memory):
         if piece is None:
             yield np.array([SEPARATOR], dtype=np.uint32)
         elif piece.isascii():

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from genkit.data import tables
-from genkit.data.text import documents
+from genkit.data.text import read_documents
 from genkit.errors import panics_are_errors
-from genkit.files import cache_folder, cached_whole
+from genkit.files import cache_folder, written_whole
 
 BLOCK = 1 << 18  # characters encoded at a time
 WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
@@ -30,11 +30,11 @@ WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
 # A text by its content
 
 
-def pieces(
+def hash_pieces(
     source: str, column: str, digest: hashlib._Hash, table_memory: int = tables.MEMORY
 ) -> Iterator[str | None]:
     """Yield the text in pieces, and None between two documents, and hash what goes by."""
-    for i, document in enumerate(documents(source, column, table_memory)):
+    for i, document in enumerate(read_documents(source, column, table_memory)):
         if i:
             digest.update(b"\xff")  # which is in no UTF-8
             yield None
@@ -72,7 +72,7 @@ def measure_corpus(source: str, column: str = "text", table_memory: int = tables
         ValueError: the source is missing, empty or not text.
     """
     digest, length = hashlib.sha256(), 0
-    for piece in pieces(source, column, digest, table_memory):
+    for piece in hash_pieces(source, column, digest, table_memory):
         length += 1 if piece is None else len(piece)
     if not length:
         raise ValueError(f"text: {source!r} is empty; give a text to learn from")
@@ -104,7 +104,7 @@ def split_corpus(
     return dataclasses.replace(whole, stop=border), dataclasses.replace(whole, start=border)
 
 
-def blocks(part: Part, doing: str) -> Iterator[str | None]:
+def read_blocks(part: Part, doing: str) -> Iterator[str | None]:
     """Yield a part in blocks of about BLOCK characters, and None between two documents.
 
     A block ends with a letter or a digit, before white space: where words end, and where a token
@@ -138,7 +138,7 @@ def blocks(part: Part, doing: str) -> Iterator[str | None]:
 
 def _whole_blocks(part: Part) -> Iterator[str | None]:
     digest, rest = hashlib.sha256(), ""
-    for piece in pieces(part.source, part.column, digest, part.table_memory):
+    for piece in hash_pieces(part.source, part.column, digest, part.table_memory):
         if piece is None:
             yield from (rest, None) if rest else (None,)
             rest = ""
@@ -216,19 +216,19 @@ def encode_corpus(part: Part, tokenizer: PreTrainedTokenizerFast) -> tuple[np.nd
     count = path.with_suffix(".characters.json")
     if not count.exists():
         characters = 0
-        with cached_whole(path) as scratch, scratch.open("wb") as file:
-            for block in blocks(part, "encoding"):
-                new = [tokenizer.eos_token_id] if block is None else ids_of(block, tokenizer)
+        with written_whole(path, shared=True) as scratch, scratch.open("wb") as file:
+            for block in read_blocks(part, "encoding"):
+                new = [tokenizer.eos_token_id] if block is None else encode_text(block, tokenizer)
                 file.write(np.array(new, dtype).data)
                 characters += 1 if block is None else len(block)
-        with cached_whole(count) as scratch:
+        with written_whole(count, shared=True) as scratch:
             scratch.write_text(json.dumps(characters))
     ids = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
     return ids, json.loads(count.read_text())
 
 
 @panics_are_errors("init_from")
-def ids_of(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Encode a text as it stands, without what a tokenizer adds at its ends."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 

@@ -19,9 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from genkit.data import pixels, tables, workers
-from genkit.data.image_files import Encoded, Source, _known, _stats, find_images
+from genkit.data.image_files import EncodedImages
+from genkit.data.image_files import ImageSource
+from genkit.data.image_files import _known
+from genkit.data.image_files import file_stats
+from genkit.data.image_files import find_images
 from genkit.data.pixels import ImageError
-from genkit.files import cache_folder, cached_whole
+from genkit.files import cache_folder, written_whole
 
 VERSION = 3  # of the cache: raised when decoding changes
 
@@ -122,9 +126,9 @@ def load_images(
     for name, value in {"max_pixels": max_pixels, "max_bytes": max_bytes}.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
-    found = Source(str(source), column, label_column, split, allow_outside, max_bytes, table_memory)
+    found = ImageSource(str(source), column, label_column, split_images, allow_outside, max_bytes, table_memory)
     identity, open_images = find_images(found)
-    options = workers.Options(resolution, channels, max_pixels, max_bytes)
+    options = workers.DecodeOptions(resolution, channels, max_pixels, max_bytes)
     facts_of = [VERSION, Image.__version__, identity, dataclasses.asdict(options), skip_corrupt]
     key = hashlib.sha256(json.dumps(facts_of).encode()).hexdigest()
     path = cache_folder() / f"{key}.pixels"
@@ -140,7 +144,7 @@ def load_images(
     )
 
 
-def parts(
+def load_train_val(
     source: str,
     val_source: str | None,
     val_fraction: float,
@@ -161,12 +165,12 @@ def parts(
     """
     whole = load_images(source, resolution, channels, skip_corrupt, **options)
     if val_source is None:
-        return split(whole, None, val_fraction)
+        return split_images(whole, None, val_fraction)
     val = load_images(val_source, resolution, channels, skip_corrupt, **options)
-    return split(whole, val, val_fraction)
+    return split_images(whole, val, val_fraction)
 
 
-def split(images: Images, val_images: Images | None, val_fraction: float) -> tuple[Images, Images]:
+def split_images(images: Images, val_images: Images | None, val_fraction: float) -> tuple[Images, Images]:
     """Return the images to train on and those to validate on.
 
     Args:
@@ -198,18 +202,18 @@ def split(images: Images, val_images: Images | None, val_fraction: float) -> tup
 
 
 def _decode(
-    found: Encoded, path: Path, options: workers.Options, skip_corrupt: bool
+    found: EncodedImages, path: Path, options: workers.DecodeOptions, skip_corrupt: bool
 ) -> dict[str, Any]:
     """Write all pixels into one file, and what is known of them beside it; return that."""
     kept: list[int] = []
     skipped: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
     digest = hashlib.sha256()
-    files = _stats(found.paths)
+    files = file_stats(found.paths)
     with (
-        cached_whole(path) as scratch,
+        written_whole(path, shared=True) as scratch,
         scratch.open("wb") as file,
-        contextlib.closing(workers.decode(found.files, found.count, options)) as decoded,
+        contextlib.closing(workers.decode_files(found.files, found.count, options)) as decoded,
         tqdm(total=found.count, desc="decoding", unit=" images", delay=2, leave=False) as bar,
     ):
         for place, (name, result) in enumerate(decoded):
@@ -239,7 +243,7 @@ def _decode(
         "skipped": skipped,
         "files": files,
     }
-    with cached_whole(path.with_suffix(".json")) as scratch:
+    with written_whole(path.with_suffix(".json"), shared=True) as scratch:
         scratch.write_text(json.dumps(facts), encoding="utf-8")
     return facts
 
@@ -258,7 +262,7 @@ def _check_alike(
         raise ImageError(f"{name} is {sizes[0]}, but {first_name} is {sizes[1]}; pass --resolution")
 
 
-def proportional(images: Images, count: int) -> np.ndarray:
+def proportional_labels(images: Images, count: int) -> np.ndarray:
     """Return `count` labels, (count,), in the proportions that those of images have."""
     labels = np.sort(images.classes(np.arange(len(images))).numpy())
     return labels[((np.arange(count) + 0.5) * len(labels) / count).astype(int)]

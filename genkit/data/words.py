@@ -17,7 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from genkit import files
 from genkit.data import tables
-from genkit.data.corpus import Corpus, Part, blocks, read_corpus, split_corpus
+from genkit.data.corpus import Corpus
+from genkit.data.corpus import Part
+from genkit.data.corpus import read_blocks
+from genkit.data.corpus import read_corpus
+from genkit.data.corpus import split_corpus
 
 EOS, UNKNOWN = "<eos>", "<unk>"  # neither can be a word: < and > are tokens of their own
 EOS_ID, UNKNOWN_ID = 0, 1
@@ -66,10 +70,10 @@ def frequent_words(part: Part, count: int, lower: bool) -> list[str]:
     path = files.cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.words.json"
     if not path.exists():
         backend = _backend({}, lower)
-        text = (block for block in blocks(part, "counting words") if block)
+        text = (block for block in read_blocks(part, "counting words") if block)
         trainer = trainers.WordLevelTrainer(vocab_size=count, show_progress=False)
         backend.train_from_iterator(text, trainer)
-        with files.cached_whole(path) as scratch:
+        with files.written_whole(path, shared=True) as scratch:
             ranks = backend.get_vocab()
             scratch.write_text(json.dumps(sorted(ranks, key=ranks.__getitem__)))
     return json.loads(path.read_text())

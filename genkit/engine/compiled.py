@@ -7,7 +7,6 @@ import inspect
 import json
 import platform
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -85,13 +84,10 @@ def compile_ahead(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch of torch
         exported = torch.export.export(program, example, dynamic_shapes=shapes, strict=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            whole = Path(scratch) / "network.pt2"
+        with files.written_whole(path, shared=True) as scratch:
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(whole), inductor_configs=options
+                exported, package_path=str(scratch), inductor_configs=options
             )
-            whole.replace(path)
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 

@@ -142,6 +142,6 @@ def _copy_files(
             continue
         if file.suffix == ".safetensors":
             opened = stack.enter_context(files.open_inside(file, source))
-            (place / file.name).symlink_to(files.by_descriptor(opened.fileno()))
+            (place / file.name).symlink_to(files.descriptor_path(opened.fileno()))
         else:
             (place / file.name).write_bytes(files.read_inside(file, source, LARGEST))

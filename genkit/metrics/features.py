@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from genkit.data.images import Images
 from genkit.data.order import blocks
-from genkit.files import cache_folder, cached_whole, weights_hash
+from genkit.files import cache_folder, weights_hash, written_whole
 from genkit.hub import download, safe_weights, safety
 
 INCEPTION = "inception"
@@ -259,7 +259,7 @@ def extract_cached(images: Images, extractor: Extractor) -> Features:
     path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.features.safetensors"
     if not path.exists():
         seen = extract(images, extractor)
-        with cached_whole(path) as scratch:
+        with written_whole(path, shared=True) as scratch:
             save_file({"features": seen.features, "classes": seen.classes}, scratch)
     saved = load_file(path)
     return Features(saved["features"], saved["classes"])

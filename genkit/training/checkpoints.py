@@ -276,7 +276,7 @@ def problem(checkpoint: Path) -> str | None:
         CheckpointError: it cannot be read, which is no damage: its disk may come back.
     """
     try:
-        manifest = json.loads(files.read(checkpoint / MANIFEST))
+        manifest = json.loads(files.read_regular(checkpoint / MANIFEST))
         for name in (TENSORS, STATE):
             path, want = checkpoint / name, manifest[name]
             if path.stat().st_size != want["bytes"]:
@@ -311,7 +311,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     if found is not None:
         raise CheckpointError(f"{checkpoint} is damaged: {found}")
     try:
-        tree = json.loads(files.read(checkpoint / STATE))
+        tree = json.loads(files.read_regular(checkpoint / STATE))
         state = unpack(tree, load_file(checkpoint / TENSORS))
         if not isinstance(state, dict):
             raise TypeError(f"a {type(state).__name__}")

@@ -20,7 +20,7 @@ from typing import Any
 
 import filelock
 
-from genkit.files import read, read_object, reason, refusals_named, sync, write_text
+from genkit.files import named_write_errors, read_object, read_regular, reason, sync, write_text
 from genkit.hub import gallery
 from genkit.training import checkpoints
 from genkit.training.launch import HOW_TO
@@ -163,7 +163,7 @@ class RunFolder:
         """Add a line to the log; numbers that are not finite, which JSON cannot hold, as null."""
         finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
         data = f"{json.dumps(finite)}\n".encode()
-        with refusals_named(self.log_file), self.log_file.open("ab+", buffering=0) as file:
+        with named_write_errors(self.log_file), self.log_file.open("ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size and (file.seek(size - 1), file.read(1))[1] != b"\n":  # cut short by a crash
                 self._write_log(self.log())
@@ -182,7 +182,7 @@ class RunFolder:
             ValueError: it cannot be read, or another line is damaged.
         """
         try:
-            written = read(self.log_file) if self.log_file.exists() else b""
+            written = read_regular(self.log_file) if self.log_file.exists() else b""
         except OSError as error:
             raise ValueError(f"{self.log_file} cannot be read ({reason(error)})") from None
         *lines, last = written.split(b"\n")
@@ -212,7 +212,7 @@ class RunFolder:
     def write(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""
         path = self.path / name
-        with refusals_named(path):
+        with named_write_errors(path):
             path.parent.mkdir(exist_ok=True)
         write_text(path, text)
 
@@ -225,7 +225,7 @@ class RunFolder:
         scratch = self.path / ".publishing"
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            with refusals_named(self.path, "the model in "):
+            with named_write_errors(self.path, "the model in "):
                 scratch.mkdir()
                 write(scratch)
                 self._move_in(scratch)

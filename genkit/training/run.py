@@ -191,7 +191,7 @@ class Run:
     @contextlib.contextmanager
     def _tracking(self) -> Iterator[None]:
         """Name the folder when the disk refuses what a tracker writes."""
-        with files.refusals_named(self.folder.path, "what the tracker keeps in "):
+        with files.named_write_errors(self.folder.path, "what the tracker keeps in "):
             yield
 
     def log(self, text: str) -> None:
