@@ -23,6 +23,7 @@ from typing import Any
 from genkit.files import open_regular
 
 KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+MIN_MEMORY = 64  # MiB
 ARROW = "arrow"  # what `datasets` saves
 MEMORY = 1 << 10  # MiB of the process that reads, by default
 COLUMNS, LINES, LIST, DATA = "columns", "lines", "list", "data"  # layouts
@@ -59,7 +60,7 @@ class Table:
             raise ValueError(f"{self.name} changed while it was read; try again when it is whole")
 
 
-def hashed(name: str, kind: str, files: Sequence[Path], memory: int | None = None) -> Table:
+def hash_files(name: str, kind: str, files: Sequence[Path], memory: int | None = None) -> Table:
     """Hash the files of a table.
 
     Args:
@@ -71,8 +72,8 @@ def hashed(name: str, kind: str, files: Sequence[Path], memory: int | None = Non
         ValueError: a file cannot be read, or the memory is out of range.
     """
     memory = MEMORY if memory is None else memory
-    if memory < 64:
-        raise ValueError(f"table_memory must be 64 MiB or more, got {memory}")
+    if memory < MIN_MEMORY:
+        raise ValueError(f"table_memory must be {MIN_MEMORY} MiB or more, got {memory}")
     facts, digest = [], hashlib.sha256()
     for path in files:
         try:
@@ -88,7 +89,7 @@ def _facts(found: os.stat_result) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
-def saved(folder: Path) -> dict[str | None, list[Path]]:
+def saved_files(folder: Path) -> dict[str | None, list[Path]]:
     """List the Arrow files of a dataset saved by `datasets`, by split; None if it has no splits.
 
     Raises:
@@ -156,7 +157,7 @@ class Head:
 
 
 @contextlib.contextmanager
-def opened(
+def open_table(
     table: Table,
     columns: Sequence[str],
     picture: str | None = None,

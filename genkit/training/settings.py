@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -24,84 +26,149 @@ HARMLESS = (
 )  # fmt: skip
 
 
-def setting(default: Any, help: str) -> Any:
-    """Declare one setting: its default and its line in --help."""
-    return dataclasses.field(default=default, metadata={"help": help})
+CHOSEN: Any = None  # default of a setting whose value the preset chooses
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """Values that a setting takes: one of some choices, or a finite number in a range."""
+
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    most: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    def includes(self, value: Any) -> bool:
+        """Whether a setting may have this value."""
+        if self.choices is not None:
+            return value in self.choices
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        if self.choices is not None:
+            *others, last = map(str, self.choices)
+            return f"{', '.join(others)} or {last}" if others else last
+        bounds = [
+            f"{self.least} or more" if self.least is not None else "",
+            f"above {self.above}" if self.above is not None else "",
+            f"below {self.below}" if self.below is not None else "",
+            f"{self.most} or less" if self.most is not None else "",
+        ]
+        return " and ".join(filter(None, bounds)) or "finite"
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """Declare one setting of a run.
+
+    Args:
+        default: its value if none is given; CHOSEN leaves it to the recipe's preset.
+        help: its line in --help, to which the range or the choices and the default are added.
+        least, above, below, most: bounds of a number, or of each number of a list.
+        choices: the values that it takes, or that each item of a list takes.
+    """
+    bounded = any(bound is not None for bound in (least, above, below, most, choices))
+    allowed = Allowed(least, above, below, most, tuple(choices) if choices is not None else None)
+    metadata = {"help": help, "allowed": allowed if bounded else None}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass
 class RunSettings:
-    """What every recipe can be told. A recipe adds its own; None is filled in by its preset."""
+    """Settings that every recipe has; a recipe adds its own, and redefines a default by its field.
+
+    After `parse`, the type of a field holds: the preset has replaced each CHOSEN.
+    """
 
     output_dir: str = setting("runs/model", "folder of the run and of the model")
-    resume: bool = setting(False, "go on with the run in output_dir")
+    resume: bool = setting(False, "continue the run in output_dir")
     accept_changes: bool = setting(
         False, "resume although settings that alter the run have changed"
     )
     dry_run: bool = setting(
         False, "print parameters, memory, tokens per epoch and ETA; write nothing"
     )
-    seed: int = setting(0, "seed of everything the run draws")
-    max_steps: int | None = setting(None, "optimizer steps; exact resume holds for these")
-    max_minutes: float | None = setting(None, "minutes of training, compilation not counted")
-    batch_size: int | None = setting(None, "rows per optimizer step, over all processes")
-    gradient_accumulation: int = setting(1, "parts in which a process takes its rows")
-    optimizer: str | None = setting(None, "muon or adamw")
-    learning_rate: float | None = setting(None, "peak rate of AdamW")
-    muon_learning_rate: float | None = setting(None, "peak rate of Muon")
-    weight_decay: float | None = setting(None, "decoupled weight decay of matrices")
-    warmup: float = setting(0.02, "part of the run over which the rate rises from 0")
-    decay: float = setting(1.0, "part of the run over which the rate falls to 0, at its end")
-    clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit")
-    ema: float | None = setting(None, "decay of the averaged weights, judged and saved; 0 for none")
-    mixed_precision: str | None = setting(None, "no or bf16")
-    compile: bool | None = setting(None, "compile the training step")
-    evaluations: int = setting(10, "evaluations, evenly over the run")
-    patience: int = setting(0, "stop after so many evaluations without improvement; 0 for never")
-    save_minutes: float = setting(0.5, "minutes between checkpoints")
-    save_steps: int | None = setting(None, "steps between checkpoints")
-    keep_checkpoints: int = setting(2, "checkpoints to keep")
-    license: str | None = setting(None, "of the model, for its card: the Hub's name, such as mit")
+    seed: int = setting(0, "seed of all random numbers of the run", least=0)
+    max_steps: int | None = setting(None, "optimizer steps; exact resume holds for these", least=1)
+    max_minutes: float | None = setting(
+        None, "minutes of training, compilation not counted", above=0
+    )
+    batch_size: int = setting(CHOSEN, "rows per optimizer step, over all processes", least=1)
+    gradient_accumulation: int = setting(
+        1, "micro-batches into which a process divides its rows", least=1
+    )
+    optimizer: str = setting(CHOSEN, "optimizer of the network", choices=("adamw", "muon"))
+    learning_rate: float = setting(CHOSEN, "peak learning rate of AdamW", above=0)
+    muon_learning_rate: float = setting(CHOSEN, "peak learning rate of Muon", above=0)
+    weight_decay: float = setting(CHOSEN, "decoupled weight decay of matrices", least=0)
+    warmup: float = setting(
+        0.02, "part of the run over which the rate rises from 0", least=0, most=1
+    )
+    decay: float = setting(
+        1.0, "part of the run, at its end, over which the rate falls to 0", least=0, most=1
+    )
+    clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", least=0)
+    ema: float = setting(
+        CHOSEN,
+        "decay of the averaged weights, which are evaluated and saved; 0 for none",
+        least=0,
+        below=1,
+    )
+    mixed_precision: str = setting(CHOSEN, "precision of the training step", choices=("no", "bf16"))
+    compile: bool = setting(CHOSEN, "compile the training step")
+    evaluations: int = setting(10, "number of evaluations, evenly over the run", least=1)
+    patience: int = setting(
+        0, "stop after this many evaluations without improvement; 0 for never", least=0
+    )
+    save_minutes: float = setting(0.5, "minutes between checkpoints", least=0)
+    save_steps: int | None = setting(None, "steps between checkpoints", least=1)
+    keep_checkpoints: int = setting(2, "number of checkpoints to keep", least=1)
+    license: str | None = setting(
+        None, "license of the model, for its card, as the Hub names it, such as mit"
+    )
     push_to_hub: str | None = setting(None, "push the model to this repository, at the end")
-    push_private: bool = setting(False, "in a repository that nobody else sees, if it is new")
-    push_often: bool = setting(False, "push every model that is the best so far, in the background")
-    report_to: str | None = setting(None, "a tracker: tensorboard, trackio or wandb")
-
-    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "muon")
+    push_private: bool = setting(False, "create the repository as a private one, if it is new")
+    push_often: bool = setting(False, "push each model that is the best so far, in the background")
+    report_to: str | None = setting(
+        None, "tracker of the metrics", choices=("tensorboard", "trackio", "wandb")
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
-        positive = "max_steps max_minutes batch_size gradient_accumulation evaluations"
-        positive += " keep_checkpoints save_steps learning_rate muon_learning_rate"
-        for name in positive.split():
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        for name in ("seed", "patience", "clip", "save_minutes"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("warmup", "decay"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ValueError(
-                    f"{name} must be a part of the run, 0 to 1, got {getattr(self, name)}"
-                )
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        for name, allowed in {
-            "optimizer": (None, *self.OPTIMIZERS),
-            "mixed_precision": (None, "no", "bf16"),
-            "report_to": (None, "tensorboard", "trackio", "wandb"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(str(choice) for choice in allowed[1:])
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for field in dataclasses.fields(self):
+            _check_allowed(field, getattr(self, field.name))
         for name in ("push_private", "push_often"):
             if getattr(self, name) and self.push_to_hub is None:
-                raise ValueError(f"{name}: say where to by push_to_hub user/name")
+                raise ValueError(f"--{name} requires --push_to_hub USER/NAME")
         if self.push_to_hub is not None:
             check_name(self.push_to_hub, "push_to_hub")
         if self.report_to and importlib.util.find_spec(self.report_to) is None:
-            raise ValueError(f"report_to: pip install 'genkit[{self.report_to}]' first")
+            raise ValueError(
+                f"--report_to {self.report_to}: pip install 'hf-genkit[{self.report_to}]' first"
+            )
+
+
+def _check_allowed(field: dataclasses.Field[Any], value: Any) -> None:
+    allowed = field.metadata.get("allowed")
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if allowed is not None and item is not None and not allowed.includes(item):
+            one_of = "one of " if allowed.choices else ""
+            raise ValueError(f"--{field.name} must be {one_of}{allowed}, got {item!r}")
 
 
 S = TypeVar("S", bound=RunSettings)
@@ -112,22 +179,78 @@ def parse(cls: type[S], preset: Preset[S], argv: list[str] | None = None) -> S:
     """Read the command line; with --resume, on top of the settings that the run was started with.
 
     Args:
-        preset: gives the values of settings that are None, for the kind of machine.
-        argv: the words of the command line; sys.argv's unless given.
+        preset: gives the values of settings that are CHOSEN, for the kind of machine.
+        argv: the arguments of the command line; default: those of sys.argv.
 
     Raises:
-        ValueError: a value cannot work, the launch is not what was asked for, there is nothing to
-            resume, or a setting that alters the run differs from the run's own and
-            --accept_changes was not given.
+        ValueError: an argument is unknown, a value cannot work, the launch is not what was asked
+            for, there is nothing to resume, or a setting that alters the run differs from the
+            run's own and --accept_changes was not given.
     """
-    parser = HfArgumentParser(cls, allow_abbrev=False)
-    unset = argparse.Namespace(**{f.name: UNSET for f in dataclasses.fields(cls)})
-    words = vars(parser.parse_args(argv, unset))
-    given = {name: value for name, value in words.items() if value is not UNSET}
+    arguments = argparse.Namespace(help=False, **{f.name: UNSET for f in dataclasses.fields(cls)})
+    values = vars(_parser(cls, {}).parse_args(argv, arguments))
+    help_wanted = values.pop("help")
+    given = {name: value for name, value in values.items() if value is not UNSET}
+    device = "cuda" if machine.state().device.type == "cuda" else "cpu"
+    if help_wanted:
+        settings = cls(**given)
+        filled = dataclasses.asdict(_fill(settings, preset(settings, device)))
+        _parser(cls, {n: v for n, v in filled.items() if n not in given}).print_help()
+        raise SystemExit(0)
     settings = _resumed(cls, given) if given.get("resume") else cls(**given)
     launch.check()
-    device = "cuda" if machine.state().device.type == "cuda" else "cpu"
     return _fill(settings, preset(settings, device))
+
+
+class _Parser(HfArgumentParser):
+    """A parser whose errors are one line, as those of values are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser(cls: type[S], chosen: dict[str, Any]) -> argparse.ArgumentParser:
+    """Make the parser of a recipe's settings.
+
+    Args:
+        chosen: defaults that stand in --help in place of the fields' own.
+    """
+    hints = get_type_hints(cls)
+    flags = [
+        (
+            field.name,
+            hints[field.name],
+            dataclasses.field(
+                default=field.default,
+                metadata={
+                    "help": _help(field, chosen.get(field.name, field.default)),
+                    "metavar": "VALUE",
+                },
+            ),
+        )
+        for field in dataclasses.fields(cls)
+    ]
+    parser = _Parser(
+        dataclasses.make_dataclass(cls.__name__, flags),
+        allow_abbrev=False,
+        add_help=False,
+        usage="%(prog)s [--SETTING VALUE ...]",
+        description=(sys.modules[cls.__module__].__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.HelpFormatter,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this text")
+    return parser
+
+
+def _help(field: dataclasses.Field[Any], default: Any) -> str:
+    """Return a setting's line in --help: what it is, what it takes, its default."""
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+    allowed = field.metadata["allowed"]
+    takes = f"{allowed}; " if allowed else ""
+    text = f"{field.metadata['help']} ({takes}default: {'none' if shown is None else shown})"
+    return text.replace("%", "%%")
 
 
 def _resumed(cls: type[S], given: dict[str, Any]) -> S:
@@ -154,7 +277,8 @@ def _check_saved(cls: type[S], saved: dict[str, Any], record: Path) -> None:
             "on with the recipe that started the run"
         )
     for name, value in saved.items():
-        if not _fits(value, hints[name]):
+        unchosen = value is None and getattr(cls, name) is CHOSEN
+        if not unchosen and not _fits(value, hints[name]):
             raise ValueError(f"{record} is damaged (its {name} is {value!r}); {ELSEWHERE}")
 
 
@@ -168,7 +292,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _fill(settings: S, values: dict[str, Any]) -> S:
-    """Give every setting that is None its value; the run's length only if none was asked for."""
+    """Replace each setting that is CHOSEN; the run's length only if none was given."""
     if settings.max_steps or settings.max_minutes:
         values = {n: v for n, v in values.items() if n not in ("max_steps", "max_minutes")}
     missing = {n: v for n, v in values.items() if getattr(settings, n) is None}

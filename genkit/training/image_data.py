@@ -1,0 +1,62 @@
+"""Images of a run: the settings that every image recipe has, and the images that they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genkit.data import images, pixels, tables
+from genkit.data.images import Images
+from genkit.data.order import Order
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, setting
+
+
+@dataclass
+class ImageSettings(RunSettings):
+    """Settings of a recipe that trains on images."""
+
+    images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
+    val_images: str | None = setting(None, "other images to validate on")
+    val_fraction: float = setting(
+        0.1, "part of the images to validate on, if there are no others", above=0, below=1
+    )
+    resolution: int | None = setting(
+        None, "scale and crop images to squares of this side", least=pixels.MIN_SIDE
+    )
+    channels: int | None = setting(
+        None, "1 for grey, 3 for colour; as the first image has", choices=(1, 3)
+    )
+    skip_corrupt: bool = setting(False, "leave out unreadable files")
+    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
+    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels", least=1)
+    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image, in bytes", least=1)
+    table_memory: int = setting(
+        tables.MEMORY, "MiB of the process that reads a table", least=tables.MIN_MEMORY
+    )
+
+
+def load_for_run(run: Run, settings: ImageSettings) -> tuple[Images, Images, Order]:
+    """Load the images that the settings name, once a machine, and log which files were skipped.
+
+    Returns:
+        the images to train on, those to validate on, and the order in which the first are seen.
+
+    Raises:
+        ValueError: see `images.parts`.
+    """
+    with run.accelerator.local_main_process_first():
+        train, val = images.load_train_val(
+            settings.images,
+            settings.val_images,
+            settings.val_fraction,
+            settings.resolution,
+            settings.channels,
+            settings.skip_corrupt,
+            allow_outside=settings.allow_outside,
+            max_pixels=settings.max_pixels,
+            max_bytes=settings.max_bytes,
+            table_memory=settings.table_memory,
+        )
+    for problem in train.skipped:
+        run.log(f"skipped: {problem}")
+    return train, val, Order(len(train), settings.seed)
