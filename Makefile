@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint proofs clean
 
 # Train on the embedded corpus for a minute, then write with the model.
 demo: $(READY)
@@ -11,18 +11,18 @@ demo: $(READY)
 	$(BIN)/accelerate launch --config_file accelerate_config.yaml --num_processes 1 recipes/train_charlm.py --output_dir runs/demo --max_minutes 1 --evaluations 4
 	$(BIN)/genkit generate "The " "An expression " --model runs/demo --temperature 0.5 --seed 1
 
-# Everything that must pass.
+# The gate: minutes.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The long proofs.
-slow: $(READY)
-	$(BIN)/python -m pytest -m slow --timeout 7200
+# Everything else: hours. Run it before a release.
+proofs: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 7200 --durations 25
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
