@@ -44,7 +44,7 @@ def open_regular(path: Path) -> BufferedReader:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return os.fdopen(handle, "rb")
 
 
@@ -94,7 +94,7 @@ def open_inside(file: Path, folder: Path) -> BufferedReader:
     except NotADirectoryError:
         regular = False
     if not regular:
-        raise ValueError(f"{file} is no regular file")
+        raise ValueError(f"{file} is not a regular file")
     opened = open_regular(target)
     try:
         if PROC.is_dir():  # a folder of the path may have been replaced since

@@ -114,7 +114,7 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            train, val = images.parts(
+            train, val = images.load_train_val(
                 settings.images,
                 settings.val_images,
                 settings.val_fraction,
@@ -251,8 +251,8 @@ def draw(
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     image_grid.grid(made, folder / f"step-{run.progress.step:08d}.png", COLUMNS)
-    grids = gallery.find(run.folder.path, ".png")
-    names = [f"step {gallery.step(grid)}" for grid in grids]
+    grids = gallery.list_samples(run.folder.path, ".png")
+    names = [f"step {gallery.step_of(grid)}" for grid in grids]
     image_grid.progress(grids, names, run.folder.path / "progress.png", 1)
     if settings.latent_dim > 1 and len(val) > 2:
         draw_map(run, settings, pipeline, val)

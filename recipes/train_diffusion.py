@@ -23,7 +23,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from genkit import machine
 from genkit.data import images, pixels, tables
-from genkit.data.images import Images, proportional
+from genkit.data.images import Images, proportional_labels
 from genkit.data.order import Order
 from genkit.engine import unet
 from genkit.errors import clean_errors
@@ -147,7 +147,7 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            train, val = images.parts(
+            train, val = images.load_train_val(
                 settings.images,
                 settings.val_images,
                 settings.val_fraction,
@@ -242,7 +242,7 @@ def batch(
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
     way = diffusion_losses.noising_at_quantiles(scheduler, ranks)
     images = train.batch(which, run.device)
-    told = (part.to(run.device) for part in (way.times, way.alpha, way.sigma))
+    told = (part.to(run.device) for part in (way.timesteps, way.alpha, way.sigma))
     return images, noise.to(run.device), labels, *told
 
 
@@ -263,7 +263,9 @@ def evaluate(
     figures: dict[str, float] = {}
     if monitor is not None:
         labels = (
-            proportional(train, settings.eval_samples).tolist() if settings.conditional else None
+            proportional_labels(train, settings.eval_samples).tolist()
+            if settings.conditional
+            else None
         )
         options = {"num_inference_steps": settings.eval_steps, "network": ask}
         drawn = sampling.draw_samples(pipeline, range(settings.eval_samples), labels, options)
@@ -294,8 +296,8 @@ def draw(
     folder.mkdir(exist_ok=True)
     made = sampling.draw_samples(pipeline, range(SIDE * SIDE), told, options)
     image_grid.grid(made, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = gallery.find(run.folder.path, ".png")
-    steps_done = (gallery.step(grid) for grid in grids)
+    grids = gallery.list_samples(run.folder.path, ".png")
+    steps_done = (gallery.step_of(grid) for grid in grids)
     names = [f"{step * run.batch_size / 1000:,.0f}k" for step in steps_done]
     image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
     image_grid.film(

@@ -25,7 +25,7 @@ import torch
 
 from genkit import machine
 from genkit.data import images, pixels, tables
-from genkit.data.images import Images, proportional
+from genkit.data.images import Images, proportional_labels
 from genkit.data.order import Order
 from genkit.errors import clean_errors
 from genkit.hub import card, gallery, vendoring
@@ -214,7 +214,7 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            train, val = images.parts(
+            train, val = images.load_train_val(
                 settings.images,
                 settings.val_images,
                 settings.val_fraction,
@@ -340,9 +340,9 @@ def players(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discr
         **d_options,
     )
     if settings.network != "modern":
-        gan.initialize_weights(generator, STD.get(settings.network))
+        gan_losses.initialize_weights(generator, STD.get(settings.network))
         if not settings.spectral:  # which makes the size of weights its own
-            gan.initialize_weights(discriminator, STD.get(settings.network))
+            gan_losses.initialize_weights(discriminator, STD.get(settings.network))
     return generator, discriminator
 
 
@@ -378,7 +378,7 @@ def evaluate(
     figures: dict[str, float] = {}
     if monitor is not None:
         pipeline = gan.GANPipeline(network)
-        labels = proportional(train, settings.eval_samples) if settings.conditional else None
+        labels = proportional_labels(train, settings.eval_samples) if settings.conditional else None
         figures = monitor.measure(sample(pipeline, settings.eval_samples, labels), labels)
         draw(run, settings, pipeline, train)
     network.train()
@@ -412,8 +412,8 @@ def draw(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images)
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     image_grid.grid(2 * made - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = gallery.find(run.folder.path, ".png")
-    shown = (gallery.step(grid) * seen(settings) for grid in grids)
+    grids = gallery.list_samples(run.folder.path, ".png")
+    shown = (gallery.step_of(grid) * seen(settings) for grid in grids)
     names = [f"{images / 1000:,.0f}k" if images >= 10_000 else f"{images:,}" for images in shown]
     image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
     image_grid.film(

@@ -105,7 +105,7 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         with run.accelerator.local_main_process_first():
-            train, val = images.parts(
+            train, val = images.load_train_val(
                 settings.images,
                 settings.val_images,
                 settings.val_fraction,
@@ -204,8 +204,8 @@ def draw(run: Run, pipeline: pixel_lm.PixelPipeline, val: Images) -> None:
     folder = run.folder.path / "samples"
     folder.mkdir(exist_ok=True)
     image_grid.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = gallery.find(run.folder.path, ".png")
-    names = [f"step {gallery.step(grid)}" for grid in grids]
+    grids = gallery.list_samples(run.folder.path, ".png")
+    names = [f"step {gallery.step_of(grid)}" for grid in grids]
     image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
     some = np.unique(np.linspace(0, len(val) - 1, HALVES, dtype=int))  # of all classes
     seen, kept = val.batch(some), val.size[1] // 2

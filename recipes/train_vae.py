@@ -1,11 +1,11 @@
-"""Train a variational autoencoder on images: it learns to draw them, and to place them on a map.
+"""Train a variational autoencoder on images: it generates images, and maps them to latents.
 
     accelerate launch recipes/train_vae.py
     accelerate launch recipes/train_vae.py --images photos --resolution 32 --network conv
     accelerate launch recipes/train_vae.py --output_dir runs/vae --resume
 
-Latents are vectors, of dense or convolutional networks of ours, or feature maps, of diffusers'
-own AutoencoderKL (--network spatial). The model in the output folder is at any time the best so
+Latents are vectors, of genkit's dense or convolutional networks, or feature maps, of diffusers'
+AutoencoderKL (--network spatial). The model in the output folder is at any time the best so
 far, in diffusers' layout.
 """
 
@@ -22,89 +22,75 @@ import torch
 from diffusers import AutoencoderKL
 
 from genkit import machine
-from genkit.data import images, pixels, tables
 from genkit.data.images import Images
-from genkit.data.order import Order, blocks
+from genkit.data.order import blocks
 from genkit.errors import clean_errors
-from genkit.hub import card, gallery, vendoring
+from genkit.hub import card, vendoring
 from genkit.models import autoencoder, autoencoder_losses
+from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
-from genkit.training.settings import RunSettings, parse, setting
-from genkit.vision import image_grid, latent, pipelines
+from genkit.training.settings import CHOSEN, parse, setting
+from genkit.vision import gallery, image_grid, latent, pipelines
 
 # ---- settings
 
 
 @dataclass
-class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
+class Settings(ImageSettings):
+    """Settings of this recipe; see also ImageSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/vae", "folder of the run and of the model")
-    images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
-    val_images: str | None = setting(None, "other images to validate on")
-    val_fraction: float = setting(0.1, "part of the images to validate on, if there are no others")
-    resolution: int | None = setting(None, "scale and crop images to squares of this side")
-    channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
-    skip_corrupt: bool = setting(False, "leave out files that are no images")
-    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
-    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels")
-    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image")
-    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
-    network: str = setting("dense", "dense or conv, with latents in a vector; or spatial")
-    widths: list[int] | None = setting(None, "of the encoder's layers; the decoder mirrors them")
-    latent_dim: int | None = setting(None, "length of the latent vector; channels if spatial")
-    likelihood: str | None = setting(None, "of a pixel: bernoulli or gaussian")
-    scale: float | None = setting(None, "standard deviation of the Gaussian; images span -1 to 1")
-    binarize: bool = setting(False, "toss a coin for each pixel, anew whenever it is seen")
-    conditional: bool = setting(False, "tell encoder and decoder the class")
-    beta: float = setting(1.0, "weight of the divergence from the prior")
-    kl_warmup: float = setting(0.0, "part of the run over which that weight rises from 0")
-    free_bits: float = setting(0.0, "nats of each latent that cost nothing")
-    importance_samples: int = setting(1, "more than 1 train the importance-weighted bound")
-    sample_warmup: float | None = setting(None, "part of the run before there is more than 1")
-    nll_samples: int = setting(200, "draws an image to estimate the likelihood by")
-    nll_images: int = setting(1000, "validation images to estimate it on; 0 for none")
+    network: str = setting(
+        "dense",
+        "dense or conv, whose latents are vectors, or spatial, AutoencoderKL",
+        choices=(*autoencoder.NETWORKS, "spatial"),
+    )
+    widths: list[int] = setting(
+        CHOSEN, "features of the encoder's layers; the decoder mirrors them", least=1
+    )
+    latent_dim: int = setting(
+        CHOSEN, "length of the latent vector; latent channels of spatial", least=1
+    )
+    likelihood: str = setting(CHOSEN, "of a pixel", choices=autoencoder.LIKELIHOODS)
+    scale: float | None = setting(
+        None, "standard deviation of the Gaussian likelihood; images span -1 to 1", above=0
+    )
+    binarize: bool = setting(False, "binarize each pixel by a Bernoulli draw, every time anew")
+    conditional: bool = setting(False, "condition encoder and decoder on the class")
+    beta: float = setting(1.0, "weight of the KL divergence from the prior", least=0)
+    kl_warmup: float = setting(
+        0.0, "part of the run over which that weight rises from 0", least=0, most=1
+    )
+    free_bits: float = setting(0.0, "nats of each latent that the loss leaves free", least=0)
+    importance_samples: int = setting(
+        1, "samples of the loss; more than 1 train the importance-weighted bound", least=1
+    )
+    sample_warmup: float | None = setting(
+        None, "part of the run, at its start, with 1 importance sample", least=0, most=1
+    )
+    nll_samples: int = setting(200, "samples that estimate the likelihood of an image", least=1)
+    nll_images: int = setting(
+        1000, "validation images whose likelihood is estimated; 0 for none", least=0
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        for name, allowed in {
-            "network": (*autoencoder.NETWORKS, "spatial"),
-            "likelihood": (None, *autoencoder.LIKELIHOODS),
-        }.items():
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(str(choice) for choice in allowed if choice)
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
-        for name in ("kl_warmup", "sample_warmup"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ValueError(f"{name} must be a part of the run, got {getattr(self, name)}")
-        for name in ("beta", "free_bits", "nll_images"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("scale", "importance_samples", "nll_samples"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
         if self.sample_warmup is not None and self.importance_samples == 1:
-            raise ValueError("sample_warmup: there is 1 importance sample all the time")
-        for width in (self.latent_dim, *(self.widths or [])):
-            if width is not None and width < 1:
-                raise ValueError(f"latent_dim and widths must be 1 or more, got {width}")
+            raise ValueError("--sample_warmup requires --importance_samples of 2 or more")
         if self.importance_samples > 1 and (self.beta, self.free_bits, self.kl_warmup) != (1, 0, 0):
-            raise ValueError("importance_samples: that bound has no beta, free_bits or kl_warmup")
+            raise ValueError("--importance_samples excludes --beta, --free_bits and --kl_warmup")
         if self.network == "spatial" and (self.conditional or self.likelihood == "bernoulli"):
-            raise ValueError("network: spatial is AutoencoderKL: Gaussian, and told no classes")
+            other = "--conditional" if self.conditional else "--likelihood bernoulli"
+            raise ValueError(f"--network spatial excludes {other}")
         if self.binarize and self.likelihood == "gaussian":
-            raise ValueError("binarize: pixels that are on or off are no Gaussians; be bernoulli")
+            raise ValueError("--binarize requires --likelihood bernoulli")
 
 
 WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64], "spatial": [16, 32]}
-SIDE = 8  # of the grid of samples
-BLOCK = 100  # images judged together, by draws of their own
-MAPPED = 2000  # images, at most, on the map of the latents
+BLOCK = 100  # images evaluated together, with random numbers of their own
+MAPPED = 2000  # most images on the map of the latents
 
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
@@ -116,7 +102,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     run |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 2.0}
     likelihood = settings.likelihood or shape["likelihood"]
     if settings.scale and likelihood == "bernoulli":
-        raise ValueError("scale: Bernoulli pixels have none; add --likelihood gaussian")
+        raise ValueError(f"--scale {settings.scale} requires --likelihood gaussian")
     shape |= {"scale": 0.2} if likelihood == "gaussian" else {}
     shape |= {"sample_warmup": 0.5} if settings.importance_samples > 1 else {}
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
@@ -133,31 +119,14 @@ def main() -> None:
 
     with Run(settings) as run:
         # ---- data
-        with run.accelerator.local_main_process_first():
-            train, val = images.parts(
-                settings.images,
-                settings.val_images,
-                settings.val_fraction,
-                settings.resolution,
-                settings.channels,
-                settings.skip_corrupt,
-                allow_outside=settings.allow_outside,
-                max_pixels=settings.max_pixels,
-                max_bytes=settings.max_bytes,
-                table_memory=settings.table_memory,
-            )
-        for problem in train.skipped:
-            run.log(f"skipped: {problem}")
-        order = Order(len(train), settings.seed)
+        train, val, order = load_for_run(run, settings)
 
         # ---- model
-        network = make(settings, train)
+        network = make_network(settings, train)
         model = run.network("model", network, optimizers(network, settings))
-        elbo, bound = (
-            run.autocast(partial(elbo_loss, settings)),
-            run.autocast(partial(bound_loss, settings)),
-        )
-        look_up = partial(batch, settings, train, pipeline(network).latent_shape, run.device)
+        elbo = run.autocast(partial(elbo_loss, settings))
+        bound = run.autocast(partial(bound_loss, settings))
+        get_batch = partial(make_batch, settings, train, wrap(network).latent_shape, run.device)
         run.log(
             f"{sum(p.numel() for p in network.parameters()):,} parameters · {len(train):,} images "
             f"of {' x '.join(map(str, train.size))} to train on, {len(val):,} to validate"
@@ -165,32 +134,31 @@ def main() -> None:
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
+        samples = settings.importance_samples
+        run.warm_up(lambda rows: elbo(model, *get_batch(order(rows)[1], 1), torch.tensor(1.0)))
+        if samples > 1:
+            run.warm_up(lambda rows: bound(model, *get_batch(order(rows)[1], samples)))
         run.restore()
-        run.warm_up(lambda rows: elbo(model, *look_up(order(rows)[1], 1), torch.tensor(1.0)))
-        if settings.importance_samples > 1:
-            many = settings.importance_samples
-            run.warm_up(lambda rows: bound(model, *look_up(order(rows)[1], many)))
         for _ in run.steps():
             for rows in run.rows():
-                if settings.importance_samples > 1 and run.fraction >= settings.sample_warmup:
-                    parts = look_up(order(rows)[1], settings.importance_samples)
-                    run.backward(bound(model, *parts))
+                if samples > 1 and run.fraction >= (settings.sample_warmup or 0):
+                    run.backward(bound(model, *get_batch(order(rows)[1], samples)))
                 else:
-                    parts = look_up(order(rows)[1], 1)
-                    run.backward(elbo(model, *parts, weight(settings, run.fraction)))
+                    beta = kl_weight(settings, run.fraction)
+                    run.backward(elbo(model, *get_batch(order(rows)[1], 1), beta))
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
                     metrics = evaluate(run, settings, val)
                     if run.report("val_loss", metrics):
-                        run.publish(partial(save, run, settings, train, val, metrics))
+                        run.publish(partial(save_model, run, settings, train, val, metrics))
         run.log(f"the best model is in {run.folder.path}")
 
 
-def make(settings: Settings, train: Images) -> torch.nn.Module:
+def make_network(settings: Settings, train: Images) -> torch.nn.Module:
     """Build a new model."""
     if settings.network == "spatial":
-        return autoencoder.Spatial(stock(settings, train))
+        return autoencoder.Spatial(make_spatial(settings, train))
     labels = train.count_classes() if settings.conditional else 0
     return autoencoder.Autoencoder(
         image_size=train.size,
@@ -203,14 +171,14 @@ def make(settings: Settings, train: Images) -> torch.nn.Module:
     )
 
 
-def stock(settings: Settings, train: Images) -> AutoencoderKL:
-    """Build diffusers' own autoencoder, which halves the image between any two widths."""
+def make_spatial(settings: Settings, train: Images) -> AutoencoderKL:
+    """Build diffusers' AutoencoderKL, which halves the feature map between any two widths."""
     channels, height, width = train.size
     levels = len(settings.widths)
     if height != width or height % 2 ** (levels - 1):
         raise ValueError(
-            f"resolution: AutoencoderKL of {levels} widths takes squares whose side divides by "
-            f"{2 ** (levels - 1)}, these images are {width} x {height}; give --resolution"
+            f"resolution: AutoencoderKL of {levels} widths needs squares whose side is a multiple "
+            f"of {2 ** (levels - 1)}, got images of {width} x {height}; give --resolution"
         )
     return AutoencoderKL(
         in_channels=channels,
@@ -225,8 +193,8 @@ def stock(settings: Settings, train: Images) -> AutoencoderKL:
     )
 
 
-def pipeline(network: torch.nn.Module) -> autoencoder.AutoencoderPipeline:
-    """Wrap a network for use."""
+def wrap(network: torch.nn.Module) -> autoencoder.AutoencoderPipeline:
+    """Wrap a network in a pipeline."""
     spatial = isinstance(network, autoencoder.Spatial)
     return autoencoder.AutoencoderPipeline(network.vae if spatial else network)
 
@@ -234,146 +202,146 @@ def pipeline(network: torch.nn.Module) -> autoencoder.AutoencoderPipeline:
 # ---- loss
 
 
-def weight(settings: Settings, fraction: float) -> torch.Tensor:
-    """Return the divergence's weight where the run is; a tensor, so that it compiles once."""
+def kl_weight(settings: Settings, fraction: float) -> torch.Tensor:
+    """Return the weight of the KL divergence; a tensor, so that the loss compiles only once."""
     risen = min(1.0, fraction / settings.kl_warmup) if settings.kl_warmup else 1.0
     return torch.tensor(settings.beta * risen)
 
 
-Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-def batch(
+def make_batch(
     settings: Settings,
-    train: Images,
+    part: Images,
     latent_shape: tuple[int, ...],
     device: torch.device,
     which: np.ndarray,
     samples: int,
     generator: torch.Generator | None = None,
-) -> Parts:
-    """Look up images, the noise of their latents and, if they are told, their classes."""
-    seen = train.batch(which)
+) -> Batch:
+    """Look up images, noise for their latents and, for a conditional model, their classes."""
+    images = part.batch(which)
     if settings.binarize:
-        seen = 2 * torch.bernoulli((seen + 1) / 2, generator=generator) - 1
+        images = 2 * torch.bernoulli((images + 1) / 2, generator=generator) - 1
     noise = torch.randn(samples, len(which), *latent_shape, generator=generator)
-    labels = train.classes(which, device) if settings.conditional else None
-    return seen.to(device), noise.to(device), labels
+    labels = part.classes(which, device) if settings.conditional else None
+    return images.to(device), noise.to(device), labels
 
 
 def elbo_loss(
     settings: Settings,
     model: torch.nn.Module,
-    seen: torch.Tensor,
+    images: torch.Tensor,
     noise: torch.Tensor,
     labels: torch.Tensor | None,
     beta: torch.Tensor | float,
 ) -> torch.Tensor:
-    """Negative evidence lower bound, by one sample."""
+    """Negative evidence lower bound, estimated with one sample."""
     pixels = settings.likelihood, settings.scale or 1.0
-    out = model(seen, noise, labels)
-    return autoencoder_losses.variational_loss(out, seen, *pixels, beta, settings.free_bits)
+    out = model(images, noise, labels)
+    return autoencoder_losses.variational_loss(out, images, *pixels, beta, settings.free_bits)
 
 
 def bound_loss(
     settings: Settings,
     model: torch.nn.Module,
-    seen: torch.Tensor,
+    images: torch.Tensor,
     noise: torch.Tensor,
     labels: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Negative importance-weighted bound, by as many samples as there is noise for."""
+    """Negative importance-weighted bound, with one sample for each row of the noise."""
     pixels = settings.likelihood, settings.scale or 1.0
-    out = model(seen, noise, labels)
-    return -autoencoder_losses.importance_weighted_bound(out, noise, seen, *pixels).mean()
+    out = model(images, noise, labels)
+    return -autoencoder_losses.importance_weighted_bound(out, noise, images, *pixels).mean()
 
 
 # ---- evaluate
 
 
 def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
-    """Judge the model on the validation images, and draw what it makes of some."""
+    """Evaluate the model on the validation images, and save pictures."""
     network = run.weights().eval()
-    pipe, samples = pipeline(network), settings.importance_samples
+    pipeline, samples = wrap(network), settings.importance_samples
     chunks = list(blocks(len(val), BLOCK))
     sums = torch.zeros(5, dtype=torch.float64)
     for i in range(run.accelerator.process_index, len(chunks), run.processes):
-        # what is drawn depends on the block alone, so that evaluations compare
+        # random numbers depend on the block alone, so that evaluations compare
         generator = torch.Generator().manual_seed(i)
-        parts = batch(settings, val, pipe.latent_shape, run.device, chunks[i], samples, generator)
-        sums += judge(settings, network, parts, settings.nll_images - BLOCK * i, generator)
-    loss, count, kl, nats, estimated = run.sum(sums).tolist()
-    metrics = {"val_loss": loss / count, "kl": kl / count}
+        shape = pipeline.latent_shape
+        batch = make_batch(settings, val, shape, run.device, chunks[i], samples, generator)
+        count = min(len(chunks[i]), max(0, settings.nll_images - BLOCK * i))
+        sums += sum_metrics(settings, network, batch, count, generator)
+    loss, images, kl, nats, estimated = run.sum(sums).tolist()
+    metrics = {"val_loss": loss / images, "kl": kl / images}
     if settings.nll_images:
         metrics["nll"] = nats / estimated
     if run.is_main:
-        draw(run, settings, pipe, val)
+        save_pictures(run, settings, pipeline, val)
     network.train()
     return metrics
 
 
 @torch.inference_mode()
-def judge(
+def sum_metrics(
     settings: Settings,
     network: torch.nn.Module,
-    parts: Parts,
-    some: int,
+    batch: Batch,
+    count: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Return sums over images: loss, count, divergence; nats of the first `some`, their count."""
-    seen, noise, labels = parts
+    """Return sums over images: loss, images, KL; and nats of the first `count`, count."""
+    images, noise, labels = batch
     pixels = settings.likelihood, settings.scale or 1.0
-    out = network(*parts)
+    out = network(*batch)
     kl = autoencoder_losses.gaussian_kl(out["mean"], out["logvar"]).sum()
     if settings.importance_samples > 1:
-        loss = -autoencoder_losses.importance_weighted_bound(out, noise, seen, *pixels).mean()
+        loss = -autoencoder_losses.importance_weighted_bound(out, noise, images, *pixels).mean()
     else:
         loss = autoencoder_losses.variational_loss(
-            out, seen, *pixels, settings.beta, settings.free_bits
+            out, images, *pixels, settings.beta, settings.free_bits
         )
-    sums = [len(seen) * loss.item(), len(seen), kl.item(), 0.0, 0.0]
-    if (count := min(len(seen), some)) > 0:
-        known = labels[:count] if labels is not None else None
-        nats = autoencoder_losses.negative_log_likelihood(
-            network, seen[:count], settings.nll_samples, *pixels, generator, known
+    nats = 0.0
+    if count:
+        own = labels[:count] if labels is not None else None
+        nats = (
+            autoencoder_losses.negative_log_likelihood(
+                network, images[:count], settings.nll_samples, *pixels, generator, own
+            )
+            .sum()
+            .item()
         )
-        sums[3:] = [nats.sum().item(), count]
+    sums = [len(images) * loss.item(), len(images), kl.item(), nats, count]
     return torch.tensor(sums, dtype=torch.float64)
 
 
-def draw(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
-    """Draw samples of the same seeds at every evaluation, their progress, and reconstructions."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(SIDE * SIDE)]
-    told = np.arange(SIDE * SIDE) % len(val.names) if settings.conditional else None
-    samples = pipe(SIDE * SIDE, generators, told, output_type="pt").images
-    folder = run.folder.path / "samples"
-    folder.mkdir(exist_ok=True)
-    image_grid.grid(2 * samples - 1, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = gallery.find(run.folder.path, ".png")
-    names = [f"step {gallery.step(grid)}" for grid in grids]
-    image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
+def save_pictures(run: Run, settings: Settings, pipeline: Any, val: Images) -> None:
+    """Save samples of the same seeds at every evaluation, and reconstructions."""
+    labels = np.arange(gallery.COUNT) % len(val.names) if settings.conditional else None
+    generators = gallery.sample_generators()
+    samples = pipeline(gallery.COUNT, generators, labels, output_type="pt").images
+    gallery.save_samples(run.folder.path, run.progress.step, 2 * samples - 1)
     some = np.unique(np.linspace(0, len(val) - 1, 12, dtype=int))
-    parts = batch(settings, val, pipe.latent_shape, run.device, some, 1, generators[0])
-    named = {"original": parts[0], "reconstruction": pipe.reconstruct(parts[0], parts[2])}
+    shape = pipeline.latent_shape
+    images, _, classes = make_batch(settings, val, shape, run.device, some, 1, generators[0])
+    named = {"original": images, "reconstruction": pipeline.reconstruct(images, classes)}
     image_grid.rows(named, run.folder.path / "reconstructions.png")
-    draw_map(run, settings, pipe, val)
+    if math.prod(shape) > 1 and len(val) > 2:
+        save_map(run, settings, pipeline, val)
 
 
-def draw_map(run: Run, settings: Settings, pipe: Any, val: Images) -> None:
-    """Draw where images lie among the latents, coloured by class, and what lies in between."""
-    if math.prod(pipe.latent_shape) < 2 or len(val) < 3:
-        return
+def save_map(run: Run, settings: Settings, pipeline: Any, val: Images) -> None:
+    """Save a map of the latents, coloured by class, and images decoded from a plane of them."""
     some = np.arange(min(MAPPED, len(val)))
-    generator = torch.Generator().manual_seed(0)
-    seen, _, told = batch(settings, val, pipe.latent_shape, run.device, some, 1, generator)
+    generator, shape = torch.Generator().manual_seed(0), pipeline.latent_shape
+    images, _, labels = make_batch(settings, val, shape, run.device, some, 1, generator)
     classes = val.classes(some) if val.labels is not None else None
-    latents = pipelines.encode(pipe, seen, told)
+    latents = pipelines.encode(pipeline, images, labels)
     if not (latents == latents[0]).all():
-        found = latent.scatter(latents, classes, val.names)
-        found.save(run.folder.path / "latents.png")
+        latent.scatter(latents, classes, val.names).save(run.folder.path / "latents.png")
     if settings.network != "spatial":
         label = 0 if settings.conditional else None
-        latent.plane(pipe, label=label).save(run.folder.path / "plane.png")
+        latent.plane(pipeline, label=label).save(run.folder.path / "plane.png")
 
 
 # ---- save
@@ -394,7 +362,7 @@ pipeline = genkit.load(model)  # the same, without running that code
 """
 
 
-def save(
+def save_model(
     run: Run,
     settings: Settings,
     train: Images,
@@ -403,33 +371,31 @@ def save(
     folder: Path,
 ) -> None:
     """Write the model as diffusers does, with its card."""
-    network, weights = run.weights(), "averaged" if settings.ema else "raw"
-    vendoring.save_pipeline(pipeline(network), folder)
+    network = run.weights()
+    vendoring.save_pipeline(wrap(network), folder)
     bound = f"{settings.importance_samples} importance samples"
     plain = f"beta {settings.beta:g} and {settings.free_bits:g} nats free in each latent"
-    how = bound if settings.importance_samples > 1 else plain
-    pixels = "binarised by fixed draws" if settings.binarize else "greys scored as probabilities"
+    loss = bound if settings.importance_samples > 1 else plain
+    pixels = "binarized by fixed draws" if settings.binarize else "greys scored as probabilities"
     if settings.likelihood == "gaussian":
         pixels = f"of standard deviation {settings.scale:g}, so nats are of a density"
-    told = f", labels={[i % len(val.names) for i in range(4)]}" if settings.conditional else ""
+    labels = f", labels={[i % len(val.names) for i in range(4)]}" if settings.conditional else ""
     count = min(settings.nll_images, len(val))
-    text = card.card(
+    card.write_card(
+        folder,
         run.folder.path,
         title="A variational autoencoder of images",
         task="unconditional-image-generation",
         library="diffusers",
         about=f"{sum(p.numel() for p in network.parameters()):,} parameters, trained on "
         f"{len(train):,} images of {settings.images} for {run.progress.step:,} steps.",
-        usage=USAGE.format(labels=told),
+        usage=USAGE.format(labels=labels),
         figures=metrics,
-        protocol=f"Nats an image over all {len(val):,} validation images, the loss with {how}; nll "
-        f"by {settings.nll_samples} importance samples on the first {count:,}. "
-        f"{settings.likelihood.capitalize()} pixels, {pixels}; {weights} weights, float32; "
-        f"images {train.sha256}, validation {val.sha256}; seed {settings.seed}.",
+        protocol=f"Nats an image over all {len(val):,} validation images, the loss with {loss}; "
+        f"nll by {settings.nll_samples} importance samples on the first {count:,}. "
+        f"{settings.likelihood.capitalize()} pixels, {pixels}.",
         data=settings.images,
-        license=settings.license,
     )
-    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

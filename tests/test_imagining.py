@@ -473,7 +473,7 @@ def test_damaged_weights_are_told_of(copy):
     whole = weights.read_bytes()
     for damaged in (whole[:-100], b"", whole[:8] + b"\xff" * 40 + whole[48:]):
         weights.write_bytes(damaged)
-        refused(copy, f"model: {weights} is not what safetensors holds")
+        refused(copy, f"model: {weights} is not in the safetensors format")
     shutil.rmtree(copy / "unet")
     refused(copy, "names a component that has no folder: 'unet'")
 

@@ -50,7 +50,7 @@ def test_a_good_model_is_none_of_these(kind, folder):
 
 def test_a_pickle_under_the_name_of_safetensors(kind, folder):
     weights_file(folder).write_bytes(pickle.dumps(Bomb(folder.parent / CANARY)))
-    refused(kind, folder, r"(model|folder): .*safetensors is not what safetensors holds")
+    refused(kind, folder, r"(model|folder): .*safetensors is not in the safetensors format")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt"])
@@ -68,7 +68,7 @@ def test_a_header_that_lies_about_its_size(kind, folder, lie):
     (size,) = struct.unpack("<Q", data[:8])
     told = {"longer": size + 99, "shorter": size - 9, "huge": 1 << 62, "negative": (1 << 64) - 1}
     weights.write_bytes(struct.pack("<Q", told[lie]) + data[8:])
-    refused(kind, folder, r"(model|folder): .* is not what safetensors holds")
+    refused(kind, folder, r"(model|folder): .* is not in the safetensors format")
 
 
 def test_tensors_that_lie_outside_their_file(kind, folder):
@@ -80,7 +80,7 @@ def test_tensors_that_lie_outside_their_file(kind, folder):
     header[name]["data_offsets"][1] += 1 << 40
     text = json.dumps(header).encode()
     weights.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-    refused(kind, folder, r"(model|folder): .* is not what safetensors holds")
+    refused(kind, folder, r"(model|folder): .* is not in the safetensors format")
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "..\\other", 3])

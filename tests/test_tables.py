@@ -34,7 +34,7 @@ def refusal(call, *arguments, **options) -> str:
 
 
 def texts(source, **options) -> list[str]:
-    return ["".join(document) for document in data.documents(str(source), **options)]
+    return ["".join(document) for document in data.read_documents(str(source), **options)]
 
 
 def picture(path: Path, level: int = 0) -> Path:
@@ -108,7 +108,7 @@ def test_what_is_hashed_is_what_is_read(tmp_path):
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
 def test_a_table_that_grows_while_it_is_read_is_told_of(tmp_path, kind):
     path = write_table(tmp_path / f"t{kind}", [{"text": "a"}] * 5)
-    rows = data.documents(str(path))
+    rows = data.read_documents(str(path))
     next(rows)
     with path.open("ab") as file:
         file.write(b"x")
@@ -216,7 +216,7 @@ def test_no_cell_is_fetched_or_opened_whatever_its_column_is(tmp_path, kind, sch
     assert "row 0" in refusal(texts, path)
     assert "row 0" in refusal(images.load_images, path, label_column="none")
     refusal(images.load_images, path, label_column="extra")
-    assert "row 0" in refusal(squad.read, str(path))
+    assert "row 0" in refusal(squad.read_examples, str(path))
     assert not paths
 
 
@@ -226,7 +226,7 @@ def test_a_saved_dataset_has_its_rows_beside_it(tmp_path, name):
     (tmp_path / "x.arrow").write_bytes(next((tmp_path / "set").glob("*.arrow")).read_bytes())
     (tmp_path / "set" / "link.arrow").symlink_to(tmp_path / "x.arrow")
     (tmp_path / "set" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
-    for call in (texts, images.load_images, squad.read):
+    for call in (texts, images.load_images, squad.read_examples):
         assert f"state.json names {name!r}" in refusal(call, str(tmp_path / "set"))
 
 
@@ -234,7 +234,7 @@ def test_a_saved_dataset_has_its_splits_in_it(tmp_path):
     write_table(tmp_path / "train", [SQUAD | {"text": "of another"}])
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["../train"]}')
-    for call in (texts, images.load_images, squad.read):
+    for call in (texts, images.load_images, squad.read_examples):
         assert "names '../train'" in refusal(call, str(tmp_path / "set"))
 
 
@@ -262,7 +262,7 @@ def test_what_is_no_regular_file_is_never_waited_for(tmp_path, monkeypatch, what
         if what != "folder":
             refusal(images.load_images, path)
             refusal(texts, path)
-            refusal(squad.read, str(path))
+            refusal(squad.read_examples, str(path))
             refusal(common.read, "context", str(path))
     if what != "folder":
         assert (
@@ -278,7 +278,7 @@ def test_a_state_that_is_a_pipe_is_not_waited_for(tmp_path):
     write_table(tmp_path / "set", [{"text": "a"}])
     (tmp_path / "set" / "state.json").unlink()
     os.mkfifo(tmp_path / "set" / "state.json")
-    assert "no regular file" in refusal(texts, tmp_path / "set")
+    assert "regular file" in refusal(texts, tmp_path / "set")
 
 
 # ---- sizes that cannot be
@@ -329,20 +329,20 @@ def test_what_does_not_fit_is_one_line(tmp_path, what, kind):
         texts(path, table_memory=64)
     refusal(images.load_images, path, table_memory=64)
     with pytest.raises(ValueError, match=r"data: "):
-        squad.read(str(path), table_memory=64)
+        squad.read_examples(str(path), table_memory=64)
 
 
 def test_rows_that_the_file_has_no_room_for_are_refused(tmp_path):
     path = bomb(tmp_path / "t.parquet", "nulls")
     assert path.stat().st_size < 10_000
-    table = tables.hashed("t", "parquet", [path], 64)
+    table = tables.hash_files("t", "parquet", [path], 64)
     with (
-        tables.opened(table, ["text"]) as (_, rows),
+        tables.open_table(table, ["text"]) as (_, rows),
         pytest.raises(ValueError, match="holds far more than the size of its files"),
     ):
         list(rows)
     with pytest.raises(ValueError, match="table_memory must be 64 MiB or more, got 63"):
-        tables.hashed("t", "parquet", [path], 63)
+        tables.hash_files("t", "parquet", [path], 63)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_json_of_every_layout_says_the_same(tmp_path):
 
 def test_a_reader_ends_with_who_reads(tmp_path):
     path = write_table(tmp_path / "t.jsonl", [{"text": "a" * 1000}] * 20_000)
-    documents = data.documents(str(path))
+    documents = data.read_documents(str(path))
     next(documents)
     before = _children()
     documents.close()

@@ -454,7 +454,7 @@ def test_pipes_of_a_run_are_not_waited_for(tmp_path, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     found = shown(folder)
-    assert f"{folder.name}/{name} is no regular file" in found
+    assert f"{folder.name}/{name} is not a regular file" in found
 
 
 def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):

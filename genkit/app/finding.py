@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genkit.hub import download, kinds
+from genkit.hub import download, kinds, model_files
 
 TEXT, ANSWERS, IMAGES, RUNS = kinds.TEXT, kinds.ANSWERS, "images", "runs"
 OF_RUN = (
@@ -82,7 +82,7 @@ def _look(folder: Path) -> tuple[frozenset[str], str]:
     """Tell what a folder is for and, where that is nothing, why."""
     run = any((folder / name).exists() for name in OF_RUN)
     kind, problem = None, "holds no model and no run"
-    if kinds.is_model(folder):
+    if model_files.is_model(folder):
         kind, problem = _kind(folder)
         weights = any(any(folder.glob(f"{inner}*.safetensors")) for inner in ("", "*/"))
         if kind and not weights:

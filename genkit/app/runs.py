@@ -142,7 +142,7 @@ def _bytes(folder: Path, name: str, limit: int) -> bytes:
 def _samples(folder: Path) -> list[Path]:
     """List the samples, the newest first."""
     try:
-        return gallery.find(folder)[::-1]
+        return gallery.list_samples(folder)[::-1]
     except OSError:
         return []
 
@@ -217,7 +217,7 @@ def _floor(folder: Path) -> dict[str, float]:
 def _newest(folder: Path) -> str:
     """Show the newest samples."""
     for sample in _samples(folder)[:1]:
-        head = f"<h3>Samples of step {gallery.step(sample):,}</h3>"
+        head = f"<h3>Samples of step {gallery.step_of(sample):,}</h3>"
         name = f"samples/{sample.name}"
         if sample.suffix == ".md":
             return f"{head}<pre>{html.escape(_text(folder, name, TEXT))}</pre>"

@@ -98,14 +98,14 @@ def _redraw(shelf: ModelIndex, name: str, prompt: str, temperature: float) -> st
 
 def next_tokens(model: str, prompt: str) -> NextTokens:
     """Return the likeliest next tokens at every place of the slider: the model is asked once."""
-    from genkit.hub import download
+    from genkit.hub import model_files
 
     work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
-    return _next_tokens(model, download.stamp(Path(model)), prompt)
+    return _next_tokens(model, model_files.last_written(Path(model)), prompt)
 
 
 @functools.lru_cache(maxsize=64)
-def _next_tokens(model: str, stamp: int, prompt: str) -> NextTokens:
+def _next_tokens(model: str, written: int, prompt: str) -> NextTokens:
     from genkit.text import explain
 
     loaded = _loaded(model)
@@ -158,9 +158,9 @@ def _write(
 
 def _coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
     """Colour the tokens that the model can look at together; say what is seen, and write it."""
-    from genkit.text import alternatives, generation, kv_cache, pages
+    from genkit.text import alternatives, kv_cache, pages, task
 
-    room = kv_cache.context_length(model.model) + 1 - len(generation.encode(record.prompt, model))
+    room = kv_cache.context_length(model.model) + 1 - len(task.encode_prompt(record.prompt, model))
     seen = alternatives.alternatives(replace(record, tokens=record.tokens[:room]), model=model)
     head = f"{seen.summary}. Red unlikely, green likely; point at a token for the others."
     rest = record.completion[len(seen.text) :] if len(record.tokens) > room else ""

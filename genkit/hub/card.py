@@ -12,9 +12,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from genkit import __version__
 from genkit.hub import gallery, privacy
 
 FILE = "README.md"
+RUN_FILE = "run.json"  # settings of the run, and hashes of its data
 # which recipes draw beside a model
 PICTURES = (
     *("loss.png", "progress.png", "progress.gif", "reconstructions.png", "latents.png"),
@@ -96,7 +98,7 @@ def card(
         license: the Hub's name of the model's licence; unknown unless told.
         library: which loads it, "transformers" or "diffusers".
     """
-    packages = ("genkit", library, "accelerate", "torch")
+    packages = (library, "accelerate", "torch")
     paths = [*sys.argv[1:], data, *_settings(folder)]
     about, usage, protocol, data = (
         privacy.base_names(text, paths) for text in (about, usage, protocol, data)
@@ -114,13 +116,38 @@ def card(
         curves=_curves(folder),
         limits=LIMITS[task],
         command=f"accelerate launch {privacy.base_names(command, paths)}",
-        versions=", ".join(f"{name} {version(name)}" for name in packages),
+        versions=", ".join(
+            [f"genkit {__version__}", *(f"{name} {version(name)}" for name in packages)]
+        ),
     )
+
+
+def write_card(
+    folder: Path, run: Path, *, protocol: str, precision: str = "float32", **parts: Any
+) -> None:
+    """Write the card of a run's model, with seed, weights, licence and hashes from run.json.
+
+    Args:
+        folder: of the model.
+        run: the run's folder.
+        protocol: how the figures were measured, in sentences; those on weights, data and seed
+            are added.
+        precision: number format in which the figures were measured.
+        parts: the other arguments of `card`.
+    """
+    record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    settings = record["settings"]
+    weights = "averaged" if settings["ema"] else "raw"
+    hashes = ", ".join(f"{name} {value}" for name, value in record["facts"].items())
+    protocol += f" Evaluated with {weights} weights in {precision}; {hashes}; seed "
+    protocol += f"{settings['seed']}."
+    text = card(run, protocol=protocol, license=settings["license"], **parts)
+    (folder / FILE).write_text(text, encoding="utf-8")
 
 
 def _settings(folder: Path) -> list[str]:
     """Return the texts among the settings of a run, which may be paths."""
-    record = folder / "run.json"
+    record = folder / RUN_FILE
     if not record.exists():
         return []
     settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
@@ -167,7 +194,7 @@ def _curves(folder: Path) -> str:
     parts = []
     if (folder / "loss.png").exists():
         parts.append("## Training\n\n![curves of training](loss.png)\n")
-    drawn = gallery.find(folder)
+    drawn = gallery.list_samples(folder)
     if drawn and drawn[-1].suffix == ".md":
         parts.append(f"## Samples\n\n{_lowered(drawn[-1].read_text(encoding='utf-8'))}")
     elif drawn:

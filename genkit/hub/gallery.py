@@ -11,7 +11,7 @@ from pathlib import Path
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})\.(md|png)")  # as f"{step:08d}" writes it
 
 
-def find(run: Path, suffix: str | None = None) -> list[Path]:
+def list_samples(run: Path, suffix: str | None = None) -> list[Path]:
     """List the samples in a run's folder, the earliest first.
 
     Args:
@@ -23,9 +23,9 @@ def find(run: Path, suffix: str | None = None) -> list[Path]:
         for file in (folder.iterdir() if folder.is_dir() else ())
         if NAME.fullmatch(file.name) and suffix in (None, file.suffix)
     ]
-    return sorted((f for f in found if f.is_file() and not f.is_symlink()), key=step)
+    return sorted((f for f in found if f.is_file() and not f.is_symlink()), key=step_of)
 
 
-def step(sample: Path) -> int:
+def step_of(sample: Path) -> int:
     """Return the step that a sample was drawn after."""
     return int(sample.stem.removeprefix("step-"))

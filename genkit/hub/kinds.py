@@ -1,4 +1,4 @@
-"""What a saved model is, told from the settings in its folder."""
+"""The kind of a saved model, by the settings in its folder."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from genkit import files
+from genkit.hub.model_files import ROOTS
 
 LARGEST = 1 << 24  # bytes of a model's settings
 TEXT, ANSWERS, CLASSIFIER = "text", "answers", "classifier"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
-PICTURES = "text-to-image"
+TEXT_TO_IMAGE = "text-to-image"
 
-# names of classes, as model_index.json has them: a stock one, or a file beside it and its class
+# by the class that model_index.json names: a stock one, or a file beside it and its class
 PIPELINES: dict[Any, str] = {
     ("autoencoder", "AutoencoderPipeline"): AUTOENCODER,
     ("gan", "GANPipeline"): GAN,
     ("diffusion", "DenoisingPipeline"): DIFFUSION,
     "DDPMPipeline": DIFFUSION,
 }
-# classes of components that are ours
+# genkit's own classes of components
 COMPONENTS = {("autoencoder", "Autoencoder"), ("gan", "Generator")}
-# ends of the names of transformers' classes
+# by the end of the name of a transformers class
 HEADS = {
     "ForQuestionAnswering": ANSWERS,
     "ForImageClassification": CLASSIFIER,
@@ -33,34 +34,29 @@ HEADS = {
 }
 
 
-def is_model(folder: Path) -> bool:
-    """Tell the folder of a saved model from any other."""
-    return any((folder / name).exists() for name in ("model_index.json", "config.json"))
-
-
 def kind_of(folder: Path, argument: str = "model") -> str:
     """Return what kind of model a folder holds: one of the names above.
 
     Args:
-        argument: how an error calls what was given.
+        argument: the name of the folder's argument, for messages.
 
     Raises:
-        ValueError: none, or one that genkit does not know.
+        ValueError: the folder holds no model, or one of a kind that genkit does not support.
     """
-    pipeline = (folder / "model_index.json").exists()
-    settings = _read(folder, "model_index.json" if pipeline else "config.json", argument)
-    found = _pipeline(settings) if pipeline else _network(settings)
+    name = next((name for name in ROOTS if (folder / name).exists()), ROOTS[-1])
+    settings = _read_settings(folder, name, argument)
+    found = _pipeline_kind(settings) if name == "model_index.json" else _network_kind(settings)
     if found is None:
         what = settings.get("_class_name") or settings.get("architectures")
         raise ValueError(
             f"{argument}: {str(folder)!r} holds a {what}; language models, readers of answers, "
             "image classifiers, autoencoders, GANs, diffusion models, models of pixels and "
-            "diffusers' text-to-image pipelines are known"
+            "diffusers' text-to-image pipelines are supported"
         )
     return found
 
 
-def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
+def _read_settings(folder: Path, name: str, argument: str) -> dict[str, Any]:
     try:
         settings = json.loads(files.read_inside(folder / name, folder, LARGEST).decode())
     except (OSError, ValueError, RecursionError) as error:
@@ -73,17 +69,17 @@ def _read(folder: Path, name: str, argument: str) -> dict[str, Any]:
     return settings
 
 
-def _pipeline(settings: dict[str, Any]) -> str | None:
+def _pipeline_kind(settings: dict[str, Any]) -> str | None:
     name = settings.get("_class_name")
     if isinstance(name, list):
         return PIPELINES.get(tuple(map(str, name)))
     if not isinstance(name, str):
         return None
-    told = any(part.startswith("text_encoder") for part in settings)
-    return PIPELINES.get(name, PICTURES if told else None)
+    has_prompt = any(part.startswith("text_encoder") for part in settings)
+    return PIPELINES.get(name, TEXT_TO_IMAGE if has_prompt else None)
 
 
-def _network(settings: dict[str, Any]) -> str | None:
+def _network_kind(settings: dict[str, Any]) -> str | None:
     if "pixels" in settings:
         return PIXELS
     names = settings.get("architectures")

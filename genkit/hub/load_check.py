@@ -1,4 +1,4 @@
-"""Load a model as genkit does, then as somebody without it does: a program for `genkit.push`.
+"""Load a model with genkit, then without it: a program for `genkit.push`.
 
 python -P genkit/hub/load_check.py folder kind
 """
@@ -11,19 +11,19 @@ from typing import Any
 
 
 def main() -> None:
-    """Load the folder that the command line names, or end with what is wrong."""
+    """Load the folder that the command line names; the last line of an error says what is wrong."""
     folder, kind = sys.argv[1:]
     sys.addaudithook(refuse_network)
-    load_without_network(folder, kind)
+    load_with_genkit(folder, kind)
     modules: dict[str, Any] = sys.modules
     for name in [name for name in modules if name.partition(".")[0] == "genkit"]:
         del modules[name]
-    modules["genkit"] = None  # whoever imports it fails
-    without(folder, kind)
+    modules["genkit"] = None  # importing it fails from here on
+    load_without_genkit(folder, kind)
 
 
-def load_without_network(folder: str, kind: str) -> None:
-    """Load a model as genkit does, behind its gate."""
+def load_with_genkit(folder: str, kind: str) -> None:
+    """Load a model with genkit, which checks its files first."""
     if kind == "text-to-image":
         text2image: Any = importlib.import_module("genkit.vision.text2image")
         text2image.load_text2image(text2image.find_source(folder))
@@ -32,13 +32,13 @@ def load_without_network(folder: str, kind: str) -> None:
 
 
 def refuse_network(event: str, arguments: Any) -> None:
-    """Let nothing that a model says lead to another machine."""
+    """Refuse connections: nothing in a model may lead to another machine."""
     if event in ("socket.connect", "socket.getaddrinfo"):
         raise PermissionError("the model asks for the network")
 
 
-def without(folder: str, kind: str) -> None:
-    """Load a model by stock classes, and the code beside it, as written by us, where it is ours."""
+def load_without_genkit(folder: str, kind: str) -> None:
+    """Load a model with stock classes, or with the file of genkit's own class that is beside it."""
     if kind in ("autoencoder", "gan", "diffusion", "text-to-image"):
         from diffusers import DiffusionPipeline
 
@@ -48,12 +48,12 @@ def without(folder: str, kind: str) -> None:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    auto = getattr(transformers, head(kind, config))
-    _, told = auto.from_pretrained(
+    auto = getattr(transformers, class_name(kind, config))
+    _, report = auto.from_pretrained(
         folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
-    if told["missing_keys"]:
-        sys.exit(f"the weights lack {sorted(told['missing_keys'])}")
+    if report["missing_keys"]:
+        sys.exit(f"the weights lack {sorted(report['missing_keys'])}")
     if kind in ("text", "answers"):
         transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if kind == "classifier":
@@ -62,8 +62,8 @@ def without(folder: str, kind: str) -> None:
         )
 
 
-def head(kind: str, config: Any) -> str:
-    """Return transformers' class for a kind of model."""
+def class_name(kind: str, config: Any) -> str:
+    """Return the name of the transformers class for a kind of model."""
     if kind == "answers":
         return "AutoModelForQuestionAnswering"
     if kind == "classifier":

@@ -1,4 +1,4 @@
-"""What tells of this machine, and is not to leave it: paths, its name, its user."""
+"""What identifies this machine, and must not leave it: paths, its name, its user."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ import struct
 from pathlib import Path
 
 PICTURES = (".png", ".gif")  # whose bytes may be any
-WORDS = re.compile(r"(tokenizer|vocab|added_tokens)\.json|(vocab|merges)\.txt|.*\.model")
+VOCABULARY = re.compile(r"(tokenizer|vocab|added_tokens)\.json|(vocab|merges)\.txt|.*\.model")
 
 
 def check(staged: Path, source: Path, repository: str) -> None:
-    """Refuse what is to be pushed if a file of it tells of this machine.
+    """Refuse to push files that identify this machine.
 
     Args:
         staged: the folder that is pushed.
-        source: the folder that it was made of.
-        repository: its name on the Hub, which may be that of the user here.
+        source: the folder that it is a copy of.
+        repository: its name on the Hub, in which the user's name is fine.
 
     Raises:
-        ValueError: one does; it is named, with what it tells.
+        ValueError: a file does; it is named, with what it says.
     """
     paths = _paths(source)
     for file in sorted(file for file in staged.rglob("*") if file.is_file()):
-        if WORDS.fullmatch(file.name):  # a vocabulary may hold any word
+        if VOCABULARY.fullmatch(file.name):  # which may hold any word
             continue
-        signs = paths if file.suffix in PICTURES else [*paths, *_names()]
+        patterns = paths if file.suffix in PICTURES else [*paths, *_names()]
         found = re.search(
-            "|".join(signs).encode(), _content(file).replace(repository.encode(), b"")
+            "|".join(patterns).encode(), _read_content(file).replace(repository.encode(), b"")
         )
         if found:
             raise ValueError(
-                f"folder: {file.relative_to(staged)} tells of this machine: "
+                f"folder: {file.relative_to(staged)} identifies this machine by "
                 f"{found[0].decode(errors='replace')!r}; write a base name there"
             )
 
 
 def base_names(text: str, words: list[str]) -> str:
-    """Return a text in which files go by their base names.
+    """Return a text with paths of files replaced by their base names.
 
     Args:
-        words: in which paths of files may be, such as those of a command line.
+        words: that may hold such paths, such as those of a command line.
     """
     given = {part for word in words for part in (word, word.partition("=")[2]) if "/" in part}
     for path in sorted(given, key=len, reverse=True):
@@ -52,8 +52,8 @@ def base_names(text: str, words: list[str]) -> str:
     return text
 
 
-def _content(file: Path) -> bytes:
-    """Read a file; of weights, the head."""
+def _read_content(file: Path) -> bytes:
+    """Read a file; of weights, the header."""
     if file.suffix != ".safetensors":
         return file.read_bytes()
     with file.open("rb") as opened:
@@ -68,7 +68,7 @@ def _paths(source: Path) -> list[str]:
 
 
 def _names() -> list[str]:
-    """Return patterns of this machine's name and its user's, where they can be nothing else."""
+    """Return patterns of this machine's name and its user's, where they cannot be mere words."""
     user, host = re.escape(getpass.getuser()), re.escape(socket.gethostname())
     patterns = [rf"(?<=[/\\]){user}(?=[/\\])|\b{user}@\w", rf"(?<=@){host}\b"]
     return [*patterns, rf"\b{host}\b"] if re.search(r"[\d-]", host) else patterns

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import httpx2
@@ -21,14 +20,15 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from genkit import files
-from genkit.hub import download, kinds, staging, vendoring
+from genkit import __version__, files
+from genkit.hub import download, kinds, model_files, staging, vendoring
 from genkit.hub.download import check_name
 
-WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # of whatever model
-# Of an earlier model of genkit's, at the top of its repository
-STALE = (
-    *("*.json", "*.safetensors", "*.jinja", "*.model", "vocab.txt", "merges.txt"),
+# one of which every model has, of whatever origin
+ANY_MODEL = (*model_files.ROOTS, *model_files.WEIGHTS, "*.bin")
+# which a push of genkit may have put at the top of a repository
+PUSHED = (
+    *(*model_files.SETTINGS, *model_files.WEIGHTS, "*.jinja", "*.model", "vocab.txt", "merges.txt"),
     *("*.jsonl", "*.png", "*.gif", *(f"{family}.py" for family in vendoring.FAMILIES)),
 )
 
@@ -60,18 +60,19 @@ def push(
     """Push a saved model to the Hub, in one commit that holds all of it or does not happen.
 
     A clean copy is staged: the model, its card, curves, pictures and samples, and the file of its
-    class where that is ours. It is loaded in a fresh process, once without genkit, before anything
-    is sent. Files of an earlier model that genkit pushed go with the same commit, others stay. A
-    push that was interrupted can be repeated; of two at once, the second is refused.
+    class where that is genkit's own. It is loaded in a fresh process, once without genkit, before
+    anything is sent. The same commit deletes the files of an earlier model that genkit pushed, and
+    keeps all others. A push that was interrupted can be repeated; of two at once, the second is
+    refused.
 
     Args:
-        folder: of a model of any kind; of a run, its best model so far.
-        repository: its name on the Hub, "user/name"; made if there is none.
-        private: only for yourself, in a new repository or one that is so already.
-        revision: a branch, made if there is none; the default branch unless told.
+        folder: a saved model of any kind, or a run: its best model so far.
+        repository: its name on the Hub, "user/name"; created if there is none.
+        private: visible to you alone; needs a new repository, or one that is private already.
+        revision: a branch, created if there is none; None for the default branch.
 
     Returns:
-        Where it is.
+        Where the model is on the Hub.
 
     Raises:
         ValueError: there is no such model, it does not load, the repository holds a model that
@@ -86,17 +87,17 @@ def push(
         staged.mkdir()
         staging.stage(source, staged, repository)
         staging.validate(staged, kind)
-        prepare(repository, private, revision)
+        prepare_repository(repository, private, revision)
         pushed = _commit(staged, repository, revision)
-    download.forget()
+    download.forget_commits()
     return pushed
 
 
 def check_branch(revision: str | None) -> None:
-    """Refuse what cannot be the name of a branch.
+    """Refuse a name that no branch can have.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it is no such name.
     """
     if revision is None:
         return
@@ -105,41 +106,41 @@ def check_branch(revision: str | None) -> None:
         raise ValueError(f"revision must be the name of a branch, got {revision!r}")
 
 
-def look(repository: str, private: bool = False, revision: str | None = None) -> None:
-    """See, changing nothing, that a repository may be made or written.
+def check_repository(repository: str, private: bool = False, revision: str | None = None) -> None:
+    """Check, changing nothing, that a repository can be created or written.
 
     Raises:
-        ValueError: the Hub refuses, others see a repository that was to be private, or it holds a
+        ValueError: the Hub refuses, a repository that was to be private is public, or it holds a
             model that genkit did not push.
     """
     with _refusals(repository):
         client = HfApi()
         try:
             found = client.repo_info(repository)
-        except RepositoryNotFoundError:  # or one that nobody may see, where making it is refused
+        except RepositoryNotFoundError:  # or a hidden one, which the Hub will refuse to create
             client.whoami()
             return
         client.auth_check(repository, write=True)
-        _old(repository, _head(client, repository, revision) or found.sha)
+        _list_pushed(repository, _find_head(client, repository, revision) or found.sha)
     if private and not found.private:
-        raise ValueError(f"private: {repository} is there already, and public; nothing was pushed")
+        raise ValueError(f"private: {repository} exists and is public; nothing was pushed")
 
 
-def _head(client: HfApi, repository: str, revision: str | None) -> str | None:
-    """Return the commit that a branch is at; None where there is no such branch yet."""
+def _find_head(client: HfApi, repository: str, revision: str | None) -> str | None:
+    """Return the newest commit of a branch; None if there is no such branch yet."""
     try:
         return client.repo_info(repository, revision=revision).sha
     except RevisionNotFoundError:
         return None
 
 
-def prepare(repository: str, private: bool = False, revision: str | None = None) -> None:
-    """Make a repository, and a branch, where there is none.
+def prepare_repository(repository: str, private: bool = False, revision: str | None = None) -> None:
+    """Create a repository, and a branch, where there is none.
 
     Raises:
-        ValueError: the Hub refuses, or others see a repository that was to be private.
+        ValueError: see `check_repository`.
     """
-    look(repository, private, revision)
+    check_repository(repository, private, revision)
     with _refusals(repository):
         client = HfApi()
         client.create_repo(repository, private=private, exist_ok=True)
@@ -148,18 +149,18 @@ def prepare(repository: str, private: bool = False, revision: str | None = None)
 
 
 def _commit(staged: Path, repository: str, revision: str | None) -> Pushed:
-    """Send a staged model on top of the commit that was looked at, and of no other."""
+    """Send a staged model on top of the commit that was checked, and of no other."""
     sent = sorted(file for file in staged.rglob("*") if file.is_file())
     names = [file.relative_to(staged).as_posix() for file in sent]
     adds = [CommitOperationAdd(name, file) for name, file in zip(names, sent, strict=True)]
     with _refusals(repository):
         client = HfApi()
         head = client.repo_info(repository, revision=revision).sha
-        old = [CommitOperationDelete(name) for name in _old(repository, head) if name not in names]
+        old = [name for name in _list_pushed(repository, head) if name not in names]
         done = client.create_commit(
             repository,
-            [*adds, *old],
-            commit_message=f"Model by genkit {version('genkit')}",
+            [*adds, *map(CommitOperationDelete, old)],
+            commit_message=f"Model by genkit {__version__}",
             revision=revision,
             parent_commit=head,
         )
@@ -167,36 +168,36 @@ def _commit(staged: Path, repository: str, revision: str | None) -> Pushed:
     return Pushed(repository, done.oid, done.repo_url.url, names, size)
 
 
-def _old(repository: str, commit: str) -> list[str]:
+def _list_pushed(repository: str, commit: str) -> list[str]:
     """List the files of the model that genkit pushed to a repository before.
 
     Raises:
-        ValueError: the model there is another's.
+        ValueError: the repository holds a model that genkit did not push.
     """
     there = HfApi().list_repo_files(repository, revision=commit)
-    if not any(fnmatch.fnmatch(name, pattern) for name in there for pattern in WEIGHTS):
+    if not any(fnmatch.fnmatch(name, pattern) for name in there for pattern in ANY_MODEL):
         return []
-    if "README.md" not in there or "genkit" not in _tags(repository, commit):
+    if "README.md" not in there or "genkit" not in _read_tags(repository, commit):
         raise ValueError("it holds a model that genkit did not push; choose another name.")
     parts: list[str] = []
     if "model_index.json" in there:
         index = hf_hub_download(repository, "model_index.json", revision=commit)
         parts = list(json.loads(Path(index).read_text(encoding="utf-8")))
     tops = {name for name in there if "/" not in name}
-    stale = {name for name in tops for pattern in STALE if fnmatch.fnmatch(name, pattern)}
-    drawn = {name for name in there if name.startswith("samples/step-")}
+    stale = {name for name in tops for pattern in PUSHED if fnmatch.fnmatch(name, pattern)}
+    samples = {name for name in there if name.startswith("samples/step-")}
     inner = {name for name in there if name.split("/")[0] in parts} - tops
-    return sorted(stale | inner | drawn)
+    return sorted(stale | inner | samples)
 
 
-def _tags(repository: str, commit: str) -> list[str]:
+def _read_tags(repository: str, commit: str) -> list[str]:
     text = Path(hf_hub_download(repository, "README.md", revision=commit))
     return ModelCard(text.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.tags or []
 
 
 @contextlib.contextmanager
 def _refusals(repository: str) -> Iterator[None]:
-    """Turn what the Hub, or the way there, refuses into one line."""
+    """Turn an error of the Hub, or of the connection, into one line."""
     try:
         yield
     except (OSError, ValueError, httpx2.HTTPError) as error:
@@ -205,6 +206,6 @@ def _refusals(repository: str) -> Iterator[None]:
         denied = response is not None and response.status_code in (401, 403)
         advice = "; log in by `hf auth login` with a token that may write;" if denied else ";"
         raise ValueError(
-            f"repository: {repository} cannot be pushed to: {reason:.300}{advice} what "
-            "was there is untouched"
+            f"repository: {repository} cannot be pushed to: {reason:.300}{advice} its "
+            "files are unchanged"
         ) from error

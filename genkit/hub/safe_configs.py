@@ -1,7 +1,7 @@
-"""Settings that lead nowhere: they name nothing outside their folder, and no size that cannot be.
+"""Settings checked: they name nothing outside their folder, and no impossible size.
 
-transformers and diffusers follow what a saved folder says: to other files, to code, to other
-repositories. Whatever leads away from what was looked at is refused here.
+transformers and diffusers follow the settings of a saved folder to other files, to code, and to
+other repositories. Settings that lead away from the files that were checked are refused here.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from genkit.hub.safe_weights import Contents
 
 SETTINGS = 8 << 20  # bytes of a file of settings
 DEPTH = 50  # of settings within settings
-LAYERS = 1000  # that a network of any weights may have
-PIXELS = 2048  # a side of the images of a network of any weights
-TIMES = 1_000_000  # of a scheduler
+LAYERS = 1000  # that a network may have, however small its weights
+PIXELS = 2048  # a side of its images, likewise
+TIMESTEPS = 1_000_000  # of a scheduler
+PADDING = 1_000_000  # tokens that a tokenizer may pad a text to
 ADDED = 20_000  # tokens beside a vocabulary: tokenizers takes the square of the time for them
 GROWTH = 64  # times as long as a text may become before it is cut into tokens
-# of which a tokenizer.json must have one to replace parts of a text or to pad it that far; each
-# begins with a word, which is found much sooner than any of several would be
+# a tokenizer.json without these cannot replace parts of a text, nor pad it that far; one pattern
+# each, beginning with a word, as a search for alternatives takes much longer
 SUSPECT = tuple(
     re.compile(pattern)
     for pattern in (
         rb'"type"\s*:\s*"Replace"',
         rb'"Fixed"\s*:\s*\d{7}',
         rb'"pad_to_multiple_of"\s*:\s*\d{7}',
-        rb"\\u00[0-7]",  # an escaped letter, in whose stead any word may be meant
+        rb"\\u00[0-7]",  # an escaped letter, which may hide any word
     )
 )
 
 PLAIN = re.compile(r"[A-Za-z_]\w*")
-# which make transformers read other files than those that have been looked at, or another model
+# keys that make transformers read files other than those that were checked, or another model
 ELSEWHERE = {
     *("transformers_weights", "configuration_files", "fast_tokenizer_files", "gguf_file"),
     *("init_inputs", "tokenizer_object", "backbone", "pretrained_cfg", "adapter_attn_dim"),
     *("mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs", "sp_model_kwargs"),
 }
-# which make it import what others wrote, or fetch it from the Hub
+# keys that make it import code of others, or fetch it from the Hub
 CODE = {"quantization_config", "fusion_config"}
 KERNELS = re.compile(r"_*(attn|experts)_implementation.*")
 OWN_KERNELS = {"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"}
-# where transformers and diffusers write where they found a model, and never read it
+# keys by which transformers and diffusers note where a model came from, and which they never read
 REMEMBERED = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
 FILES = re.compile(r".*(^|_)(file|files|filename|path|dir|folder|vocab|merges)")
 COUNTS = re.compile(r".*(^|_)(layers?|blocks?|depths?|layers_per_\w+|repeats?)")
@@ -53,15 +54,15 @@ SIZES = re.compile(r".*(^|_)(sample_size|image_size|pos_embed_max_size)")
 
 
 def check(folder: Path, contents: Contents | None, code: bool = False) -> None:
-    """Refuse the settings in a folder, or of a component of a pipeline, that cannot be trusted.
+    """Refuse unsafe settings in the folder of a model, or of a component of a pipeline.
 
     Args:
-        folder: whose JSON files are looked at.
-        contents: of the weights there; None where they are not fetched yet.
+        folder: whose JSON files are checked.
+        contents: what the weights there hold; None if they have not been fetched.
         code: the caller trusts code that the model names.
 
     Raises:
-        ValueError: one cannot be; the file and the key are named.
+        ValueError: a setting is unsafe; the file and the key are named.
     """
     for file in sorted(folder.glob("*.json")):
         if ".index." in file.name:  # of shards, which are weights
@@ -73,24 +74,25 @@ def check(folder: Path, contents: Contents | None, code: bool = False) -> None:
         elif file.name == "adapter_config.json":
             raise ValueError(f"{file} leads to weights elsewhere; merge the adapter first")
         elif file.name != "vocab.json":
-            _check_settings(file, read(file), contents, code)
+            _check_settings(file, read_json(file), contents, code)
 
 
-def read(file: Path) -> Any:
-    """Read JSON as all libraries do: UTF-8, no key twice, no endless nesting.
+def read_json(file: Path) -> Any:
+    """Read JSON that every parser reads alike: UTF-8, no key twice, no endless nesting.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is something else.
     """
     if file.name != "tokenizer.json" and file.stat().st_size > SETTINGS:
-        raise ValueError(f"{file} has more than {SETTINGS:,} bytes, which no settings have")
+        raise ValueError(f"{file} has more than {SETTINGS:,} bytes, the most for settings")
     try:
-        return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_once)
+        return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_as_dict)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {error!s:.200}") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is there twice: parsers differ in which one they take."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -112,7 +114,7 @@ def _check_settings(file: Path, settings: Any, contents: Contents | None, code: 
         if file.name == "config.json" and contents is not None:
             _check_size(file, name, value, contents)
         elif file.name == "scheduler_config.json" and name.endswith("timesteps"):
-            _check_most(file, name, value, TIMES)
+            _check_most(file, name, value, TIMESTEPS)
 
 
 def _walk(file: Path, found: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -133,7 +135,7 @@ def _walk(file: Path, found: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
 
 
 def _check_names(file: Path, name: str, value: Any) -> None:
-    """Refuse a setting that leads to other files, or to another model."""
+    """Refuse a setting that leads to files that were not checked, or to another model."""
     if value in (None, "", [], {}, False):
         return
     if name in ELSEWHERE:
@@ -145,7 +147,7 @@ def _check_names(file: Path, name: str, value: Any) -> None:
 
 
 def _check_code(file: Path, name: str, value: Any) -> None:
-    """Refuse a setting by which libraries run code that others wrote."""
+    """Refuse a setting by which libraries run code of others."""
     if name in CODE and value:
         raise ValueError(f"{file} names code elsewhere: {name} {value!r:.200}")
     if KERNELS.fullmatch(name):
@@ -155,22 +157,22 @@ def _check_code(file: Path, name: str, value: Any) -> None:
 
 
 def read_index(file: Path) -> dict[str, Any]:
-    """Read the components of a pipeline, whose names are those of its folders.
+    """Read the components of a pipeline; their names are also those of its folders.
 
     Raises:
-        ValueError: it holds none, or a name could lead out of the folder.
+        ValueError: the file holds none, or a name could lead out of the folder.
     """
-    index = read(file)
+    index = read_json(file)
     if not isinstance(index, dict):
         raise ValueError(f"{file} holds no settings of a model")
     for name in index:
         if not PLAIN.fullmatch(name):
-            raise ValueError(f"{file} has a component whose name is none: {name!r:.200}")
+            raise ValueError(f"{file} has a component of an invalid name: {name!r:.200}")
     return index
 
 
 def _check_components(file: Path, code: bool) -> None:
-    """Refuse a pipeline with a component that is missing, or whose class is not known."""
+    """Refuse a pipeline with a component that is missing, or of an unknown class."""
     for name, value in read_index(file).items():
         if not name.startswith("_") and isinstance(value, list) and value != [None, None]:
             if not (file.parent / name).is_dir():  # libraries would read the files around it
@@ -180,7 +182,7 @@ def _check_components(file: Path, code: bool) -> None:
 
 
 def _check_class(file: Path, name: str, value: list[Any]) -> None:
-    """Refuse a component whose class is none of diffusers, transformers or ours that holds data."""
+    """Refuse a component unless its class holds data, and is of a library or of genkit."""
     if tuple(map(str, value)) in kinds.COMPONENTS:
         return
     import diffusers
@@ -212,7 +214,7 @@ def _check_class(file: Path, name: str, value: list[Any]) -> None:
 
 
 def _check_size(file: Path, name: str, value: Any, contents: Contents) -> None:
-    """Refuse a size of a network that its weights cannot have."""
+    """Refuse a size that a network of these weights cannot have."""
     if COUNTS.fullmatch(name):
         _check_most(file, name, value, max(LAYERS, contents.tensors))
     elif SIZES.fullmatch(name):
@@ -231,13 +233,13 @@ def _check_most(file: Path, name: str, value: Any, most: int) -> None:
 
 def _check_tokenizer(file: Path) -> None:
     """Refuse a tokenizer that makes a text many times as long, or pads it to gigabytes."""
-    data = file.read_bytes()  # whose vocabulary takes as long to read as a model
+    data = file.read_bytes()  # parsing a large vocabulary takes as long as loading a model
     added = data.count(b'"single_word"')
     if added > ADDED:
         raise ValueError(f"{file} adds {added:,} tokens; at most {ADDED:,} are read")
     if not any(pattern.search(data) for pattern in SUSPECT):
         return
-    tokenizer = read(file)
+    tokenizer = read_json(file)
     if not isinstance(tokenizer, dict):
         raise ValueError(f"{file} holds no tokenizer")
     if len(tokenizer.get("added_tokens") or ()) > ADDED:
@@ -248,11 +250,11 @@ def _check_tokenizer(file: Path) -> None:
     if growth > GROWTH:
         raise ValueError(f"{file}: its 'normalizer' makes a text {growth:,.0f} times as long")
     for name, value in _walk(file, tokenizer.get("padding")):
-        _check_most(file, name, value, TIMES)
+        _check_most(file, name, value, PADDING)
 
 
 def _steps(file: Path, normalizer: Any) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a normalizer, in the order in which they are taken."""
+    """Yield the steps of a normalizer, in their order."""
     for _, value in _walk(file, {"": normalizer}):
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, dict) and "type" in each:

@@ -1,4 +1,4 @@
-"""Weights that are what they seem: whole, finite, and as many as the settings beside them say."""
+"""Weights checked: in safetensors, whole, finite, and as many as the settings beside them say."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 
 HEADER = 16 << 20  # bytes that the list of a file's tensors may have
 TENSORS = 100_000  # that a file may hold
-LEAST = 1 << 26  # numbers that a network of any weights may have
-SHARD = re.compile(r"\w[\w.-]*\.safetensors")  # the name of a file, and of no pickle
+LEAST = 1 << 26  # numbers that a network may have, however small its weights
+SHARD = re.compile(r"\w[\w.-]*\.safetensors")  # a file's name: no path, no pickle
 
 
 @dataclass
 class Contents:
-    """What the weights in a folder hold, told from the heads of their files."""
+    """What the weights in a folder hold, by the headers of their files."""
 
     tensors: int = 0
     numbers: int = 0  # of all tensors
@@ -40,10 +40,10 @@ class Contents:
 
 
 def check(folder: Path) -> Contents:
-    """Refuse weights in a folder that are not what safetensors holds, or not whole.
+    """Refuse weights in a folder that are not in safetensors, or not whole.
 
     Raises:
-        ValueError: they are not; the file is named and, where it is one, the tensor.
+        ValueError: a file is damaged, of another format, or missing; it is named.
     """
     contents = Contents()
     for file in sorted(folder.glob("*.safetensors")):
@@ -53,20 +53,20 @@ def check(folder: Path) -> Contents:
                 for name in opened.keys():  # noqa: SIM118  it is no dictionary
                     contents.add(opened.get_slice(name).get_shape())
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{file} is not what safetensors holds ({error})") from error
+            raise ValueError(f"{file} is not in the safetensors format ({error})") from error
     for index in sorted(folder.glob("*.index*.json")):
         _check_index(index)
     return contents
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a list of tensors that takes minutes to read."""
+    """Refuse a header that takes minutes to read."""
     with file.open("rb") as opened:
         head = opened.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 0 < length <= HEADER:
             raise ValueError(
-                f"{file} is not what safetensors holds (a header of {length:,} bytes; at most "
+                f"{file} is not in the safetensors format (a header of {length:,} bytes; at most "
                 f"{HEADER:,} are read)"
             )
         tensors = opened.read(length).count(b'"data_offsets"')
@@ -84,17 +84,17 @@ def _check_index(index: Path) -> None:
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             raise ValueError(f"{index} names a shard outside its folder: {shard!r:.200}")
         if not (index.parent / shard).is_file():
-            raise ValueError(f"{index} names a shard that is not there: {shard!r:.200}")
+            raise ValueError(f"{index} names a shard that is missing: {shard!r:.200}")
 
 
 def check_loaded(network: torch.nn.Module, report: Mapping[str, Any] | None = None) -> None:
-    """Refuse a network some of whose weights were not in its files, or are not finite.
+    """Refuse a network with weights that its files lack, or that are not finite.
 
     Args:
         report: what transformers and diffusers return for `output_loading_info=True`.
 
     Raises:
-        ValueError: they were not, so that they are random numbers now, or are not.
+        ValueError: the files lack some, which are random numbers now, or some are not finite.
     """
     missing = sorted(report["missing_keys"]) if report else []
     if missing:
@@ -109,15 +109,15 @@ def check_loaded(network: torch.nn.Module, report: Mapping[str, Any] | None = No
 
 
 def check_tokens(network: PreTrainedModel, tokenizer: Any) -> None:
-    """Refuse a tokenizer whose tokens the network has no embeddings for.
+    """Refuse a tokenizer that gives tokens for which the network has no embeddings.
 
     Raises:
-        ValueError: it gives such a token for any text.
+        ValueError: it does so for a text of one letter.
     """
     most = max(tokenizer("a").input_ids, default=0)
-    known = network.get_input_embeddings().num_embeddings
-    if most >= known:
-        raise ValueError(f"its tokenizer gives a token {most:,}; the network has {known:,}")
+    count = network.get_input_embeddings().num_embeddings
+    if most >= count:
+        raise ValueError(f"its tokenizer gives the token {most:,}; the network has {count:,}")
 
 
 def count_finite(tensor: torch.Tensor) -> int:
@@ -133,13 +133,13 @@ def count_finite(tensor: torch.Tensor) -> int:
 
 @contextlib.contextmanager
 def limited(contents: Collection[Contents]) -> Iterator[None]:
-    """Refuse networks, as they are built in this block, that weights cannot fill.
+    """Refuse networks that are built in this block and are much larger than their weights.
 
     Args:
-        contents: of the weights of each component.
+        contents: the weights of each component.
 
     Raises:
-        ValueError: there are many times as many tensors or numbers as the weights have.
+        ValueError: the networks have many times as many tensors or numbers as the weights.
     """
     held = Contents(sum(each.tensors for each in contents), sum(each.numbers for each in contents))
     tensors, numbers = 4 * held.tensors + 1000, 16 * held.numbers + LEAST

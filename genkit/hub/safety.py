@@ -1,4 +1,4 @@
-"""What can be trusted: the one gate that a saved model's folder passes before it is used.
+"""The check that a saved model's folder passes before anything of it is used.
 
 What is checked is what is read: files are opened once, settings are copied, weights are reached by
 the descriptor that was checked, and libraries are given a private folder of these.
@@ -14,19 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genkit import errors, files
-from genkit.hub import safe_configs, safe_weights
+from genkit.hub import model_files, safe_configs, safe_weights
 
-# What loaders read, by the names that transformers and diffusers give; never pickles
-MODEL = re.compile(
-    r"(config|generation_config|model_index|scheduler_config|(video_)?preprocessor_config"
-    r"|processor_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
-    r"|vocab|chat_template)\.json|(vocab|merges)\.txt|\w[\w.-]*\.(model|jinja)"
-    r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors"
-    r"|\w[\w.-]*\.safetensors\.index(\.\w+)?\.json"
-)
-CODE = re.compile(r"\w[\w.-]*\.(py|json|txt)")  # and what code may read
+CODE = re.compile(r"\w[\w.-]*\.(py|json|txt)")  # Python files of a model, and files for them
 LARGEST = 48 << 20  # bytes of a file of settings, or of a vocabulary
-ENTRIES = 100_000  # files and folders that are looked at
+ENTRIES = 100_000  # files and folders in a model's folder
 HINT = (
     "give the folder of a model that a recipe trained, or the id of one on the Hub with weights in "
     "safetensors"
@@ -34,7 +26,7 @@ HINT = (
 
 
 def check(folder: str | Path, argument: str = "model") -> None:
-    """Refuse a model whose files cannot be trusted; see `opened`."""
+    """Refuse a model whose files are not safe to load; see `opened`."""
     with opened(folder, argument=argument):
         pass
 
@@ -45,18 +37,18 @@ def opened(
 ) -> Iterator[Path]:
     """Yield a private folder with the files of a model that loaders read, each of them checked.
 
-    Whatever a library raises inside the block becomes a ValueError of one line.
+    An error that a library raises inside the block becomes a ValueError of one line.
 
     Args:
-        folder: of the model, in a layout of transformers or diffusers.
-        argument: how an error calls what was given.
-        weights: whether they are there already, and not only the settings.
-        code: take along the code that the model brings.
+        folder: of the model, in the layout of transformers or diffusers.
+        argument: the name of the folder's argument, for messages.
+        weights: whether the weights have been fetched, and not only the settings.
+        code: include the Python files that the model brings along.
 
     Raises:
-        ValueError: a file is none, leads elsewhere or is not what its name says; settings name
-            what lies outside the folder or sizes that cannot be; there are no weights in
-            safetensors, or not all of them. What a loader refuses inside the block, too.
+        ValueError: a file is not a regular one, leads out of the folder, or is not of the format
+            that its name says; settings name files outside the folder, or impossible sizes; weights
+            in safetensors are missing. Also if a loader fails inside the block.
     """
     source = Path(folder)
     with files.scratch_folder() as scratch, contextlib.ExitStack() as stack:
@@ -88,16 +80,16 @@ def _line(error: BaseException, argument: str, private: Path, source: Path) -> s
 
 
 def _check_entries(folder: Path) -> None:
-    """Refuse links out of a folder, and whatever is neither file nor folder, at every depth."""
+    """Refuse links out of a folder, pipes and devices, at every depth."""
     count = 0
-    for home, folders, names in os.walk(folder, onerror=_refuse):
+    for home, folders, names in os.walk(folder, onerror=_raise_unless_gone):
         count += len(folders) + len(names)
         if count > ENTRIES:
             raise ValueError(
                 f"{folder} holds more than {ENTRIES:,} files; give a model's own folder"
             )
         for entry in (Path(home, name) for name in (*folders, *names)):
-            with contextlib.suppress(FileNotFoundError):  # a run writes there, and deletes
+            with contextlib.suppress(FileNotFoundError):  # deleted by a run since
                 _check_entry(entry, folder)
 
 
@@ -106,27 +98,27 @@ def _check_entry(entry: Path, folder: Path) -> None:
     if stat.S_ISLNK(mode):
         files.check_inside(entry, folder)
     elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{entry} is no regular file")
+        raise ValueError(f"{entry} is not a regular file")
 
 
-def _refuse(error: OSError) -> None:
+def _raise_unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 def _copy(source: Path, private: Path, code: bool, stack: contextlib.ExitStack) -> list[Path]:
-    """Fill a private folder, and return it and its folders of components."""
+    """Fill a private folder; return it and its folders of components."""
     _copy_files(source, private, source, code, stack)
     parts = [private]
-    for name in _components(private):
+    for name in _list_components(private):
         if (source / name).is_dir():
             _copy_files(source / name, private / name, source, code, stack)
             parts.append(private / name)
     return parts
 
 
-def _components(private: Path) -> list[str]:
-    """Return the names of folders that loaders read, beside the model's own."""
+def _list_components(private: Path) -> list[str]:
+    """Return the names of the folders inside a model's own that loaders read."""
     if not (private / "model_index.json").exists():
         return ["additional_chat_templates"]
     index = safe_configs.read_index(private / "model_index.json")
@@ -134,14 +126,15 @@ def _components(private: Path) -> list[str]:
 
 
 def _copy_files(
-    part: Path, place: Path, source: Path, code: bool, stack: contextlib.ExitStack
+    part: Path, private: Path, source: Path, code: bool, stack: contextlib.ExitStack
 ) -> None:
-    place.mkdir()
+    """Copy settings, and link to the descriptors of weights, which stay open until `stack` ends."""
+    private.mkdir()
     for file in sorted(part.iterdir()):
-        if not (MODEL.fullmatch(file.name) or (code and CODE.fullmatch(file.name))):
+        if not (model_files.is_loaded(file.name) or (code and CODE.fullmatch(file.name))):
             continue
         if file.suffix == ".safetensors":
             opened = stack.enter_context(files.open_inside(file, source))
-            (place / file.name).symlink_to(files.descriptor_path(opened.fileno()))
+            (private / file.name).symlink_to(files.descriptor_path(opened.fileno()))
         else:
-            (place / file.name).write_bytes(files.read_inside(file, source, LARGEST))
+            (private / file.name).write_bytes(files.read_inside(file, source, LARGEST))

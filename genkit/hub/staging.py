@@ -1,4 +1,4 @@
-"""The clean copy of a model that is pushed, and the proof that it loads."""
+"""The clean copy of a model that is pushed, and the check that it loads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import tempfile
 from pathlib import Path
 
 from genkit import files
-from genkit.hub import card, gallery, privacy, safety
+from genkit.hub import card, gallery, model_files, privacy, safety
 from genkit.hub.vendoring import vendor
 
-# what a recipe leaves beside a model
+# what a recipe writes beside a model
 EXTRAS = ("metrics.jsonl", "LICENSE", "LICENSE.md", "LICENSE.txt", *card.PICTURES)
 LARGEST = 64 << 20  # bytes of an extra
 TRIES = 5
+# variables that make a process one of several of a launch
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -27,86 +28,87 @@ def stage(source: Path, staged: Path, repository: str) -> None:
 
     Args:
         source: the model's folder.
-        staged: an empty one.
-        repository: by which the card loads the model.
+        staged: an empty folder.
+        repository: the name by which the card loads the model.
 
     Raises:
-        ValueError: the folder cannot be trusted, a file tells of this machine, or a run writes a
-            model there all the time.
+        ValueError: the folder cannot be trusted, a file identifies this machine, or a run keeps
+            writing the model.
     """
     for _ in range(TRIES):
-        before = _stamps(source)
+        before = _write_times(source)
         with safety.opened(source, argument="folder") as private:
-            _take_model(private, staged)
-        _take_extras(source, staged)
-        if _stamps(source) == before:
+            _copy_model(private, staged)
+        _copy_extras(source, staged)
+        if _write_times(source) == before:
             break
         shutil.rmtree(staged)  # a run has published a better model in between
         staged.mkdir()
     else:
-        raise ValueError(f"folder: {source} is written all the time; push it when it is not")
+        raise ValueError(f"folder: a run keeps writing the model in {source}; push it afterwards")
     vendor(staged)
-    text = card.renamed(_card(source), repository)
+    text = card.renamed(_read_card(source), repository)
     names = [file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()]
     (staged / card.FILE).write_text(card.listed(text, names), encoding="utf-8")
     privacy.check(staged, source, repository)
 
 
-def _take_model(private: Path, staged: Path) -> None:
-    """Take the files that loaders read: weights by a second name of theirs, all others copied."""
+def _copy_model(private: Path, staged: Path) -> None:
+    """Copy the files that loaders read; weights get a hard link where the disk allows it."""
     for file in sorted(file for file in private.rglob("*") if not file.is_dir()):
-        place = staged / file.relative_to(private)
-        place.parent.mkdir(exist_ok=True)
-        if not (file.is_symlink() and _is_linked(file, place)):
-            shutil.copyfile(file, place)
+        target = staged / file.relative_to(private)
+        target.parent.mkdir(exist_ok=True)
+        if not (file.is_symlink() and _hard_link(file, target)):
+            shutil.copyfile(file, target)
 
 
-def _is_linked(file: Path, place: Path) -> bool:
-    """Give the file behind a link a second name; tell whether this disk has it, and lets us."""
+def _hard_link(link: Path, target: Path) -> bool:
+    """Make a hard link to the file behind a symbolic link; return whether the disk allowed it."""
     with contextlib.suppress(OSError):
-        # os.link follows links only where it is told a folder to begin at
+        # os.link follows symbolic links only together with src_dir_fd
         home = os.open("/", os.O_RDONLY)
         try:
-            os.link(file, place, src_dir_fd=home, follow_symlinks=True)
+            os.link(link, target, src_dir_fd=home, follow_symlinks=True)
         finally:
             os.close(home)
         return True
     return False
 
 
-def _take_extras(source: Path, staged: Path) -> None:
-    """Take what the recipe left beside the model, and the samples that the card shows."""
-    named = re.findall(r"\((samples/step-\d+\.(?:md|png))\)", _card(source))
-    last = [f"samples/{sample.name}" for sample in gallery.find(source)[-1:]]
+def _copy_extras(source: Path, staged: Path) -> None:
+    """Copy what the recipe wrote beside the model, and the samples that the card shows."""
+    named = re.findall(r"\((samples/step-\d+\.(?:md|png))\)", _read_card(source))
+    last = [f"samples/{sample.name}" for sample in gallery.list_samples(source)[-1:]]
     for name in (*EXTRAS, *(named or last)):
         if (source / name).is_symlink() or (source / name).exists():
-            data = _read(source / name, source)
+            data = _read_extra(source / name, source)
             (staged / name).parent.mkdir(exist_ok=True)
             (staged / name).write_bytes(data)
 
 
-def _card(source: Path) -> str:
+def _read_card(source: Path) -> str:
+    """Return the card of a model; a plain one where it has none."""
     written = source / card.FILE
     if not written.exists() and not written.is_symlink():
         return card.plain(source.name)
-    return _read(written, source).decode("utf-8")
+    return _read_extra(written, source).decode("utf-8")
 
 
-def _read(file: Path, source: Path) -> bytes:
+def _read_extra(file: Path, source: Path) -> bytes:
     try:
         return files.read_inside(file, source, LARGEST)
     except (OSError, ValueError) as error:
         raise ValueError(f"folder: {error}") from None
 
 
-def _stamps(source: Path) -> dict[Path, int]:
-    """Tell when the files of a model were written."""
-    found = [*source.glob("*"), *source.glob("[!.]*/*")]  # hidden folders are nobody's components
-    return {file: file.lstat().st_mtime_ns for file in found if safety.MODEL.fullmatch(file.name)}
+def _write_times(source: Path) -> dict[Path, int]:
+    """Return when each file of a model was written, in nanoseconds."""
+    found = [*source.glob("*"), *source.glob("[!.]*/*")]  # no component is hidden
+    return {file: file.lstat().st_mtime_ns for file in found if model_files.is_loaded(file.name)}
 
 
 def validate(staged: Path, kind: str) -> None:
-    """Load a model in a fresh process, without genkit and with it.
+    """Load a model in a fresh process, with genkit and without it.
 
     Raises:
         ValueError: it does not load.
@@ -120,7 +122,7 @@ def validate(staged: Path, kind: str) -> None:
                 str(staged),
                 kind,
             ],
-            env=alone() | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules},
+            env=single_process_environment() | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -131,7 +133,7 @@ def validate(staged: Path, kind: str) -> None:
         raise ValueError(f"folder: the model does not load in a fresh process: {last}")
 
 
-def alone() -> dict[str, str]:
-    """Return an environment for a process that is none of a run's, and leaves it its GPUs."""
+def single_process_environment() -> dict[str, str]:
+    """Return an environment for a process beside a run: not one of its launch, and without GPUs."""
     kept = {name: value for name, value in os.environ.items() if name not in RANKS}
     return kept | {"CUDA_VISIBLE_DEVICES": ""}

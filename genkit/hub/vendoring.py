@@ -1,4 +1,4 @@
-"""Pipelines saved with the one file of code that they need, so that they load without genkit."""
+"""Pipelines with the one file of code that they need beside them: they load without genkit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from genkit.hub import kinds
 
-# ---------------------------------------------------------------------------------------------
-# A folder that loads without genkit
+# files of genkit that hold classes of pipelines
+MODELS = Path(__file__).parent.parent / "models"
+FAMILIES = tuple(name[0] for name in kinds.PIPELINES if isinstance(name, tuple))
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
@@ -33,19 +34,14 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-# files of genkit that hold classes of pipelines
-MODELS = Path(__file__).parent.parent / "models"
-FAMILIES = tuple(name[0] for name in kinds.PIPELINES if isinstance(name, tuple))
-
-
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the parts of a pipeline; none of another model."""
+    """Return the components of a pipeline; none for any other model."""
     file = folder / "model_index.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def vendor(folder: Path) -> None:
-    """Put the files of classes that are ours beside a pipeline, as genkit has them now."""
+    """Put the files of genkit's own classes beside a pipeline, as genkit has them now."""
     for part, kind in read_index(folder).items():
         if isinstance(kind, list) and kind[0] in FAMILIES:
             home = folder if part == "_class_name" else folder / part

@@ -13,8 +13,8 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTraine
 
 from genkit.engine.encoder import Encoder
 from genkit.engine.precision import check_compiler, check_precision, to_device
-from genkit.hub import download, safe_weights, safety
-from genkit.qa.windows import takes_types, template
+from genkit.hub import download, model_files, safe_weights, safety
+from genkit.qa.windows import read_template, takes_types
 
 DEFAULT, REVISION = (
     "distilbert/distilbert-base-cased-distilled-squad",
@@ -24,18 +24,14 @@ HINT = (
     "Train one with `accelerate launch recipes/train_qa.py`, or give the folder or Hub id of an "
     "encoder for question answering in safetensors"
 )
-MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
-
-
-# ---------------------------------------------------------------------------------------------
-# The model
+MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15  # defaults, in tokens
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a validation set taught about a model's scores; kept in its config.json."""
+    """How to read a model's scores, learned in validation; kept in its config.json."""
 
-    temperature: float  # divides the logits where confidence is asked for
+    temperature: float  # divides the logits of the confidence
     threshold: float  # log-odds of no answer above which there is none
     impossible: bool  # trained on questions without an answer
     max_seq_len: int = MAX_SEQ_LEN  # of the validation
@@ -51,30 +47,30 @@ class Reader:
     tokenizer: Any
     name: str
     precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
-    compiled: bool | None = None  # see `load`
+    compiled: bool | None = None  # see `load_reader`
 
     _encoder: tuple[Any, Encoder] | None = field(default=None, init=False, repr=False)
 
     @property
     def encoder(self) -> Encoder:
-        """What runs the model: made at the first use, and again when weights have changed."""
+        """The model as it runs here: made at the first use, and anew when weights have changed."""
         version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
         if self._encoder is None or self._encoder[0] != version:
             cpu = self.model.device.type == "cpu"
-            typed = takes_types(self.model, template(self.tokenizer))
+            typed = takes_types(self.model, read_template(self.tokenizer))
             precision, compiled = (self.precision, self.compiled) if cpu else (None, False)
             self._encoder = (version, Encoder(self.model, precision, compiled, typed))
         return self._encoder[1]
 
     @property
     def calibration(self) -> Calibration | None:
-        """What is known about the model's scores, if anything is."""
-        known = getattr(self.model.config, "calibration", None)
-        return Calibration(**known) if known else None
+        """The calibration that the model was saved with, if any."""
+        saved = getattr(self.model.config, "calibration", None)
+        return Calibration(**saved) if saved else None
 
     @property
-    def known(self) -> Calibration:
-        """That, or what holds where nothing is known."""
+    def calibration_or_default(self) -> Calibration:
+        """The calibration, or for a model without one: raw scores, and always an answer."""
         return self.calibration or Calibration(temperature=1.0, threshold=0.0, impossible=False)
 
     @property
@@ -83,14 +79,14 @@ class Reader:
         positions = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
         for name, layer in self.model.named_modules():
             embeds = isinstance(layer, torch.nn.Embedding) and "position_embeddings" in name
-            if embeds and layer.padding_idx:  # RoBERTa's begin behind the one for padding
+            if embeds and layer.padding_idx:  # RoBERTa's start after the one for padding
                 return min(self.tokenizer.model_max_length, positions - layer.padding_idx - 1)
         return min(self.tokenizer.model_max_length, positions)
 
     @functools.cached_property
     def has_null(self) -> bool:
         """Whether the first token stands for no answer."""
-        return template(self.tokenizer).has_null
+        return read_template(self.tokenizer).has_null
 
 
 def load_reader(
@@ -110,12 +106,12 @@ def load_reader(
         dtype, quantize: see `genkit.load`.
         compile: True compiles the model before the first window (20 to 40 s, once a shape of
             model: it is kept in the cache); None does for bfloat16 and int8 when the process has
-            spent as long on reading; False never.
+            run the model for as long; False never.
         trust_remote_code: run code that the model brings along.
 
     Raises:
-        ValueError: there is no such model, it has no span head, its files cannot be trusted, or an
-            option cannot work.
+        ValueError: there is no such model, it has no span head, its files are not safe to load, or
+            an option cannot work.
     """
     check_precision(dtype, quantize)
     check_compiler(compile)
@@ -123,16 +119,16 @@ def load_reader(
     if name == DEFAULT and revision is None:
         revision = REVISION
     folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
-    stamp = download.stamp(folder)
-    return _load(name, folder, stamp, dtype, quantize, compile, trust_remote_code)
+    written = model_files.last_written(folder)
+    return _load_cached(name, folder, written, dtype, quantize, compile, trust_remote_code)
 
 
 @functools.lru_cache(maxsize=4)
 @torch.inference_mode(False)
-def _load(
+def _load_cached(
     name: str,
     folder: Path,
-    stamp: int,
+    written: int,
     dtype: str | None,
     quantize: str | None,
     compile: bool | None,
@@ -142,13 +138,14 @@ def _load(
     options = {"trust_remote_code": trust_remote_code}
     with safety.opened(folder, code=trust_remote_code) as private:
         tokenizer = AutoTokenizer.from_pretrained(private, **options)
-        model, told = AutoModelForQuestionAnswering.from_pretrained(
+        model, report = AutoModelForQuestionAnswering.from_pretrained(
             private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
         )
-        if told["missing_keys"]:
+        if report["missing_keys"]:
             raise ValueError(
-                f"model: {name!r} has no trained span head: it lacks {min(told['missing_keys'])}; "
-                "give a model trained for question answering, or train it by recipes/train_qa.py"
+                f"model: {name!r} has no trained span head: it lacks "
+                f"{min(report['missing_keys'])}; give a model trained for question answering, or "
+                "train it by recipes/train_qa.py"
             )
         safe_weights.check_loaded(model)
         check_tokenizer(tokenizer, name)
@@ -158,10 +155,10 @@ def _load(
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that cannot tell where tokens are, or puts the question last.
+    """Refuse a tokenizer that does not give the positions of its tokens, or pads on the left.
 
     Raises:
-        ValueError: the tokenizer is such.
+        ValueError: it is one of these.
     """
     if not tokenizer.is_fast or tokenizer.padding_side != "right":
         raise ValueError(

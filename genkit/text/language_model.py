@@ -20,7 +20,7 @@ from genkit.data import characters
 from genkit.engine.decoder import Stepper, takes_trees
 from genkit.engine.precision import check_compiler, check_precision, to_device
 from genkit.hub import download, safe_weights, safety
-from genkit.hub.download import stamp
+from genkit.hub.model_files import last_written
 
 DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 HINT = (
@@ -93,7 +93,8 @@ def load_language_model(
     if name == DEFAULT and revision is None:
         revision = REVISION
     folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
-    language = _load(name, folder, stamp(folder), dtype, quantize, compile, trust_remote_code)
+    written = last_written(folder)
+    language = _load(name, folder, written, dtype, quantize, compile, trust_remote_code)
     if compile and not takes_trees(language.model):
         raise ValueError(f"compile=True is for decoders with full attention, which {name!r} is not")
     return language
@@ -104,7 +105,7 @@ def load_language_model(
 def _load(
     name: str,
     folder: Path,
-    stamp: int,
+    written: int,
     dtype: str | None,
     quantize: str | None,
     compile: bool | None,

@@ -30,7 +30,7 @@ class Pusher:
     def __init__(
         self, folder: Path, repository: str, private: bool, say: Callable[[str], None]
     ) -> None:
-        pushing.prepare(repository, private)
+        pushing.prepare_repository(repository, private)
         self.folder, self.repository, self.private, self.say = folder, repository, private, say
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -48,7 +48,7 @@ class Pusher:
         with (self.folder / LOG).open("wb") as log:  # Ctrl-C is for the run alone
             self._process = subprocess.Popen(
                 words,
-                env=staging.alone(),
+                env=staging.single_process_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

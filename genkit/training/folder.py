@@ -200,8 +200,8 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop the log lines and the samples of steps that will be done again."""
         self._write_log([line for line in self.log() if line["step"] <= step])
-        for sample in gallery.find(self.path):
-            if gallery.step(sample) > step:
+        for sample in gallery.list_samples(self.path):
+            if gallery.step_of(sample) > step:
                 sample.unlink()
 
     def sync_log(self) -> None:

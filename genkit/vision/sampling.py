@@ -16,7 +16,7 @@ from tqdm import tqdm
 from genkit import machine
 from genkit.data.order import blocks
 from genkit.engine import unet
-from genkit.hub import download
+from genkit.hub import download, model_files
 from genkit.models import diffusion
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.seeds import is_whole, row_seeds
@@ -25,7 +25,6 @@ from genkit.vision.pipelines import Encoder
 from genkit.vision.pixel_lm import PixelPipeline
 
 ROWS = {"cpu": unet.ROWS, "cuda": 1024}  # images drawn at a time
-MODEL = ("*.json", "*.safetensors", "[!.]*/*.json", "[!.]*/*.safetensors")  # its own files
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -161,12 +160,11 @@ def load_image_model(model: str, revision: str | None = None) -> Any:
         ValueError: there is none, or its files are not such as can be trusted.
     """
     folder = download.fetch(model, revision).resolve()
-    files = [file for pattern in MODEL for file in folder.glob(pattern)]
-    return _load(folder, max((file.lstat().st_mtime_ns for file in files), default=0))
+    return _load(folder, model_files.last_written(folder))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, stamp: int) -> Any:
+def _load(folder: Path, written: int) -> Any:
     return pipelines.load_pipeline(folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 

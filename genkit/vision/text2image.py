@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors import safe_open
 
-from genkit.hub import download, safe_configs, safe_weights, safety
+from genkit.hub import download, model_files, safe_configs, safe_weights, safety
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
@@ -208,18 +208,14 @@ def load_text2image(source: Source, trust_remote_code: bool = False) -> Diffusio
         ValueError: files are missing, damaged, or not such as can be trusted.
     """
     on_hub = not Path(source.name).is_dir()  # where a commit never changes
-    return _load(source, 0 if on_hub else _stamp(source.folder), trust_remote_code)
-
-
-def _stamp(folder: Path) -> int:
-    """Tell when a model was last written: what is loaded once is loaded again then."""
-    files = (*folder.glob("*.json"), *folder.glob("*/*"))
-    return max(file.lstat().st_mtime_ns for file in files)
+    return _load(
+        source, 0 if on_hub else model_files.last_written(source.folder), trust_remote_code
+    )
 
 
 @functools.lru_cache(maxsize=1)
 @torch.inference_mode(False)
-def _load(source: Source, stamp: int, trust_remote_code: bool) -> DiffusionPipeline:
+def _load(source: Source, written: int, trust_remote_code: bool) -> DiffusionPipeline:
     _load.cache_clear()  # the model before makes room for this one
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
