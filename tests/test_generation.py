@@ -1,3 +1,5 @@
+import dataclasses
+import inspect
 import random
 
 import numpy as np
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM
 import genkit
 from genkit.models import lm
 from genkit.text import generation
+from genkit.text.options import LOAD, GenerationOptions
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -198,7 +201,6 @@ def test_a_text_ends_at_eos_and_leaves_the_batch(language):
         ({"prefix": "abc", "max_new_tokens": 2}, "prefix: 3 tokens are more than max_new_tokens=2"),
         ({"prefix": "\u20ac"}, "prefix: .* never seen '\u20ac'"),
         ({"lookup": 3, "draft": "x"}, "lookup=3 and draft are both guesses"),
-        ({"temprature": 1.0}, "temprature: no such option; there are strategy, "),
         ({"dtype": "bfloat16"}, "dtype='bfloat16' is for loading"),
         ({"compile": False}, "compile=False is for loading"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, got 2.5"),
@@ -219,6 +221,18 @@ def test_a_text_ends_at_eos_and_leaves_the_batch(language):
 def test_bad_arguments_are_named(language, options, message):
     with pytest.raises(ValueError, match=message):
         genkit.generate(**({"prompt": "abc", "model": language} | options))
+
+
+def test_signatures_have_every_option_with_its_type_and_default():
+    verbs = [inspect.signature(verb).parameters for verb in (genkit.generate, genkit.stream)]
+    assert list(verbs[0].values()) == list(verbs[1].values())
+    options = dataclasses.fields(GenerationOptions)
+    assert list(verbs[0]) == ["prompt", "model", *LOAD, *(option.name for option in options)]
+    for option in options:
+        assert verbs[0][option.name].annotation == option.type
+        assert verbs[0][option.name].default == option.default
+    with pytest.raises(TypeError, match="temprature"):
+        genkit.generate("abc", temprature=1.0)
 
 
 def test_a_missing_model_says_what_would_do(tmp_path):

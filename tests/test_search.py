@@ -406,10 +406,10 @@ def test_pieces_come_while_the_text_is_written(llama):
 
 
 def test_a_piece_holds_back_what_more_tokens_could_change():
-    assert generation._certain("caf\ufffd", ()) == "caf"  # half of a character
-    assert generation._certain("one STO", ("STOP",)) == "one "
-    assert generation._certain("one STOx", ("STOP",)) == "one STOx"
-    assert generation._certain("a\n", ("\n\n", "b")) == "a"
+    assert generation._certain_part("caf\ufffd", ()) == "caf"  # half of a character
+    assert generation._certain_part("one STO", ("STOP",)) == "one "
+    assert generation._certain_part("one STOx", ("STOP",)) == "one STOx"
+    assert generation._certain_part("a\n", ("\n\n", "b")) == "a"
 
 
 def test_a_wrong_argument_of_a_stream_is_refused_at_once(llama):

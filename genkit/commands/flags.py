@@ -79,8 +79,10 @@ def add(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
     for flag in flags:
         options = _options(flag.annotation, flag.default)
         text = flag.help.replace("%", "%%")
-        if flag.default not in (None, False, ""):
-            text += f" (default: {flag.default})"
+        if "action" not in options and flag.default not in (None, ""):
+            text += f"; default: {flag.default}"
+        if options.get("action") in (_Append, "extend"):
+            text += "; may be repeated"
         parser.add_argument(
             f"--{flag.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **options
         )

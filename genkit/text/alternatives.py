@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from genkit.errors import panics_are_errors
-from genkit.text import generation, pages, token_names
+from genkit.text import pages, task, token_names
 from genkit.text.generation import Generation, LanguageModel
 from genkit.text.language_model import DEFAULT
 from genkit.text.scoring import as_language, check_context, check_top, next_logits, table
@@ -147,7 +147,7 @@ def alternatives(
     language = as_language(model)
     check_top(top, language)
     if isinstance(text, Generation):
-        prompt, given, chosen = text.prompt, generation.encode(text.prompt, language), text.tokens
+        prompt, given, chosen = text.prompt, task.encode_prompt(text.prompt, language), text.tokens
     else:
         given, chosen = _split(text, prompt, language)
         prompt = prompt or token_names.decode(language.tokenizer, given)
@@ -166,7 +166,7 @@ def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], 
     tokenizer = language.tokenizer
     whole = tokenizer(prompt + text).input_ids
     if prompt:
-        given = generation.encode(prompt, language)
+        given = task.encode_prompt(prompt, language)
         if whole[: len(given)] != given:
             raise ValueError(
                 f"prompt: {prompt!r} ends within a token; end it where one ends, "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from genkit.text import generation, pictures, token_names
+from genkit.text import generation, pictures, task, token_names
 from genkit.text.generation import Generation, LanguageModel
 from genkit.text.language_model import DEFAULT
 from genkit.text.logits import Candidate
@@ -81,7 +81,7 @@ def next_tokens(
     check_temperatures(temperatures)
     language = as_language(model)
     check_top(top, language)
-    logits = next_logits(language, generation.encode(prompt, language))[-1:]
+    logits = next_logits(language, task.encode_prompt(prompt, language))[-1:]
     distributions = [tempered(logits, temperature)[0] for temperature in temperatures]
     ids = logits[0].topk(top).indices
     return NextTokens(
@@ -170,7 +170,7 @@ def temperature_series(
     """
     check_temperatures(temperatures)
     language = as_language(model)
-    given = generation.encode(prompt, language)
+    given = task.encode_prompt(prompt, language)
     check_context("max_new_tokens", len(given) + max_new_tokens, language)
     texts = []
     for temperature in tqdm(temperatures, desc="temperatures", leave=False, disable=None):

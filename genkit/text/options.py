@@ -1,24 +1,25 @@
-"""How to write: the options of genkit.generate, and which of them go together."""
+"""The options of genkit.generate: which strategy takes which, and their ranges."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 from genkit.text.language_model import LanguageModel
 
-STRATEGIES = ("sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive")
+Strategy = Literal["sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to write; None means "as the strategy does unless told"."""
+class GenerationOptions:
+    """The options of `genkit.generate`, which documents them; None: the strategy's default."""
 
-    strategy: str = "sample"
+    strategy: Strategy = "sample"
     # of every strategy
     max_new_tokens: int = 200
     min_new_tokens: int = 0
@@ -41,7 +42,7 @@ class Options:
     # of those that keep several texts
     beams: int | None = None
     length_penalty: float | None = None
-    early_stopping: bool | str | None = None
+    early_stopping: bool | Literal["never"] | None = None
     n_best: int | None = None
     groups: int | None = None
     diversity: float | None = None
@@ -71,13 +72,12 @@ _OWNERS = {
 LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code")  # what `load` takes
 
 
-def read_options(given: dict[str, Any]) -> Options:
-    """Check options by name, and how they go together."""
-    known = {f.name: f.default for f in fields(Options)}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{name}: no such option; there are {', '.join((*known, *LOAD))}")
-    options = Options(**given)
+def check_options(options: GenerationOptions) -> GenerationOptions:
+    """Check each option and their combination; return `stop` and `bad_words` as tuples.
+
+    Raises:
+        ValueError: an option cannot work; the message names it and its value.
+    """
     if options.strategy not in STRATEGIES:
         names = ", ".join(STRATEGIES)
         raise ValueError(f"strategy must be one of {names}, got {options.strategy!r}")
@@ -115,7 +115,7 @@ _RANGES = (
 _COUNTS = ("max_new_tokens", "top_k", "beams", "n_best", "groups", "lookup", "no_repeat_ngram")
 
 
-def _check_numbers(options: Options) -> None:
+def _check_numbers(options: GenerationOptions) -> None:
     if options.temperature == 0:
         raise ValueError(
             "temperature must be above 0, got 0; for the most likely token each time use "
@@ -153,7 +153,7 @@ def _check_numbers(options: Options) -> None:
         raise ValueError(f"lookup={options.lookup} and draft are both guesses; give one")
 
 
-def beam_options(options: Options) -> Beams:
+def beam_options(options: GenerationOptions) -> Beams:
     """What the options say of a beam."""
     diverse = options.strategy == "diverse_beam"
     return Beams(
@@ -184,4 +184,4 @@ class Beams:
     groups: int = 1
     diversity: float = 0.0
     length_penalty: float = 1.0
-    early_stopping: bool | str = False
+    early_stopping: bool | Literal["never"] = False
