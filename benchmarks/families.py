@@ -31,8 +31,8 @@ from safetensors import safe_open
 import genkit
 from genkit import machine
 from genkit.data import images
-from genkit.data.images import Images, proportional
-from genkit.hub import kinds
+from genkit.data.images import Images, proportional_labels
+from genkit.hub import model_files
 from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
@@ -86,7 +86,7 @@ def main() -> None:
     strips = {}
     for family in arguments.families:
         folder = arguments.output / family
-        if not kinds.is_model(folder):
+        if not model_files.is_model(folder):
             fit(family, folder, arguments)
         found = row(family, folder, arguments.count, train, real, extractor)
         lines.append(told(family, found))
@@ -115,7 +115,7 @@ def fit(family: str, folder: Path, arguments: argparse.Namespace) -> None:
 
 def spread(train: Images, count: int) -> np.ndarray:
     """Labels in the training images' proportions, shuffled, so that the first are of all."""
-    return np.random.default_rng(0).permutation(proportional(train, count))
+    return np.random.default_rng(0).permutation(proportional_labels(train, count))
 
 
 def drawn(family: str, folder: Path, count: int, labels: np.ndarray) -> Any:

@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from genkit.data import images
 from genkit.data.images import Images
-from genkit.models import gan
+from genkit.models import gan, gan_losses
 from genkit.training.optim import BatchedMuon
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_gan.py"
@@ -87,7 +87,7 @@ def loop(
 ) -> float:
     """Train with a plain loop; return images a second."""
     torch.manual_seed(0)
-    train, _ = images.parts(arguments.images, None, settings["val_fraction"])
+    train, _ = images.load_train_val(arguments.images, None, settings["val_fraction"])
     step = LOOPS[preset](train, settings, device)
     for _ in range(SKIPPED):
         step()
@@ -187,7 +187,7 @@ def dcgan(train: Images, settings: dict[str, Any], device: str) -> Step:
         train.size, "dcgan", [64, 128], strides=[2, 2], kernel=3, pool="max", unit=True
     )
     for player in (generator, discriminator):
-        gan.initialize_weights(player, None)
+        gan_losses.initialize_weights(player, None)
         player.to(device).train()
     making = torch.optim.AdamW(
         generator.parameters(), settings["learning_rate"], betas, weight_decay=0.0, fused=True

@@ -1,4 +1,4 @@
-"""Train a diffusion model, or one of flow matching, on images: a network that removes noise.
+"""Train a diffusion or flow-matching model on images: a network that removes noise.
 
     accelerate launch recipes/train_diffusion.py
     accelerate launch recipes/train_diffusion.py --images train.parquet --conditional
@@ -22,102 +22,76 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from genkit import machine
-from genkit.data import images, pixels, tables
 from genkit.data.images import Images, proportional_labels
 from genkit.data.order import Order
 from genkit.engine import unet
 from genkit.errors import clean_errors
-from genkit.hub import card, gallery, vendoring
+from genkit.hub import card, vendoring
 from genkit.metrics.monitor import Monitor
 from genkit.metrics.neighbours import K
 from genkit.models import diffusion, diffusion_losses
+from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
-from genkit.training.settings import RunSettings, parse, setting
-from genkit.vision import denoising, image_grid, sampling
+from genkit.training.settings import parse, setting
+from genkit.vision import denoising, gallery, sampling
 
 # ---- settings
 
 
 @dataclass
-class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
+class Settings(ImageSettings):
+    """Settings of this recipe; see also ImageSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/diffusion", "folder of the run and of the model")
-    images: str = setting("digits", "digits, a folder, a parquet file or a Hub id")
-    val_images: str | None = setting(None, "other images to compare with")
-    val_fraction: float = setting(0.1, "part of the images to compare with, if there are no others")
-    resolution: int | None = setting(None, "scale and crop images to squares of this side")
-    channels: int | None = setting(None, "1 for grey, 3 for colour; as the first image has")
-    skip_corrupt: bool = setting(False, "leave out files that are no images")
-    allow_outside: bool = setting(False, "read images that a table or a link names elsewhere")
-    max_pixels: int = setting(pixels.MAX_PIXELS, "largest image, in pixels")
-    max_bytes: int = setting(pixels.MAX_BYTES, "largest file of an image")
-    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
-    objective: str = setting("v", "what the network tells: epsilon, v, x0 or flow")
+    objective: str = setting("v", "prediction of the network", choices=diffusion.OBJECTIVES)
     schedule: str | None = setting(
-        None, "how noise grows: linear, as epsilon has it unless told, or cosine, as v and x0"
+        None,
+        "noise schedule; default: linear for epsilon, cosine for v and x0",
+        choices=tuple(diffusion.SCHEDULES),
     )
-    min_snr: float = setting(0.0, "cap of the signal-to-noise ratio in the loss; 0 for no weights")
-    conditional: bool = setting(False, "make a class on demand")
+    min_snr: float = setting(
+        0.0, "cap of the signal-to-noise ratio that weights the loss; 0 for no weights", least=0
+    )
+    conditional: bool = setting(False, "class-conditional model")
     cond_dropout: float | None = setting(
-        None, "part of the classes that are not told, for guidance; 0.1 unless told"
+        None,
+        "part of the classes dropped for classifier-free guidance; default if conditional: 0.1",
+        above=0,
+        below=1,
     )
-    widths: list[int] | None = setting(None, "of the features, the largest map first")
-    layers: int = setting(1, "residual blocks at a size")
-    attention: bool = setting(False, "between the places of the smallest map")
-    extractor: str | None = setting(None, "classifier to compare images by; their pixels if none")
-    eval_samples: int = setting(1024, "images drawn for an evaluation")
-    eval_steps: int = setting(10, "steps of dpm++, or of heun in a flow, that draw them")
+    widths: list[int] | None = setting(
+        None, "channels of the feature maps, the largest map first", least=1
+    )
+    layers: int = setting(1, "residual blocks at each size", least=1)
+    attention: bool = setting(False, "self-attention in the smallest feature map")
+    extractor: str | None = setting(
+        None, "classifier whose features compare images; default: their pixels"
+    )
+    eval_samples: int = setting(1024, "generated images of an evaluation", least=K + 1)
+    eval_steps: int = setting(
+        10, "sampling steps of an evaluation: of dpm++, or of heun for flow", least=1
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        for name, allowed in {
-            "objective": diffusion.OBJECTIVES,
-            "schedule": (None, *diffusion.SCHEDULES),
-        }.items():
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(choice for choice in allowed if choice)
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         if self.objective == "flow" and (self.min_snr or self.schedule):
             name = "min_snr" if self.min_snr else "schedule"
-            raise ValueError(f"{name}: {getattr(self, name)} has no meaning in objective flow")
-        if self.min_snr < 0:
-            raise ValueError(f"min_snr must be 0 or more, got {self.min_snr}")
-        if self.cond_dropout is not None:
-            if not self.conditional:
-                raise ValueError(
-                    f"cond_dropout: {self.cond_dropout} is for a model that is told classes; give "
-                    "--conditional, too, or leave it out"
-                )
-            if not 0 < self.cond_dropout < 1:
-                raise ValueError(
-                    f"cond_dropout must be above 0, as guidance needs it, and below 1, got "
-                    f"{self.cond_dropout}"
-                )
-        if self.eval_samples <= K:
-            raise ValueError(f"eval_samples must be {K + 1} or more, got {self.eval_samples}")
-        for name in ("layers", "eval_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            raise ValueError(f"--{name} {getattr(self, name)} excludes --objective flow")
+        if self.cond_dropout is not None and not self.conditional:
+            raise ValueError(f"--cond_dropout {self.cond_dropout} requires --conditional")
         try:
-            diffusion.resolve_sampler(
-                diffusion.make_scheduler(self.objective), None, self.eval_steps
-            )
+            diffusion.resolve_sampler(diffusion.make_scheduler(self.objective), None, self.eval_steps)
         except ValueError as error:
-            raise ValueError(f"eval_steps: {error}") from error
-        for width in self.widths or []:
-            if width < 1:
-                raise ValueError(f"widths must be 1 or more, got {width}")
+            raise ValueError(f"--eval_steps {self.eval_steps}: {error}") from error
 
 
-# the network's noise says little of the image where all is noise, as where the cosine ends
+# at the end of the cosine schedule, all is noise, and predicted noise says little of the image
 SCHEDULES = {"epsilon": "linear", "v": "cosine", "x0": "cosine"}
-SIDE = 8  # of the grid of samples
-SMALLEST = 8  # side of the smallest map, at most
-GROWTH = (1, 2, 6, 8)  # of the features, where the map gets smaller
-VAL_ROWS = 1024  # images whose loss is measured
+SMALLEST = 8  # largest side of the smallest feature map
+GROWTH = (1, 2, 6, 8)  # of the channels, where the map gets smaller
+VAL_ROWS = 1024  # most images whose loss is measured
 
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
@@ -133,8 +107,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     compiles = device == "cuda" and machine.can_compile()
     if settings.compile and device != "cuda":
         raise ValueError(
-            "compile: on a CPU torch's compiler gets the gradient of upsampled features wrong, and "
-            "would not be faster; leave it out"
+            "--compile requires a GPU: on a CPU, torch's compiler gets the gradient of upsampled "
+            "features wrong"
         )
     step = {"optimizer": "muon", "ema": 0.999, "compile": compiles}
     return run | rates | precision | step
@@ -146,65 +120,48 @@ def main() -> None:
 
     with Run(settings) as run:
         # ---- data
-        with run.accelerator.local_main_process_first():
-            train, val = images.load_train_val(
-                settings.images,
-                settings.val_images,
-                settings.val_fraction,
-                settings.resolution,
-                settings.channels,
-                settings.skip_corrupt,
-                allow_outside=settings.allow_outside,
-                max_pixels=settings.max_pixels,
-                max_bytes=settings.max_bytes,
-                table_memory=settings.table_memory,
-            )
-        for problem in train.skipped:
-            run.log(f"skipped: {problem}")
-        order = Order(len(train), settings.seed)
+        train, val, order = load_for_run(run, settings)
 
         # ---- model
         scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
-        network = make(settings, train, run.device.type)
+        network = make_network(settings, train, run.device.type)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.autocast(
             partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
         )
-        look_up = partial(batch, run, settings, scheduler, train, order)
+        get_batch = partial(make_batch, run, settings, scheduler, train, order)
         run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
             f"{' x '.join(map(str, train.size))} to train on, {len(val):,} to compare with"
         )
-
-        made: list[Monitor] = []  # on the main process
-        run.on_main_process(
-            lambda: made.append(Monitor(val, settings.extractor, settings.eval_samples))
+        monitor = run.on_main_process(
+            lambda: Monitor(val, settings.extractor, settings.eval_samples)
         )
-        monitor = made[0] if made else None
         pipeline = diffusion.DenoisingPipeline(run.weights(), scheduler)
         dtype = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-        ask = unet.UNetRunner(run.weights(), dtype, False)
+        runner = unet.UNetRunner(run.weights(), dtype, False)
 
         # ---- loop
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
+        run.warm_up(lambda rows: loss(model, *get_batch(rows)))
         run.restore()
-        run.warm_up(lambda rows: loss(model, *look_up(rows)))
         for _ in run.steps():
             for rows in run.rows():
-                run.backward(loss(model, *look_up(rows)))
+                run.backward(loss(model, *get_batch(rows)))
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    metrics = evaluate(run, settings, pipeline, ask, monitor, train, val)
+                    metrics = evaluate(run, settings, pipeline, runner, monitor, train, val)
                     if run.report("distance", metrics):
-                        run.publish(partial(save, run, settings, pipeline, train, val, metrics))
+                        save = partial(save_model, run, settings, pipeline, train, val, metrics)
+                        run.publish(save)
         run.log(f"the best model is in {run.folder.path}")
 
 
-def make(settings: Settings, train: Images, device: str) -> UNet2DModel:
+def make_network(settings: Settings, train: Images, device: str) -> UNet2DModel:
     """Build a new model, of a size that fits the images and the machine."""
     halvings = max(1, math.ceil(math.log2(max(train.size[1:]) / SMALLEST)))
-    fewest = 16 if device == "cpu" else 64  # features where the map is largest
+    fewest = 16 if device == "cpu" else 64  # channels of the largest map
     grown = [fewest * GROWTH[min(i, len(GROWTH) - 1)] for i in range(halvings + 1)]
     return diffusion.make_unet(
         train.size,
@@ -215,35 +172,35 @@ def make(settings: Settings, train: Images, device: str) -> UNet2DModel:
     )
 
 
-Parts = tuple[torch.Tensor, ...]
-
-
-def batch(
+def make_batch(
     run: Run,
     settings: Settings,
     scheduler: diffusion.Scheduler,
     train: Images,
     order: Order,
     rows: np.ndarray,
-) -> Parts:
-    """Look up images and draw all else; a row's draws are the same at any number of processes."""
+) -> tuple[torch.Tensor | None, ...]:
+    """Look up images and draw random numbers: the same for a row at any number of processes.
+
+    Returns:
+        images and noise, (n, channels, height, width); labels, (n,); times, alpha and sigma, (n,).
+    """
     _, which = order(rows)
-    turn, places = rows[0] // run.batch_size, torch.from_numpy(rows % run.batch_size)
-    words = np.random.SeedSequence((settings.seed, int(turn))).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(words[0]))
-    noise = torch.randn(run.batch_size, *train.size, generator=generator)[places]
-    shuffled = torch.randperm(run.batch_size, generator=generator)
-    ranks = diffusion_losses.stratified_quantiles(shuffled, torch.rand(1, generator=generator))[
-        places
-    ]
+    turn, slots = rows[0] // run.batch_size, torch.from_numpy(rows % run.batch_size)
+    words = np.random.SeedSequence((settings.seed, int(turn)))
+    seed = int(words.generate_state(1, np.uint64)[0])
+    generator, count = torch.Generator().manual_seed(seed), run.batch_size
+    noise = torch.randn(count, *train.size, generator=generator)[slots]
+    shuffled = torch.randperm(count, generator=generator)
+    u = torch.rand(1, generator=generator)
+    quantiles = diffusion_losses.stratified_quantiles(shuffled, u)[slots]
     labels = None
     if settings.cond_dropout:
-        dropped = torch.rand(run.batch_size, generator=generator)[places] < settings.cond_dropout
+        dropped = torch.rand(count, generator=generator)[slots] < settings.cond_dropout
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
-    way = diffusion_losses.noising_at_quantiles(scheduler, ranks)
-    images = train.batch(which, run.device)
-    told = (part.to(run.device) for part in (way.timesteps, way.alpha, way.sigma))
-    return images, noise.to(run.device), labels, *told
+    noising = diffusion_losses.noising_at_quantiles(scheduler, quantiles)
+    levels = (part.to(run.device) for part in (noising.timesteps, noising.alpha, noising.sigma))
+    return train.batch(which, run.device), noise.to(run.device), labels, *levels
 
 
 # ---- evaluate
@@ -253,55 +210,48 @@ def evaluate(
     run: Run,
     settings: Settings,
     pipeline: diffusion.DenoisingPipeline,
-    ask: diffusion.Network,
+    runner: diffusion.Network,
     monitor: Monitor | None,
     train: Images,
     val: Images,
 ) -> dict[str, float]:
-    """Judge images of fixed seeds on the main process, tell all, and draw some."""
+    """Evaluate images of fixed seeds on the main process, and save pictures."""
     network = run.weights().eval()
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if monitor is not None:
-        labels = (
-            proportional_labels(train, settings.eval_samples).tolist()
-            if settings.conditional
-            else None
-        )
-        options = {"num_inference_steps": settings.eval_steps, "network": ask}
-        drawn = sampling.draw_samples(pipeline, range(settings.eval_samples), labels, options)
-        by_time = denoising.loss_by_time(pipeline, spread(val), ask)
+        count, labels = settings.eval_samples, None
+        if settings.conditional:
+            labels = proportional_labels(train, count).tolist()
+        options = {"num_inference_steps": settings.eval_steps, "network": runner}
+        samples = sampling.draw_samples(pipeline, range(count), labels, options)
+        by_time = denoising.loss_by_time(pipeline, take_evenly(val), runner)
         by_time.save(run.folder.path / "loss_by_time.png")
-        figures = {"val_loss": by_time.mean} | monitor.measure(drawn, labels)
-        draw(run, settings, pipeline, ask, train)
+        metrics = {"val_loss": by_time.mean} | monitor.measure(samples, labels)
+        save_pictures(run, settings, pipeline, options, train)
     network.train()
-    return run.broadcast(figures)
+    return run.broadcast(metrics)
 
 
-def spread(val: Images) -> Images:
-    """Take images whose loss is measured from everywhere, as they may lie class by class."""
+def take_evenly(val: Images) -> Images:
+    """Take the images whose loss is measured evenly from all, as they may be sorted by class."""
     return val.take(np.unique(np.linspace(0, len(val) - 1, VAL_ROWS, dtype=int)))
 
 
-def draw(
+def save_pictures(
     run: Run,
     settings: Settings,
     pipeline: diffusion.DenoisingPipeline,
-    ask: diffusion.Network,
+    options: dict[str, Any],
     train: Images,
 ) -> None:
-    """Draw samples of the same seeds at every evaluation, and how they came to be in training."""
-    told = [i % len(train.names) for i in range(SIDE * SIDE)] if settings.conditional else None
-    options = {"num_inference_steps": settings.eval_steps, "network": ask}
-    folder = run.folder.path / "samples"
-    folder.mkdir(exist_ok=True)
-    made = sampling.draw_samples(pipeline, range(SIDE * SIDE), told, options)
-    image_grid.grid(made, folder / f"step-{run.progress.step:08d}.png", SIDE)
-    grids = gallery.list_samples(run.folder.path, ".png")
-    steps_done = (gallery.step_of(grid) for grid in grids)
-    names = [f"{step * run.batch_size / 1000:,.0f}k" for step in steps_done]
-    image_grid.progress(grids, names, run.folder.path / "progress.png", SIDE)
-    image_grid.film(
-        grids, [f"{name} images shown" for name in names], run.folder.path / "progress.gif"
+    """Save samples of the same seeds at every evaluation."""
+    seeds = range(gallery.COUNT)
+    labels = [i % len(train.names) for i in seeds] if settings.conditional else None
+    gallery.save_samples(
+        run.folder.path,
+        run.progress.step,
+        sampling.draw_samples(pipeline, seeds, labels, options),
+        caption=lambda step: f"{step * run.batch_size:,} images shown",
     )
 
 
@@ -329,7 +279,7 @@ import genkit
 
 genkit.sample(model, 64, seed=0).save_grid("samples.png")  # a seed an image
 """
-TOLD_USAGE = """
+CONDITIONAL_USAGE = """
 import torch
 from diffusers import DiffusionPipeline
 
@@ -345,7 +295,7 @@ genkit.sample(model, 4, label={labels}, seed=0).save_grid("samples.png")
 """
 
 
-def save(
+def save_model(
     run: Run,
     settings: Settings,
     pipeline: diffusion.DenoisingPipeline,
@@ -358,33 +308,30 @@ def save(
     network = pipeline.unet
     if settings.conditional:
         vendoring.save_pipeline(pipeline, folder)
-        usage = TOLD_USAGE
+        usage = CONDITIONAL_USAGE
     else:
         DDPMPipeline(network, pipeline.scheduler).save_pretrained(folder)
         usage = FLOW_USAGE if settings.objective == "flow" else USAGE
-    shown = run.progress.step * run.batch_size
-    weights = "averaged" if settings.ema else "raw"
-    precision = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
-    how = sampling.resolve_sampler(pipeline, settings.eval_steps)
-    told = ", of classes in the training images' proportions," if settings.conditional else ""
-    text = card.card(
+    sampler = sampling.resolve_sampler(pipeline, settings.eval_steps)
+    labels = ", of classes in the training images' proportions," if settings.conditional else ""
+    card.write_card(
+        folder,
         run.folder.path,
         title="A diffusion model of images",
         task="unconditional-image-generation",
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, objective {settings.objective}, trained "
-        f"on {len(train):,} images of {settings.images}, of which it was shown {shown:,}.",
+        f"on {len(train):,} images of {settings.images}, of which it was shown "
+        f"{run.progress.step * run.batch_size:,}.",
         usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
         figures=metrics,
-        protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{told} by {how.words}, "
-        f"without guidance, {how.evaluations} evaluations each, {weights} weights, {precision}, "
-        f"seen by {settings.extractor or 'their pixels'}; val_loss of {len(spread(val)):,} images from "
-        f"everywhere in those to compare with, at times spread as in training; images "
-        f"{train.sha256}, compared with {val.sha256}; seed {settings.seed}.",
+        protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "
+        f"{sampler.words}, without guidance, {sampler.evaluations} evaluations each, compared with "
+        f"{len(val):,} validation images by {settings.extractor or 'their pixels'}; val_loss of "
+        f"{len(take_evenly(val)):,} of these, evenly from all, at stratified times.",
+        precision="bfloat16" if settings.mixed_precision == "bf16" else "float32",
         data=settings.images,
-        license=settings.license,
     )
-    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -108,10 +108,10 @@ def test_a_strip_shows_x_t_as_in_training_and_what_the_network_takes_it_for(obje
     record = denoising.denoising_trajectory(
         pipeline, seed=3, label=1, steps=40, scheduler=name, shown=6
     )
-    assert len(record.times) == len(record.mixed) == len(record.clean) == 6
-    assert (np.diff(record.times) < 0).all()
+    assert len(record.timesteps) == len(record.mixed) == len(record.clean) == 6
+    assert (np.diff(record.timesteps) < 0).all()
     told = torch.ones(6, dtype=torch.int64)
-    expected, _, at = pipeline.parts(record.mixed, torch.tensor(record.times), told)
+    expected, _, at = pipeline.parts(record.mixed, torch.tensor(record.timesteps), told)
     far = 1e-3 if at.alpha.min() > 1e-3 else 2e-2  # a division by so little is not exact
     torch.testing.assert_close(record.clean, expected, atol=far, rtol=0)
     # x_t is as far from its mean as of images that have got noise, not as of others
@@ -150,7 +150,7 @@ def test_a_strip_follows_guidance():
 @pytest.mark.parametrize("steps", [1, 2, 8, 20])
 def test_fewer_steps_than_are_shown_are_all_shown(steps):
     record = denoising.denoising_trajectory(Gaussian("v"), steps=steps, scheduler="ddim")
-    assert len(record.times) == min(8, steps)
+    assert len(record.timesteps) == min(8, steps)
     assert str(record).startswith(f"{min(8, steps)} times from 999")
 
 
@@ -160,9 +160,9 @@ def test_images_vanish_in_noise_of_their_own(objective):
     record = denoising.noising_trajectory(pipeline, digits, shown=7, seed=2)
     images = digits.batch(np.arange(5))
     assert record.mixed.shape == (7, 5, *SIZE)
-    assert record.times[0] == 0 and record.times[-1] == (1000 if objective == "flow" else 999)
-    assert (abs(np.diff(record.times, 2)) <= 1).all()
-    for time, mixed in zip(record.times, record.mixed, strict=True):
+    assert record.timesteps[0] == 0 and record.timesteps[-1] == (1000 if objective == "flow" else 999)
+    assert (abs(np.diff(record.timesteps, 2)) <= 1).all()
+    for time, mixed in zip(record.timesteps, record.mixed, strict=True):
         at = denoising.noising_at(pipeline, torch.tensor([time]))
         noise = torch.stack([draws(*SIZE, seed=2 + i) for i in range(5)])
         torch.testing.assert_close(mixed, at.mix(images, noise), atol=1e-5, rtol=1e-5)
@@ -333,7 +333,7 @@ def test_the_walk_goes_each_part_of_the_way_as_often_as_asked(steps, resample):
 @pytest.mark.parametrize("steps", [1, 30, 1000])
 def test_chains_of_noise_have_the_mixtures_of_training(objective, steps):
     way = denoising.noise_levels(real(objective), steps)
-    way = diffusion_losses.Noising(way.times, way.alpha.double(), way.sigma.double())
+    way = diffusion_losses.Noising(way.timesteps, way.alpha.double(), way.sigma.double())
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for low, high in {(0, 1), (0, steps), (steps // 2, steps), (steps - 1, steps)}:
         kept, added = (inpainting.add_noise(x, 1 - x, way, low, high) for x in (one, zero))
@@ -423,7 +423,7 @@ def test_the_loss_by_time_is_that_of_the_best_there_can_be(objective):
     levels = ((pipeline.sample(400) + 1) * 127.5).round().byte().numpy()
     data = Images(levels, None, [], np.arange(400), "")
     record = denoising.loss_by_time(pipeline, data)
-    at = denoising.noising_at(pipeline, record.times)
+    at = denoising.noising_at(pipeline, record.timesteps)
     left = SPREAD**2 / (at.alpha**2 * SPREAD**2 + at.sigma**2)  # variance over that of x_t
     least = {
         "epsilon": at.alpha**2 * left,

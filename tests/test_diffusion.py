@@ -112,10 +112,10 @@ def test_noise_grows_along_the_way(objective, schedule):
         whole = alpha + sigma
     else:
         whole = alpha.square() + sigma.square()
-        assert torch.equal(way.times, torch.arange(1000))  # each once
+        assert torch.equal(way.timesteps, torch.arange(1000))  # each once
     assert (whole - 1).abs().max() < 1e-6
     assert (sigma.diff() > 0).all() and alpha.min() >= 0
-    again = diffusion_losses.noising_at_timesteps(scheduler, way.times)
+    again = diffusion_losses.noising_at_timesteps(scheduler, way.timesteps)
     for name in ("times", "signal", "grain"):
         torch.testing.assert_close(getattr(again, name), getattr(way, name), rtol=0, atol=1e-6)
 
@@ -127,13 +127,13 @@ def test_it_is_the_way_of_diffusers(objective, schedule):
     images, noise = normal(50, 2, 3, 4), normal(50, 2, 3, 4, seed=1)
     way = diffusion_losses.noising_at_quantiles(scheduler, even_ranks(50))
     mixed = way.mix(images, noise)
-    torch.testing.assert_close(mixed, scheduler.add_noise(images, noise, way.times))
+    torch.testing.assert_close(mixed, scheduler.add_noise(images, noise, way.timesteps))
     found = diffusion_losses.target(images, noise, way.alpha, way.sigma, objective)
     if objective == "v":
-        torch.testing.assert_close(found, scheduler.get_velocity(images, noise, way.times))
+        torch.testing.assert_close(found, scheduler.get_velocity(images, noise, way.timesteps))
     # and what is told is what its sampler takes it for
     for i in (3, 25, 45):
-        told = scheduler.step(found[i], int(way.times[i]), mixed[i])
+        told = scheduler.step(found[i], int(way.timesteps[i]), mixed[i])
         kept = images[i].clamp(-1, 1)  # as the scheduler does
         torch.testing.assert_close(told.pred_original_sample, kept, rtol=0, atol=2e-3)
 
@@ -150,7 +150,7 @@ def test_times_of_a_flow_are_logit_normal():
     way = diffusion_losses.noising_at_quantiles(diffusion.make_scheduler("flow"), even_ranks(4001))
     ranks = torch.special.ndtr(way.sigma.double().logit())  # the distribution function
     assert (ranks - even_ranks(4001)).abs().max() < 1e-5
-    torch.testing.assert_close(way.times, 1000 * way.sigma)
+    torch.testing.assert_close(way.timesteps, 1000 * way.sigma)
     ends = diffusion_losses.noising_at_quantiles(
         diffusion.make_scheduler("flow"), torch.tensor([0.0, 1 - 2**-24])
     )
@@ -167,14 +167,14 @@ def test_ranks_are_spread_evenly(count, offset, random):
     places = torch.tensor(order)
     assert (ranks * count - places - drawn).abs().max() < 1e-4 * max(1, count / 100)
     scheduler = diffusion.make_scheduler("epsilon")
-    assert diffusion_losses.noising_at_quantiles(scheduler, ranks).times.max() < diffusion.TIMES
+    assert diffusion_losses.noising_at_quantiles(scheduler, ranks).timesteps.max() < diffusion.TIMES
 
 
 def test_the_largest_offset_does_not_lead_beyond_the_last_time():
     ranks = diffusion_losses.stratified_quantiles(torch.arange(256), torch.tensor([1 - 2**-24]))
     assert ranks.max() < 1  # although 255 + offset is 256 in float32
     assert (
-        diffusion_losses.noising_at_quantiles(diffusion.make_scheduler("v"), ranks).times.max()
+        diffusion_losses.noising_at_quantiles(diffusion.make_scheduler("v"), ranks).timesteps.max()
         == 999
     )
 
@@ -191,7 +191,7 @@ def test_what_a_network_tells_is_the_image_it_means(objective, schedule):
     images, noise = normal(64, 2, 3, 4).double(), normal(64, 2, 3, 4, seed=1).double()
     kept = way.alpha.double()
     sigma = 1 - kept if objective == "flow" else (1 - kept.square()).sqrt()
-    mixed = diffusion_losses.Noising(way.times, kept, sigma).mix(images, noise)
+    mixed = diffusion_losses.Noising(way.timesteps, kept, sigma).mix(images, noise)
     told = diffusion_losses.target(images, noise, kept, sigma, objective)
     found = diffusion_losses.predicted_image(mixed, told, kept, sigma, objective)
     torch.testing.assert_close(found, images, rtol=0, atol=1e-9)
@@ -220,12 +220,12 @@ class Oracle(torch.nn.Module):
 def test_the_truth_costs_nothing(objective, min_snr):
     way = diffusion_losses.noising_at_quantiles(diffusion.make_scheduler(objective), even_ranks(20))
     images, noise, labels = normal(20, 1, 4, 4), normal(20, 1, 4, 4, seed=1), torch.arange(20)
-    parts = (images, noise, labels, way.times, way.alpha, way.sigma)
+    parts = (images, noise, labels, way.timesteps, way.alpha, way.sigma)
     truth = diffusion_losses.target(images, noise, way.alpha, way.sigma, objective)
     oracle = Oracle(truth)
     assert diffusion_losses.loss(oracle, *parts, objective, min_snr).item() == 0
     torch.testing.assert_close(oracle.heard[0], way.mix(images, noise))
-    assert torch.equal(oracle.heard[1], way.times) and torch.equal(oracle.heard[2], labels)
+    assert torch.equal(oracle.heard[1], way.timesteps) and torch.equal(oracle.heard[2], labels)
     error = torch.linspace(0.1, 2, 20)  # of each row
     found = diffusion_losses.loss(
         Oracle(truth, error[:, None, None, None]), *parts, objective, min_snr
@@ -316,7 +316,7 @@ def flowed(scheduler, noise):
 def run_through(scheduler, name, steps, noise, generator=None):
     made = diffusion.make_sampler(scheduler, name, steps)
     *_, last = diffusion.denoise(exact_network(scheduler), made, noise, generator=generator)
-    return last.after
+    return last.prev_sample
 
 
 WITHOUT_NOISE = [
@@ -430,12 +430,12 @@ def test_a_step_tells_all_of_itself():
     scheduler = diffusion.make_scheduler("flow")
     made, noise = diffusion.make_sampler(scheduler, "euler", 5), normal(2, 1, 4, 4)
     steps = list(diffusion.denoise(exact_network(scheduler), made, noise))
-    assert [step.time.item() for step in steps] == made.timesteps.tolist()
-    assert torch.equal(steps[0].seen, noise)
-    for step, after, next_time in zip(steps, steps[1:], made.timesteps[1:], strict=False):
-        assert torch.equal(step.after, after.seen)
-        by_hand = step.seen + (next_time - step.time) / 1000 * step.told
-        torch.testing.assert_close(step.after, by_hand)
+    assert [step.timestep.item() for step in steps] == made.timesteps.tolist()
+    assert torch.equal(steps[0].model_input, noise)
+    for step, later, next_time in zip(steps, steps[1:], made.timesteps[1:], strict=False):
+        assert torch.equal(step.prev_sample, later.model_input)
+        by_hand = step.model_input + (next_time - step.timestep) / 1000 * step.prediction
+        torch.testing.assert_close(step.prev_sample, by_hand)
 
 
 # ---- guidance
@@ -461,13 +461,13 @@ def test_guidance_goes_from_no_class_through_the_class(objective, name):
 
     by = {guidance: steps(guidance) for guidance in (0, 0.5, 1, 3)}
     free = steps(1, torch.full_like(labels, none))
-    torch.testing.assert_close(by[0][-1].after, free[-1].after)  # the class does not matter at 0
-    first = {guidance: found[0].told for guidance, found in by.items()}
-    assert torch.equal(first[1], told[labels] + 0.1 * by[1][0].seen)
+    torch.testing.assert_close(by[0][-1].prev_sample, free[-1].prev_sample)  # the class does not matter at 0
+    first = {guidance: found[0].prediction for guidance, found in by.items()}
+    assert torch.equal(first[1], told[labels] + 0.1 * by[1][0].model_input)
     torch.testing.assert_close(first[0.5], (first[0] + first[1]) / 2)
     torch.testing.assert_close(first[3], first[0] + 3 * (first[1] - first[0]))
-    near = steps(1 + 1e-6)[-1].after
-    torch.testing.assert_close(near, by[1][-1].after, rtol=0, atol=1e-4)
+    near = steps(1 + 1e-6)[-1].prev_sample
+    torch.testing.assert_close(near, by[1][-1].prev_sample, rtol=0, atol=1e-4)
 
 
 # ---- pipeline

@@ -1,4 +1,4 @@
-"""Generators and discriminators: their shapes, what they are told, and their pipeline."""
+"""Generators and discriminators: their shapes, their conditioning, and their pipeline."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genkit.hub import vendoring
-from genkit.models import gan
+from genkit.models import gan, gan_losses
 
 SIZES = [(1, 28, 28), (3, 32, 32), (2, 8, 16)]
 
@@ -105,13 +105,13 @@ def test_residual_blocks_start_as_nothing():
     assert torch.equal(block(x), x)
 
 
-def test_initial_weights_are_drawn_as_told():
+def test_initialize_weights_draws_the_given_distribution():
     generator = small(network="dcgan", image_size=(1, 32, 32), widths=(64, 32, 16))
-    gan.initialize_weights(generator, 0.02)
+    gan_losses.initialize_weights(generator, 0.02)
     weights = torch.cat([p.flatten() for p in generator.parameters() if p.ndim > 1])
     assert weights.std().item() == pytest.approx(0.02, rel=0.02)
     assert all((p == 0).all() for p in generator.parameters() if p.ndim == 1)
-    gan.initialize_weights(generator, None)
+    gan_losses.initialize_weights(generator, None)
     bound = math.sqrt(6 / (6 + 64 * 64))  # Glorot: of the fans in and out
     assert bound * 0.98 < generator.first.weight.abs().max() <= bound
 
@@ -140,10 +140,10 @@ def test_spectral_normalisation_keeps_the_largest_singular_value_at_one():
         ),
         (lambda: gan.Discriminator((1, 30, 30), widths=(8,), patch=4), ["resolution", "28"]),
         (lambda: gan.Generator(network="style"), ["network", "'style'", "residual"]),
-        (lambda: gan.Generator(conditioning="projection"), ["told", "'projection'", "product"]),
+        (lambda: gan.Generator(conditioning="projection"), ["conditioning", "'projection'", "product"]),
         (
             lambda: gan.Discriminator(conditioning="embedding_product"),
-            ["told", "'product'", "auxiliary"],
+            ["conditioning", "'embedding_product'", "auxiliary"],
         ),
         (lambda: gan.Discriminator(pool="mean"), ["pool", "'mean'", "flatten"]),
         (lambda: gan.Generator(growth="shuffle"), ["growth", "'shuffle'", "nearest"]),
@@ -159,9 +159,9 @@ def test_networks_that_cannot_be_built_are_refused_by_name(build, words):
 # ---- classes
 
 
-@pytest.mark.parametrize("told", gan.GENERATOR_CONDITIONING)
-def test_generators_heed_the_class(told):
-    generator = small(labels=3, told=told)
+@pytest.mark.parametrize("conditioning", gan.GENERATOR_CONDITIONING)
+def test_conditional_generator_depends_on_the_class(conditioning):
+    generator = small(labels=3, conditioning=conditioning)
     latents = noise(1).expand(3, -1)
     images = generator(latents, torch.arange(3))
     assert (images[0] - images[1]).abs().max() > 1e-3
@@ -200,7 +200,7 @@ def test_concatenation_shows_a_map_for_each_class():
     torch.testing.assert_close(scorer(images, labels)[0], plain(torch.cat([images, maps], 1))[0])
 
 
-def test_an_auxiliary_classifier_tells_and_is_not_told():
+def test_auxiliary_discriminator_predicts_the_class_and_ignores_labels():
     scorer = gan.Discriminator((1, 8, 8), widths=(4,), patch=4, labels=3, conditioning="auxiliary")
     images = torch.randn(2, 1, 8, 8)
     scores, classes = scorer(images, torch.tensor([0, 1]))
@@ -286,7 +286,7 @@ def test_every_kind_of_network_survives_saving(tmp_path, spectral, normalize):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / "model_index.json").unlink(), ["model", "train_gan.py"]),
+        (lambda folder: (folder / "model_index.json").unlink(), ["model", "train_gan"]),
         (lambda folder: (folder / "model_index.json").write_text("{}"), ["_class_name"]),
         (
             lambda folder: (folder / "model_index.json").write_text(
@@ -315,7 +315,7 @@ def test_what_is_no_gan_is_refused(tmp_path, spoil, words):
 
 def test_raw_weights_that_are_not_there_are_refused(tmp_path):
     vendoring.save_pipeline(gan.GANPipeline(small()), tmp_path)
-    with pytest.raises(ValueError, match="no GAN of raw weights"):
+    with pytest.raises(ValueError, match="model: .*raw weights"):
         gan.load_gan(tmp_path, "raw")
     with pytest.raises(ValueError, match="weights must be one of averaged, raw, got 'ema'"):
         gan.load_gan(tmp_path, "ema")
@@ -324,8 +324,8 @@ def test_raw_weights_that_are_not_there_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "call", "words"),
     [
-        ({}, {"labels": [0]}, ["labels", "not told"]),
-        ({"labels": 3}, {}, ["labels", "one of 3"]),
+        ({}, {"labels": [0]}, ["labels", "unconditional"]),
+        ({"labels": 3}, {}, ["labels", "3 classes"]),
         ({"labels": 3}, {"labels": [3]}, ["labels", "0 to 2", "[3]"]),
         ({"labels": 3}, {"labels": [-1]}, ["labels", "0 to 2"]),
         ({"labels": 3}, {"labels": [0.5]}, ["labels"]),

@@ -1,7 +1,8 @@
-"""Autoencoders and variational autoencoders: networks, losses, likelihood bounds, pipeline.
+"""Autoencoders and variational autoencoders: networks and pipeline.
 
 Images are in [-1, 1], (n, channels, height, width). The file stands alone: it travels with every
-model that it saved, which therefore loads without genkit.
+model that it saved, which therefore loads without genkit. Losses are in
+genkit/models/autoencoder_losses.py.
 """
 
 from __future__ import annotations
@@ -30,42 +31,41 @@ NETWORKS = ("dense", "conv")
 
 
 class Dense(torch.nn.Sequential):
-    """Layers of all-to-all connections, each but the last followed by a SiLU."""
+    """Linear layers, each but the last followed by a SiLU."""
 
     def __init__(self, *sizes: int) -> None:
         layers: list[torch.nn.Module] = []
-        for i, (inside, outside) in enumerate(itertools.pairwise(sizes)):
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             layers += [torch.nn.SiLU()] if i else []
-            layers.append(torch.nn.Linear(inside, outside))
+            layers.append(torch.nn.Linear(inputs, outputs))
         super().__init__(*layers)
 
 
 class Shrink(torch.nn.Sequential):
-    """Convolutions, each followed by max pooling, which halves the picture, and a SiLU."""
+    """Convolutions, each followed by max pooling, which halves the image, and a SiLU."""
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         layers: list[torch.nn.Module] = []
-        for inside, outside in zip([channels, *widths], widths, strict=False):
-            layers.append(torch.nn.Conv2d(inside, outside, 3, padding=1))
+        for inputs, outputs in zip([channels, *widths], widths, strict=False):
+            layers.append(torch.nn.Conv2d(inputs, outputs, 3, padding=1))
             # pooled first: a quarter of the activations
             layers += [torch.nn.MaxPool2d(2, ceil_mode=True), torch.nn.SiLU()]
         super().__init__(*layers)
 
 
 class Grow(torch.nn.Module):
-    """The way back: each convolution follows an upsampling to the size that pooling left."""
+    """The decoder of `Shrink`: each convolution follows upsampling to the size before pooling."""
 
     def __init__(self, widths: Sequence[int], channels: int, sizes: Sequence[Sequence[int]]):
         super().__init__()
         self.start, self.sizes = (widths[-1], *sizes[-1]), [tuple(s) for s in sizes[-2::-1]]
-        outward = [*widths[::-1], channels]
         self.layers = torch.nn.ModuleList(
-            torch.nn.Conv2d(inside, outside, 3, padding=1)
-            for inside, outside in itertools.pairwise(outward)
+            torch.nn.Conv2d(inputs, outputs, 3, padding=1)
+            for inputs, outputs in itertools.pairwise([*widths[::-1], channels])
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Turn features, (n, all of them), into a picture."""
+        """Turn flat features, (n, d), into images, (n, channels, height, width)."""
         x = features.unflatten(1, self.start)
         for layer, size in zip(self.layers, self.sizes, strict=True):
             x = layer(F.interpolate(F.silu(x), size=size))
@@ -73,18 +73,18 @@ class Grow(torch.nn.Module):
 
 
 class Autoencoder(ModelMixin, ConfigMixin):
-    """A network that squeezes images through a vector, called as diffusers' AutoencoderKL is.
+    """An autoencoder with a latent vector; its calls are those of diffusers' AutoencoderKL.
 
     Args:
         image_size: channels, height, width.
-        latent_dim: length of the vector.
+        latent_dim: length of the latent vector.
         network: "dense" or "conv".
         widths: of the encoder's hidden layers, or of its convolutions; the decoder mirrors them.
-        variational: the encoder names a Gaussian instead of a point.
-        likelihood: what the decoder names: a Bernoulli's logits or a Gaussian's mean per pixel.
-        labels: classes that it is told; 0 for none.
-        head: classes that a linear layer on the latents tells; 0 for none.
-        inverted: it sees and makes negatives; the pipeline turns them.
+        variational: the encoder predicts a Gaussian instead of a point.
+        likelihood: of a pixel: the decoder predicts a Bernoulli's logit or a Gaussian's mean.
+        labels: number of classes; 0 for an unconditional model.
+        head: number of classes that a linear layer on the latents predicts; 0 for none.
+        inverted: it was trained on negatives; the pipeline inverts images on both sides.
     """
 
     @register_to_config
@@ -119,23 +119,23 @@ class Autoencoder(ModelMixin, ConfigMixin):
             self.squeeze = Dense(features + labels, moments)
             self.stretch = Dense(latent_dim + labels, features)
             self.grow = Grow(widths, channels, sizes)
-        self.tell = torch.nn.Linear(latent_dim, head) if head else None
-        # where latents lie: for a variational one the prior, for others see `fit_prior`
+        self.classifier = torch.nn.Linear(latent_dim, head) if head else None
+        # the prior of the latents: standard normal, or fitted by `fit_prior`
         self.register_buffer("prior_mean", torch.zeros(latent_dim))
         self.register_buffer("prior_scale", torch.eye(latent_dim))
 
     def encode(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
-        """Return the distribution of the latents as `.latent_dist`; a point has no variance."""
-        seen = self.shrink(images) if self.config.network == "conv" else images
-        moments = self.squeeze(self._told(seen.flatten(1), labels))
+        """Return the distribution of the latents as `.latent_dist`; a point has variance 0."""
+        features = self.shrink(images) if self.config.network == "conv" else images
+        moments = self.squeeze(self._append_classes(features.flatten(1), labels))
         if not self.config.variational:
             moments = torch.cat([moments, torch.zeros_like(moments)], 1)
         deterministic = not self.config.variational
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments.float(), deterministic))
 
     def predict(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Return what the decoder says of each pixel: logits, or means in [-1, 1]."""
-        out = self.stretch(self._told(latents, labels))
+        """Return the decoder's prediction of each pixel: logits, or means in [-1, 1]."""
+        out = self.stretch(self._append_classes(latents, labels))
         conv = self.config.network == "conv"
         out = self.grow(out) if conv else out.unflatten(1, self.config.image_size)
         return out if self.config.likelihood == "bernoulli" else out.tanh()
@@ -146,13 +146,13 @@ class Autoencoder(ModelMixin, ConfigMixin):
         bernoulli = self.config.likelihood == "bernoulli"
         return DecoderOutput(2 * prediction.sigmoid() - 1 if bernoulli else prediction)
 
-    def _told(self, values: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """Append the classes, one-hot, to vectors; there may be several vectors to a label."""
+    def _append_classes(self, values: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """Append one-hot classes to vectors, of which there may be several for each label."""
         if not self.config.labels:
             return values
         assert labels is not None, "a class-conditional model needs labels"
-        known = F.one_hot(labels, self.config.labels).to(values.dtype)
-        return torch.cat([values, known.repeat(len(values) // len(known), 1)], 1)
+        classes = F.one_hot(labels, self.config.labels).to(values.dtype)
+        return torch.cat([values, classes.repeat(len(values) // len(classes), 1)], 1)
 
     def forward(
         self,
@@ -160,12 +160,12 @@ class Autoencoder(ModelMixin, ConfigMixin):
         noise: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Encode, draw and decode: all that a loss needs.
+        """Encode, sample latents and decode: all that a loss needs.
 
         Args:
             images: (n, channels, height, width).
             noise: standard normal, (samples, n, latent_dim); None for the mean.
-            labels: (n,), for a model that is told classes.
+            labels: (n,), if the model is class-conditional.
 
         Returns:
             mean and logvar, (n, latent_dim); latents, (samples, n, latent_dim); prediction,
@@ -174,22 +174,24 @@ class Autoencoder(ModelMixin, ConfigMixin):
         posterior = self.encode(images, labels).latent_dist
         latents = reparameterize(posterior, noise)
         prediction = self.predict(latents.flatten(0, 1), labels).unflatten(0, latents.shape[:2])
-        seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
-        seen["prediction"] = prediction
-        return seen | ({"logits": self.tell(posterior.mean)} if self.tell is not None else {})
+        outputs = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
+        outputs["prediction"] = prediction
+        if self.classifier is not None:
+            outputs["logits"] = self.classifier(posterior.mean)
+        return outputs
 
     @torch.no_grad()
     def fit_prior(self, latents: torch.Tensor) -> None:
-        """Put a Gaussian over latents, (n, latent_dim), to sample from (Ghosh et al. 2020)."""
+        """Fit a Gaussian prior to latents, (n, latent_dim), to sample from (Ghosh et al. 2020)."""
         values = latents.double()
-        spread = torch.cov(values.T).reshape(values.shape[1], values.shape[1])
-        tiny = 1e-6 * torch.eye(len(spread), dtype=spread.dtype, device=spread.device)
+        covariance = torch.cov(values.T).reshape(values.shape[1], values.shape[1])
+        tiny = 1e-6 * torch.eye(len(covariance), dtype=values.dtype, device=values.device)
         self.prior_mean.copy_(values.mean(0))
-        self.prior_scale.copy_(torch.linalg.cholesky(spread + tiny))
+        self.prior_scale.copy_(torch.linalg.cholesky(covariance + tiny))
 
 
 class Spatial(torch.nn.Module):
-    """A stock AutoencoderKL in training, called as an Autoencoder is; latents are feature maps."""
+    """A stock AutoencoderKL, called as an Autoencoder in training; latents are feature maps."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -201,21 +203,54 @@ class Spatial(torch.nn.Module):
         noise: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Do as `Autoencoder.forward` does."""
-        assert labels is None, "AutoencoderKL knows no classes"
-        # in bfloat16 a divergence near 0 would have no gradient
+        """Encode, sample latents and decode; see `Autoencoder.forward`."""
+        assert labels is None, "AutoencoderKL is unconditional"
+        # in bfloat16 a KL divergence near 0 would have no gradient
         moments = self.vae.encode(images).latent_dist.parameters.float()
         posterior = DiagonalGaussianDistribution(moments)
         latents = reparameterize(posterior, noise)
         prediction = self.vae.decode(latents.flatten(0, 1)).sample
-        seen = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
-        return seen | {"prediction": prediction.unflatten(0, latents.shape[:2])}
+        outputs = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
+        return outputs | {"prediction": prediction.unflatten(0, latents.shape[:2])}
+
+
+def make_spatial(
+    image_size: Sequence[int], widths: Sequence[int], latent_dim: int
+) -> AutoencoderKL:
+    """Build diffusers' AutoencoderKL, which halves the feature map between two widths.
+
+    Args:
+        image_size: channels, height and width.
+        widths: channels of the encoder's feature maps, the largest map first.
+        latent_dim: channels of the latents.
+
+    Raises:
+        ValueError: the images are not square, or their side is not divisible often enough.
+    """
+    channels, height, width = image_size
+    levels = len(widths)
+    if height != width or height % 2 ** (levels - 1):
+        raise ValueError(
+            f"resolution: AutoencoderKL of {levels} widths needs squares whose side is a multiple "
+            f"of {2 ** (levels - 1)}, got images of {width} x {height}; give --resolution"
+        )
+    return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=list(widths),
+        norm_num_groups=math.gcd(32, *widths),
+        latent_channels=latent_dim,
+        sample_size=width,
+        scaling_factor=1.0,
+    )
 
 
 def reparameterize(
     posterior: DiagonalGaussianDistribution, noise: torch.Tensor | None
 ) -> torch.Tensor:
-    """Reparameterise: mean + std * noise, (samples, n, …); one sample, the mean, without noise."""
+    """Return mean + std * noise, (samples, n, …); without noise the mean, as one sample."""
     return posterior.mean[None] if noise is None else posterior.mean + posterior.std * noise
 
 
@@ -252,19 +287,18 @@ class AutoencoderPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """Draw images.
+        """Sample images.
 
         Args:
-            batch_size: how many.
-            generator: one, or one an image, so that an image depends on its own alone.
-            labels: the class of each image, for a model that is told.
+            batch_size: number of images.
+            generator: one, or one for each image, which then depends on its own alone.
+            labels: the class of each image, if the model is class-conditional.
             output_type: "pil", "np" for (n, height, width, channels) in [0, 1], or "pt" for
                 (n, channels, height, width) in [0, 1].
         """
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
-                f"generator must be one, or a list of {batch_size} for as many images, got "
-                f"{len(generator)}"
+                f"generator must be one or a list of {batch_size}, got {len(generator)}"
             )
         noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
         images: Any = (self.decode(self.noise_to_latent(noise), labels) + 1) / 2
@@ -275,7 +309,7 @@ class AutoencoderPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
-        """Turn standard normal numbers, (n, …), into latents as the model's own are spread."""
+        """Turn standard normal noise, (n, …), into samples of the prior of the latents."""
         noise = noise.to(self.device)
         if isinstance(self.vae, AutoencoderKL):
             return noise
@@ -286,22 +320,22 @@ class AutoencoderPipeline(DiffusionPipeline):
         self, images: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the mean latents of images in [-1, 1]."""
-        known = self._classes(labels, len(images))
-        return self.vae.encode(self._sign * images.to(self.device), *known).latent_dist.mode()
+        classes = self._classes(labels, len(images))
+        return self.vae.encode(self._sign * images.to(self.device), *classes).latent_dist.mode()
 
     def decode(
         self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return images in [-1, 1]; gradients pass."""
-        known = self._classes(labels, len(latents))
-        made = self.vae.decode(latents.to(self.device), *known).sample
-        return self._sign * made.clamp(-1, 1)
+        classes = self._classes(labels, len(latents))
+        images = self.vae.decode(latents.to(self.device), *classes).sample
+        return self._sign * images.clamp(-1, 1)
 
     @torch.no_grad()
     def reconstruct(
         self, images: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return what is left of images in [-1, 1] after the way through the latents."""
+        """Return images in [-1, 1], encoded and decoded."""
         return self.decode(self.encode(images, labels), labels)
 
     @property
@@ -309,46 +343,44 @@ class AutoencoderPipeline(DiffusionPipeline):
         return -1 if self.vae.config.get("inverted") else 1
 
     def _classes(self, labels: Any, count: int) -> tuple[torch.Tensor, ...]:
-        """Return the labels as the model takes them: not at all, or as a tensor."""
-        classes = 0 if isinstance(self.vae, AutoencoderKL) else self.vae.config.labels
-        if not classes:
+        """Check labels, and return them as arguments of the model: none, or int64, (count,)."""
+        number = 0 if isinstance(self.vae, AutoencoderKL) else self.vae.config.labels
+        if not number:
             if labels is not None:
-                raise ValueError("labels: this model is not told classes; leave them out")
+                raise ValueError("labels: this model is unconditional; leave them out")
             return ()
         if labels is None:
-            raise ValueError(f"labels: this model is told one of {classes} classes an image")
-        known = torch.as_tensor(labels, device=self.device)
-        if (
-            known.is_floating_point()
-            or known.shape != (count,)
-            or not ((known >= 0) & (known < classes)).all()
-        ):
-            raise ValueError(f"labels must be {count} of 0 to {classes - 1}, got {labels}")
-        return (known.long(),)
+            kind = f"class-conditional ({number} classes)"
+            raise ValueError(f"labels are required: this model is {kind}")
+        classes = torch.as_tensor(labels, device=self.device)
+        fits = not classes.is_floating_point() and classes.shape == (count,)
+        if not fits or not ((classes >= 0) & (classes < number)).all():
+            raise ValueError(f"labels must be {count} of 0 to {number - 1}, got {labels}")
+        return (classes.long(),)
 
 
 def load_autoencoder(folder: str | Path) -> AutoencoderPipeline:
-    """Load a pipeline that was saved, running none of the code beside it.
+    """Load a saved pipeline without running the code in its folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the folder holds no autoencoder.
     """
     index = Path(folder) / "model_index.json"
     try:
         saved = json.loads(index.read_text(encoding="utf-8"))
         if saved["_class_name"][-1] != AutoencoderPipeline.__name__:
-            raise ValueError(f"it is of the class {saved['_class_name']}")
+            raise ValueError(f"its class is {saved['_class_name']}")
         if list(index.parent.glob("vae/*.index.json")):  # its names could lead anywhere
             raise ValueError("its weights are in several files")
         cls = {"Autoencoder": Autoencoder, "AutoencoderKL": AutoencoderKL}[saved["vae"][1]]
-        vae, told = cls.from_pretrained(
+        vae, report = cls.from_pretrained(
             str(folder), subfolder="vae", use_safetensors=True, output_loading_info=True
         )
-        if told["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
+        if report["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"model: {str(folder)!r} holds no autoencoder ({error}); give the folder of one that "
-            "recipes/train_autoencoder.py or recipes/train_vae.py trained"
+            f"model: {str(folder)!r} holds no autoencoder ({error}); give the output folder of "
+            "train_autoencoder or train_vae"
         ) from error
     return AutoencoderPipeline(vae.eval())

@@ -1,4 +1,4 @@
-"""Losses of autoencoders: likelihoods, bounds, and noise to be undone."""
+"""Losses of autoencoders: likelihoods, variational bounds, and corruption for denoising."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 NOISES = ("gaussian", "mask", "salt")
 LOG_2PI = math.log(2 * math.pi)
-AT_ONCE = 1 << 22  # pixels decoded together
+AT_ONCE = 1 << 22  # pixels decoded at once
 
 
 # ---------------------------------------------------------------------------------------------
@@ -19,12 +19,12 @@ AT_ONCE = 1 << 22  # pixels decoded together
 def log_likelihood(
     prediction: torch.Tensor, images: torch.Tensor, likelihood: str, scale: float = 1.0
 ) -> torch.Tensor:
-    """Log-probability of images under what the decoder says of their pixels.
+    """Return the log-likelihood of images under the decoder's prediction of their pixels.
 
     Args:
         prediction: logits or means, (samples, n, channels, height, width).
         images: in [-1, 1], (n, channels, height, width).
-        likelihood: "bernoulli", of pixels on with probability (x + 1) / 2; or "gaussian".
+        likelihood: "bernoulli", where a pixel x is on with probability (x + 1) / 2, or "gaussian".
         scale: standard deviation of the Gaussian.
 
     Returns:
@@ -49,7 +49,7 @@ def gaussian_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 
 
 def variational_loss(
-    seen: dict[str, torch.Tensor],
+    outputs: dict[str, torch.Tensor],
     images: torch.Tensor,
     likelihood: str,
     scale: float,
@@ -59,29 +59,31 @@ def variational_loss(
     """Negative evidence lower bound, mean over the batch.
 
     Args:
-        seen: what the model returned.
-        beta: weight of the divergence (Higgins et al. 2017).
-        free_bits: nats of each latent dimension, mean over the batch, that cost nothing
-            (Kingma et al. 2016, https://arxiv.org/abs/1606.04934).
+        outputs: of the model's forward.
+        images: in [-1, 1], (n, channels, height, width).
+        likelihood, scale: see `log_likelihood`.
+        beta: weight of the KL divergence (Higgins et al. 2017).
+        free_bits: nats of each latent dimension's mean divergence that cost nothing (Kingma et al.
+            2016, https://arxiv.org/abs/1606.04934).
     """
-    fit = log_likelihood(seen["prediction"], images, likelihood, scale).mean()
-    kl = gaussian_kl(seen["mean"], seen["logvar"]).mean(0)
+    fit = log_likelihood(outputs["prediction"], images, likelihood, scale).mean()
+    kl = gaussian_kl(outputs["mean"], outputs["logvar"]).mean(0)
     if free_bits:
         kl = kl.clamp(min=free_bits)
     return beta * kl.sum() - fit
 
 
 def importance_weighted_bound(
-    seen: dict[str, torch.Tensor],
+    outputs: dict[str, torch.Tensor],
     noise: torch.Tensor,
     images: torch.Tensor,
     likelihood: str,
     scale: float,
 ) -> torch.Tensor:
-    """Bound log p(x) from below by as many samples as there are; exact for infinitely many.
+    """Return the importance-weighted lower bound of log p(x), which is tighter with more samples.
 
     Args:
-        seen: what the model returned for this noise.
+        outputs: of the model's forward for this noise.
         noise: (samples, n, …).
 
     Returns:
@@ -89,9 +91,9 @@ def importance_weighted_bound(
 
     Source: Burda et al. 2016, equation 8, https://arxiv.org/abs/1509.00519
     """
-    fit = log_likelihood(seen["prediction"], images, likelihood, scale)
+    fit = log_likelihood(outputs["prediction"], images, likelihood, scale)
     # log p(z) - log q(z | x), of which the constants are the same
-    ratio = 0.5 * (noise**2 + seen["logvar"] - seen["latents"] ** 2).flatten(2).sum(2)
+    ratio = 0.5 * (noise**2 + outputs["logvar"] - outputs["latents"] ** 2).flatten(2).sum(2)
     return torch.logsumexp(fit + ratio, 0) - math.log(len(noise))
 
 
@@ -105,12 +107,12 @@ def negative_log_likelihood(
     generator: torch.Generator,
     labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Estimate -log p(x) by importance sampling: an upper bound on average, closer by more samples.
+    """Estimate -log p(x) by importance sampling: in expectation an upper bound.
 
     Args:
         model: an Autoencoder or a Spatial.
         images: (n, channels, height, width).
-        samples: draws from the encoder's Gaussian for each image.
+        samples: samples of the encoder's Gaussian for each image; more make the bound tighter.
         generator: of the noise, on the CPU.
 
     Returns:
@@ -122,36 +124,37 @@ def negative_log_likelihood(
     for start in range(0, samples, at_once):
         count = min(at_once, samples - start)
         noise = torch.randn(count, *shape, generator=generator).to(images.device)
-        seen = model(images, noise, labels)
-        bounds.append(importance_weighted_bound(seen, noise, images, likelihood, scale))
+        outputs = model(images, noise, labels)
+        bounds.append(importance_weighted_bound(outputs, noise, images, likelihood, scale))
         counts.append(math.log(count))
     weighted = torch.stack(bounds) + torch.tensor(counts, device=images.device)[:, None]
     return math.log(samples) - torch.logsumexp(weighted, 0)
 
 
 def reconstruction_loss(
-    seen: dict[str, torch.Tensor], images: torch.Tensor, likelihood: str
+    outputs: dict[str, torch.Tensor], images: torch.Tensor, likelihood: str
 ) -> torch.Tensor:
-    """Return a pixel's mean cross-entropy for Bernoulli, its mean squared error for Gaussian."""
+    """Return the mean over pixels: cross-entropy for Bernoulli, squared error for Gaussian."""
     if likelihood == "bernoulli":
-        return -log_likelihood(seen["prediction"], images, likelihood).mean() / images[0].numel()
-    return F.mse_loss(seen["prediction"][0].float(), images)
+        return -log_likelihood(outputs["prediction"], images, likelihood).mean() / images[0].numel()
+    return F.mse_loss(outputs["prediction"][0].float(), images)
 
 
 def corrupt(
     images: torch.Tensor, noise: str, amount: float, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Spoil images for a denoising autoencoder (Vincent et al. 2010).
+    """Corrupt images for a denoising autoencoder (Vincent et al. 2010).
 
     Args:
         images: in [-1, 1].
-        noise: "gaussian", of standard deviation `amount`; "mask", a part `amount` of the pixels
-            goes to -1; or "salt", that part goes to -1 or 1 with equal chances.
-        generator: of the draws, where the images are.
+        noise: "gaussian", of standard deviation `amount`; "mask": a part `amount` of the pixels
+            becomes -1; or "salt": that part becomes -1 or 1 with equal probability.
+        amount: see noise.
+        generator: of the random numbers, on the images' device.
     """
     if noise == "gaussian":
-        drawn = torch.randn(images.shape, generator=generator, device=images.device)
-        return (images + amount * drawn).clamp(-1, 1)
-    chance = torch.rand(images[:, :1].shape, generator=generator, device=images.device)
-    spoilt = images.masked_fill(chance < amount, -1.0)
-    return spoilt.masked_fill(chance < amount / 2, 1.0) if noise == "salt" else spoilt
+        normal = torch.randn(images.shape, generator=generator, device=images.device)
+        return (images + amount * normal).clamp(-1, 1)
+    u = torch.rand(images[:, :1].shape, generator=generator, device=images.device)
+    corrupted = images.masked_fill(u < amount, -1.0)
+    return corrupted.masked_fill(u < amount / 2, 1.0) if noise == "salt" else corrupted

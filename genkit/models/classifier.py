@@ -1,4 +1,4 @@
-"""Image classifiers: stock ResNets, their loss, the shifts that they train on, their folder."""
+"""Image classifiers: stock ResNets, their loss, augmentation by shifts, and how they are saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
-STEM = 4  # pixels of an image, each way, that are one pixel after the stock stem
+STEM = 4  # the stock stem reduces each side by this factor
 STAGES = 3  # at most
 
 
@@ -18,14 +18,13 @@ def make_model(
 ) -> ResNetForImageClassification:
     """Build a ResNet of basic blocks with random weights.
 
-    Each stage but the first halves the sides and doubles the channels, as long as there is more
-    than a pixel to halve: nothing is left to see then, and oneDNN's gradient of such a convolution
-    in bfloat16 is wrong.
+    Each stage but the first halves the sides and doubles the channels, down to one pixel: a
+    further stage would add nothing, and oneDNN's gradient of its convolution in bfloat16 is wrong.
 
     Args:
         names: of the classes.
         size: channels, height and width of the images.
-        depth: blocks a stage.
+        depth: blocks of each stage.
         width: channels of the first stage.
 
     Source: He et al. 2016, https://arxiv.org/abs/1512.03385
@@ -34,7 +33,7 @@ def make_model(
     while side > 1 and stages < STAGES:
         side, stages = -(-side // 2), stages + 1
     config = ResNetConfig(
-        num_channels=3,  # the stock pipeline turns every picture into colour
+        num_channels=3,  # the stock pipeline converts every image to RGB
         embedding_size=width,
         hidden_sizes=[width << stage for stage in range(stages)],
         depths=[depth] * stages,
@@ -52,12 +51,13 @@ def in_colour(images: torch.Tensor) -> torch.Tensor:
 
 
 def random_shift(images: torch.Tensor, most: int) -> torch.Tensor:
-    """Shift each image by up to `most` pixels each way; its border is repeated where it leaves.
+    """Shift each image by up to `most` pixels in each direction, and repeat its border.
 
-    Draws from torch's global state, as a step of a run does.
+    Draws from torch's global random state, as a step of a run does.
 
     Args:
         images: (n, channels, height, width).
+        most: largest shift, in pixels.
     """
     count, _, height, width = images.shape
     device = images.device
@@ -72,29 +72,30 @@ def random_shift(images: torch.Tensor, most: int) -> torch.Tensor:
 def loss(
     model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Mean cross-entropy, in nats, against smoothed labels.
+    """Return the mean cross-entropy with smoothed labels, in nats.
 
     Args:
         model: returns `.logits`.
         images: in [-1, 1], (n, 1 or 3, height, width).
         labels: (n,).
-        smoothing: probability that is spread evenly over all classes.
+        smoothing: probability that is distributed evenly over all classes.
 
     Source: Szegedy et al. 2016, section 7, https://arxiv.org/abs/1512.00567
     """
     # channels last: oneDNN's convolutions take 0.7 of the time
-    seen = in_colour(images).contiguous(memory_format=torch.channels_last)
-    return F.cross_entropy(model(seen).logits.float(), labels, label_smoothing=smoothing)
+    inputs = in_colour(images).contiguous(memory_format=torch.channels_last)
+    return F.cross_entropy(model(inputs).logits.float(), labels, label_smoothing=smoothing)
 
 
 def save_classifier(
     model: ResNetForImageClassification, size: tuple[int, int, int], folder: Path
 ) -> None:
-    """Write the model with the stock processor that prepares pictures as genkit does.
+    """Save the model with a stock image processor that preprocesses as genkit does.
 
     Args:
-        size: channels, height and width of the images that it was trained on.
-        folder: to write into.
+        model: to save.
+        size: channels, height and width of the training images.
+        folder: of the model.
     """
     _, height, width = size
     model.save_pretrained(folder)

@@ -1,7 +1,8 @@
 """Diffusion and flow matching: networks, samplers, pipeline.
 
 Images are in [-1, 1], (n, channels, height, width). The file stands alone: it travels with every
-class-conditional model that it saved, which loads without genkit. Losses are in genkit/noising.py.
+class-conditional model that it saved, which loads without genkit. Losses are in
+genkit/models/diffusion_losses.py.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-TIMES = 1000  # that noise is added at; those of flow matching lie between them, too
+TIMES = 1000  # timesteps of training; those of flow matching are real numbers up to this
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}  # diffusers' words
 OBJECTIVES = (*PREDICTIONS, "flow")
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # diffusers' words
@@ -49,13 +50,13 @@ FLOW_SAMPLERS: dict[str, Any] = {
     "heun": FlowMatchHeunDiscreteScheduler,
 }
 FLOWS = tuple(FLOW_SAMPLERS.values())
-# what keeps images that a network means in [-1, 1], and what spaces steps
+# the options of diffusers' samplers that keep predicted images in [-1, 1], and that space steps
 CLIPPED = {"dpm++": "thresholding", "unipc": "thresholding", "heun": "clip_sample"}
 SPACED = {"dpm++": "use_exponential_sigmas", "unipc": "use_exponential_sigmas"}
 SPACED |= {"heun": "use_karras_sigmas", "euler": "use_karras_sigmas"}
-GIVEN = {f"use_{spacing}_sigmas" for spacing in ("karras", "exponential", "beta")}
-GIVEN |= {"rescale_betas_zero_snr"}
-NEAREST, FARTHEST = 0.02, 80.0  # noise over signal
+REPLACED = {f"use_{spacing}_sigmas" for spacing in ("karras", "exponential", "beta")}
+REPLACED |= {"rescale_betas_zero_snr"}
+LEAST_RATIO, MOST_RATIO = 0.02, 80.0  # of sigma_t to alpha_t, at the last and the first step
 FEW = 20  # steps
 DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
 
@@ -70,25 +71,26 @@ def make_unet(
     attention: bool = False,
     labels: int = 0,
 ) -> UNet2DModel:
-    """Build a stock UNet, which halves the picture between any two widths.
+    """Build a stock UNet, which halves the image between two widths.
 
     Args:
         image_size: channels, height, width.
-        widths: of the features, the largest map first.
-        layers: residual blocks at a size on the way down; one more on the way up.
-        attention: between the places of the smallest map.
-        labels: classes that it is told; one more stands for "none of them". 0 for none.
+        widths: channels, of the largest feature map first.
+        layers: residual blocks at each size of the encoder; the decoder has one more.
+        attention: self-attention in the smallest feature map.
+        labels: number of classes; one more embedding stands for "no class". 0 for an unconditional
+            model.
 
     Raises:
-        ValueError: the picture cannot be halved that often.
+        ValueError: the image cannot be halved that often.
     """
     channels, height, width = image_size
     multiple = 2 ** (len(widths) - 1)
     if height % multiple or width % multiple:
         most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width))) + 1
         raise ValueError(
-            f"resolution: {len(widths)} widths halve the picture {len(widths) - 1} times, and "
-            f"{width} x {height} do not divide by {multiple}; give --resolution "
+            f"resolution: {len(widths)} widths need sides that are multiples of {multiple}, got "
+            f"images of {width} x {height}; give --resolution "
             f"{-(-max(height, width) // multiple) * multiple}, or {most} widths at most"
         )
     kinds = ["Attn" if attention and i == len(widths) - 1 else "" for i in range(len(widths))]
@@ -114,8 +116,8 @@ def make_scheduler(objective: str, schedule: str = "linear") -> Scheduler:
     """Build the scheduler that a model is saved with.
 
     Args:
-        objective: what the network tells, one of `OBJECTIVES`.
-        schedule: how noise grows, one of `SCHEDULES`; flow matching has its own.
+        objective: what the network predicts, one of `OBJECTIVES`.
+        schedule: of the noise, one of `SCHEDULES`; flow matching has its own.
     """
     _check("objective", objective, OBJECTIVES)
     _check("schedule", schedule, tuple(SCHEDULES))
@@ -130,7 +132,7 @@ def make_scheduler(objective: str, schedule: str = "linear") -> Scheduler:
 
 
 def objective_of(scheduler: Any) -> str:
-    """Return what a network that is sampled by this scheduler tells, one of `OBJECTIVES`."""
+    """Return what the network of this scheduler predicts, one of `OBJECTIVES`."""
     if isinstance(scheduler, FLOWS):
         return "flow"
     words = {word: objective for objective, word in PREDICTIONS.items()}
@@ -145,32 +147,32 @@ Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tens
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of the network on the way from noise to an image."""
+    """One evaluation of the network in the denoising trajectory; all but the first (n, …)."""
 
-    time: torch.Tensor
-    seen: torch.Tensor  # x_t as the network sees it
-    told: torch.Tensor  # what it tells
-    after: torch.Tensor  # what the scheduler makes of it
+    timestep: torch.Tensor  # t, a scalar
+    model_input: torch.Tensor  # x_t, scaled for the network
+    prediction: torch.Tensor  # of the network, by its objective
+    prev_sample: torch.Tensor  # x_{t-1}, by the scheduler
 
 
 def resolve_sampler(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, int]:
-    """Check the name of a sampler and its steps, and fill in what is not told.
+    """Check the name of a sampler and its steps, and fill in defaults.
 
     Args:
         scheduler: that the model was saved with.
-        name: one of `SAMPLERS`, of a flow one of `FLOW_SAMPLERS`; None for dpm++, of a flow heun.
-        steps: of it; those of heun, but for the last, ask the network twice. None for
+        name: one of `SAMPLERS`, of a flow one of `FLOW_SAMPLERS`; default: dpm++, of a flow heun.
+        steps: of the sampler; each of heun but the last evaluates the network twice. Default: see
             `DEFAULT_STEPS`.
 
     Raises:
-        ValueError: the name is not one that fits, or the steps cannot be made.
+        ValueError: the sampler does not fit the objective, or cannot take so many steps.
     """
     objective, names = objective_of(scheduler), compatible_samplers(scheduler)
     name = ("heun" if objective == "flow" else "dpm++") if name is None else name
     if name not in names:
         raise ValueError(
-            f"scheduler: {name!r} does not fit a model of the objective {objective}; there are "
-            f"{', '.join(names)}"
+            f"scheduler: {name!r} does not fit a model with the objective {objective}; choose one "
+            f"of {', '.join(names)}"
         )
     if steps is None:
         steps = min(DEFAULT_STEPS[name], scheduler.config.num_train_timesteps)
@@ -183,24 +185,23 @@ def resolve_sampler(scheduler: Any, name: str | None, steps: int | None) -> tupl
 def compatible_samplers(scheduler: Any) -> list[str]:
     """Return the names of the samplers that fit a model that was saved with this scheduler."""
     objective = objective_of(scheduler)
-    known = FLOW_SAMPLERS if objective == "flow" else SAMPLERS
-    return [name for name in known if (name, objective) != ("heun", "x0")]
+    samplers = FLOW_SAMPLERS if objective == "flow" else SAMPLERS
+    return [name for name in samplers if (name, objective) != ("heun", "x0")]
 
 
 def check_steps(scheduler: Any, steps: Any) -> int:
-    """Refuse steps that are none, or more than there are in training."""
+    """Refuse fewer than one step, and more than the timesteps of training."""
     most = scheduler.config.num_train_timesteps
     whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
     if not whole or not 1 <= steps <= most:
         raise ValueError(
-            f"steps must be a whole number from 1 to {most}, as many as there are in training, "
-            f"got {steps!r}"
+            f"steps must be a whole number from 1 to {most} timesteps of training, got {steps!r}"
         )
     return int(steps)
 
 
 def _check_spacing(name: str, steps: int, most: int) -> None:
-    """Refuse steps that diffusers would put at wrong times."""
+    """Refuse a number of steps that diffusers would put at wrong timesteps."""
 
     def fits(count: int) -> bool:
         if name == "ddim":
@@ -212,56 +213,58 @@ def _check_spacing(name: str, steps: int, most: int) -> None:
     below = next(count for count in range(steps - 1, 0, -1) if fits(count))
     above = next(count for count in range(steps + 1, most + 1) if fits(count))
     raise ValueError(
-        f"steps: {name} cannot spread {steps} over the {most} times of training; {below} or "
-        f"{above} would do"
+        f"steps: {name} cannot spread {steps} steps over the {most} timesteps of training; give "
+        f"{below} or {above}"
     )
 
 
 def make_sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -> Any:
-    """Make the scheduler that draws images, its times set; see `resolve`."""
+    """Make the scheduler that samples images, with its timesteps set; see `resolve_sampler`."""
     name, steps = resolve_sampler(scheduler, name, steps)
     kind = (FLOW_SAMPLERS if isinstance(scheduler, FLOWS) else SAMPLERS)[name]
-    known = inspect.signature(kind).parameters
+    parameters = inspect.signature(kind).parameters
     options = _options(scheduler, name, steps)
-    given = GIVEN if "trained_betas" in options else set()  # it has its own of these
-    config = {k: v for k, v in scheduler.config.items() if k in known and k not in given}
+    replaced = REPLACED if "trained_betas" in options else set()
+    config = {k: v for k, v in scheduler.config.items() if k in parameters and k not in replaced}
     with warnings.catch_warnings():  # NumPy 2 complains to torch of how diffusers makes arrays
         message = "__array__ implementation doesn't accept a copy keyword"
         warnings.filterwarnings("ignore", message, DeprecationWarning)
         made = kind.from_config(config, **options)
         if "trained_betas" in options and steps <= FEW:
             ratios = _noise_to_signal(scheduler)
-            nearest = ratios[ratios >= NEAREST][0].item()  # of a time of training, and not below it
-            made.register_to_config(sigma_min=nearest * (1 + 1e-5))
+            least = ratios[ratios >= LEAST_RATIO][0].item()  # of a timestep of training
+            made.register_to_config(sigma_min=least * (1 + 1e-5))
         made.set_timesteps(steps)
     return made
 
 
 def _options(scheduler: Any, name: str, steps: int) -> dict[str, Any]:
-    """Say what a sampler has beyond what the model's own scheduler was saved with.
+    """Return a sampler's options beyond those that the model's own scheduler was saved with.
 
-    Solvers walk evenly in the logarithm of noise over signal, or nearly so, which takes a fraction
-    of the steps that even times do; and from where it is `FARTHEST`, since the cosine's has no end
-    (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1). Few steps end with one from
-    where it is `NEAREST`: from there on hardly anything changes but the noise.
+    Solvers space their steps evenly in log(sigma_t / alpha_t), or nearly so, which takes a fraction
+    of the steps that evenly spaced timesteps do. They begin where the ratio is `MOST_RATIO`, since
+    that of the cosine schedule has no end (Karras et al. 2022, https://arxiv.org/abs/2206.00364,
+    table 1). The last of few steps begins where the ratio is `LEAST_RATIO`: from there on hardly
+    anything changes but the noise.
     """
     if isinstance(scheduler, FLOWS):
         return {}
     options: dict[str, Any] = {CLIPPED[name]: True} if name in CLIPPED else {}
     if not _spaced(name, steps):
         return options
-    times = int((_noise_to_signal(scheduler) <= FARTHEST).sum())
+    times = int((_noise_to_signal(scheduler) <= MOST_RATIO).sum())
     options |= {"trained_betas": scheduler.betas[:times].tolist(), "num_train_timesteps": times}
     return options | {SPACED[name]: True}
 
 
 def _noise_to_signal(scheduler: Any) -> torch.Tensor:
-    kept = scheduler.alphas_cumprod
-    return ((1 - kept) / kept).sqrt()
+    """Return sigma_t / alpha_t at each timestep of training."""
+    alphas = scheduler.alphas_cumprod
+    return ((1 - alphas) / alphas).sqrt()
 
 
 def _spaced(name: str, steps: int) -> bool:
-    """Tell whether a sampler spaces its steps by noise; many of them would share times."""
+    """Whether a sampler spaces its steps by noise; many steps would share timesteps."""
     return name in SPACED and (steps <= FEW or "karras" in SPACED[name])
 
 
@@ -270,47 +273,52 @@ def denoise(
     scheduler: Any,
     noise: torch.Tensor,
     labels: torch.Tensor | None = None,
-    none: int = 0,
+    null_label: int = 0,
     guidance: float = 1.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> Iterator[Step]:
-    """Walk from noise to images, a step an evaluation; what the last leaves are the images.
+    """Denoise noise to images, one network evaluation a step.
 
     Args:
-        network: called with x_t, times (n,) and labels; returns what it tells.
-        scheduler: by `sampler`.
+        network: called with x_t, timesteps (n,) and labels; returns its prediction.
+        scheduler: by `make_sampler`.
         noise: standard normal, (n, channels, height, width).
-        labels: classes, (n,), for a model that is told.
-        none: the label that stands for no class.
-        guidance: how far from no class to go: 1 for what the class alone says, more for images
-            that show it more clearly (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
+        labels: classes, (n,), if the model is class-conditional.
+        null_label: the label that stands for no class.
+        guidance: scale of classifier-free guidance: 1 for the conditional prediction, more for
+            images that show the class more clearly (Ho and Salimans 2022,
+            https://arxiv.org/abs/2207.12598).
         generator: of the noise that ddpm adds.
+
+    Yields:
+        Steps; `prev_sample` of the last is the images.
     """
     flow = objective_of(scheduler) == "flow"
     noisy = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
     x = noise if flow else noise * scheduler.init_noise_sigma
-    for time in scheduler.timesteps:
-        seen = x if flow else scheduler.scale_model_input(x, time)
-        told = _tell(network, seen, time.to(x.device), labels, none, guidance)
-        x = scheduler.step(told, time, x, **noisy).prev_sample
-        yield Step(time, seen, told, x)
+    for t in scheduler.timesteps:
+        model_input = x if flow else scheduler.scale_model_input(x, t)
+        timesteps = t.to(x.device).float().expand(len(x))
+        prediction = _predict(network, model_input, timesteps, labels, null_label, guidance)
+        x = scheduler.step(prediction, t, x, **noisy).prev_sample
+        yield Step(t, model_input, prediction, x)
 
 
-def _tell(
+def _predict(
     network: Network,
-    seen: torch.Tensor,
-    time: torch.Tensor,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
     labels: torch.Tensor | None,
-    none: int,
+    null_label: int,
     guidance: float,
 ) -> torch.Tensor:
-    times = time.float().expand(len(seen))
+    """Return the network's prediction under classifier-free guidance."""
     if labels is None or guidance == 1:
-        return network(seen, times, labels)
-    nothing = torch.full_like(labels, none)
-    both = network(seen.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, nothing]))
-    told, free = both.chunk(2)
-    return free + guidance * (told - free)
+        return network(x, timesteps, labels)
+    null_labels = torch.full_like(labels, null_label)
+    both = network(x.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([labels, null_labels]))
+    conditional, unconditional = both.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -318,7 +326,7 @@ def _tell(
 
 
 class DenoisingPipeline(DiffusionPipeline):
-    """Draws images, of a class if the model is told one, by any sampler that fits.
+    """Samples images, of given classes if the model is class-conditional, by any sampler that fits.
 
     Args:
         unet: a UNet2DModel.
@@ -338,7 +346,7 @@ class DenoisingPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> int:
-        """How many classes the model is told; 0 for none."""
+        """Number of classes; 0 for an unconditional model."""
         return (self.unet.config.num_class_embeds or 1) - 1
 
     @torch.no_grad()
@@ -354,120 +362,119 @@ class DenoisingPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """Draw images.
+        """Sample images.
 
         Args:
-            batch_size: how many.
-            generator: one, or one an image, so that an image depends on its own alone.
-            labels: the class of each image, for a model that is told.
-            num_inference_steps, sampler_name: see `sampler`.
+            batch_size: number of images.
+            generator: one, or one for each image, which then depends on its own alone.
+            labels: the class of each image, if the model is class-conditional.
+            num_inference_steps, sampler_name: see `resolve_sampler`.
             guidance: see `denoise`.
-            network: to ask in the unet's place, such as the same compiled.
+            network: replaces the UNet, such as the same network compiled; default: the UNet.
             output_type: "pil", "np" for (n, height, width, channels) in [0, 1], or "pt" for
                 (n, channels, height, width) in [0, 1].
 
         Raises:
-            ValueError: an argument cannot work; it is named.
+            ValueError: an argument is invalid.
         """
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
-                f"generator must be one, or a list of {batch_size} for as many images, got "
-                f"{len(generator)}"
+                f"generator must be one or a list of {batch_size}, got {len(generator)}"
             )
         self.check_guidance(guidance)
-        known = self.classes(labels, batch_size)
+        classes = self.classes(labels, batch_size)
         scheduler = make_sampler(self.scheduler, sampler_name, num_inference_steps)
         noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
-        ask = network or self.tell
-        for step in denoise(ask, scheduler, noise, known, self.labels, guidance, generator):
-            made = step.after
-        images: Any = (made.float().clamp(-1, 1) + 1) / 2
+        steps = denoise(
+            network or self.predict, scheduler, noise, classes, self.labels, guidance, generator
+        )
+        for step in steps:
+            sample = step.prev_sample
+        images: Any = (sample.float().clamp(-1, 1) + 1) / 2
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def tell(
-        self, seen: torch.Tensor, times: torch.Tensor, labels: torch.Tensor | None
+    def predict(
+        self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Ask the network."""
-        return self.unet(seen, times, class_labels=labels).sample
+        """Return the network's prediction for x_t; timesteps and labels are (n,)."""
+        return self.unet(x, timesteps, class_labels=labels).sample
 
     def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
-        """Turn standard normal numbers, (n, *latent_shape), into latents: they are that already."""
+        """Return noise, (n, *latent_shape), as latents: here they are the same."""
         return noise.to(self.device)
 
     def decode(
         self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return images in [-1, 1] by the default sampler, which adds no noise; gradients pass."""
-        known, scheduler = self.classes(labels, len(latents)), make_sampler(self.scheduler)
-        for step in denoise(self.tell, scheduler, latents.to(self.device), known):
-            made = step.after
-        return made.clamp(-1, 1)
+        classes, scheduler = self.classes(labels, len(latents)), make_sampler(self.scheduler)
+        for step in denoise(self.predict, scheduler, latents.to(self.device), classes):
+            sample = step.prev_sample
+        return sample.clamp(-1, 1)
 
     def classes(self, labels: Any, count: int) -> torch.Tensor | None:
-        """Check labels, and return them as a tensor."""
+        """Check labels, and return them as int64, (count,); None for an unconditional model."""
         if not self.labels:
             if labels is not None:
-                raise ValueError("labels: this model is not told classes; leave them out")
+                raise ValueError("labels: this model is unconditional; leave them out")
             return None
         if labels is None:
-            raise ValueError(f"labels: this model is told one of {self.labels} classes an image")
-        known = torch.as_tensor(labels, device=self.device)
-        if (
-            known.is_floating_point()
-            or known.shape != (count,)
-            or not ((known >= 0) & (known < self.labels)).all()
-        ):
+            kind = f"class-conditional ({self.labels} classes)"
+            raise ValueError(f"labels are required: this model is {kind}")
+        classes = torch.as_tensor(labels, device=self.device)
+        fits = not classes.is_floating_point() and classes.shape == (count,)
+        if not fits or not ((classes >= 0) & (classes < self.labels)).all():
             raise ValueError(f"labels must be {count} of 0 to {self.labels - 1}, got {labels}")
-        return known.long()
+        return classes.long()
 
     def check_guidance(self, guidance: float) -> None:
-        """Refuse guidance that cannot work."""
+        """Refuse guidance that is out of range, or that an unconditional model cannot take."""
         number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
         if not number or not guidance >= 0 or math.isinf(guidance):
             raise ValueError(f"guidance must be 0 or more, and finite, got {guidance}")
         if guidance != 1 and not self.labels:
             raise ValueError(
-                f"guidance: {guidance} asks to go towards a class, and this model is not told "
-                "classes; leave it out"
+                f"guidance: {guidance} requires a class-conditional model, and this model is "
+                "unconditional; leave it out"
             )
 
 
 def load_diffusion(folder: str | Path) -> DenoisingPipeline:
-    """Load a pipeline that was saved, a stock one or ours, running none of the code beside it.
+    """Load a saved pipeline, stock or ours, without running the code in its folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the folder holds no diffusion model.
     """
     index = Path(folder) / "model_index.json"
     try:
         saved = json.loads(index.read_text(encoding="utf-8"))
         if saved["_class_name"] not in ("DDPMPipeline", ["diffusion", DenoisingPipeline.__name__]):
-            raise ValueError(f"it is of the class {saved['_class_name']}")
+            raise ValueError(f"its class is {saved['_class_name']}")
         if list(index.parent.glob("unet/*.index.json")):  # its names could lead anywhere
             raise ValueError("its weights are in several files")
         kinds = {kind.__name__: kind for kind in (*SAMPLERS.values(), *FLOW_SAMPLERS.values())}
         scheduler = kinds[saved["scheduler"][1]].from_pretrained(str(folder), subfolder="scheduler")
         objective_of(scheduler)
-        unet, told = UNet2DModel.from_pretrained(
+        unet, report = UNet2DModel.from_pretrained(
             str(folder), subfolder="unet", use_safetensors=True, output_loading_info=True
         )
-        if told["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(told['missing_keys'])}")
+        if report["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
         _check_sides(unet)
     except (OSError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"model: {str(folder)!r} holds no diffusion model ({error}); give the folder of one "
-            "that recipes/train_diffusion.py trained, or that diffusers saved as a DDPMPipeline"
+            f"model: {str(folder)!r} holds no diffusion model ({error}); give the output folder of "
+            "train_diffusion, or a DDPMPipeline of diffusers"
         ) from error
     return DenoisingPipeline(unet.eval(), scheduler)
 
 
 def _check_sides(unet: UNet2DModel) -> None:
-    """Refuse images whose sides cannot be halved as often as the network does."""
+    """Refuse sides that cannot be halved as often as the network halves them."""
     size = unet.config.sample_size
     step = 2 ** (len(unet.config.block_out_channels) - 1)
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)

@@ -1,7 +1,7 @@
-"""How noise is added to images, and the losses of networks that tell the two apart.
+"""The forward process of diffusion and flow matching, and the losses of their networks.
 
-On the way from an image to noise lie x_t = signal · image + grain · noise; a network that sees x_t
-and t tells one of them, or a mixture. Images are in [-1, 1], (n, channels, height, width).
+x_t = alpha_t · image + sigma_t · noise; from x_t and t, a network predicts the image, the noise, or
+a mixture of the two. Images are in [-1, 1], (n, channels, height, width).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from genkit.models.diffusion import FLOWS, Scheduler
 
 @dataclass(frozen=True)
 class Noising:
-    """Where on the way from an image to noise a row is; all are (n,).
+    """How much noise each row has; all are (n,).
 
     Args:
-        times: as the network is told them.
-        signal, grain: of the mixture; signal² + grain² = 1, or signal + grain = 1 in a flow.
+        timesteps: t, the network's input.
+        alpha, sigma: alpha_t and sigma_t: alpha² + sigma² = 1, in a flow alpha + sigma = 1.
     """
 
-    times: torch.Tensor
+    timesteps: torch.Tensor
     alpha: torch.Tensor
     sigma: torch.Tensor
 
@@ -31,30 +31,30 @@ class Noising:
         return _wide(self.alpha) * images + _wide(self.sigma) * noise
 
 
-def noising_at_quantiles(scheduler: Scheduler, ranks: torch.Tensor) -> Noising:
-    """Turn ranks of times into times: uniform ones, or logit-normal ones of a flow.
+def noising_at_quantiles(scheduler: Scheduler, quantiles: torch.Tensor) -> Noising:
+    """Return timesteps of training at quantiles of their distribution.
 
-    The latter are in the middle more often, where there is most to learn (Esser et al. 2024,
-    https://arxiv.org/abs/2403.03206).
+    It is uniform, in a flow logit-normal: more in the middle, where there is most to learn (Esser
+    et al. 2024, https://arxiv.org/abs/2403.03206).
 
     Args:
         scheduler: by `make_scheduler`.
-        ranks: in [0, 1), (n,).
+        quantiles: in [0, 1), (n,).
     """
-    times = scheduler.config.num_train_timesteps
+    count = scheduler.config.num_train_timesteps
     if isinstance(scheduler, FLOWS):
-        sigma = torch.special.ndtri(ranks.clamp(1e-6, 1 - 1e-6)).sigmoid()
-        return Noising(times * sigma, 1 - sigma, sigma)
-    return noising_at_timesteps(scheduler, (times * ranks).long())
+        sigma = torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        return Noising(count * sigma, 1 - sigma, sigma)
+    return noising_at_timesteps(scheduler, (count * quantiles).long())
 
 
-def noising_at_timesteps(scheduler: Scheduler, times: torch.Tensor) -> Noising:
-    """Return where rows are at given times, (n,)."""
+def noising_at_timesteps(scheduler: Scheduler, timesteps: torch.Tensor) -> Noising:
+    """Return alpha_t and sigma_t at timesteps, (n,)."""
     if isinstance(scheduler, FLOWS):
-        sigma = times / scheduler.config.num_train_timesteps
-        return Noising(times, 1 - sigma, sigma)
-    kept = scheduler.alphas_cumprod.to(times.device)[times]
-    return Noising(times, kept.sqrt(), (1 - kept).sqrt())
+        sigma = timesteps / scheduler.config.num_train_timesteps
+        return Noising(timesteps, 1 - sigma, sigma)
+    squares = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]  # alpha_t²
+    return Noising(timesteps, squares.sqrt(), (1 - squares).sqrt())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -66,26 +66,26 @@ def loss(
     images: torch.Tensor,
     noise: torch.Tensor,
     labels: torch.Tensor | None,
-    times: torch.Tensor,
+    timesteps: torch.Tensor,
     alpha: torch.Tensor,
     sigma: torch.Tensor,
     objective: str,
     min_snr: float = 0.0,
 ) -> torch.Tensor:
-    """Mean squared error of what the network tells of noisy images.
+    """Return the mean squared error of the network's prediction, a scalar.
 
     Args:
         model: a UNet2DModel.
         images, noise: (n, channels, height, width).
-        labels: classes, (n,), for a model that is told.
-        times, signal, grain: see `Noising`.
+        labels: classes, (n,), if the model is class-conditional.
+        timesteps, alpha, sigma: see `Noising`.
         objective: one of `diffusion.OBJECTIVES`.
-        min_snr: see `weights`; 0 for none.
+        min_snr: see `min_snr_weights`; 0 for no weights.
     """
     mixed = _wide(alpha) * images + _wide(sigma) * noise
-    told = model(mixed, times, class_labels=labels).sample.float()
+    prediction = model(mixed, timesteps, class_labels=labels).sample.float()
     wanted = target(images, noise, alpha, sigma, objective)
-    each = (told - wanted).square().mean((1, 2, 3))
+    each = (prediction - wanted).square().mean((1, 2, 3))
     return (min_snr_weights(alpha, sigma, objective, min_snr) * each if min_snr else each).mean()
 
 
@@ -96,11 +96,11 @@ def target(
     sigma: torch.Tensor,
     objective: str,
 ) -> torch.Tensor:
-    """Return what the network should tell.
+    """Return the target of the network's prediction.
 
-    epsilon: the noise (Ho et al. 2020, https://arxiv.org/abs/2006.11239); v: signal · noise -
-    grain · image (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512); x0: the image; flow: the
-    velocity, noise - image (Lipman et al. 2023, https://arxiv.org/abs/2210.02747).
+    epsilon: the noise (Ho et al. 2020, https://arxiv.org/abs/2006.11239); v: alpha_t · noise -
+    sigma_t · image (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512); x0: the image; flow:
+    the velocity, noise - image (Lipman et al. 2023, https://arxiv.org/abs/2210.02747).
     """
     if objective == "epsilon":
         return noise
@@ -111,24 +111,24 @@ def target(
 
 def predicted_image(
     mixed: torch.Tensor,
-    told: torch.Tensor,
+    prediction: torch.Tensor,
     alpha: torch.Tensor,
     sigma: torch.Tensor,
     objective: str,
 ) -> torch.Tensor:
-    """Return the image that a network means by what it tells of x_t; see `target`."""
+    """Return the image, x_0, that a prediction from x_t implies; see `target`."""
     alpha, sigma = _wide(alpha), _wide(sigma)
     if objective == "epsilon":
-        return (mixed - sigma * told) / alpha
+        return (mixed - sigma * prediction) / alpha
     if objective == "v":
-        return alpha * mixed - sigma * told
-    return told if objective == "x0" else mixed - sigma * told
+        return alpha * mixed - sigma * prediction
+    return prediction if objective == "x0" else mixed - sigma * prediction
 
 
 def min_snr_weights(
     alpha: torch.Tensor, sigma: torch.Tensor, objective: str, min_snr: float
 ) -> torch.Tensor:
-    """Return min-SNR weights, (n,): errors of the clean image weigh min(SNR, min_snr).
+    """Return min-SNR weights, (n,): an error of the predicted image weighs min(SNR, min_snr).
 
     Hang et al. 2023, https://arxiv.org/abs/2303.09556, section 3.4.
     """
@@ -140,19 +140,19 @@ def min_snr_weights(
 
 
 def stratified_quantiles(order: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Return ranks of times that a batch covers evenly, so that its loss varies less.
+    """Return stratified (low-discrepancy) quantiles of timesteps, so that the loss varies less.
 
     Kingma et al. 2021, https://arxiv.org/abs/2107.00630, appendix I.1.
 
     Args:
         order: a permutation of 0 to n - 1.
-        offset: in [0, 1), one number.
+        offset: one number, uniform in [0, 1).
 
     Returns:
         In [0, 1), (n,).
     """
-    ranks = (order + offset) / len(order)
-    return ranks.clamp(max=1 - 2**-24)  # the largest offset rounds to 1
+    quantiles = (order + offset) / len(order)
+    return quantiles.clamp(max=1 - 2**-24)  # the largest offset rounds to 1
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Generative adversarial networks: generators, discriminators, pipeline.
 
 Images are in [-1, 1], (n, channels, height, width). The file stands alone: it travels with every
-model that it saved, which therefore loads without genkit. Losses are in genkit/adversarial.py.
+model that it saved, which therefore loads without genkit. Losses: genkit/models/gan_losses.py.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ GROWTHS = ("transposed", "nearest")
 POOLS = ("flatten", "max")
 GENERATOR_CONDITIONING = ("embedding_product", "concat")
 DISCRIMINATOR_CONDITIONING = ("concat", "auxiliary", "projection")
-RAW = "raw"  # diffusers' variant of weights that are not averaged
+RAW = "raw"  # diffusers' variant name of the weights that are not averaged
 
 # ---------------------------------------------------------------------------------------------
 # Modern: residual blocks without normalisation
 
 
 class Residual(torch.nn.Module):
-    """Two convolutions beside a path that changes nothing, which is all there is at first."""
+    """Two convolutions beside an identity path; the second starts at zero."""
 
     def __init__(self, width: int, slope: float) -> None:
         super().__init__()
@@ -45,29 +45,26 @@ class Residual(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return features of the same shape."""
-        inside = self.first(F.leaky_relu(x, self.slope))
-        return x + self.second(F.leaky_relu(inside, self.slope))
+        hidden = self.first(F.leaky_relu(x, self.slope))
+        return x + self.second(F.leaky_relu(hidden, self.slope))
 
 
 class Grow(torch.nn.Module):
-    """From a small map of features to a picture: blocks, a doubling between any two widths.
+    """From a small feature map to an image: residual blocks, and upsampling between two widths.
 
-    The last features hold a patch of pixels each, so that no convolution works at full size.
+    Each last feature vector holds a patch of pixels, so no convolution runs at full size.
     """
 
     def __init__(
         self, widths: Sequence[int], blocks: int, channels: int, patch: int, slope: float
     ) -> None:
         super().__init__()
-        self.stages = torch.nn.ModuleList(_blocks(width, blocks, slope) for width in widths)
-        self.turns = torch.nn.ModuleList(
-            torch.nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)
-        )
+        self.stages, self.turns = _stages(widths, blocks, slope)
         self.last = torch.nn.Conv2d(widths[-1], channels * patch**2, 3, padding=1)
         self.patch, self.slope = patch, slope
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Turn (n, widths[0], side, side) into pixels before the last squashing."""
+        """Turn (n, widths[0], height, width) into pixel logits, (n, channels, height, width)."""
         x = self.stages[0](x)
         for turn, stage in zip(self.turns, self.stages[1:], strict=True):
             x = stage(F.interpolate(turn(x), scale_factor=2))
@@ -75,21 +72,18 @@ class Grow(torch.nn.Module):
 
 
 class Shrink(torch.nn.Module):
-    """The way back: from a picture, in patches, to a small map of features."""
+    """From an image, in patches, to a small feature map: `Grow` in reverse."""
 
     def __init__(
         self, channels: int, widths: Sequence[int], blocks: int, patch: int, slope: float
     ) -> None:
         super().__init__()
         self.first = torch.nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
-        self.stages = torch.nn.ModuleList(_blocks(width, blocks, slope) for width in widths)
-        self.turns = torch.nn.ModuleList(
-            torch.nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)
-        )
+        self.stages, self.turns = _stages(widths, blocks, slope)
         self.patch, self.slope = patch, slope
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn images into features, (n, widths[-1], side, side)."""
+        """Turn images into features, (n, widths[-1], height, width)."""
         x = F.pixel_unshuffle(images, self.patch).contiguous(memory_format=torch.channels_last)
         x = self.stages[0](self.first(x))
         for turn, stage in zip(self.turns, self.stages[1:], strict=True):
@@ -97,8 +91,13 @@ class Shrink(torch.nn.Module):
         return F.leaky_relu(x, self.slope)
 
 
-def _blocks(width: int, count: int, slope: float) -> torch.nn.Sequential:
-    return torch.nn.Sequential(*(Residual(width, slope) for _ in range(count)))
+def _stages(
+    widths: Sequence[int], blocks: int, slope: float
+) -> tuple[torch.nn.ModuleList, torch.nn.ModuleList]:
+    """Return residual blocks for each width, and 1 x 1 convolutions between two widths."""
+    stages = [[Residual(width, slope) for _ in range(blocks)] for width in widths]
+    turns = [torch.nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)]
+    return torch.nn.ModuleList(torch.nn.Sequential(*s) for s in stages), torch.nn.ModuleList(turns)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -114,14 +113,7 @@ def _growing(
     normalize: bool,
     slope: float,
 ) -> torch.nn.Sequential:
-    """Build layers that double the picture between any two widths, then keep its size.
-
-    Args:
-        widths: of the features that come in, and after each doubling.
-        tail: of further layers.
-        kernels: sides of the kernels of the doubling layers, and of those after them.
-        growth: "transposed" convolutions of stride 2, or "nearest" upsampling before those of 1.
-    """
+    """Build layers that upsample by 2 between two widths, then keep the size; see `Generator`."""
     layers: list[torch.nn.Module] = [torch.nn.LeakyReLU(slope)]
     for before, after in itertools.pairwise(widths):
         side = kernels[0]
@@ -129,8 +121,8 @@ def _growing(
             grow: list[torch.nn.Module] = [torch.nn.Upsample(scale_factor=2)]
             grow.append(torch.nn.ConvTranspose2d(before, after, side, padding=side // 2))
         else:
-            beyond = side % 2  # what an odd kernel lacks to double the size
-            grow = [torch.nn.ConvTranspose2d(before, after, side, 2, (side - 1) // 2, beyond)]
+            extra = side % 2  # output padding: an odd kernel falls a pixel short of doubling
+            grow = [torch.nn.ConvTranspose2d(before, after, side, 2, (side - 1) // 2, extra)]
         layers += [*grow, *_normal(after, normalize), torch.nn.LeakyReLU(slope)]
     side = kernels[1]
     for before, after in itertools.pairwise([widths[-1], *tail]):
@@ -151,7 +143,7 @@ def _shrinking(
     dropout: float,
     slope: float,
 ) -> torch.nn.Sequential:
-    """Build convolutions; the first is never normalised."""
+    """Build convolutions; the first has no batch normalisation."""
     layers: list[torch.nn.Module] = []
     for i, (before, after) in enumerate(itertools.pairwise([channels, *widths])):
         layers.append(torch.nn.Conv2d(before, after, kernel, strides[i], kernel // 2))
@@ -165,29 +157,28 @@ def _normal(width: int, normalize: bool) -> list[torch.nn.Module]:
 
 
 # ---------------------------------------------------------------------------------------------
-# The two players
+# Generator and discriminator
 
 
 class Generator(ModelMixin, ConfigMixin):
-    """Makes images of noise.
+    """Turns noise into images.
 
     Args:
-        image_size: channels, height, width; the sides are multiples of 2 to the number of
-            doublings, times the patch of "residual".
-        latent_dim: numbers of noise an image.
+        image_size: channels, height, width; the sides are multiples of `size_multiple`.
+        latent_dim: length of a noise vector.
         network: "residual" or "dcgan".
-        widths: of the features from the smallest map on; the picture doubles between any two.
-        labels: classes that it is told; 0 for none.
-        told: how: the "product" of noise and the class's vector, or their "concatenation".
-        blocks: residual blocks at a size.
-        patch: side of the square of pixels that a last feature of "residual" holds.
-        tail: widths of further layers of "dcgan" at full size.
-        kernels: sides of the kernels of "dcgan", while the picture grows and after that.
-        growth: of "dcgan": "transposed" convolutions or "nearest" upsampling.
+        widths: channels, from the smallest feature map on; the map doubles between two of them.
+        labels: number of classes; 0 for an unconditional generator.
+        conditioning: "embedding_product" of noise and class embedding, or "concat" of the two.
+        blocks: residual blocks at each size.
+        patch: side of the square of pixels that a last feature vector of "residual" holds.
+        tail: channels of further layers of "dcgan" at full size.
+        kernels: kernel sizes of "dcgan": of the upsampling layers, and of those after them.
+        growth: of "dcgan": "transposed" convolutions of stride 2, or "nearest" upsampling.
         normalize: batch normalisation in "dcgan".
-        slope: of leaky rectifiers below 0.
-        unit: make values in [0, 1] by a sigmoid, then bring them to [-1, 1]; else by a tanh.
-        spectral: keep every layer's largest singular value at 1 (Miyato et al. 2018).
+        slope: negative slope of the leaky ReLUs.
+        unit: the output is a sigmoid, scaled to [-1, 1]; otherwise a tanh.
+        spectral: spectral normalisation of every layer (Miyato et al. 2018).
     """
 
     @register_to_config
@@ -214,8 +205,8 @@ class Generator(ModelMixin, ConfigMixin):
         _check("conditioning", conditioning, GENERATOR_CONDITIONING)
         _check("growth", growth, GROWTHS)
         channels, height, width = image_size
-        _check_size("generator", image_size, size_multiple(network, widths, patch))
         shrunk = size_multiple(network, widths, patch)
+        _check_size("generator", image_size, shrunk)
         self.start = (widths[0], height // shrunk, width // shrunk)
         self.table = torch.nn.Embedding(labels, latent_dim) if labels else None
         inputs = 2 * latent_dim if labels and conditioning == "concat" else latent_dim
@@ -229,41 +220,38 @@ class Generator(ModelMixin, ConfigMixin):
             _normalize_spectrum(self)
 
     def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Make images.
+        """Generate images in [-1, 1], (n, channels, height, width).
 
         Args:
             latents: (n, latent_dim), standard normal.
-            labels: classes, (n,), for a generator that is told.
-
-        Returns:
-            (n, channels, height, width) in [-1, 1].
+            labels: classes, (n,), if the generator is class-conditional.
         """
         if self.table is not None:
             assert labels is not None, "a class-conditional generator needs labels"
-            known = self.table(labels)
+            vectors = self.table(labels)
             product = self.config.conditioning == "embedding_product"
-            latents = latents * known if product else torch.cat([latents, known], 1)
+            latents = latents * vectors if product else torch.cat([latents, vectors], 1)
         x = self.first(latents).unflatten(1, self.start)
         x = self.body(x.contiguous(memory_format=torch.channels_last))
         return 2 * x.sigmoid() - 1 if self.config.unit else x.tanh()
 
 
 class Discriminator(ModelMixin, ConfigMixin):
-    """Scores images: higher for what it takes to be real.
+    """Scores images: a higher score means more probably real.
 
     Args:
-        image_size: channels, height, width; see `Generator`. Packs have as many times the channels.
+        image_size: channels, height, width; see `Generator`. Packed images have as many times the
+            channels.
         network: "residual" or "dcgan".
-        widths: "residual": of the features, the picture is halved between any two; "dcgan": of the
-            convolutions.
-        labels: classes that it is told or tells; 0 for none.
-        told: how: "concatenation" of a map for each class to the image; "auxiliary": it is not
-            told, but tells the class (Odena et al. 2017); "projection" of features on the class's
-            vector (Miyato and Koyama 2018).
+        widths: channels: of "residual" at each size, of "dcgan" after each convolution.
+        labels: number of classes; 0 for an unconditional discriminator.
+        conditioning: "concat": a one-hot map of the class joins the image; "auxiliary": it
+            predicts the class instead (Odena et al. 2017); "projection" of features on the class
+            embedding (Miyato and Koyama 2018).
         blocks, patch, slope, normalize, spectral: see `Generator`.
         strides, kernel: of the convolutions of "dcgan".
-        pool: what the score is read from: all features, "flatten", or their maxima, "max".
-        unit: bring images to [0, 1] first.
+        pool: the score is computed from all features, "flatten", or from their maxima, "max".
+        unit: scale images to [0, 1] first.
         dropout: after each convolution of "dcgan".
     """
 
@@ -300,10 +288,8 @@ class Discriminator(ModelMixin, ConfigMixin):
             sides = height // shrunk, width // shrunk
         else:
             if len(widths) != len(strides):
-                raise ValueError(
-                    f"discriminator_widths must be {len(strides)} numbers for this network, got "
-                    f"{list(widths)}"
-                )
+                wanted = f"{len(strides)} numbers for this network"
+                raise ValueError(f"discriminator_widths must be {wanted}, got {list(widths)}")
             self.body = _shrinking(channels, widths, strides, kernel, normalize, dropout, slope)
             shrunk = math.prod(strides)
             sides = -(-height // shrunk), -(-width // shrunk)
@@ -311,10 +297,10 @@ class Discriminator(ModelMixin, ConfigMixin):
         self.score = torch.nn.Linear(features, 1)
         project = labels and conditioning == "projection"
         self.table = torch.nn.Embedding(labels, features) if project else None
-        if self.table is not None:  # the score starts as one that heeds no class
+        if self.table is not None:  # the score does not depend on the class at first
             torch.nn.init.zeros_(self.table.weight)
-        tells = labels and conditioning == "auxiliary"
-        self.tell = torch.nn.Linear(features, labels) if tells else None
+        auxiliary = labels and conditioning == "auxiliary"
+        self.classifier = torch.nn.Linear(features, labels) if auxiliary else None
         if spectral:
             _normalize_spectrum(self)
 
@@ -325,24 +311,24 @@ class Discriminator(ModelMixin, ConfigMixin):
 
         Args:
             images: (n, channels, height, width).
-            labels: classes, (n,), for a discriminator that is told.
+            labels: classes, (n,), for "concat" and "projection".
 
         Returns:
-            Scores, (n,), and the logits of the classes, (n, labels), if it tells them.
+            Scores, (n,), and class logits, (n, labels), if the conditioning is "auxiliary".
         """
         features = self.features(images, labels)
         scores = self.score(features).squeeze(1)
         if self.table is not None:
-            assert labels is not None, "a discriminator by projection needs labels"
+            assert labels is not None, "conditioning by projection needs labels"
             scores = scores + (self.table(labels) * features).sum(1)
-        return scores, None if self.tell is None else self.tell(features)
+        return scores, None if self.classifier is None else self.classifier(features)
 
     def features(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the features that scores are read from, (n, d)."""
+        """Return the features that scores are computed from, (n, d)."""
         if self.config.unit:
             images = (images + 1) / 2
         if self.config.labels and self.config.conditioning == "concat":
-            assert labels is not None, "a discriminator by concatenation needs labels"
+            assert labels is not None, "conditioning by concatenation needs labels"
             maps = F.one_hot(labels, self.config.labels).to(images.dtype)[:, :, None, None]
             images = torch.cat([images, maps.expand(-1, -1, *images.shape[2:])], 1)
         x = self.body(images.contiguous(memory_format=torch.channels_last))
@@ -350,32 +336,14 @@ class Discriminator(ModelMixin, ConfigMixin):
 
 
 def size_multiple(network: str, widths: Sequence[int], patch: int) -> int:
-    """Return what the side of an image must be a multiple of."""
+    """Return the number that the sides of an image must be a multiple of."""
     return 2 ** (len(widths) - 1) * (patch if network == "residual" else 1)
-
-
-def initialize_weights(module: torch.nn.Module, std: float | None) -> None:
-    """Draw the weights of layers anew, and set their biases to 0.
-
-    Args:
-        module: a player of the network "dcgan", its spectrum not normalised.
-        std: of a normal distribution (Radford et al. 2016); None for Glorot's uniform one.
-    """
-    kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear
-    for layer in module.modules():
-        if isinstance(layer, kinds):
-            if std is None:
-                torch.nn.init.xavier_uniform_(layer.weight)
-            else:
-                torch.nn.init.normal_(layer.weight, std=std)
-            assert layer.bias is not None
-            torch.nn.init.zeros_(layer.bias)
 
 
 def _normalize_spectrum(module: torch.nn.Module) -> None:
     kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear | torch.nn.Embedding
     for layer in [m for m in module.modules() if isinstance(m, kinds)]:
-        layer.reset_parameters()  # those that start as zeros have nothing to divide by
+        layer.reset_parameters()  # weights of zero have no spectral norm to divide by
         spectral_norm(layer)
 
 
@@ -384,13 +352,13 @@ def _check(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def _check_size(player: str, image_size: Sequence[int], wanted: int) -> None:
+def _check_size(network: str, image_size: Sequence[int], wanted: int) -> None:
     _, height, width = image_size
     if height % wanted or width % wanted:
         below, above = height // wanted * wanted, -(-height // wanted) * wanted
         raise ValueError(
-            f"resolution: a {player} of these widths takes multiples of {wanted} pixels, these "
-            f"images are {width} x {height}; give --resolution {below or above} or other widths"
+            f"resolution: a {network} of these widths needs multiples of {wanted} pixels, got "
+            f"images of {width} x {height}; give --resolution {below or above} or other widths"
         )
 
 
@@ -399,7 +367,7 @@ def _check_size(player: str, image_size: Sequence[int], wanted: int) -> None:
 
 
 class GANPipeline(DiffusionPipeline):
-    """Draws images.
+    """Samples images.
 
     Args:
         generator: a Generator.
@@ -424,20 +392,19 @@ class GANPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """Draw images.
+        """Sample images.
 
         Args:
-            batch_size: how many.
-            generator: one, or one an image, so that an image depends on its own alone.
-            labels: the class of each image, for a model that is told.
-            truncation: see `truncate`; None to draw from all of the normal distribution.
+            batch_size: number of images.
+            generator: one, or one for each image, which then depends on its own alone.
+            labels: the class of each image, if the model is class-conditional.
+            truncation: see `truncate`; None for no truncation.
             output_type: "pil", "np" for (n, height, width, channels) in [0, 1], or "pt" for
                 (n, channels, height, width) in [0, 1].
         """
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
-                f"generator must be one, or a list of {batch_size} for as many images, got "
-                f"{len(generator)}"
+                f"generator must be one or a list of {batch_size}, got {len(generator)}"
             )
         noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
         latents = noise if truncation is None else truncate(noise, truncation)
@@ -449,43 +416,42 @@ class GANPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
-        """Turn standard normal numbers, (n, latent_dim), into latents: they are that already."""
+        """Return noise, (n, latent_dim), as latents: for a GAN they are the same."""
         return noise.to(self.device)
 
     def decode(
         self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return images in [-1, 1]; gradients pass."""
-        known = self._classes(labels, len(latents))
-        return self.generator(latents.to(self.device), known).float()
+        classes = self._classes(labels, len(latents))
+        return self.generator(latents.to(self.device), classes).float()
 
     def _classes(self, labels: Any, count: int) -> torch.Tensor | None:
-        classes = self.generator.config.labels
-        if not classes:
+        """Check labels, and return them as int64, (count,); None for an unconditional model."""
+        number = self.generator.config.labels
+        if not number:
             if labels is not None:
-                raise ValueError("labels: this model is not told classes; leave them out")
+                raise ValueError("labels: this model is unconditional; leave them out")
             return None
         if labels is None:
-            raise ValueError(f"labels: this model is told one of {classes} classes an image")
-        known = torch.as_tensor(labels, device=self.device)
-        if (
-            known.is_floating_point()
-            or known.shape != (count,)
-            or not ((known >= 0) & (known < classes)).all()
-        ):
-            raise ValueError(f"labels must be {count} of 0 to {classes - 1}, got {labels}")
-        return known.long()
+            kind = f"class-conditional ({number} classes)"
+            raise ValueError(f"labels are required: this model is {kind}")
+        classes = torch.as_tensor(labels, device=self.device)
+        fits = not classes.is_floating_point() and classes.shape == (count,)
+        if not fits or not ((classes >= 0) & (classes < number)).all():
+            raise ValueError(f"labels must be {count} of 0 to {number - 1}, got {labels}")
+        return classes.long()
 
 
 def truncate(noise: torch.Tensor, limit: float) -> torch.Tensor:
-    """Turn standard normal numbers into those of a normal distribution cut off at a limit.
+    """Turn standard normal noise into noise of the truncated normal distribution.
 
-    Every number keeps its rank, so that an image changes smoothly with the limit: the lower, the
-    more alike and the better images are (Brock et al. 2019, https://arxiv.org/abs/1809.11096).
+    Every number keeps its rank, so that images change smoothly with the limit: a lower one makes
+    them better and less diverse (Brock et al. 2019, https://arxiv.org/abs/1809.11096).
 
     Args:
         noise: standard normal.
-        limit: the largest size that a number can have; 0 for the middle of the distribution.
+        limit: the largest absolute value; 0 for zeros.
 
     Raises:
         ValueError: the limit is below 0.
@@ -494,27 +460,27 @@ def truncate(noise: torch.Tensor, limit: float) -> torch.Tensor:
         raise ValueError(f"truncation must be 0 or more, got {limit}")
     if not limit:
         return torch.zeros_like(noise)
-    inside = math.erf(limit / math.sqrt(2))  # the probability between the limits
+    inside = math.erf(limit / math.sqrt(2))  # probability of -limit to limit
     ranks = torch.special.ndtr(noise.double()) - 0.5
     return torch.special.ndtri(0.5 + inside * ranks).to(noise.dtype)
 
 
 def load_gan(folder: str | Path, weights: str = "averaged") -> GANPipeline:
-    """Load a pipeline that was saved, running none of the code beside it.
+    """Load a saved pipeline without running the code in its folder.
 
     Args:
         folder: of the model.
         weights: "averaged" over training, or "raw".
 
     Raises:
-        ValueError: there is none, or not of these weights.
+        ValueError: the folder holds no GAN, or none with these weights.
     """
     _check("weights", weights, ("averaged", RAW))
     index = Path(folder) / "model_index.json"
     try:
         saved = json.loads(index.read_text(encoding="utf-8"))
         if saved["_class_name"][-1] != GANPipeline.__name__:
-            raise ValueError(f"it is of the class {saved['_class_name']}")
+            raise ValueError(f"its class is {saved['_class_name']}")
         if list(index.parent.glob("generator/*.index.json")):  # its names could lead anywhere
             raise ValueError("its weights are in several files")
         generator, report = Generator.from_pretrained(
@@ -528,7 +494,7 @@ def load_gan(folder: str | Path, weights: str = "averaged") -> GANPipeline:
             raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"model: {str(folder)!r} holds no GAN of {weights} weights ({error}); give the folder "
-            "of one that recipes/train_gan.py trained"
+            f"model: {str(folder)!r} holds no GAN with {weights} weights ({error}); give the "
+            "output folder of train_gan"
         ) from error
     return GANPipeline(generator.eval())

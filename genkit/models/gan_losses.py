@@ -1,8 +1,9 @@
-"""What the two players of an adversarial game lose, and what keeps the game fair.
+"""Losses of generative adversarial networks, their regularizers and augmentations.
 
-A discriminator gives each image a score, (n,), higher for what it takes to be real. Functions are
-pure: what they draw by comes as an argument, uniform in [0, 1), so that a row of a batch is treated
-alike on whichever process it is. Images are in [-1, 1], (n, channels, height, width).
+A discriminator gives each image a score, (n,); a higher score means more probably real. Functions
+are pure: random numbers come as an argument, u, uniform in [0, 1), so that the result for a row
+does not depend on the process that computes it. Images are in [-1, 1], of the shape
+(n, channels, height, width).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ CROSS_ENTROPY = ("minimax", "non_saturating", "maximum_likelihood")
 TARGETED = (*CROSS_ENTROPY, "least_squares")  # losses that compare scores with targets
 LOSSES = (*TARGETED, "hinge", "wasserstein", "relativistic")
 POLICIES = ("colour", "translation", "cutout")
-AUGMENT_UNIFORMS = 7  # chances that `augment` spends on an image
-UNIFORMS = 3 + 2 * AUGMENT_UNIFORMS  # that a `Game` spends on a row: targets, mixture, two images
-SHIFT, HOLE = 1 / 8, 1 / 2  # of the side: the longest translation, the side of what is cut out
+AUGMENT_UNIFORMS = 7  # uniform random numbers that `augment` takes for an image
+# that a `Game` takes for a row: two targets, an interpolation, two images
+UNIFORMS = 3 + 2 * AUGMENT_UNIFORMS
+SHIFT, HOLE = 1 / 8, 1 / 2  # parts of the side: the longest translation, the side of the cutout
 
 # ---------------------------------------------------------------------------------------------
 # Losses
@@ -33,12 +35,12 @@ def discriminator_loss(
     real_targets: torch.Tensor | float = 1.0,
     fake_targets: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
-    """Return what the discriminator loses, a scalar.
+    """Return the discriminator's loss, a scalar.
 
     Args:
         loss: one of LOSSES.
         real, fake: scores, (n,).
-        real_targets, fake_targets: what the scores are compared with, for a loss of TARGETED.
+        real_targets, fake_targets: of the scores, for a loss of TARGETED.
 
     Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661 (cross-entropy); Mao et al.
     2017, https://arxiv.org/abs/1611.04076 (least squares); Lim and Ye 2017,
@@ -59,11 +61,11 @@ def discriminator_loss(
 
 
 def generator_loss(loss: str, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Return what the generator loses, a scalar; for its sources see `discriminator_loss`.
+    """Return the generator's loss, a scalar; for its sources see `discriminator_loss`.
 
     Args:
         loss: one of LOSSES.
-        real, fake: scores, (n,); real ones matter only to the relativistic loss.
+        real, fake: scores, (n,); only the relativistic loss uses those of real images.
 
     Source: Goodfellow 2014, https://arxiv.org/abs/1412.6515 (maximum likelihood)
     """
@@ -82,19 +84,19 @@ def generator_loss(loss: str, real: torch.Tensor, fake: torch.Tensor) -> torch.T
 
 
 def _cross_entropy(scores: torch.Tensor, targets: torch.Tensor | float) -> torch.Tensor:
-    """Compare logits with targets, which need not lie between 0 and 1; (n,)."""
+    """Return the cross-entropy of logits with targets, which may lie outside [0, 1]; (n,)."""
     return F.softplus(scores) - targets * scores
 
 
 def targets(
     u: torch.Tensor, smoothing: float = 0.0, noise: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return targets of real and of generated images, (n,) each, moved off 1 and 0.
+    """Return targets of real and of generated images, (n,) each: 1 and 0, smoothed and noisy.
 
     Args:
-        chances: (n, 2).
-        smoothing: how far below 1 those of real images are (Salimans et al. 2016).
-        noise: how far at most every one is moved down, by chance.
+        u: (n, 2).
+        smoothing: the targets of real images are lower by this (Salimans et al. 2016).
+        noise: each target is lowered by a uniform random number below this.
     """
     real, fake = (-noise * u).unbind(1)
     return 1 - smoothing + real, fake
@@ -105,13 +107,13 @@ def targets(
 
 
 def squared_gradient(scores: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Return the squared norm of each score's gradient by its own image, (n,).
+    """Return the squared norm of each score's gradient with respect to its own image, (n,).
 
     Its mean over real images is the penalty R1, over generated ones R2.
 
     Args:
         scores: (n,), each computed from its own image alone.
-        images: what they were computed from, which needs a gradient.
+        images: the input of the discriminator, which requires a gradient.
 
     Source: Mescheder et al. 2018, https://arxiv.org/abs/1801.04406
     """
@@ -123,28 +125,46 @@ def gradient_penalty(squares: torch.Tensor) -> torch.Tensor:
     """Return the mean of (norm - 1)², a scalar.
 
     Args:
-        squares: what `squared_gradient` says of `mixed` images, (n,).
+        squares: `squared_gradient` at `interpolate_images`, (n,).
 
     Source: Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, equation 3
     """
-    # the root's slope at 0 is infinite
+    # the gradient of the root at 0 is infinite
     return ((squares + 1e-12).sqrt() - 1).square().mean()
 
 
 def interpolate_images(real: torch.Tensor, fake: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Return a point between each real and each generated image, by chances, (n,)."""
+    """Return a random point between each real and each generated image; u is (n,)."""
     return torch.lerp(fake, real, u.view(-1, *[1] * (real.ndim - 1)))
+
+
+def initialize_weights(module: torch.nn.Module, std: float | None) -> None:
+    """Draw the weights of a network anew, and set its biases to 0.
+
+    Args:
+        module: a Generator or Discriminator of the network "dcgan" without spectral normalisation.
+        std: of a normal distribution (Radford et al. 2016); None for Glorot's uniform one.
+    """
+    kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear
+    for layer in module.modules():
+        if isinstance(layer, kinds):
+            if std is None:
+                torch.nn.init.xavier_uniform_(layer.weight)
+            else:
+                torch.nn.init.normal_(layer.weight, std=std)
+            assert layer.bias is not None
+            torch.nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()
 def clip_weights(module: torch.nn.Module, limit: float) -> None:
-    """Bring every parameter back between -limit and limit (Arjovsky et al. 2017)."""
+    """Clamp every parameter to [-limit, limit] (Arjovsky et al. 2017)."""
     for parameter in module.parameters():
         parameter.clamp_(-limit, limit)
 
 
 def pack(images: torch.Tensor, count: int) -> torch.Tensor:
-    """Join every `count` images in their channels, so that a lack of variety shows.
+    """Join every `count` images in their channels, so that the discriminator sees mode collapse.
 
     Returns:
         (n / count, count * channels, height, width).
@@ -159,13 +179,13 @@ def pack(images: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, u: torch.Tensor, policies: tuple[str, ...]) -> torch.Tensor:
-    """Change what the discriminator sees, real and generated alike; gradients pass.
+    """Augment real or generated images for the discriminator, differentiably.
 
     Args:
-        images: to change.
-        chances: (n, SPENT).
+        images: (n, channels, height, width).
+        u: (n, AUGMENT_UNIFORMS).
         policies: some of POLICIES: "colour" changes brightness, saturation and contrast,
-            "translation" shifts by an eighth of the side at most, "cutout" covers a square.
+            "translation" shifts by at most an eighth of the side, "cutout" sets a square to 0.
 
     Source: Zhao et al. 2020, https://arxiv.org/abs/2006.10738
     """
@@ -189,18 +209,18 @@ def _colour(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 
 def _translate(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Shift by whole pixels; what comes in is 0, grey, as around a convolution."""
+    """Shift by whole pixels, and pad with 0, which is grey."""
     n, _, height, width = images.shape
     rows, columns = (
-        torch.arange(side, device=images.device) - _shifts(chance, round(side * SHIFT))[:, None]
-        for side, chance in ((height, u[:, 0]), (width, u[:, 1]))
+        torch.arange(side, device=images.device) - _shifts(own, round(side * SHIFT))[:, None]
+        for side, own in ((height, u[:, 0]), (width, u[:, 1]))
     )
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
         :, None
     ]
     which = torch.arange(n, device=images.device)[:, None, None]
-    places = which, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
-    shifted = images.permute(0, 2, 3, 1)[places]  # (n, height, width, channels)
+    index = which, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
+    shifted = images.permute(0, 2, 3, 1)[index]  # (n, height, width, channels)
     return (shifted * inside[..., None]).permute(0, 3, 1, 2)
 
 
@@ -210,10 +230,10 @@ def _shifts(u: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def _cut_out(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Set a square to 0; its middle may lie anywhere in the picture."""
+    """Set a square to 0; its centre may be any pixel."""
     inside = []
-    for side, chance in zip(images.shape[2:], u.unbind(1), strict=True):
-        middle = (chance * side).long()[:, None]
+    for side, own in zip(images.shape[2:], u.unbind(1), strict=True):
+        middle = (own * side).long()[:, None]
         distance = torch.arange(side, device=images.device) - middle
         half = round(side * HOLE) // 2
         inside.append((distance >= -half) & (distance < half))
@@ -222,18 +242,18 @@ def _cut_out(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------------------------
-# The game
+# Loss with regularizers
 
 
 @dataclass
 class Batch:
-    """What both players are given: row i of every part belongs together."""
+    """The input of a training step of both networks; row i of every part belongs together."""
 
     real: torch.Tensor  # images, (n, …)
     noise: torch.Tensor  # (n, latent_dim)
-    u: torch.Tensor  # (n, CHANCES)
-    labels: torch.Tensor | None = None  # (n,), of the real image and of the one to make
-    instance_noise: torch.Tensor | None = None  # (2, n, …), standard normal, for instance noise
+    u: torch.Tensor  # (n, UNIFORMS), uniform in [0, 1)
+    labels: torch.Tensor | None = None  # (n,), of the real and of the generated image
+    instance_noise: torch.Tensor | None = None  # (2, n, …), of real and of generated images
 
 
 GeneratorCall = Callable[..., torch.Tensor]
@@ -242,20 +262,21 @@ DiscriminatorCall = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 @dataclass(frozen=True)
 class Game:
-    """What is played for: a loss with its regularizers.
+    """The objective of adversarial training: a loss with its regularizers.
 
     Args:
         loss: one of LOSSES.
-        r1, r2: weights of half the squared gradient's mean over real and over generated images.
+        r1, r2: weights of half the mean squared gradient at real and at generated images.
         gradient_penalty: weight of (norm - 1)² between real and generated images.
-        weight_clip: the largest size of the critic's weights; the caller clips them.
+        weight_clip: largest absolute value of the critic's weights; the caller clips them.
         smoothing, label_noise: see `targets`.
-        instance_noise: standard deviation of noise on all that is scored (Sønderby et al. 2017).
+        instance_noise: standard deviation of noise added to every image that the discriminator
+            scores (Sønderby et al. 2017).
         augmentations: see `augment`.
-        packing: images that are scored together, by the chances of the first; see `pack`.
+        packing: images that are scored together, with the u of the first; see `pack`.
 
     Raises:
-        ValueError: two of them do not go together.
+        ValueError: a value is out of range, or two exclude each other.
     """
 
     loss: str = "relativistic"
@@ -270,7 +291,7 @@ class Game:
     packing: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Check each value, then combinations."""
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         unknown = [name for name in self.augmentations if name not in POLICIES]
@@ -291,17 +312,18 @@ class Game:
         for name in ("weight_clip", "gradient_penalty"):
             if getattr(self, name) and self.loss != "wasserstein":
                 raise ValueError(
-                    f"{name}: it makes a critic of the wasserstein loss Lipschitz, loss is "
-                    f"{self.loss}; leave {name} out, or use r1 and r2"
+                    f"{name} requires the wasserstein loss, got loss {self.loss}; use r1 and r2"
                 )
         if self.weight_clip and (self.gradient_penalty or self.r1 or self.r2):
             other = next(n for n in ("gradient_penalty", "r1", "r2") if getattr(self, n))
-            raise ValueError(f"weight_clip and {other} both limit the critic's slope; give one")
+            raise ValueError(
+                f"weight_clip and {other} both limit the critic's slope; give only one"
+            )
         for name in ("smoothing", "label_noise"):
             if getattr(self, name) and self.loss not in TARGETED:
                 raise ValueError(
-                    f"{name} moves targets, and the loss {self.loss} has none; use one of "
-                    f"{', '.join(TARGETED)}"
+                    f"{name} requires a loss with targets, one of {', '.join(TARGETED)}, got "
+                    f"loss {self.loss}"
                 )
 
     def discriminator_loss(
@@ -311,22 +333,22 @@ class Game:
         batch: Batch,
         penalty: float = 1.0,
     ) -> torch.Tensor:
-        """Return what the discriminator loses, penalties included, a scalar.
+        """Return the discriminator's loss with its penalties, a scalar.
 
         Args:
-            discriminator, generator: called as those of genkit/models/gan.py are.
-            penalty: factor of the penalties, 0 to leave them out.
+            discriminator, generator: with the calls of those of genkit/models/gan.py.
+            penalty: factor of the penalties; 0 to leave them out.
         """
         with torch.no_grad():
             fake = generator(batch.noise, batch.labels)
-        real, fake = self._shown(batch.real, batch, 0), self._shown(fake, batch, 1)
+        real, fake = self._prepare(batch.real, batch, 0), self._prepare(fake, batch, 1)
         labels, u = batch.labels, batch.u[:: self.packing]
         real.requires_grad_(bool(penalty and self.r1))
         fake.requires_grad_(bool(penalty and self.r2))
         real_scores, real_classes = discriminator(real, labels)
         fake_scores, fake_classes = discriminator(fake, labels)
-        aims = targets(u[:, :2], self.smoothing, self.label_noise)
-        loss = discriminator_loss(self.loss, real_scores.float(), fake_scores.float(), *aims)
+        wanted = targets(u[:, :2], self.smoothing, self.label_noise)
+        loss = discriminator_loss(self.loss, real_scores.float(), fake_scores.float(), *wanted)
         for classes in (real_classes, fake_classes):
             if classes is not None and labels is not None:
                 loss = loss + F.cross_entropy(classes.float(), labels)
@@ -343,20 +365,20 @@ class Game:
     def generator_loss(
         self, discriminator: DiscriminatorCall, generator: GeneratorCall, batch: Batch
     ) -> torch.Tensor:
-        """Return what the generator loses, a scalar; the discriminator should be frozen."""
-        fake = self._shown(generator(batch.noise, batch.labels), batch, 1)
+        """Return the generator's loss, a scalar; freeze the discriminator first."""
+        fake = self._prepare(generator(batch.noise, batch.labels), batch, 1)
         scores, classes = discriminator(fake, batch.labels)
         real_scores = scores
         if self.loss == "relativistic":
             with torch.no_grad():
-                real_scores = discriminator(self._shown(batch.real, batch, 0), batch.labels)[0]
+                real_scores = discriminator(self._prepare(batch.real, batch, 0), batch.labels)[0]
         loss = generator_loss(self.loss, real_scores.float(), scores.float())
         if classes is not None and batch.labels is not None:
             loss = loss + F.cross_entropy(classes.float(), batch.labels)
         return loss
 
-    def _shown(self, images: torch.Tensor, batch: Batch, side: int) -> torch.Tensor:
-        """Return images as they are scored: augmented, noisy, packed."""
+    def _prepare(self, images: torch.Tensor, batch: Batch, side: int) -> torch.Tensor:
+        """Augment images, add instance noise and pack them; side: 0 for real, 1 for generated."""
         images = images.float()
         if self.augmentations:
             start = 3 + side * AUGMENT_UNIFORMS

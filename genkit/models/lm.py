@@ -1,4 +1,4 @@
-"""What language models share, whatever their tokens: stock networks, loss, saved tokenizer."""
+"""Language models of any tokens: shape, stock networks, loss, loading, saved tokenizer."""
 
 from __future__ import annotations
 
@@ -23,17 +23,45 @@ from transformers import (
 from genkit.hub import download, safe_weights, safety
 
 HINT = "Give the folder or the Hub id of a causal language model in safetensors"
-LOGITS = 1 << 26  # at once in an evaluation: a quarter of a gigabyte
+LOGITS = 1 << 26  # computed at once in an evaluation: a quarter of a gigabyte
+
+
+def choose_shape(
+    depth: int, width: int | None, heads: int | None, width_per_layer: int
+) -> dict[str, int]:
+    """Return depth, width and heads of a model: those that are given, and others that fit them.
+
+    Args:
+        depth: layers.
+        width: size of a layer's vectors; default: it grows with the depth, and fits the heads.
+        heads: attention heads; default: as many as fit the width, see `count_heads`.
+        width_per_layer: width for each layer of the depth.
+
+    Raises:
+        ValueError: the width that is given does not divide into heads of an even size.
+    """
+    multiple = 2 * (heads or 1)
+    width = width or -(-depth * width_per_layer // multiple) * multiple
+    heads = heads or count_heads(width)
+    _check_heads(width, heads)
+    return {"depth": depth, "width": width, "heads": heads}
 
 
 def count_heads(width: int) -> int:
-    """Return how many heads, of 64 or more and of an even size, divide a layer's width; 1 if none.
+    """Return the number of attention heads, of an even size of 64 or more; 1 if none divides.
 
     Args:
         width: size of a layer's vectors.
     """
     fitting = (heads for heads in range(width // 64, 1, -1) if width % (2 * heads) == 0)
     return next(fitting, 1)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads or width // heads % 2:
+        raise ValueError(
+            f"width must be a multiple of {2 * heads} for {heads} heads of even size, got {width}"
+        )
 
 
 def make_model(
@@ -49,17 +77,17 @@ def make_model(
 
     Args:
         architecture: "llama" or "gpt2".
-        context: tokens it is trained to see at once.
+        vocab_size: number of tokens.
+        context: longest sequence of tokens in training.
         depth: layers.
         width: size of a layer's vectors.
         heads: attention heads.
-        dropout: of attention weights; for gpt2 of embeddings and residual branches, too.
+        dropout: of attention weights; for gpt2 also of embeddings and residual branches.
 
     Raises:
         ValueError: the width does not divide among the heads.
     """
-    if width % heads or width // heads % 2:
-        raise ValueError(f"width: {width} does not divide into {heads} heads of even size")
+    _check_heads(width, heads)
     common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": 0}
     if architecture == "gpt2":
         return GPT2LMHeadModel(
@@ -89,7 +117,7 @@ def make_model(
 
 
 def loss(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of the next token; inputs and targets are (batch, context)."""
+    """Return the next token's mean cross-entropy, in nats; inputs and targets: (batch, context)."""
     logits = model(input_ids=inputs, use_cache=False).logits  # (batch, context, vocabulary)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
@@ -98,14 +126,15 @@ def loss(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) ->
 def total_loss(
     model: PreTrainedModel, ids: np.ndarray, context: int, windows: range
 ) -> torch.Tensor:
-    """Sum the loss over windows of a text that follow each other without overlap.
+    """Sum the loss over consecutive windows of a text, without overlap.
 
     Args:
         ids: the text, (length,).
+        context: tokens of a window.
         windows: which of the ceil((length - 1) / context) windows; the last may be short.
 
     Returns:
-        Nats and tokens, (2,) float64, so that several processes can add theirs up.
+        Nats and number of tokens, (2,) float64, so that processes can add theirs up.
     """
     total = torch.zeros(2, dtype=torch.float64)
     batch = max(1, min(64, LOGITS // (context * model.config.vocab_size)))
@@ -118,7 +147,7 @@ def total_loss(
 def _window_batches(
     ids: np.ndarray, context: int, windows: range, batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield inputs and targets, (≤ batch, context) each; a short last window comes by itself."""
+    """Yield inputs and targets, (≤ batch, context) each; a short last window is its own batch."""
     whole = min(windows.stop, (len(ids) - 1) // context)
     for first in range(windows.start, whole, batch):
         last = min(first + batch, whole)
@@ -132,14 +161,14 @@ def _window_batches(
 def load_lm(
     name: str, revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load a causal language model to train: its weights in float32, and its tokenizer.
+    """Load a causal language model to train, its weights in float32, and its tokenizer.
 
     Args:
         name: folder or Hub id.
         revision: a branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: there is no such model, or it lacks what training needs.
+        ValueError: there is no such model, or its tokenizer cannot be used for training.
     """
     folder = download.fetch(name, revision, argument="init_from", hint=HINT)
     with safety.opened(folder, argument="init_from") as private:
@@ -155,25 +184,25 @@ def load_lm(
         safe_weights.check_tokens(model, tokenizer)
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ValueError(
-            f"init_from: the tokenizer in {name!r} is a slow one, or has no token for the end "
-            "of a text; choose another model"
+            f"init_from: the tokenizer of {name!r} is a slow one, or has no end-of-text token; "
+            "choose another model"
         )
     return model, tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save under the class name that transformers 4 and other tools know, too."""
+    """Save a tokenizer under the class name that transformers 4 and other tools also know."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    config |= {"model_input_names": tokenizer.model_input_names}  # which go by class elsewhere
+    config |= {"model_input_names": tokenizer.model_input_names}  # else these depend on the class
     path.write_text(json.dumps(config, indent=2))
 
 
 def resize_embeddings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
-    """Give a model embeddings for the tokens that its tokenizer was extended by."""
+    """Add embeddings for the tokens that were added to the tokenizer."""
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     return model

@@ -1,7 +1,7 @@
 """Low-rank adapters: a few weights to train beside the frozen matrices of a network.
 
-Hu et al. 2021: a matrix W becomes W + 2 B A, where A has few rows, B as few columns and B starts
-at zero. peft puts them in; it is imported only here, and only when asked for.
+A matrix W becomes W + 2 B A, where A has few rows, B as few columns, and B starts at zero (Hu et
+al. 2021, https://arxiv.org/abs/2106.09685). peft adds them; only this module imports it, on use.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from transformers.pytorch_utils import Conv1D
 
 
 def add_adapters(network: PreTrainedModel, rank: int) -> Any:
-    """Freeze a network, and give every matrix but embeddings and output head an adapter.
+    """Freeze a network, and add an adapter to every matrix but embeddings and output head.
 
     Args:
+        network: a causal language model.
         rank: rows of A.
 
     Returns:
-        The network wrapped by peft, which calls and trains like the network.
+        The network wrapped by peft, with the call of the network.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -32,11 +33,11 @@ def add_adapters(network: PreTrainedModel, rank: int) -> Any:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name of before
+    with warnings.catch_warnings():  # peft 0.21 uses a deprecated name of transformers 5.23
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(network, config)
 
 
 def merge_adapters(network: Any) -> PreTrainedModel:
-    """Copy what `add_adapters` returned as an ordinary network, W + 2 B A its matrices."""
+    """Return a copy of an adapted network as an ordinary one, with W + 2 B A as its matrices."""
     return copy.deepcopy(network).merge_and_unload()

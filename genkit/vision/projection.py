@@ -1,4 +1,4 @@
-"""Projection: the latents of the image that a model can make nearest to a given one."""
+"""Projection: the latents from which a model decodes the image nearest to a given one."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ from genkit.vision.pipelines import (
     latent_to_noise,
 )
 
-RATE = 0.1  # a step's length at first, in standard deviations of the prior
+RATE = 0.1  # initial learning rate, in standard deviations of the prior
 COLUMNS = 12  # images side by side in a picture
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Images as near to given ones as a model comes."""
+    """The nearest images that a model can decode to given ones."""
 
     target: torch.Tensor = field(repr=False)  # (n, channels, height, width)
-    images: torch.Tensor = field(repr=False)  # what the latents decode to
+    images: torch.Tensor = field(repr=False)  # decoded from the latents
     latents: torch.Tensor = field(repr=False)  # (n, *latent_shape)
-    errors: torch.Tensor = field(repr=False)  # (n, starts): mean squared, the least on each way
+    errors: torch.Tensor = field(
+        repr=False
+    )  # (n, starts): least mean squared error of each descent
     started: torch.Tensor = field(repr=False)  # (n, starts): before the first step
-    encoded: bool  # the last start is the encoder's answer
+    encoded: bool  # the last start is the encoder's latents
     steps: int
 
     @property
     def error(self) -> torch.Tensor:
-        """Mean squared difference of each image from its target, (n,); values are in [-1, 1]."""
+        """Mean squared error of each image, (n,); values are in [-1, 1]."""
         return self.errors.min(1).values
 
     def __str__(self) -> str:
@@ -53,15 +55,15 @@ class Projection:
         lines = [f"{head}{', the last start from the encoder' if self.encoded else ''}"]
         for i, (each, best) in enumerate(zip(self.errors, self.error, strict=True)):
             all_of_them = " ".join(f"{error:.5f}" for error in each.tolist())
-            lines.append(f"{i}: mean squared error {best:.5f} (starts led to {all_of_them})")
+            lines.append(f"{i}: mean squared error {best:.5f} (of each start: {all_of_them})")
         return "\n".join(lines[:11] + (["…"] if count > 10 else []))
 
     def save(self, path: str | Path) -> None:
-        """Write targets over what was found, and what is not found, with the errors, into a PNG."""
+        """Write targets, projections and their differences, with the errors, into a PNG."""
         rows: dict[str, torch.Tensor | list[str]] = {
             "target": self.target,
-            "found": self.images,
-            "difference": (self.images - self.target).abs() - 1,  # black is none
+            "projection": self.images,
+            "difference": (self.images - self.target).abs() - 1,  # black: no difference
             "squared error": [f"{error:.3f}" for error in self.error.tolist()],
         }
         image_grid.rows(rows, Path(path), COLUMNS)
@@ -76,42 +78,41 @@ def project(
     seed: int | Sequence[int] = 0,
     labels: IntLabels | None = None,
 ) -> Projection:
-    """Find the latents that decode to what is nearest to each image, by gradient descent.
+    """Find the latents that decode to the nearest image to each target, by gradient descent.
 
-    Adam, its rate falling to 0 by a cosine, goes down the mean squared error from several draws of
-    the prior and, where there is an encoder, from its answer; it walks where latents are standard
-    normal, before `place`. The place of least error on any of the ways is taken, so the result is
-    never worse than the best start. An image's result depends on its own seed and not, but for
-    rounding, on the others; with more restarts it starts from the same places, and from others.
+    Adam with a cosine schedule minimises the mean squared error from several samples of the prior
+    and, where there is an encoder, from its latents. It optimises the standard normal noise before
+    `noise_to_latent`. The point of least error of any descent is returned, so the result is never
+    worse than the best start. An image's result depends on its own seed and not, but for rounding,
+    on the others; more restarts add starts to those of fewer.
 
     Args:
         images: the targets.
-        restarts: draws of the prior for each image.
+        restarts: samples of the prior for each image.
         steps: of each descent.
-        pull: of the prior on the way: what is added to the error for each squared standard
-            deviation from the middle, mean over the latents.
-        seed: a number, then image i has seed + i; or one number an image.
-        labels: the class of each image, for a model that is told.
+        pull: weight of the prior: of the mean squared noise, added to the error.
+        seed: one number, then image i has seed + i; or one for each image.
+        labels: the class of each image, if the model is class-conditional.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
 
     Source: Creswell and Bharath 2018, https://arxiv.org/abs/1802.05701, with restarts
     """
     for name, value, least in (("restarts", restarts, 1), ("steps", steps, 1), ("pull", pull, 0)):
         if not value >= least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
-    told = check_images(pipeline, images, labels)
+    classes = check_images(pipeline, images, labels)
     if isinstance(seed, int | np.integer):
         seed = range(seed, seed + len(images))
     seeds = as_int_labels("seed", seed, len(images))
     if seeds.min() < 0:
         raise ValueError(f"seed must be 0 or more, got {seeds.min()}")
     encoded = isinstance(pipeline, Encoder)
-    noise = torch.stack([_draws(s, restarts, pipeline.latent_shape) for s in seeds.tolist()])
+    noise = torch.stack([_draw_noise(s, restarts, pipeline.latent_shape) for s in seeds.tolist()])
     if encoded:
-        answer = latent_to_noise(pipeline, encode(pipeline, images, told))
-        noise = torch.cat([noise, answer[:, None]], 1)
+        inferred = latent_to_noise(pipeline, encode(pipeline, images, classes))
+        noise = torch.cat([noise, inferred[:, None]], 1)
     starts = noise.shape[1]
     turns = list(blocks(len(images), max(1, ROWS // starts)))
     parts = []
@@ -119,17 +120,17 @@ def project(
     with tqdm(total=len(turns) * steps, **shown) as bar:
         for which in turns:
             target = image_batch(images, which)
-            classes = None if told is None else told[which].repeat_interleave(starts)
+            some = None if classes is None else classes[which].repeat_interleave(starts)
             parts.append(
-                (target, *_descend(pipeline, noise[which], target, classes, steps, pull, bar))
+                (target, *_descend(pipeline, noise[which], target, some, steps, pull, bar))
             )
-    found = [torch.cat(part).cpu() for part in zip(*parts, strict=True)]
-    target, images, latents, errors, started = found
+    joined = [torch.cat(part).cpu() for part in zip(*parts, strict=True)]
+    target, images, latents, errors, started = joined
     return Projection(target, images, latents, errors, started, encoded, steps)
 
 
-def _draws(seed: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Draw one after the other, so that the first are the same however many follow."""
+def _draw_noise(seed: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Draw one after the other, so that more restarts add to those of fewer; (count, *shape)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randn(shape, generator=generator) for _ in range(count)])
 
@@ -144,7 +145,7 @@ def _descend(
     pull: float,
     bar: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Go down from (n, starts, …) standard normal numbers towards (n, …) images.
+    """Descend from standard normal noise, (n, starts, …), towards target images, (n, …).
 
     Returns:
         The best images and latents, (n, …); errors at the end and at the start, (n, starts).
