@@ -33,12 +33,12 @@ import genkit.app  # noqa: E402
 from genkit import cli  # noqa: E402
 from genkit.app import (  # noqa: E402
     guard,
+    jobs,
     parts,
     runs,
     wire,
-    work,
 )
-from genkit.app.finding import ModelIndex  # noqa: E402
+from genkit.app.model_index import ModelIndex  # noqa: E402
 
 BLOCK = bytes(1 << 20)
 FEW = ["told", "one after the other", 0, 4, "dpm++", 5, 1.0]  # of images, and steps
@@ -101,11 +101,11 @@ def test_a_refusal_is_read_by_whoever_first_sends_all(address):
     size = 4 * len(BLOCK)
     for _ in range(20):
         for headers, path, wanted in (
-            ([f"Content-Length: {size}"], "gradio_api/run/look", 413),
-            (["Content-Length: 3", "Content-Length: 4"], "gradio_api/run/look", 400),
+            ([f"Content-Length: {size}"], "gradio_api/run/refresh", 413),
+            (["Content-Length: 3", "Content-Length: 4"], "gradio_api/run/refresh", 400),
             ([f"Content-Length: {size}", "Origin: http://x.example"], "config", 403),
             ([f"Content-Length: {size}"], "gradio_api/upload", 404),
-            ([], "gradio_api/run/look", 413),
+            ([], "gradio_api/run/refresh", 413),
         ):
             with connect(address) as connection:
                 send(connection, request(address, *headers, path=path) + BLOCK, 1)
@@ -143,7 +143,9 @@ def test_an_origin_is_of_the_pages_scheme_and_port(address):
 @contextlib.contextmanager
 def wired(answer):
     """Serve an application behind the guard in a thread, on connections as the page's is."""
-    config = uvicorn.Config(guard.Guard(answer, None, None), http=wire.Protocol, log_level=60)
+    config = uvicorn.Config(
+        guard.Guard(answer, None, None), http=wire.LimitedProtocol, log_level=60
+    )
     server = uvicorn.Server(config)
     with genkit.app._listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, args=[[listening]])
@@ -264,9 +266,9 @@ def test_work_is_within_a_budget_and_goes_with_its_visitor(address):
     visitor.listen()
     more = [*DRAW[:5], 30, 1.0]  # too much beside the other
     visitor.join("draw", more)
-    assert "images times steps: 1,920 are too much beside" in visitor.wait()[0]
+    assert "images times steps: 1,920 are too much" in visitor.wait()[0]
     visitor.leave()
-    time.sleep(work.GRACE + 1)
+    time.sleep(jobs.GRACE + 1)
     visitor.done.clear()
     visitor.join("draw", more)
     visitor.listen()
@@ -293,31 +295,31 @@ def test_whatever_a_job_raises_ends_the_job_alone(capsys):
     asked = gr.Request(request=fastapi.Request(scope))
     for error in (SystemExit(3), KeyboardInterrupt(), MemoryError("a\nb"), GeneratorExit()):
 
-        def fail(shelf, error=error):
+        def fail(index, error=error):
             raise error
 
-        line, other = parts.event(fail, ModelIndex([]), ["other"])(asked)
+        line, other = parts.make_event(fail, ModelIndex([]), ["other"])(asked)
         assert re.fullmatch(rf'<p class="problem" .*>{type(error).__name__}: .*</p>', line)
         assert "\n" not in line and other == "other"
     assert "MemoryError" in capsys.readouterr().err
-    assert parts.event(lambda shelf: "fine", ModelIndex([]))(asked) == "fine"
+    assert parts.make_event(lambda index: "fine", ModelIndex([]))(asked) == "fine"
 
 
 def always() -> bool:
     return True
 
 
-def spin(desk, visitor, order, name, steps, heard=always) -> threading.Thread:
+def spin(queue, visitor, order, name, steps, heard=always) -> threading.Thread:
     """Start a job that takes some steps of three hundredths of a second."""
 
     def do():
         try:
-            with desk.job(visitor, heard):
+            with queue.job(visitor, heard):
                 for _ in range(steps):
                     time.sleep(0.03)
-                    desk.pause()
+                    queue.pause()
             order.append(name)
-        except (ValueError, work.DroppedError) as error:
+        except (ValueError, jobs.DroppedError) as error:
             order.append(str(error))
 
     thread = threading.Thread(target=do)
@@ -326,64 +328,64 @@ def spin(desk, visitor, order, name, steps, heard=always) -> threading.Thread:
 
 
 def test_whoever_had_least_goes_first():
-    desk, order = work.Desk(), []
-    long = [spin(desk, ("home", f"long{i}"), order, f"long{i}", 40) for i in range(3)]
+    queue, order = jobs.JobQueue(), []
+    long = [spin(queue, ("home", f"long{i}"), order, f"long{i}", 40) for i in range(3)]
     time.sleep(0.5)
-    short = [spin(desk, ("home", "short"), order, "short", 3)]
-    away = [spin(desk, ("away", "any"), order, "away", 3)]
+    short = [spin(queue, ("home", "short"), order, "short", 3)]
+    away = [spin(queue, ("away", "any"), order, "away", 3)]
     for thread in (*long, *short, *away):
         thread.join()
     assert order[:2] == ["away", "short"] and len(order) == 5
 
 
 def test_a_job_that_makes_no_step_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(work, "PATIENCE", 0.1)
-    desk, order, stuck = work.Desk(), [], threading.Event()
+    monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+    queue, order, stuck = jobs.JobQueue(), [], threading.Event()
 
     def hang():
-        with desk.job(("home", "hangs"), always):
+        with queue.job(("home", "hangs"), always):
             stuck.wait(20)
-            desk.pause()
+            queue.pause()
         order.append("hangs")
 
     thread = threading.Thread(target=hang)
     thread.start()
     time.sleep(0.2)
-    spin(desk, ("home", "other"), order, "other", 3).join()
+    spin(queue, ("home", "other"), order, "other", 3).join()
     stuck.set()
     thread.join()
     assert order == ["other", "hangs"]
 
 
 def test_a_job_that_nobody_hears_ends(monkeypatch):
-    monkeypatch.setattr(work, "GRACE", 0.2)
-    desk, order, visitor = work.Desk(), [], ("home", "one")
-    spin(desk, visitor, order, "done", 3, lambda: desk.is_heard(visitor)).join()
-    with desk.listening(visitor):
-        spin(desk, visitor, order, "done", 3, lambda: desk.is_heard(visitor)).join()
-        left = spin(desk, visitor, order, "done", 10**6, lambda: desk.is_heard(visitor))
+    monkeypatch.setattr(jobs, "GRACE", 0.2)
+    queue, order, visitor = jobs.JobQueue(), [], ("home", "one")
+    spin(queue, visitor, order, "done", 3, lambda: queue.is_heard(visitor)).join()
+    with queue.listening(visitor):
+        spin(queue, visitor, order, "done", 3, lambda: queue.is_heard(visitor)).join()
+        left = spin(queue, visitor, order, "done", 10**6, lambda: queue.is_heard(visitor))
     left.join(20)
     assert order == ["stopped, as nobody listened", "done", "stopped, as nobody listened"]
 
 
 def test_whoever_has_most_gives_way(monkeypatch):
-    monkeypatch.setattr(work, "ROOM", 4)
-    monkeypatch.setattr(work, "SHARE", 3)
-    desk, order, hears = work.Desk(), [], threading.Event()
+    monkeypatch.setattr(jobs, "ROOM", 4)
+    monkeypatch.setattr(jobs, "SHARE", 3)
+    queue, order, hears = jobs.JobQueue(), [], threading.Event()
     hears.set()
 
     def begin(address, session):
-        thread = spin(desk, (address, session), order, "done", 10**6, hears.is_set)
+        thread = spin(queue, (address, session), order, "done", 10**6, hears.is_set)
         time.sleep(0.05)
         return thread
 
     started = [begin("home", "one") for _ in range(4)]
-    assert order == ["3 things that you asked for are not done; wait for one"]
+    assert len(order) == 1 and order[0].startswith("3 of your requests")
     started += [begin("home", "two"), begin("away", "one")]  # the second takes the room of a third
-    assert order[1:] == ["stopped, as others wait and you asked for most"]
+    assert len(order) == 2 and order[1].startswith("stopped, as others wait")
     started += [begin("home", "three"), begin("home", "four")]  # changing names brings nothing
     assert order[2:] == [order[1], "this page has too much to do; try again in a while"]
-    monkeypatch.setattr(work, "GRACE", -1.0)
+    monkeypatch.setattr(jobs, "GRACE", -1.0)
     hears.clear()
     for thread in started:
         thread.join(20)
@@ -397,7 +399,7 @@ def shown(folder) -> str:
     """What the page shows of a run, or why not, found in a time that no pipe makes longer."""
     with ThreadPoolExecutor() as thread:
         try:
-            return thread.submit(runs.show, folder, False).result(timeout=20)
+            return thread.submit(runs.show_run, folder, False).result(timeout=20)
         except ValueError as error:
             return str(error)
 
@@ -475,7 +477,7 @@ def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):
         {"step": 3, "loss": 1, "coverage": 0.5},
         {"step": 4, "loss": None},
     ]
-    assert "step 4: a figure is not finite" in runs.show(tmp_path, True)
+    assert "step 4: a figure is not finite" in runs.show_run(tmp_path, True)
 
 
 def test_damaged_settings_of_a_run_are_named(tmp_path):
@@ -484,7 +486,7 @@ def test_damaged_settings_of_a_run_are_named(tmp_path):
     for text in (*good, "", "[]", "{", '"x"', "[" * 100_000):
         for name in ("run.json", "baseline.json"):
             (tmp_path / name).write_text(text)
-            found = "".join(runs.troubles(tmp_path, runs.read_log(tmp_path)))
+            found = "".join(runs.find_troubles(tmp_path, runs.read_log(tmp_path)))
             assert (f"{name} is damaged" in found) == (text not in good and text != "")
             (tmp_path / name).unlink()
 
@@ -492,7 +494,7 @@ def test_damaged_settings_of_a_run_are_named(tmp_path):
 def test_files_of_any_size_are_not_read(run, monkeypatch):
     monkeypatch.setattr(runs, "LOG", 100)
     with pytest.raises(ValueError, match=r"metrics.jsonl has more than 100 bytes"):
-        runs.show(run, False)
+        runs.show_run(run, False)
 
 
 # ---- the token

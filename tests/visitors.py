@@ -75,7 +75,7 @@ def connect(address: str, seconds: float = 30) -> socket.socket:
     return socket.create_connection((place.hostname, place.port), timeout=seconds)
 
 
-def request(address: str, *headers: str, path: str = "gradio_api/run/look") -> bytes:
+def request(address: str, *headers: str, path: str = "gradio_api/run/refresh") -> bytes:
     """Write the head of a POST to the page."""
     lines = [f"POST /{path} HTTP/1.1", *headers]
     if not any(header.lower().startswith("host:") for header in headers):

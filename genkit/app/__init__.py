@@ -1,4 +1,4 @@
-"""The web page: write, answer, draw and watch runs, with the models named at its start."""
+"""The web page: generate text, answer, draw images, follow runs, with models named at its start."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from genkit.app import answer, finding, guard, images, parts, runs, wire, write
-from genkit.app.finding import ModelIndex
+from genkit.app import answer, guard, images, model_index, parts, runs, wire, write
+from genkit.app.model_index import ModelIndex, find_models
 
 try:
     import gradio as gr
 except ImportError:
-    raise ValueError("app: pip install 'genkit[app]' first") from None
+    raise ValueError("app: pip install 'hf-genkit[app]' first") from None
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -40,19 +40,19 @@ def serve(
     Args:
         models: folders of saved models, of runs, or of such folders; or Hub ids. Nothing else can
             be chosen in the page.
-        host: the address to listen at; this machine alone can reach it unless told otherwise.
-        port: to listen at; 0 for any that is free.
-        token: what requests must bring. One is drawn where other machines can reach the page.
-        ready: called with the page's address, token and all, once it can be opened; unless given,
-            the address is printed.
+        host: the address to listen at (default: reachable from this machine alone).
+        port: the port to listen at; 0 for any that is free.
+        token: what requests must bring. One is drawn if other machines can reach the page.
+        ready: called with the page's address, token included, once it can be opened (default: the
+            address is printed).
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument is invalid; the message names it and its value.
     """
-    shelf = finding.find(models)
+    index = find_models(models)
     local = guard.is_loopback(host)
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
-        raise ValueError(f"token must be of letters, digits and -._~ alone, got {token!r}")
+        raise ValueError(f"token must consist of letters, digits and -._~, got {token!r}")
     if token is None and not local:
         token = secrets.token_urlsafe()
     with _listen(host, port) as listening:
@@ -60,8 +60,8 @@ def serve(
         address = f"http://{name}:{listening.getsockname()[1]}/"
         address += "" if token is None else f"?token={token}"
         hosts = {"localhost", "127.0.0.1", "::1", host} if local else None
-        app = guard.Guard(mounted(build(shelf)), hosts, token)
-        server = _Server(app, lambda: (ready or _announce)(address), shelf)
+        app = guard.Guard(mounted(build(index)), hosts, token)
+        server = _Server(app, lambda: (ready or _announce)(address), index)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
 
@@ -82,54 +82,58 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and then loads a model of each kind ahead of its use."""
+    """Calls `ready` when it listens, then loads a model of each kind ahead of its use."""
 
-    def __init__(self, app: guard.Guard, ready: Callable[[], None], shelf: ModelIndex) -> None:
-        # access logs would tell tokens; a header may not say where a request comes from
+    def __init__(self, app: guard.Guard, ready: Callable[[], None], index: ModelIndex) -> None:
+        # access logs would show tokens; a header may not claim where a request comes from
         options: dict[str, Any] = {"access_log": False, "proxy_headers": False, "ws": "none"}
         options |= {"log_level": "critical", "timeout_graceful_shutdown": 1}
-        super().__init__(uvicorn.Config(app, http=wire.Protocol, **options))
-        self.ready, self.shelf = ready, shelf
+        super().__init__(uvicorn.Config(app, http=wire.LimitedProtocol, **options))
+        self.ready, self.index = ready, index
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start to listen, call `ready`, and load models in the background."""
         await super().startup(sockets)
         self.ready()
-        threading.Thread(target=warm_up, args=[self.shelf], daemon=True).start()
+        threading.Thread(target=warm_up, args=[self.index], daemon=True).start()
 
 
-def warm_up(shelf: ModelIndex) -> None:
-    """Load the first model of each kind; what goes wrong is told at its use."""
+def warm_up(index: ModelIndex) -> None:
+    """Load the first model of each kind; errors are shown when the model is used."""
     parts.import_verbs()
-    loads = {finding.TEXT: write.load, finding.ANSWERS: answer.load, finding.IMAGES: images.load}
-    for kind, load in loads.items():
-        for name in shelf.names(kind)[:1]:
-            with contextlib.suppress(BaseException):  # of a tokenizer's extension, too
-                load(shelf, name)
+    loaders: dict[str, Callable[[ModelIndex, str], object]] = {
+        model_index.TEXT: write.load_language_model,
+        model_index.ANSWERS: answer.load_reader,
+        model_index.IMAGES: images.load_image_model,
+    }
+    for kind, load in loaders.items():
+        for name in index.names(kind)[:1]:
+            with contextlib.suppress(BaseException):  # a tokenizer's extension may panic
+                load(index, name)
 
 
 # ---------------------------------------------------------------------------------------------
 # The page
 
 
-def build(shelf: ModelIndex) -> gr.Blocks:
+def build(index: ModelIndex) -> gr.Blocks:
     """Build the page."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Tab("Write", id="write"):
-            write.tab(shelf, page)
+            write.tab(index, page)
         with gr.Tab("Answer", id="answer"):
-            answer.tab(shelf)
+            answer.tab(index)
         with gr.Tab("Images", id="images") as shown:
-            images.tab(shelf, shown)
+            images.tab(index, shown)
         with gr.Tab("Runs", id="runs"):
-            runs.tab(shelf, page)
-    page.queue(api_open=False, max_size=64, default_concurrency_limit=None)  # see work.Desk
+            runs.tab(index, page)
+    page.queue(api_open=False, max_size=64, default_concurrency_limit=None)  # see jobs.JobQueue
     return page
 
 
 def mounted(page: gr.Blocks) -> FastAPI:
-    """Make a server of the page: no fonts from elsewhere, no uploads, no links to share."""
+    """Make a server of the page, without fonts of other sites, uploads and links to share."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     options: dict[str, Any] = {"ssr_mode": False, "pwa": False, "mcp_server": False}
     options |= {"run_history": False, "enable_monitoring": False, "footer_links": []}

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from genkit.app import finding, parts, work
-from genkit.app.finding import ModelIndex
+from genkit.app import jobs, model_index, parts
+from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
     from genkit.qa.answering import Answer
     from genkit.qa.reader import Reader
 
 
-BEST = 5  # answers in the table
+TOP = 5  # answers in the table
 CONTEXT = (
     "The course has lectures on Monday at noon and exercises on Thursday. The exam counts 60 % of "
     "the mark, the homework 40 %. Homework is due on Friday."
@@ -26,9 +26,9 @@ HINT = (
 )
 
 
-def tab(shelf: ModelIndex) -> None:
+def tab(index: ModelIndex) -> None:
     """Build the tab."""
-    names = shelf.names(finding.ANSWERS)
+    names = index.names(model_index.ANSWERS)
     if not names:
         parts.canvas("no-answer", parts.hint(HINT))
         return
@@ -41,40 +41,43 @@ def tab(shelf: ModelIndex) -> None:
             model = parts.chooser(names)
             question = gr.Textbox("When is homework due?", label="Question", max_length=1000)
             ask = gr.Button("Answer", variant="primary")
-    found = parts.canvas("answer")
-    respond = parts.event(_answer, shelf)
+    shown = parts.canvas("answer")
+    respond = parts.make_event(_answer, index)
     gr.on(
-        [ask.click, question.submit], respond, [model, question, context], found, api_name="answer"
+        [ask.click, question.submit], respond, [model, question, context], shown, api_name="answer"
     )
 
 
-def load(shelf: ModelIndex, name: str) -> Reader:
+def load_reader(index: ModelIndex, name: str) -> Reader:
     """Load a model by its name in the page."""
     from genkit.qa import reader
 
-    return parts.loaded(reader.load_reader, shelf.resolve(finding.ANSWERS, name), compile=False)
+    return parts.load_once(
+        reader.load_reader, index.resolve(model_index.ANSWERS, name), compile=False
+    )
 
 
-def _answer(shelf: ModelIndex, name: str, question: str, context: str) -> str:
+def _answer(index: ModelIndex, name: str, question: str, context: str) -> str:
     from genkit.qa import answering
 
-    model = load(shelf, name)
-    parts.limited("question", question)
-    work.DESK.claim(len(parts.limited("text", context)), "characters")
-    return show(answering.answer(question, context, model=model, top_k=BEST))
+    model = load_reader(index, name)
+    parts.check_length("question", question)
+    jobs.QUEUE.claim(len(parts.check_length("text", context)), "characters")
+    return format_answer(answering.answer(question, context, model=model, top_k=TOP))
 
 
-def show(record: Answer) -> str:
-    """Write an answer in its text, and the other ones below."""
+def format_answer(record: Answer) -> str:
+    """Mark an answer in its text, with a table of the alternatives below."""
     rows = "".join(map(_row, (record, *record.alternatives)))
-    none = "" if record.null_score is None else f"no answer at all: {record.null_score:.1%}"
+    null = "" if record.null_score is None else f"no answer at all: {record.null_score:.1%}"
     return (
         f'<div class="answer"><div class="answered">{record.highlight("html", whole=True)}</div>'
         "<table><thead><tr><th>answer</th><th>score</th><th>confidence</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table><p>{none}</p></div>"
+        f"<tbody>{rows}</tbody></table><p>{null}</p></div>"
     )
 
 
 def _row(record: Answer) -> str:
-    sure = "not calibrated" if record.confidence is None else f"{record.confidence:.1%}"
-    return f"<tr><td>{html.escape(str(record))}</td><td>{record.score:.1%}</td><td>{sure}</td></tr>"
+    confidence = "not calibrated" if record.confidence is None else f"{record.confidence:.1%}"
+    cells = (html.escape(str(record)), f"{record.score:.1%}", confidence)
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -1,4 +1,4 @@
-"""Curves of a run's log as a picture that scales with the page."""
+"""Curves of a run's log as an SVG that scales with the page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#84a30e")
 Points = Sequence[tuple[float, float]]
 
 
-def draw(title: str, curves: Mapping[str, Points], log: bool = False) -> str:
-    """Draw curves into one picture, with their names and last values below.
+def draw_curves(title: str, curves: Mapping[str, Points], log: bool = False) -> str:
+    """Draw curves into one plot, with their names and last values below.
 
     Args:
-        title: what it shows.
-        curves: places by name, (step, value) each, in order.
-        log: whether heights are logarithms; curves that are not above 0 all along have none.
+        title: what the plot shows.
+        curves: points by name, (step, value) each, in order of steps.
+        log: use a logarithmic axis; ignored if a value is not above 0.
     """
     log = log and all(y > 0 for points in curves.values() for _, y in points)
     scaled = {
@@ -30,18 +30,18 @@ def draw(title: str, curves: Mapping[str, Points], log: bool = False) -> str:
     left, right, low, high = min(xs), max(xs), min(ys), max(ys)
     right, high = max(right, left + 1), high if high > low else low + (abs(low) or 1) / 10
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - left) / (right - left) * (WIDTH - LEFT - 8)
         return across, TOP + (high - y) / (high - low) * (HEIGHT - BOTTOM - TOP)
 
     lines = [_axes(left, right, low, high, log)]
     for (name, points), colour in zip(scaled.items(), _colours(len(scaled)), strict=True):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (to_pixels(*point) for point in points))
         lines.append(
             f'<polyline points="{path}" stroke="{colour}" data-name="{html.escape(name)}"/>'
         )
         if len(points) < 40:  # evaluations, which may be few
-            dots = (place(*point) for point in points)
+            dots = (to_pixels(*point) for point in points)
             lines += [
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in dots
             ]
@@ -57,12 +57,12 @@ def draw(title: str, curves: Mapping[str, Points], log: bool = False) -> str:
 
 
 def _axes(left: float, right: float, low: float, high: float, log: bool) -> str:
-    floor, parts = HEIGHT - BOTTOM, []
+    base, parts = HEIGHT - BOTTOM, []
     for i in range(5):
-        value, y = low + i / 4 * (high - low), floor - i / 4 * (floor - TOP)
-        words = f"{10**value if log else value:.3g}"
+        value, y = low + i / 4 * (high - low), base - i / 4 * (base - TOP)
+        label = f"{10**value if log else value:.3g}"
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{words}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
         x = LEFT + share * (WIDTH - LEFT - 8)
         step = f"{'step ' if not share else ''}{left + share * (right - left):,.0f}"
@@ -75,7 +75,7 @@ def _colours(count: int) -> list[str]:
 
 
 def _thinned(points: Points) -> Points:
-    """Average over equal parts where there are too many to be seen; the last stays as it is."""
+    """Average over equal parts if there are too many points to see; keep the last as it is."""
     size = -(-len(points) // POINTS)
     if size == 1:
         return points

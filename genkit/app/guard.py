@@ -1,4 +1,4 @@
-"""Who may ask the page for what: hosts, origins, a token, and nothing but what the page needs."""
+"""The requests that the page answers: by host, origin, token, path and size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from genkit.app import work
+from genkit.app import jobs
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -21,16 +21,22 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "genkit"
 LARGEST = 1 << 20  # bytes of a request: two long texts
-BODY = 30.0  # seconds for the body of a request to come
-ONCE = ("host", "origin", "cookie", "content-length", "transfer-encoding")  # in a request, at most
-LISTENS = "/gradio_api/queue/data"  # where outcomes of queued jobs are waited for
-HEARD = "genkit.heard"  # in a request's scope: tells whether somebody waits for its answer
-# No upload, no file of this machine, no fetching of addresses, no editor: none of it is needed
+BODY = 30.0  # seconds for the body of a request to arrive
+ONCE = (
+    "host",
+    "origin",
+    "cookie",
+    "content-length",
+    "transfer-encoding",
+)  # headers that may not be repeated
+LISTENS = "/gradio_api/queue/data"  # the path of streams with the outcomes of queued jobs
+HEARD = "genkit.heard"  # key of a request's scope: whether somebody still waits for the answer
+# all that the page needs: no uploads, no files of this machine, no fetching of URLs, no editor
 NEEDED = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.*"
     r"|/gradio_api/(queue/(join|data)|run/\w+|heartbeat/\w+|startup-events|cancel|reset|info)/?"
 )
-# A page of this server alone: neither fonts nor scripts nor pictures of others
+# nothing of other sites: neither fonts nor scripts nor pictures
 HEADERS = [
     (
         b"content-security-policy",
@@ -42,7 +48,7 @@ HEADERS = [
 
 
 def is_loopback(host: str) -> bool:
-    """Tell an address that only this machine can reach."""
+    """Whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
@@ -52,7 +58,7 @@ def is_loopback(host: str) -> bool:
 
 
 class RefusedError(Exception):
-    """A request is not answered, with a status and why."""
+    """A request is refused, with an HTTP status and a reason."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -64,9 +70,8 @@ class Guard:
 
     Args:
         app: the page.
-        hosts: names that the page may be asked for by, so that no name of a stranger leads here;
-            None for any.
-        token: what a request must bring, in its address or as a cookie; None for nothing.
+        hosts: allowed Host headers, against DNS rebinding; None for any.
+        token: what a request must bring, in its URL or as a cookie; None for nothing.
     """
 
     def __init__(self, app: App, hosts: set[str] | None, token: str | None) -> None:
@@ -80,11 +85,11 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008})
         try:
             self._check(scope, _headers(scope))
-            body = await _read(receive)
+            body = await _read_body(receive)
         except RefusedError as refused:
-            return await _answer(send, refused.status, str(refused))
+            return await _send_text(send, refused.status, str(refused))
         extra = list(HEADERS)
-        if self.token is not None and self._is_right(_asked(scope, "token")):
+        if self.token is not None and self._is_right(_query_value(scope, "token")):
             cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
             extra.append((b"set-cookie", cookie.encode()))
 
@@ -96,7 +101,7 @@ class Guard:
         await self._pass(scope, body, receive, send_more)
 
     async def _pass(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Pass a request on, and know all the while whether somebody waits for the answer."""
+        """Pass a request on, and note in its scope whether somebody still waits for the answer."""
         gone, unread = asyncio.Event(), [body]
 
         async def watch() -> None:
@@ -111,43 +116,45 @@ class Guard:
             return {"type": "http.disconnect"}
 
         scope[HEARD] = lambda: not gone.is_set()
-        visitor = address(scope), _asked(scope, "session_hash")
+        visitor = address(scope), _query_value(scope, "session_hash")
         listens = scope["path"].rstrip("/") == LISTENS
         watching = asyncio.create_task(watch())
         try:
-            with work.DESK.listening(visitor) if listens else contextlib.nullcontext():
+            with jobs.QUEUE.listening(visitor) if listens else contextlib.nullcontext():
                 await self.app(scope, replay, send)
         finally:
             watching.cancel()
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
-        """Refuse what is not for this page, not allowed, or not needed."""
+        """Refuse a request of another host or origin, without the token, or of an unneeded path."""
         host = headers.get("host", "")
-        if self.hosts is not None and _name(host) not in self.hosts:
-            raise RefusedError(400, "this page is not of that host")
-        if self.token is not None and not self._is_right(_asked(scope, "token") or _kept(headers)):
+        if self.hosts is not None and _host_name(host) not in self.hosts:
+            raise RefusedError(400, "the Host header is not one of this page")
+        if self.token is not None and not self._is_right(
+            _query_value(scope, "token") or _cookie_token(headers)
+        ):
             raise RefusedError(401, "open the address that genkit printed, with its token")
         if "origin" in headers and headers["origin"] != f"{scope['scheme']}://{host}":
-            raise RefusedError(403, "another page asked")
+            raise RefusedError(403, "the Origin header is not that of this page")
         if not NEEDED.fullmatch(scope["path"]):
-            raise RefusedError(404, "there is no such thing here")
+            raise RefusedError(404, "there is no such path")
         length = headers.get("content-length", "0" if scope["method"] != "POST" else "")
         if "transfer-encoding" in headers and length:
-            raise RefusedError(400, "a request has a length or an encoding, not both")
+            raise RefusedError(400, "a request has a length or a transfer encoding, not both")
         if not re.fullmatch("[0-9]{1,9}", length) or int(length) > LARGEST:
-            raise RefusedError(413, f"a request must tell its length, at most {LARGEST:,} bytes")
+            raise RefusedError(413, f"a request needs a length of at most {LARGEST:,} bytes")
 
     def _is_right(self, given: str) -> bool:
         return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
 
 
 def address(scope: Scope) -> str:
-    """Return where a request comes from."""
+    """Return the IP address of a request's client."""
     return (scope.get("client") or ("",))[0]
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """Return headers by name; those that decide may stand there once."""
+    """Return headers by name, and refuse a second one of those in `ONCE`."""
     headers: dict[str, str] = {}
     for name, value in ((n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"]):
         if name in ONCE and name in headers:
@@ -156,8 +163,8 @@ def _headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
-async def _read(receive: Receive) -> bytes:
-    """Read a body, counting what comes, whatever its headers say."""
+async def _read_body(receive: Receive) -> bytes:
+    """Read a body; what counts is the bytes that arrive, not the headers."""
     body, more = b"", True
     try:
         async with asyncio.timeout(BODY):
@@ -171,21 +178,22 @@ async def _read(receive: Receive) -> bytes:
     return body
 
 
-def _name(host: str) -> str | None:
-    """Return the name in a Host header, without the port; None for what is no host."""
+def _host_name(host: str) -> str | None:
+    """Return the name in a Host header, without the port; None if it is invalid."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
 
 
-def _asked(scope: Scope, name: str) -> str:
-    """Return what an address asks for by a name: the last, as the page takes it."""
+def _query_value(scope: Scope, name: str) -> str:
+    """Return a value of a URL's query; of several the last, as gradio does."""
     query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     return query.get(name, [""])[-1]
 
 
-def _kept(headers: dict[str, str]) -> str:
+def _cookie_token(headers: dict[str, str]) -> str:
+    """Return the token in the cookie; "" if there is none."""
     try:
         found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
@@ -193,7 +201,7 @@ def _kept(headers: dict[str, str]) -> str:
     return found.value if found else ""
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
+async def _send_text(send: Send, status: int, text: str) -> None:
     body = text.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *HEADERS]
     headers += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]

@@ -1,5 +1,5 @@
-// A place in the square, both ways from 0 to 1, is the value: "across up"
-const tell = (event) => {
+// The value is a point of the square, in [0, 1] both ways: "across up"
+const report = (event) => {
   const box = element.querySelector(".pad").getBoundingClientRect();
   const share = (at, start, size) => Math.min(1, Math.max(0, (at - start) / size)).toFixed(3);
   const up = 1 - share(event.clientY, box.top, box.height);
@@ -10,8 +10,8 @@ element.addEventListener("pointerdown", (event) => {
   if (!event.target.closest(".pad")) return;
   event.preventDefault();
   element.setPointerCapture(event.pointerId);
-  tell(event);
+  report(event);
 });
 element.addEventListener("pointermove", (event) => {
-  if (element.hasPointerCapture(event.pointerId)) tell(event);
+  if (element.hasPointerCapture(event.pointerId)) report(event);
 });

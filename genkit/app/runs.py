@@ -1,4 +1,4 @@
-"""The tab of runs: curves while they grow, the newest samples, and what goes wrong."""
+"""The tab of runs: curves while they grow, the newest samples, and signs of trouble."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import Any
 
 import gradio as gr
 
-from genkit.app import curves, finding, parts
-from genkit.app.finding import ModelIndex
+from genkit.app import curves, model_index, parts
+from genkit.app.model_index import ModelIndex
 from genkit.files import read_inside
 from genkit.hub import gallery
 
-SECONDS = 2.0  # between looks
-APART = ("step", "seconds", "rate")  # of an entry: what is no curve of its own
-VARIED = {"entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 1.0}  # as real images are
-JUDGED = ("distance", *VARIED)  # what an evaluation of a game has
-FILES = (*finding.OF_RUN, "baseline.json", "loss.png")
+SECONDS = 2.0  # between refreshes
+NO_CURVES = ("step", "seconds", "rate")  # keys of an entry
+# figures of real images, for a run that has not measured its own
+BASELINE = {"entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 1.0}
+EVALUATED = ("distance", *BASELINE)  # figures in an evaluation of a GAN
+FILES = (*model_index.RUN_FILES, "baseline.json", "loss.png")
 TEXT, PICTURE, LOG = 1 << 20, 1 << 24, 1 << 26  # bytes of a file, at most
 LARGEST = 1e30  # a figure
-SILENT = 0.1  # nats an image that latents say at least, unless they say nothing
+MIN_KL = 0.1  # nats an image, below which the posterior has collapsed onto the prior
 HINT = (
     "No run was named. Train something, for example with "
     "<code>accelerate launch recipes/train_charlm.py</code>, and start the page with the folder of "
@@ -32,9 +33,9 @@ HINT = (
 )
 
 
-def tab(shelf: ModelIndex, page: gr.Blocks) -> None:
+def tab(index: ModelIndex, page: gr.Blocks) -> None:
     """Build the tab."""
-    names = shelf.names(finding.RUNS)
+    names = index.names(model_index.RUNS)
     if not names:
         parts.canvas("no-runs", parts.hint(HINT))
         return
@@ -42,25 +43,26 @@ def tab(shelf: ModelIndex, page: gr.Blocks) -> None:
         run = parts.chooser(names, "Run")
         axis = gr.Radio(["logarithmic", "linear"], value="logarithmic", label="Loss axis")
     view, seen = parts.canvas("run"), gr.State("")
-    look = parts.event(_look, shelf, [""])  # after a problem, look anew
+    refresh = parts.make_event(_refresh, index, [""])  # after an error, from scratch
     options: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     gr.on(
         [page.load, run.input, axis.input, gr.Timer(SECONDS).tick],
-        look, [run, axis, seen], [view, seen], api_name="look", **options,
+        refresh, [run, axis, seen], [view, seen], api_name="refresh", **options,
     )  # fmt: skip
 
 
-def _look(shelf: ModelIndex, name: str, axis: str, seen: str) -> tuple[Any, Any]:
-    """Draw a run anew if it was written to."""
-    folder = Path(shelf.resolve(finding.RUNS, name))
-    times = [_stamp(file) for file in (*(folder / name for name in FILES), *_samples(folder)[:1])]
-    stamp = json.dumps([name, axis, times])
-    if stamp == seen:
+def _refresh(index: ModelIndex, name: str, axis: str, seen: str) -> tuple[Any, Any]:
+    """Show a run anew if its files have changed; `seen` is their state when it was last shown."""
+    folder = Path(index.resolve(model_index.RUNS, name))
+    files = (*(folder / name for name in FILES), *_list_samples(folder)[:1])
+    state = json.dumps([name, axis, [_file_state(file) for file in files]])
+    if state == seen:
         return gr.skip(), gr.skip()
-    return _shown(folder, axis == "logarithmic", stamp), stamp
+    return _show_once(folder, axis == "logarithmic", state), state
 
 
-def _stamp(file: Path) -> tuple[str, int, int] | None:
+def _file_state(file: Path) -> tuple[str, int, int] | None:
+    """Return name, time of the last write and size of a file; None if there is none."""
     try:
         found = file.lstat()
     except OSError:
@@ -69,37 +71,38 @@ def _stamp(file: Path) -> tuple[str, int, int] | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _shown(folder: Path, log_axis: bool, stamp: str) -> str:
-    """Draw a run once for all who look at it."""
-    return show(folder, log_axis)
+def _show_once(folder: Path, log_axis: bool, state: str) -> str:
+    """Show a run in this state; computed once for all visitors."""
+    return show_run(folder, log_axis)
 
 
-def show(folder: Path, log_axis: bool) -> str:
-    """Write all there is to see of a run."""
+def show_run(folder: Path, log_axis: bool) -> str:
+    """Return everything about a run, as HTML."""
     log = read_log(folder)
     if not log:
-        return parts.hint("This run has not made a step yet.") + _newest(folder)
+        return parts.hint("This run has not made a step yet.") + _show_samples(folder)
     last = log[-1]
     head = f"step {last['step']:,} · {last.get('seconds') or 0:,.0f} s"
     return (
         f'<div class="run"><p class="head">{head}</p>{_warnings(folder, log)}'
-        f'<div class="panels">{_panels(log, log_axis)}</div>{_newest(folder)}{_picture(folder)}'
+        f'<div class="panels">{_panels(log, log_axis)}</div>{_show_samples(folder)}'
+        f"{_show_loss_picture(folder)}"
         "</div>"
     )
 
 
 # ---------------------------------------------------------------------------------------------
-# Files: regular ones, whatever else lies in the folder
+# Files: regular ones alone
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read the figures of a run, null where one is not finite; lines without a step are left out.
 
     Raises:
-        ValueError: the file is not such as can be read.
+        ValueError: the file is not a regular one, or too large.
     """
     lines = []
-    for line in _text(folder, "metrics.jsonl", LOG).splitlines():
+    for line in _read_text(folder, "metrics.jsonl", LOG).splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and type(entry.get("step")) is int:
@@ -111,35 +114,35 @@ def _is_figure(value: Any) -> bool:
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    """Read what is set out by name; empty if there is no such file."""
+def _read_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object; empty if there is no such file."""
     try:
-        found = json.loads(_text(folder, name, TEXT) or "{}")
+        found = json.loads(_read_text(folder, name, TEXT) or "{}")
     except RecursionError:
         found = None
     except json.JSONDecodeError as error:
         raise ValueError(f"{name} is damaged ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{name} is damaged (no names)")
+        raise ValueError(f"{name} is damaged (it is no JSON object)")
     return found
 
 
-def _text(folder: Path, name: str, limit: int) -> str:
+def _read_text(folder: Path, name: str, limit: int) -> str:
     try:
-        return _bytes(folder, name, limit).decode(errors="replace")
+        return _read_bytes(folder, name, limit).decode(errors="replace")
     except FileNotFoundError:
         return ""
 
 
-def _bytes(folder: Path, name: str, limit: int) -> bytes:
-    """Read a file of a run; what is wrong with it is said without telling where runs lie."""
+def _read_bytes(folder: Path, name: str, limit: int) -> bytes:
+    """Read a file of a run; errors name the run alone, not the folder where runs lie."""
     try:
         return read_inside(folder / name, folder, limit)
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), folder.name)) from None
 
 
-def _samples(folder: Path) -> list[Path]:
+def _list_samples(folder: Path) -> list[Path]:
     """List the samples, the newest first."""
     try:
         return gallery.list_samples(folder)[::-1]
@@ -156,80 +159,82 @@ def _panels(log: list[dict[str, Any]], log_axis: bool) -> str:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for entry in log:
         for name, value in entry.items():
-            if name not in APART and value is not None:
+            if name not in NO_CURVES and value is not None:
                 found[name].append((entry["step"], value))
     losses = {name: found.pop(name) for name in list(found) if name.endswith("loss")}
-    panels = [curves.draw("loss", losses, log_axis)] if losses else []
-    return "".join(panels + [curves.draw(name, {name: found[name]}) for name in found])
+    panels = [curves.draw_curves("loss", losses, log_axis)] if losses else []
+    return "".join(panels + [curves.draw_curves(name, {name: found[name]}) for name in found])
 
 
 # ---------------------------------------------------------------------------------------------
-# Troubles
+# Signs of trouble
 
 
 def _warnings(folder: Path, log: list[dict[str, Any]]) -> str:
-    """Name what goes wrong, or say that nothing is seen to."""
-    lines = troubles(folder, log)
+    """List signs of trouble, or state that there are none."""
+    lines = find_troubles(folder, log)
     if not lines:
-        return '<p class="fine">No trouble is seen.</p>'
+        return '<p class="fine">No sign of trouble.</p>'
     return "".join(map(parts.problem, lines))
 
 
-def troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
-    """Name what goes wrong in a run: of a game, a variational autoencoder, or any."""
+def find_troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
+    """List signs of trouble in a run: of a GAN, of a variational autoencoder, or of any."""
     from genkit.metrics import collapse
 
-    lost = [entry["step"] for entry in log if None in entry.values()]
-    lines = [f"step {lost[-1]:,}: a figure is not finite; {len(lost)} such steps"] if lost else []
+    steps = [entry["step"] for entry in log if None in entry.values()]
+    lines = (
+        [f"step {steps[-1]:,}: a figure is not finite; {len(steps)} such steps"] if steps else []
+    )
     divergences = [(entry["step"], entry["kl"]) for entry in log if entry.get("kl") is not None]
-    if divergences and divergences[-1][1] < SILENT:
+    if divergences and divergences[-1][1] < MIN_KL:
         step, value = divergences[-1]
         advice = "try kl_warmup, free_bits or a lower beta"
-        lines.append(f"step {step:,}: collapse: the latents say {value:.3f} nats; {advice}")
-    judged = [e for e in log if "coverage" not in e or all(map(_is_figure, map(e.get, JUDGED)))]
-    if any("coverage" in entry for entry in judged):
+        lines.append(f"step {step:,}: posterior collapse: a KL of {value:.3f} nats; {advice}")
+    whole = [e for e in log if "coverage" not in e or all(map(_is_figure, map(e.get, EVALUATED)))]
+    if any("coverage" in entry for entry in whole):
         try:
-            lines += map(str, collapse.find_troubles(judged, _loss(folder), _floor(folder)))
+            lines += map(str, collapse.find_troubles(whole, _loss_name(folder), _baseline(folder)))
         except ValueError as error:
             lines.append(str(error))
     return lines
 
 
-def _loss(folder: Path) -> str:
-    """Return the loss that a game was started with."""
+def _loss_name(folder: Path) -> str:
+    """Return the loss that a GAN is trained with."""
     from genkit.models.gan_losses import LOSSES
 
-    settings = _read(folder, "run.json").get("settings")
+    settings = _read_settings(folder, "run.json").get("settings")
     found = settings.get("loss") if isinstance(settings, dict) else None
     return found if found in LOSSES else "wasserstein"
 
 
-def _floor(folder: Path) -> dict[str, float]:
-    """Return the figures of real images, as far as they are known."""
-    found = _read(folder, "baseline.json").items()
-    return VARIED | {name: value for name, value in found if _is_figure(value)}
+def _baseline(folder: Path) -> dict[str, float]:
+    """Return the figures of real images; defaults for those that were not measured."""
+    found = _read_settings(folder, "baseline.json").items()
+    return BASELINE | {name: value for name, value in found if _is_figure(value)}
 
 
 # ---------------------------------------------------------------------------------------------
 # Samples
 
 
-def _newest(folder: Path) -> str:
+def _show_samples(folder: Path) -> str:
     """Show the newest samples."""
-    for sample in _samples(folder)[:1]:
+    for sample in _list_samples(folder)[:1]:
         head = f"<h3>Samples of step {gallery.step_of(sample):,}</h3>"
         name = f"samples/{sample.name}"
         if sample.suffix == ".md":
-            return f"{head}<pre>{html.escape(_text(folder, name, TEXT))}</pre>"
-        address = parts.data_address(_bytes(folder, name, PICTURE))
+            return f"{head}<pre>{html.escape(_read_text(folder, name, TEXT))}</pre>"
+        address = parts.data_url(_read_bytes(folder, name, PICTURE))
         return f'{head}<img class="sheet" alt="samples" src="{address}">'
     return ""
 
 
-def _picture(folder: Path) -> str:
-    """Show the recipe's own picture of the run, on demand."""
+def _show_loss_picture(folder: Path) -> str:
+    """Show the recipe's own picture of the run, folded."""
     try:
-        address = parts.data_address(_bytes(folder, "loss.png", PICTURE))
+        address = parts.data_url(_read_bytes(folder, "loss.png", PICTURE))
     except FileNotFoundError:
         return ""
     return f'<details><summary>loss.png</summary><img alt="loss" src="{address}"></details>'

@@ -1,4 +1,4 @@
-"""The tab that writes: the next token by temperature, a text in colours, the tree of beams."""
+"""The tab that generates text: the next token by temperature, a text in colours, its beams."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import finding, parts, work
-from genkit.app.finding import ModelIndex
+from genkit.app import jobs, model_index, parts
+from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
     from genkit.text.explain import BeamTree, NextTokens
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TEMPERATURES = [round(0.05 * i, 2) for i in range(1, 41)]
 TOP = 10
 STRATEGIES = ["sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive"]
-TEXTS = {"beam": 4, "diverse_beam": 4, "contrastive": 4}  # that are weighed at once
+TEXTS = {"beam": 4, "diverse_beam": 4, "contrastive": 4}  # texts that a strategy keeps at once
 HINT = (
     "No language model was named. Train one with "
     "<code>accelerate launch recipes/train_charlm.py</code>, then start the page with its folder: "
@@ -31,9 +31,9 @@ HINT = (
 )
 
 
-def tab(shelf: ModelIndex, page: gr.Blocks) -> None:
+def tab(index: ModelIndex, page: gr.Blocks) -> None:
     """Build the tab."""
-    names = shelf.names(finding.TEXT)
+    names = index.names(model_index.TEXT)
     if not names:
         parts.canvas("no-write", parts.hint(HINT))
         return
@@ -57,50 +57,49 @@ def tab(shelf: ModelIndex, page: gr.Blocks) -> None:
             )
             bars = parts.canvas("bars")
     text = parts.canvas("text")
-    asked = [model, prompt, temperature]
-    told = [model, prompt, strategy, temperature, longest, seed]
-    redraw = parts.event(_redraw, shelf)
-    compose = parts.event(_write, shelf)
+    inputs = [model, prompt, temperature]
+    options = [model, prompt, strategy, temperature, longest, seed]
+    redraw = parts.make_event(_redraw, index)
+    compose = parts.make_event(_write, index)
     gr.on(
-        [temperature.input, prompt.change, model.input], redraw, asked, bars,
+        [temperature.input, prompt.change, model.input], redraw, inputs, bars,
         api_name="next_tokens", **parts.LIVE,
     )  # fmt: skip
-    page.load(redraw, asked, bars, api_name=False, show_progress="hidden")
-    write.click(compose, told, text, api_name="write")
+    page.load(redraw, inputs, bars, api_name=False, show_progress="hidden")
+    write.click(compose, options, text, api_name="write")
     drawn = another.click(lambda: secrets.randbits(31), None, seed, api_name=False, queue=False)
-    drawn.then(compose, told, text, api_name=False)
-    beams.click(parts.event(_beams, shelf), [model, prompt], text, api_name="beams")
+    drawn.then(compose, options, text, api_name=False)
+    beams.click(parts.make_event(_beams, index), [model, prompt], text, api_name="beams")
 
 
-def load(shelf: ModelIndex, name: str) -> LanguageModel:
+def load_language_model(index: ModelIndex, name: str) -> LanguageModel:
     """Load a model by its name in the page."""
+    return _load(index.resolve(model_index.TEXT, name))
 
-    return _loaded(shelf.resolve(finding.TEXT, name))
 
-
-def _loaded(model: str) -> LanguageModel:
-    """Load a model, and leave it as it is: nobody waits for a compiler, and it does turns."""
+def _load(model: str) -> LanguageModel:
+    """Load a model, not compiled: nobody waits for a compiler, and layers can pause for others."""
     from genkit.text import language_model
 
-    return parts.loaded(language_model.load_language_model, model, compile=False)
+    return parts.load_once(language_model.load_language_model, model, compile=False)
 
 
 # ---------------------------------------------------------------------------------------------
 # The next token
 
 
-def _redraw(shelf: ModelIndex, name: str, prompt: str, temperature: float) -> str:
-    model = shelf.resolve(finding.TEXT, name)
+def _redraw(index: ModelIndex, name: str, prompt: str, temperature: float) -> str:
+    model = index.resolve(model_index.TEXT, name)
     if round(temperature, 2) not in TEMPERATURES:
         raise ValueError(f"temperature must be one of {TEMPERATURES}, got {temperature}")
-    return bars(next_tokens(model, prompt), TEMPERATURES.index(round(temperature, 2)))
+    return format_bars(next_tokens(model, prompt), TEMPERATURES.index(round(temperature, 2)))
 
 
 def next_tokens(model: str, prompt: str) -> NextTokens:
-    """Return the likeliest next tokens at every place of the slider: the model is asked once."""
+    """Return the likeliest next tokens at every temperature of the slider, by one forward pass."""
     from genkit.hub import model_files
 
-    work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
+    jobs.QUEUE.claim(len(parts.check_length("prompt", prompt)), "characters")
     return _next_tokens(model, model_files.last_written(Path(model)), prompt)
 
 
@@ -108,13 +107,13 @@ def next_tokens(model: str, prompt: str) -> NextTokens:
 def _next_tokens(model: str, written: int, prompt: str) -> NextTokens:
     from genkit.text import explain
 
-    loaded = _loaded(model)
+    loaded = _load(model)
     top = min(TOP, loaded.model.config.vocab_size)
     return explain.next_tokens(prompt, model=loaded, temperatures=TEMPERATURES, top=top)
 
 
-def bars(record: NextTokens, which: int) -> str:
-    """Draw the distribution at one of the temperatures."""
+def format_bars(record: NextTokens, which: int) -> str:
+    """Draw the distribution at one of the temperatures as bars."""
     from genkit.text import token_names
 
     rows = "".join(
@@ -132,7 +131,7 @@ def bars(record: NextTokens, which: int) -> str:
 
 
 def _write(
-    shelf: ModelIndex,
+    index: ModelIndex,
     name: str,
     prompt: str,
     strategy: str,
@@ -143,58 +142,58 @@ def _write(
     from genkit.text import generation
     from genkit.text.options import DRAWS
 
-    model = load(shelf, name)
+    model = load_language_model(index, name)
     options: dict[str, Any] = {"strategy": strategy, "max_new_tokens": int(longest)}
     options |= {"temperature": temperature} if strategy == "sample" else {}
     options |= {"seed": seed} if strategy in DRAWS else {}
-    work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
-    work.DESK.claim(int(longest) * TEXTS.get(strategy, 1), "tokens times texts")
+    jobs.QUEUE.claim(len(parts.check_length("prompt", prompt)), "characters")
+    jobs.QUEUE.claim(int(longest) * TEXTS.get(strategy, 1), "tokens times texts")
     record = generation.generate(prompt, model=model, **options)
-    drawn = "" if record.seed is None else f"seed {record.seed} · "
+    seeded = "" if record.seed is None else f"seed {record.seed} · "
     head, text = _coloured(record, model) if record.continues else ("", html.escape(record.text))
-    head = html.escape(drawn + head)
+    head = html.escape(seeded + head)
     return f'<div class="written"><p>{head}</p><div class="text">{text}</div></div>'
 
 
 def _coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
-    """Colour the tokens that the model can look at together; say what is seen, and write it."""
+    """Colour the tokens that fit into the model's context; return an explanation, and HTML."""
     from genkit.text import alternatives, kv_cache, pages, task
 
     room = kv_cache.context_length(model.model) + 1 - len(task.encode_prompt(record.prompt, model))
     seen = alternatives.alternatives(replace(record, tokens=record.tokens[:room]), model=model)
     head = f"{seen.summary}. Red unlikely, green likely; point at a token for the others."
     rest = record.completion[len(seen.text) :] if len(record.tokens) > room else ""
-    head += " What is longer than the model can look at has no colours." if rest else ""
+    head += " Tokens beyond the model's context have no colours." if rest else ""
     return head, pages.fragment(seen) + html.escape(rest)
 
 
-def _beams(shelf: ModelIndex, name: str, prompt: str) -> str:
+def _beams(index: ModelIndex, name: str, prompt: str) -> str:
     from genkit.text import explain
 
-    model = load(shelf, name)
-    work.DESK.claim(len(parts.limited("prompt", prompt)), "characters")
-    return tree(explain.beam_tree(prompt, model=model))
+    model = load_language_model(index, name)
+    jobs.QUEUE.claim(len(parts.check_length("prompt", prompt)), "characters")
+    return format_tree(explain.beam_tree(prompt, model=model))
 
 
-def tree(record: BeamTree) -> str:
-    """Draw the tree of beams: what follows a text is below it, the best first."""
+def format_tree(record: BeamTree) -> str:
+    """Draw the tree of beams: continuations are below their text, the best first."""
     from genkit.text import token_names
 
     prompt = html.escape(token_names.one_line(record.prompt[-60:]))
-    words = (
+    legend = (
         "The winner is blue, ■ has ended, grey was dropped; with the log-probability of the text."
     )
     below = _branch(record, 0, 0, record.winners())
-    return f'<div class="beams"><p>{words}</p><b>{prompt} …</b>{below}</div>'
+    return f'<div class="beams"><p>{legend}</p><b>{prompt} …</b>{below}</div>'
 
 
 def _branch(record: BeamTree, depth: int, parent: int, winners: list[int]) -> str:
-    """Draw what follows a kept candidate; `winners` is empty off the winner's way."""
+    """Draw what follows a kept candidate; `winners` is empty off the winner's path."""
     if depth == len(record.steps):
         return ""
     step, kept, items, dropped = record.steps[depth], -1, "", ""
     for i, candidate in enumerate(step):
-        kept += candidate.fate == "kept"  # what the children of this one call it
+        kept += candidate.fate == "kept"  # the number by which its children name this one
         if candidate.parent != parent:
             continue
         won = winners[depth : depth + 1] == [i]

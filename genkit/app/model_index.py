@@ -1,4 +1,4 @@
-"""The models and runs that a page shows: found once, at the start, by their files alone."""
+"""The models and runs that the page offers: found once, at its start, by their files alone."""
 
 from __future__ import annotations
 
@@ -10,49 +10,50 @@ from typing import Any
 from genkit.hub import download, kinds, model_files
 
 TEXT, ANSWERS, IMAGES, RUNS = kinds.TEXT, kinds.ANSWERS, "images", "runs"
-OF_RUN = (
-    "run.json",
-    "metrics.jsonl",
-)  # as in genkit/training/folder.py, with which torch would come
+# as in genkit/training/folder.py, whose import would bring torch
+RUN_FILES = ("run.json", "metrics.jsonl")
 WAY_OUT = "give the folder of a model or of a run, a folder of such folders, or a Hub id"
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A folder, or a model on the Hub, and what can be done with it."""
+    """A folder, or a model on the Hub, and the tabs that can use it."""
 
-    name: str  # to choose it by
+    name: str  # in the page's menus
     model: str  # folder or Hub id
     uses: frozenset[str]
 
 
 @dataclass(frozen=True)
 class ModelIndex:
-    """All that can be chosen; nothing else can."""
+    """All models and runs that can be chosen in the page."""
 
-    places: list[ModelEntry]
+    entries: list[ModelEntry]
 
     def names(self, kind: str) -> list[str]:
-        """Return what can be chosen of a kind."""
-        return [place.name for place in self.places if kind in place.uses]
+        """Return the names of a kind that can be chosen."""
+        return [entry.name for entry in self.entries if kind in entry.uses]
 
     def resolve(self, kind: str, name: Any) -> str:
-        """Return the folder or Hub id of what was chosen.
+        """Return the folder or Hub id of a name.
 
         Raises:
-            ValueError: it is none of `names`.
+            ValueError: it is not one of `names(kind)`.
         """
-        for place in self.places:
-            if kind in place.uses and place.name == name:
-                return place.model
-        raise ValueError(f"model: {name!r:.80} is none that this page was started with")
+        for entry in self.entries:
+            if kind in entry.uses and entry.name == name:
+                return entry.model
+        raise ValueError(f"model: {name!r:.80} is not one that this page was started with")
 
 
-def find(models: Sequence[str]) -> ModelIndex:
-    """Look at what was named, without loading anything.
+def find_models(models: Sequence[str]) -> ModelIndex:
+    """Find models and runs, without loading anything.
+
+    Args:
+        models: folders of models, of runs, or of such folders; or Hub ids.
 
     Raises:
-        ValueError: one is no model and no run, and holds none.
+        ValueError: one of them is no model and no run, and holds none.
     """
     found: dict[str, frozenset[str]] = {}
     for model in models:
@@ -67,40 +68,42 @@ def find(models: Sequence[str]) -> ModelIndex:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield a folder if it is a model or a run, and otherwise such folders in it."""
-    uses, problem = _look(folder)
+    """Yield a folder and its uses if it is a model or a run, otherwise such folders in it."""
+    uses, problem = _folder_uses(folder)
     if uses:
         yield str(folder), uses
         return
-    inside = [(child, _look(child)[0]) for child in sorted(folder.iterdir()) if child.is_dir()]
+    inside = [
+        (child, _folder_uses(child)[0]) for child in sorted(folder.iterdir()) if child.is_dir()
+    ]
     if not any(uses for _, uses in inside):
         raise ValueError(f"models: {str(folder)!r} {problem}; {WAY_OUT}")
     yield from ((str(child), uses) for child, uses in inside if uses)
 
 
-def _look(folder: Path) -> tuple[frozenset[str], str]:
-    """Tell what a folder is for and, where that is nothing, why."""
-    run = any((folder / name).exists() for name in OF_RUN)
+def _folder_uses(folder: Path) -> tuple[frozenset[str], str]:
+    """Return the tabs that can use a folder and, if there are none, why."""
+    run = any((folder / name).exists() for name in RUN_FILES)
     kind, problem = None, "holds no model and no run"
     if model_files.is_model(folder):
-        kind, problem = _kind(folder)
+        kind, problem = _model_use(folder)
         weights = any(any(folder.glob(f"{inner}*.safetensors")) for inner in ("", "*/"))
         if kind and not weights:
             kind, problem = None, "holds no weights in safetensors"
     return frozenset(({kind} if kind else set()) | ({RUNS} if run else set())), problem
 
 
-def _kind(folder: Path) -> tuple[str | None, str]:
-    """Tell what a saved model does in the page and, where that is nothing, why."""
+def _model_use(folder: Path) -> tuple[str | None, str]:
+    """Return the tab that can use a saved model and, if there is none, why."""
     try:
         kind = kinds.kind_of(folder)
     except ValueError as error:
-        return None, f"has no model that can be read ({error})"
+        return None, f"holds no model that can be read ({error})"
     if kind in kinds.IMAGES:
         return IMAGES, ""
     if kind in (TEXT, ANSWERS):
         return kind, ""
-    return None, f"holds a model of the kind {kind}, which the page has no use for"
+    return None, f"holds a model of the kind {kind}, which the page does not support"
 
 
 def _on_hub(model: str) -> list[tuple[str, frozenset[str]]]:
@@ -114,7 +117,7 @@ def _on_hub(model: str) -> list[tuple[str, frozenset[str]]]:
     folder = download.fetch_settings(
         model, revision, argument="models", hint=f"Otherwise {WAY_OUT}"
     )
-    kind, problem = _kind(folder)
+    kind, problem = _model_use(folder)
     if kind is None:
         raise ValueError(f"models: {model!r} {problem}; {WAY_OUT}")
     return [(model, frozenset({kind}))]

@@ -1,8 +1,8 @@
-"""Jobs of visitors: they compute by turns, within each one's share, and end when nobody listens.
+"""Jobs of visitors: they compute in turns, within a budget, and end when nobody listens.
 
-A turn goes to whoever had the least time of late, by address first and by session second: another
-session is not another visitor. A session's time counts for more in a large job. Turns change
-between the layers of a network, see `watch`.
+A turn goes to the visitor with the least recent computing time, by address first and by session
+second, so that new sessions gain nothing. A session's time counts more in a large job. Turns change
+between the layers of a network; see `pause_before_layers`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 SHARE = 8  # jobs of a session at once
 ROOM = 32  # jobs of all at once; fewer than gradio has threads
-BUDGET = 1 << 16  # of a session at once: images times steps, tokens times texts, characters
-LARGE = 4096  # work of a job in which time counts twice; thrice in one of double that, and so on
-TURN = 0.1  # seconds, where others wait
-PATIENCE = 1.0  # seconds without a step, after which the next job computes beside
-GRACE = 3.0  # seconds that a job waits while nobody listens
-HALF = 30.0  # seconds that halve the time that somebody had
+BUDGET = 1 << 16  # work of a session at once: images x steps, tokens x texts, or characters
+LARGE = 4096  # work of a job whose time counts twice; thrice at double that, and so on
+TURN = 0.1  # seconds, if others wait
+PATIENCE = 1.0  # seconds without a pause, after which the next job starts beside this one
+GRACE = 3.0  # seconds that a job goes on while nobody listens
+HALF_LIFE = 30.0  # seconds in which computing time of the past loses half its weight
 
 Visitor = tuple[str, str]  # address, session
 
@@ -32,15 +32,15 @@ class DroppedError(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """What a visitor asked for.
+    """A visitor's request that computes.
 
     Args:
-        heard: tells whether somebody still waits for it.
-        last: when somebody was seen to wait.
-        work: that it has claimed.
+        heard: returns whether somebody still waits for the result.
+        last: when `heard` was last true.
+        work: images x steps, tokens x texts, or characters that it has claimed.
         spent: seconds of its turns.
-        waits: for its turn.
-        dropped: must end.
+        waits: whether it waits for its turn.
+        dropped: whether it must end.
     """
 
     visitor: Visitor
@@ -52,8 +52,8 @@ class Job:
     dropped: bool = False
 
 
-class Desk:
-    """Where jobs are taken in, and wait for their turns."""
+class JobQueue:
+    """The jobs that are not done, and whose turn it is."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -66,11 +66,11 @@ class Desk:
         self._own = threading.local()
 
     # -----------------------------------------------------------------------------------------
-    # For those who ask
+    # For the threads of requests
 
     @contextmanager
     def listening(self, visitor: Visitor) -> Iterator[None]:
-        """Know that a visitor waits for the outcome of what it queued."""
+        """Record, inside the block, that a visitor waits for the outcome of its jobs."""
         with self._changed:
             self._listeners[visitor] += 1
             self._changed.notify_all()
@@ -81,19 +81,19 @@ class Desk:
                 self._listeners -= Counter([visitor])
 
     def is_heard(self, visitor: Visitor) -> bool:
-        """Tell whether a visitor waits for the outcome of what it queued."""
+        """Whether a visitor waits for the outcome of its jobs."""
         return self._listeners[visitor] > 0
 
     @contextmanager
     def job(self, visitor: Visitor, heard: Callable[[], bool]) -> Iterator[None]:
-        """Do a job in this thread, when it is its turn.
+        """Run the block as a job of this thread, when it is its turn.
 
         Raises:
-            ValueError: there are too many.
-            DroppedError: nobody listens any more, or it gives way to others.
+            ValueError: there are too many jobs.
+            DroppedError: nobody listens any more, or the job gives way to others.
         """
         job = Job(visitor, heard)
-        self._take_in(job)
+        self._add(job)
         self._own.job = job
         try:
             self._wait(job)
@@ -104,12 +104,12 @@ class Desk:
                 self._jobs.remove(job)
                 self._end_turn(job)
 
-    def _take_in(self, job: Job) -> None:
-        """Take a job in; where there is no more room, whoever has most of it gives way."""
+    def _add(self, job: Job) -> None:
+        """Add a job; if there is no room, the visitor with the most jobs loses one."""
         with self._changed:
             jobs = [other for other in self._jobs if not other.dropped]
             if sum(other.visitor == job.visitor for other in jobs) >= SHARE:
-                raise ValueError(f"{SHARE} things that you asked for are not done; wait for one")
+                raise ValueError(f"{SHARE} of your requests are not done yet; wait for one")
             if len(jobs) >= ROOM:
                 most = _greediest([*jobs, job])
                 if most is job:
@@ -122,23 +122,24 @@ class Desk:
     # For the job of this thread; without one, these do nothing
 
     def claim(self, work: int, what: str) -> None:
-        """Add to what a job will do.
+        """Add to the work of this thread's job, before it is done.
 
         Args:
-            what: the work is of, for the message.
+            work: images x steps, tokens x texts, or characters.
+            what: their name, for the message.
 
         Raises:
-            ValueError: its session has more to do than it may.
+            ValueError: the budget of the session is spent.
         """
-        job = self._mine()
+        job = self._own_job()
         if job is None:
             return
         with self._changed:
             own = [other for other in self._jobs if other.visitor == job.visitor]
             if sum(other.work for other in own) + work > BUDGET:
                 raise ValueError(
-                    f"{what}: {work:,} are too much beside what else you asked for; "
-                    f"all together may be {BUDGET:,}"
+                    f"{what}: {work:,} are too much beside your other requests; all together may "
+                    f"have {BUDGET:,}"
                 )
             job.work += work
 
@@ -148,7 +149,7 @@ class Desk:
         Raises:
             DroppedError: nobody listens any more, or the job gives way to others.
         """
-        job = self._mine()
+        job = self._own_job()
         if job is None or (self._turn is job and time.monotonic() < self._since + TURN):
             return
         with self._changed:
@@ -158,7 +159,7 @@ class Desk:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Let others take their turns while this job waits for something else."""
-        job = self._mine()
+        job = self._own_job()
         if job is None:
             yield
             return
@@ -174,7 +175,7 @@ class Desk:
     # -----------------------------------------------------------------------------------------
     # Turns
 
-    def _mine(self) -> Job | None:
+    def _own_job(self) -> Job | None:
         return getattr(self._own, "job", None)
 
     def _wait(self, job: Job) -> None:
@@ -182,14 +183,14 @@ class Desk:
             job.waits = True
             try:
                 while not self._begins_turn(job):
-                    self._changed.wait(TURN)  # somebody may have gone
+                    self._changed.wait(TURN)  # a listener may have left
             finally:
                 job.waits = False
 
     def _begins_turn(self, job: Job) -> bool:
         now = time.monotonic()
         if job.dropped:
-            raise DroppedError("stopped, as others wait and you asked for most")
+            raise DroppedError("stopped, as others wait and you have the most requests")
         job.last = now if job.heard() else job.last
         if now > job.last + GRACE:
             raise DroppedError("stopped, as nobody listened")
@@ -208,11 +209,11 @@ class Desk:
         return address, session * (1 + job.work / LARGE), job.spent
 
     def _end_turn(self, job: Job) -> None:
-        """Note the time that a turn took, if it is this job's; what is long ago counts less."""
+        """If it is this job's turn, end it and add its time; earlier times lose weight."""
         if self._turn is not job:
             return
         now = time.monotonic()
-        fading, self._faded = 0.5 ** ((now - self._faded) / HALF), now
+        fading, self._faded = 0.5 ** ((now - self._faded) / HALF_LIFE), now
         self._spent = {who: s * fading for who, s in self._spent.items() if s * fading > 0.01}
         job.spent += now - self._since
         for who in (job.visitor[0], job.visitor):
@@ -222,7 +223,7 @@ class Desk:
 
 
 def _greediest(jobs: list[Job]) -> Job:
-    """Return the job to give way: of the address that has most, of its session that has most."""
+    """Return the job to give way: of the address, and then the session, with the most jobs."""
     addresses = Counter(job.visitor[0] for job in jobs)
     sessions = Counter(job.visitor for job in jobs)
     return max(
@@ -230,14 +231,14 @@ def _greediest(jobs: list[Job]) -> Job:
     )
 
 
-DESK = Desk()
+QUEUE = JobQueue()
 
 
-def watch() -> None:
-    """Pause in front of every layer of every network, once and for all."""
+def pause_before_layers() -> None:
+    """Let every layer of every network pause before it computes, from now on."""
     import torch
 
     def pause(_layer: torch.nn.Module, _inputs: object) -> None:
-        DESK.pause()
+        QUEUE.pause()
 
     torch.nn.modules.module.register_module_forward_pre_hook(pause)
