@@ -1,18 +1,22 @@
-"""Every block of the README does what it says, on small models and made-up data.
+"""Every block of the README and of the other pages does what it says, on tiny models.
 
-Hub ids stand for small models in the Hub's cache, or on a Hub on loopback. The recipes run for two
-steps each in the slow tests; here their flags are parsed. Benchmarks are looked at for their flags.
+Ids on the Hub stand for tiny models in the Hub's cache, or on a Hub on loopback. In the gate the
+recipes' flags are parsed; in the slow tests each line runs for two steps. Of benchmarks the flags
+are checked.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import os
+import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -26,29 +30,40 @@ from hub_server import Hub, serve
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import genkit
 from genkit import cli
 from genkit.commands import app
-from genkit.data import characters, images
+from genkit.data import characters
 from genkit.models import lm
 from genkit.text import language_model
 from genkit.training.settings import parse
-from genkit.vision import latent, text2image
+from genkit.vision import text2image
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
-PYTHON = [code for kind, code in BLOCKS if kind == "python"]
-LINES = [
-    re.sub(r"\s+#\s.*", "", line).strip()
-    for kind, code in BLOCKS
-    if kind == "bash"
-    for line in code.replace("\\\n", " ").splitlines()
-]
-LINES = [line for line in LINES if line and not line.startswith("#")]
-RECIPES = [line for line in LINES if "accelerate launch" in line]
+FILES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in FILES}
+HISTORY = "CHANGELOG.md"  # has names that are no more
+BLOCKS = {
+    name: re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S) for name, page in PAGES.items()
+}
+PYTHON = {
+    name: [code for kind, code in blocks if kind == "python"] for name, blocks in BLOCKS.items()
+}
+PYTHON = {name: codes for name, codes in PYTHON.items() if codes}
+
+
+def commands() -> list[str]:
+    """Return the lines of all shell blocks, each once, without comments."""
+    blocks = [code for page in BLOCKS.values() for kind, code in page if kind == "bash"]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in lines]
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+LINES = commands()
+RECIPES = [line for line in LINES if re.search(r"accelerate launch |^genkit train ", line)]
 BENCHMARKS = [line for line in LINES if line.startswith("python benchmarks/")]
+SETUP = [line for line in LINES if re.match(r"pip |make |python3 -m venv |source ", line)]
 PROOFS = [line for line in LINES if line.startswith("pytest ")]
-OTHERS = [line for line in LINES if line not in RECIPES + BENCHMARKS + PROOFS]
+OTHERS = [line for line in LINES if line not in RECIPES + BENCHMARKS + SETUP + PROOFS]
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
 OWN = {
     "train_gan": ("--eval_samples", "20"),
@@ -57,16 +72,29 @@ OWN = {
     "train_pixels": ("--eval_samples", "8"),
     "train_qa": ("--max_seq_len", "48"),
 }
-HERE = {"rajpurkar/squad": "questions.json", "user/pictures": "pictures", "path/to/model": "mine"}
+HERE = {
+    "rajpurkar/squad": "questions.json",
+    "user/pictures": "pictures",
+    "path/to/model": "mine",
+    "my_recipe.py": "recipes/train_charlm.py",  # which it is a copy of
+    "-m genkit.recipes.train_charlm": "recipes/train_charlm.py",
+}
+PICTURES = sorted((ROOT / "docs" / "images").iterdir())
+LARGEST = {".png": 150 << 10, ".gif": 300 << 10}  # bytes of a picture in docs/
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
 
 
 def test_all_kinds_of_blocks_are_known():
-    assert {kind for kind, _ in BLOCKS} == {"python", "bash", ""}
-    assert len(PYTHON) > 12 and len(RECIPES) > 25 and len(BENCHMARKS) > 20
+    kinds = {kind for blocks in BLOCKS.values() for kind, _ in blocks}
+    assert kinds == {"python", "bash", ""}
+    assert sum(map(len, PYTHON.values())) > 12 and len(RECIPES) > 25 and len(BENCHMARKS) > 20
     for line in OTHERS:
         assert re.match(r"genkit |python -c |cat prompts\.txt \| genkit ", line), line
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 180
 
 
 # ---- a folder as a reader of the README would have
@@ -75,7 +103,7 @@ def test_all_kinds_of_blocks_are_known():
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = PAGES["docs/text.md"]
     for name in ("mybook.txt", "sequel.txt", "books/one.md", "books/more/two.md"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text[:4000])
@@ -166,17 +194,18 @@ QUICKER = {
 }
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python(home, server, number):
-    code = PYTHON[number]
-    for slow, quick in QUICKER.items():
-        code = code.replace(slow, quick)
-    if "user/" in code:
-        on_loopback([sys.executable, "-c", code], home, server)
-        return
-    goes_on = {"genkit": genkit, "np": np, "latent": latent, "digits": images.load_images("digits")}
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(code, f"README, Python block {number}", "exec"), goes_on)
+@pytest.mark.parametrize("name", PYTHON)
+def test_python(home, server, name):
+    """The blocks of a page go on from one another."""
+    names = {"__name__": "__main__"}
+    for number, code in enumerate(PYTHON[name]):
+        for slow, quick in QUICKER.items():
+            code = code.replace(slow, quick)
+        if "user/" in code:
+            on_loopback([sys.executable, "-c", code], home, server)
+            continue
+        with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(code, f"{name}, Python block {number}", "exec"), names)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +225,7 @@ def on_loopback(command: list[str], home: Path, server: Hub) -> None:
 
 @pytest.mark.parametrize("line", OTHERS)
 def test_commands(home, server, line, monkeypatch, capsys):
+    line, _, output = line.partition(" > ")
     if " | " in line:
         start, line = line.split(" | ")
         given = Path(start.split()[1]).read_bytes()
@@ -213,7 +243,42 @@ def test_commands(home, server, line, monkeypatch, capsys):
         if "--model" not in words and words[1] == "answer":
             words += ["--model", "runs/qa"]  # the default reader is too large to be made up
         cli.main(words[1:])
-        assert capsys.readouterr().out.strip()
+        printed = capsys.readouterr().out
+        assert printed.strip()
+        if output:
+            Path(output).write_text(printed, encoding="utf-8")
+            compile(printed, output, "exec")
+
+
+@pytest.mark.parametrize("line", SETUP)
+def test_what_is_installed_exists(line):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    _, *words = shlex.split(line)
+    if line.startswith("pip "):
+        assert words[0] == "install"
+        for word in words[1:]:
+            name, _, extra = word.rstrip("]").partition("[")
+            assert name in ("-e", ".", project["name"])
+            assert not extra or extra in project["optional-dependencies"]
+    elif line.startswith("make "):
+        rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[0]}:", rules, re.M)
+    else:
+        assert line == "python3 -m venv .venv && source .venv/bin/activate"
+
+
+@pytest.mark.slow
+def test_quick_start(tmp_path):
+    """The quick start of the README runs from an empty folder, line by line."""
+    start = PAGES["README.md"].split("## Quick start")[1].split("\n## ")[0]
+    shell, python = re.findall(r"^```\w+\n(.*?)^```$", start, re.M | re.S)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in (["bash", "-e", "-c", shell], [sys.executable, "-c", python]):
+        environment = os.environ | {"PATH": path}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- recipes
@@ -224,6 +289,11 @@ def split(line: str) -> tuple[list[str], str, list[str]]:
     for name, local in HERE.items():
         line = line.replace(name, local)
     words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")]
+    if words[0] == "genkit":
+        words, name = words[3:], words[2]
+        if "--processes" in words:
+            del words[words.index("--processes") : words.index("--processes") + 2]
+        return [], "finetune_gpt2" if name == "gpt2" else f"train_{name}", words
     first = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
     return words[2:first], Path(words[first]).stem, words[first + 1 :]
 
@@ -242,7 +312,7 @@ def test_flags_of_recipes(line, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_recipes_run(home, monkeypatch):
-    """In the README's order, each for two steps."""
+    """In the order of the pages, each for two steps."""
     shutil.copytree("runs/charlm", "mine", ignore=shutil.ignore_patterns("checkpoints"))
     shutil.rmtree("runs/mybook")
     for number, line in enumerate(RECIPES):
@@ -273,18 +343,56 @@ def test_flags_of_benchmarks(line):
         assert f'"{flag}"' in source, f"{words[1]} has no {flag}"
 
 
-def test_the_picture_is_there():
-    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / name).is_file()
+# ---- what pages name
 
 
-def test_links_lead_to_sections():
-    heads = re.findall(r"^#+ (.*)$", README, re.M)
-    known = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
-    for name in re.findall(r"\]\(#([^)]+)\)", README):
-        assert name in known
+def anchors(name: str) -> set[str]:
+    """Return the anchors of a page's sections, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", PAGES[name], re.M)
+    return {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
 
 
-def test_files_that_are_named_are_there():
-    for name in set(re.findall(r"`((?:recipes|genkit|benchmarks|tests)/[\w/.]+)`", README)):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    prose = re.sub(r"^```.*?^```$", "", PAGES[name], flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        target, _, section = link.partition("#")
+        if target.startswith("https://"):
+            continue
+        file = ((ROOT / name).parent / target).resolve() if target else ROOT / name
+        assert file.is_file(), link
+        if section:
+            assert section in anchors(str(file.relative_to(ROOT))), link
+
+
+@pytest.mark.parametrize("file", PICTURES, ids=lambda file: file.name)
+def test_pictures_are_small_and_shown(file):
+    assert file.stat().st_size <= LARGEST[file.suffix]
+    assert f"images/{file.name})" in "".join(PAGES.values())
+
+
+def quoted(name: str) -> list[str]:
+    """Return what a page has in single backquotes."""
+    prose = re.sub(r"^```.*?^```$", "", PAGES[name], flags=re.M | re.S)
+    return [] if name == HISTORY else re.findall(r"`([^`]+)`", prose)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_named_exists(name):
+    """Files, modules, functions and flags."""
+    for words in quoted(name):
+        if re.fullmatch(r"(?:recipes|genkit|benchmarks|tests)/[\w/.]+", words):
+            assert (ROOT / words).exists(), words
+        elif re.fullmatch(r"genkit(\.\w+)+", words):
+            pkgutil.resolve_name(words)
+        for flag in re.findall(r"(?<!\w)--([a-z][\w-]+)", words):
+            assert re.search(rf"\b{flag.replace('-', '_')}\b", all_code()), flag
+
+
+@functools.cache
+def all_code() -> str:
+    """Return the text of what takes flags, dashes as underscores; and flags of others."""
+    folders = ("genkit", "recipes", "benchmarks")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    return code.replace("-", "_") + " config_file num_processes num_machines machine_rank help"

@@ -1,0 +1,109 @@
+"""Draw the pictures of the README from four short runs.
+
+genkit train charlm --max_steps 600
+genkit train vae --max_steps 800 --latent_dim 2
+genkit train diffusion --max_steps 1500 --conditional
+genkit train gan --max_steps 1500 --evaluations 24
+python benchmarks/pictures.py --runs runs --output docs/images
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+import genkit
+from genkit.models import diffusion
+from genkit.text import pages
+from genkit.vision import denoising, image_grid, latent, pipelines
+
+COLUMNS, LINES = 32, 16  # characters of the text
+FONT = 20
+PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (120, 120, 120)
+SHOWN = 6  # rows and columns of digits
+CELL = 58  # pixels of a digit in a grid of samples, with its gap
+FRAMES, COLOURS = 24, 16
+FRAME, LAST = 250, 2000  # milliseconds
+
+
+def main() -> None:
+    """Draw all four."""
+    parser = argparse.ArgumentParser(description="Draw the pictures of the README.")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the four runs")
+    parser.add_argument("--output", type=Path, default=Path("docs/images"))
+    parser.add_argument("--seed", type=int, default=1, help="of the text")
+    words = parser.parse_args()
+    words.output.mkdir(parents=True, exist_ok=True)
+    draw_text(words.runs / "charlm", words.output / "text.png", words.seed)
+    draw_plane(words.runs / "vae", words.output / "plane.png")
+    draw_denoising(words.runs / "diffusion", words.output / "denoising.png")
+    draw_film(words.runs / "gan", words.output / "gan.gif")
+
+
+def draw_text(folder: Path, path: Path, seed: int) -> None:
+    """Write a text on the colours of its characters' probabilities, as `genkit explain` does."""
+    record = genkit.generate(
+        "The ", model=str(folder), temperature=0.6, seed=seed, max_new_tokens=COLUMNS * LINES
+    )
+    spans = genkit.alternatives(record, model=str(folder)).spans
+    letters = [(letter, None) for letter in record.prompt]
+    coloured = [(letter, pages.colour(span.probability)) for span in spans for letter in span.text]
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
+    font = ImageFont.truetype(str(file), FONT)
+    width, height = round(font.getlength("m")), round(1.4 * FONT)
+    picture = Image.new("RGB", (COLUMNS * width, LINES * height), PAPER)
+    pen, column, line = ImageDraw.Draw(picture), 0, 0
+    for letter, colour in [*letters, *coloured]:
+        if column == COLUMNS:
+            column, line = 0, line + 1
+        if line == LINES:
+            break
+        left, top = column * width, line * height
+        if colour is not None:
+            pen.rectangle((left, top, left + width - 1, top + height - 3), colour)
+        shown = "↵" if letter == "\n" else letter
+        ink = GREY if colour is None or letter == "\n" else INK
+        pen.text((left + width // 2, top + height // 2), shown, ink, font, anchor="mm")
+        column, line = (0, line + 1) if letter == "\n" else (column + 1, line)
+    picture.save(path, optimize=True)
+
+
+def draw_plane(folder: Path, path: Path) -> None:
+    """Decode a plane of the latent space."""
+    latent.plane(pipelines.load_pipeline(folder), side=12).save(path)
+
+
+def draw_denoising(folder: Path, path: Path) -> None:
+    """Draw a digit a row, from noise on the left to the image on the right."""
+    pipeline, rows = diffusion.load_diffusion(folder), []
+    for label in range(SHOWN):
+        way = denoising.denoising_trajectory(pipeline, label, label, shown=SHOWN)
+        rows.append(torch.cat([way.mixed[:-1], way.image[None]]))
+    image_grid.grid(torch.cat(rows).clamp(-1, 1), path, SHOWN)
+
+
+def draw_film(folder: Path, path: Path) -> None:
+    """Show the same seeds at every evaluation of a run."""
+    side, bar = SHOWN * CELL + 2, 2 * FONT
+    files = sorted((folder / "samples").glob("step-*.png"))[-FRAMES:]
+    reel = Image.new("RGB", (side, len(files) * (side + bar)), PAPER)
+    pen, font = ImageDraw.Draw(reel), ImageFont.load_default(FONT)
+    for i, file in enumerate(files):
+        top = i * (side + bar)
+        name = f"step {int(file.stem.removeprefix('step-')):,}"
+        pen.text((side // 2, top + bar // 2), name, INK, font, anchor="mm")
+        with Image.open(file) as picture:
+            reel.paste(picture.convert("RGB").crop((0, 0, side, side)), (0, top + bar))
+    reel = reel.quantize(COLOURS, dither=Image.Dither.NONE)  # frames that share colours are smaller
+    tops = range(0, reel.height, side + bar)
+    first, *rest = (reel.crop((0, top, side, top + side + bar)) for top in tops)
+    times = [FRAME] * len(rest) + [LAST]
+    first.save(path, save_all=True, append_images=rest, duration=times, loop=0, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
