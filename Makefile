@@ -1,15 +1,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
 READY := $(VENV)/ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint proofs clean
 
-# Train on the embedded corpus for a minute, then write with the model.
-demo: $(READY)
-	rm -rf runs/demo
-	$(BIN)/accelerate launch --config_file accelerate_config.yaml --num_processes 1 recipes/train_charlm.py --output_dir runs/demo --max_minutes 1 --evaluations 4
-	$(BIN)/genkit generate "The " "An expression " --model runs/demo --temperature 0.5 --seed 1
+# Train a small character model for 300 steps, a minute or two, then write with it.
+demo: $(INSTALLED)
+	@rm -rf runs/demo
+	@echo "Training a character model on Python's own documentation: 300 steps, a minute or two"
+	$(BIN)/genkit train charlm --output_dir runs/demo --max_steps 300 --evaluations 3 --compile no
+	@echo "Writing with the model"
+	$(BIN)/genkit generate "The " --model runs/demo --temperature 0.5 --seed 1
+	@echo
+	@echo "Next:"
+	@echo "  source $(BIN)/activate"
+	@echo "  genkit explain \"The \" --model runs/demo            # how likely each next character is"
+	@echo "  genkit train charlm --text book.txt                # the same on a text of yours"
+	@echo "  genkit train vae --max_steps 300                   # images: digits"
+	@echo "  genkit sample runs/vae --output digits.png"
+	@echo "  genkit --help"
 
 # The gate: minutes.
 test: lint
@@ -24,10 +36,17 @@ lint: $(READY)
 proofs: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 7200 --durations 25
 
-$(READY): pyproject.toml constraints.txt
+# What a user needs; then what a developer needs besides.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing genkit and its dependencies into $(VENV): several minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+	$(PIP) -e .
+	@touch $@
+
+$(READY): $(INSTALLED)
+	@echo "Installing the developers' tools into $(VENV)"
+	$(PIP) -e ".[dev]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

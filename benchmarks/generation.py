@@ -1,6 +1,6 @@
 """Tokens per second of genkit.generate against transformers and CTranslate2, one after the other.
 
-    pip install "genkit[benchmarks]"
+    pip install "hf-genkit[benchmarks]"
     python benchmarks/generation.py --tokenizer FOLDER_OF_GPT2S_TOKENIZER
     python benchmarks/generation.py --model runs/demo
 

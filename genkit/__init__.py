@@ -13,6 +13,7 @@ bottom up; a package imports from those above it in this list:
 - `qa`: answers from a text
 - `vision`: sample, imagine, walk a latent space, look inside diffusion
 - `training`: the run that every recipe shares
+- `recipes`: one file for each family of models: the settings, the loop, the evaluation
 - `commands`, `app`: the `genkit` command and the page
 """
 
@@ -66,3 +67,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
+from typing import Any
 
+from genkit import __version__
+from genkit.arguments import Parser
 from genkit.commands.flags import with_dashes
 from genkit.errors import clean_errors
 
 # Subcommand and its line in --help; a module of genkit/commands each
 COMMANDS = {
+    "train": "train a model by a recipe",
+    "recipe": "print the file of a recipe, to begin your own from",
     "generate": "continue a text",
     "answer": "find answers in a text",
     "sample": "draw images from a model that a recipe trained",
@@ -24,9 +30,31 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run the genkit command."""
-    words = with_dashes(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in words
+    with contextlib.nullcontext() if debug else clean_errors():
+        arguments = _parse([word for word in words if word != "--debug"])
+        command = arguments.pop("command")
+        del arguments["debug"]
+        try:
+            importlib.import_module(f"genkit.commands.{command}").run(arguments)
+        except (ValueError, OSError):
+            raise
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        except Exception as error:
+            if debug or command == "train":  # where the error arose took long to reach
+                raise
+            message = " ".join(str(error).split())
+            print(f"error: {type(error).__name__}: {message}; --debug shows where", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+def _parse(words: list[str]) -> dict[str, Any]:
+    """Parse a command line; only the module of its command is imported."""
     asked = next((word for word in words if not word.startswith("-")), None)
-    parser = argparse.ArgumentParser(prog="genkit", description="Generative models, made plain.")
+    parser = Parser(prog="genkit", description="Train and use generative models.")
+    parser.add_argument("--version", action="version", version=f"genkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in COMMANDS.items():
         command = commands.add_parser(
@@ -37,22 +65,8 @@ def main(argv: list[str] | None = None) -> None:
             module.add(command)
             command.epilog = f"examples:\n{module.EXAMPLES}"
             command.add_argument("--debug", action="store_true", help="show where an error arose")
-    arguments = vars(parser.parse_args(words))
-    run = importlib.import_module(f"genkit.commands.{arguments.pop('command')}").run
-    if arguments.pop("debug"):
-        run(arguments)
-        return
-    with clean_errors():
-        try:
-            run(arguments)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        except (ValueError, OSError):
-            raise
-        except Exception as error:
-            told = " ".join(str(error).split())
-            print(f"error: {type(error).__name__}: {told}; --debug shows where", file=sys.stderr)
-            raise SystemExit(1) from None
+    # the words of a recipe stand in the card of its model as they were written
+    return vars(parser.parse_args(words if asked == "train" else with_dashes(words)))
 
 
 if __name__ == "__main__":

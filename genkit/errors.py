@@ -1,21 +1,24 @@
-"""Errors that are none: what extensions raise past every `except Exception`."""
+"""Errors as the user sees them: panics of extensions become errors, errors become one line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
+
+PATIENCE = 60.0  # seconds that a process leaves the first one of its launch to report an error
 
 
 def is_panic(error: BaseException) -> bool:
-    """Tell a panic of an extension in Rust, which Python takes for the end of the program."""
+    """Whether an error is a panic of a Rust extension, which `except Exception` does not catch."""
     return type(error).__name__ == "PanicException"
 
 
 @contextlib.contextmanager
 def panics_are_errors(argument: str = "model") -> Iterator[None]:
-    """Turn what a model's tokenizer raises, such as at a regex that tries too long, into an error.
+    """Turn a panic of a model's tokenizer, such as of a regex that gives up, into an error.
 
     Raises:
         ValueError: it panicked, or raised a bare Exception, as tokenizers does.
@@ -31,13 +34,17 @@ def panics_are_errors(argument: str = "model") -> Iterator[None]:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Turn a bad argument, or a disk or a file that refuses, into one line and exit code 2."""
+    """Turn errors of arguments, files and disks into one line and exit code 2."""
     try:
         yield
-    except BrokenPipeError:  # whoever read the output has had enough
+    except BrokenPipeError:  # the reader of the output has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except BaseException as error:
+        if int(os.environ.get("RANK", "0")) and isinstance(error, Exception):
+            # the first process has the same error, or has caused this one: it reports, and its end
+            # makes the launcher end this process
+            time.sleep(PATIENCE)
         if not isinstance(error, ValueError | OSError) and not is_panic(error):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # from the ground up; packages of one floor do not import each other
-    {"files", "errors", "machine", "seeds"},
+    {"arguments", "files", "errors", "machine", "seeds"},
     {"plots", "hub"},
     {"data", "engine"},
     {"models"},
     {"text"},
     {"metrics"},
     {"qa", "vision", "training"},
-    {"loading"},
+    {"loading", "recipes"},
     {"app"},
     {"commands"},
     {"cli"},
