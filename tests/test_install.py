@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import ROOT
+from builders import ACCELERATE, ROOT, TWO
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 SOURCES = ("genkit", "recipes", "LICENSE", "README.md", "pyproject.toml")
@@ -83,9 +83,7 @@ def test_installed_package_trains_and_samples(installed, tmp_path):
     genkit = str(installed / "bin" / "genkit")
     where = run(installed, tmp_path, sys.executable, "-c", "import genkit; print(genkit.__file__)")
     assert where.stdout.strip() == str(installed / "genkit" / "__init__.py")
-    done = run(
-        installed, tmp_path, genkit, *["train", "vae", "--max_steps", "10", "--compile", "no"]
-    )
+    done = run(installed, tmp_path, genkit, *TRAIN)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "runs" / "vae" / "README.md").read_text()
     assert "recipes/train_vae.py --max_steps 10 --compile no" in card

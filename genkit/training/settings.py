@@ -9,11 +9,12 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
 from genkit import machine
+from genkit.arguments import Parser
 from genkit.hub.download import check_name
 from genkit.training import launch
 from genkit.training.folder import ELSEWHERE, RUN_FILE, read_record
@@ -202,11 +203,8 @@ def parse(cls: type[S], preset: Preset[S], argv: list[str] | None = None) -> S:
     return _fill(settings, preset(settings, device))
 
 
-class _Parser(HfArgumentParser):
-    """A parser whose errors are one line, as those of values are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+class _Parser(HfArgumentParser, Parser):
+    """A parser of a dataclass's fields, whose errors are one line."""
 
 
 def _parser(cls: type[S], chosen: dict[str, Any]) -> argparse.ArgumentParser:
@@ -231,7 +229,7 @@ def _parser(cls: type[S], chosen: dict[str, Any]) -> argparse.ArgumentParser:
         for field in dataclasses.fields(cls)
     ]
     parser = _Parser(
-        dataclasses.make_dataclass(cls.__name__, flags),
+        dataclasses.make_dataclass(cls.__name__, flags),  # type: ignore[arg-type]
         allow_abbrev=False,
         add_help=False,
         usage="%(prog)s [--SETTING VALUE ...]",
