@@ -1,4 +1,4 @@
-"""genkit.load: a saved model of any kind, from a folder or the Hub, ready to use."""
+"""genkit.load: a saved model of any kind, from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def load(
     compile: bool | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Load a saved model of any kind; once, then reused.
+    """Load a saved model of any kind; a second call returns the same one.
 
     Args:
-        model: folder or Hub id; GPT-2 unless told.
+        model: folder or Hub id; default: GPT-2.
         revision: a branch, tag or commit on the Hub.
         dtype, quantize, compile, trust_remote_code: of language models and readers of answers, see
             `language.load` and `qa.load`; others take none of them.
@@ -32,7 +32,7 @@ def load(
         draws when it is called.
 
     Raises:
-        ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
+        ValueError: the model does not exist, its files are not safe, or an option cannot work.
     """
     if model == DEFAULT and revision is None and not Path(model).is_dir():
         revision = REVISION
@@ -50,7 +50,9 @@ def load(
         return reader.load_reader(model, revision=revision, **options)
     for name, value in options.items():
         if value not in (None, False):
-            raise ValueError(f"{name}: {value!r} is for models of text, and this is a {kind} model")
+            raise ValueError(
+                f"{name}={value!r} is for models of text; {str(model)!r} is a {kind} model"
+            )
     if kind == kinds.CLASSIFIER:
         from genkit.metrics import features
 
@@ -59,4 +61,4 @@ def load(
         from genkit.vision import sampling
 
         return sampling.load_image_model(str(model), revision)
-    raise ValueError(f"model: {str(model)!r} is for genkit.imagine, which loads it")
+    raise ValueError(f"model: {str(model)!r} makes images from text; pass it to genkit.imagine")

@@ -8,7 +8,7 @@ from readers import random_reader
 import genkit
 from genkit.engine import compiled as compiling
 from genkit.engine import packed as packing
-from genkit.engine.encoder import Encoder, _low_attention
+from genkit.engine.encoder import SpanEncoder, _low_attention
 from genkit.qa.reader import load_reader
 
 CLOSE = {"float32": 1e-5, "bfloat16": 0.1, "int8": 0.3}  # of logits whose deviation is about 4
@@ -50,7 +50,7 @@ def check(reader, encoder, precision):
 def test_packed_matrices_compute_the_same(kind, precision, monkeypatch):
     monkeypatch.setattr(packing, "WORTHWHILE", 1)  # these matrices are small
     reader = random_reader(kind)
-    encoder = Encoder(reader.model, precision, False, kind == "uncased")
+    encoder = SpanEncoder(reader.model, precision, False, kind == "uncased")
     packed = [m for m in encoder._packed.modules() if isinstance(m, packing.PackedLinear)]
     assert len(packed) == 12 and {m.precision for m in packed} == {precision}  # 6 a layer
     check(reader, encoder, precision)
@@ -77,7 +77,7 @@ def compiled(kind, precision, folder, monkeypatch):
         now.setattr(compiling, "READYING", 0.0)
         now.setattr(compiling, "COMPILING", 0.0)
         choice = True if precision == "float32" else None
-        encoder = Encoder(reader.model, precision, choice, kind == "uncased")
+        encoder = SpanEncoder(reader.model, precision, choice, kind == "uncased")
         with torch.inference_mode():
             for _ in range(3):
                 encoder(batch(reader, 2, 8))
@@ -96,7 +96,7 @@ def test_a_compiled_encoder_computes_the_same_at_every_shape(tmp_path, monkeypat
     with torch.no_grad():
         for parameter in sibling.model.bert.encoder.parameters():
             parameter.mul_(0.9)
-    check(sibling, Encoder(sibling.model, "int8", True, True), "int8")
+    check(sibling, SpanEncoder(sibling.model, "int8", True, True), "int8")
     assert [p.stat().st_mtime_ns for p in path.parent.iterdir()] == [stamp]
 
 
@@ -114,7 +114,7 @@ def test_an_encoder_that_does_not_compile_is_run_without(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "READYING", 0.0)
     monkeypatch.setattr(compiling, "COMPILING", 0.0)
     reader = random_reader("cased")
-    encoder = Encoder(reader.model, "int8", None, False)
+    encoder = SpanEncoder(reader.model, "int8", None, False)
     with torch.inference_mode(), pytest.warns(UserWarning, match="does not compile"):
         for _ in range(3):
             encoder(batch(reader, 2, 8))

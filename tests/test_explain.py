@@ -372,7 +372,7 @@ def test_the_summary_is_of_the_whole_text():
     choices = [
         alternatives.Choice(0, "x", math.log(p), rank, []) for p, rank in ((0.5, 1), (0.125, 2))
     ]
-    record = alternatives.Alternatives("a", [alternatives.Span("xx", choices)])
+    record = alternatives.Alternatives("a", [alternatives.TokenSpan("xx", choices)])
     assert record.summary == "2 tokens, 2.00 bits each, 50% the model's first choice"
 
 
@@ -418,7 +418,7 @@ def test_likelier_is_greener():
     record = alternatives.Alternatives(
         "ab",
         [
-            alternatives.Span("x", [alternatives.Choice(0, "x", math.log(share), 1, [])])
+            alternatives.TokenSpan("x", [alternatives.Choice(0, "x", math.log(share), 1, [])])
             for share in shares
         ],
     )
@@ -629,14 +629,14 @@ def test_any_token_can_be_drawn(name, tmp_path):
         ("next_tokens", {"prompt": ""}, "prompt is empty"),
         ("next_tokens", {"top": 0}, "top must be between 1 and the vocabulary's 276, got 0"),
         ("next_tokens", {"top": 277}, "top must be between 1 and .* 276, got 277"),
-        ("next_tokens", {"temperatures": ()}, "temperatures is empty"),
+        ("next_tokens", {"temperatures": ()}, r"temperatures: \[\]"),
         ("next_tokens", {"temperatures": (1.0, 0)}, "temperatures must be above 0, got 0"),
         ("next_tokens", {"temperatures": (math.nan,)}, "temperatures must be above 0, got nan"),
         ("next_tokens", {"temperatures": (math.inf,)}, "temperatures must be above 0, got inf"),
         ("next_tokens", {"prompt": "a😀"}, "has never seen '😀'"),
         ("next_tokens", {"prompt": "a" * 65}, "65 tokens are more than"),
         ("temperature_series", {"prompt": ""}, "prompt is empty"),
-        ("temperature_series", {"temperatures": []}, "temperatures is empty"),
+        ("temperature_series", {"temperatures": []}, r"temperatures: \[\]"),
         ("temperature_series", {"temperatures": [-1.0]}, "temperatures must be above 0, got -1.0"),
         ("temperature_series", {"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
         ("temperature_series", {"max_new_tokens": 63}, "max_new_tokens: 66 tokens .* 65; give"),
@@ -672,7 +672,7 @@ def test_a_prompt_that_ends_within_a_token_is_refused():
 
 def test_a_record_brings_its_own_prompt(letters):
     record = genkit.generate("ab", model=letters, seed=1, max_new_tokens=3)
-    with pytest.raises(ValueError, match="prompt: the record brings its own, got 'ab'"):
+    with pytest.raises(ValueError, match="prompt='ab'"):
         alternatives.alternatives(record, model=letters, prompt="ab")
 
 
@@ -680,7 +680,7 @@ def test_a_model_that_answers_is_refused(letters):
     shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     model = T5ForConditionalGeneration(T5Config(vocab_size=300, decoder_start_token_id=0, **shape))
     answering = generation.LanguageModel(model.eval(), letters.tokenizer, "t5")
-    with pytest.raises(ValueError, match="model: t5 answers a text; give one that continues it"):
+    with pytest.raises(ValueError, match="model: t5 "):
         explain.next_tokens("ab", model=answering)
 
 

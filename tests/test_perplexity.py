@@ -253,9 +253,9 @@ def test_the_text_is_named_by_the_hash_of_its_bytes(tmp_path, language):
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_bytes(text.encode())
     several = perplexity(texts, model=language)
-    assert several.text_sha256 == characters.survey(str(tmp_path)).sha256
+    assert several.text_sha256 == characters.survey_corpus(str(tmp_path)).sha256
     one = perplexity(texts[0], model=language)
-    assert one.text_sha256 == characters.survey(str(tmp_path / "0.txt")).sha256
+    assert one.text_sha256 == characters.survey_corpus(str(tmp_path / "0.txt")).sha256
 
 
 def test_it_prints_every_figure_and_its_protocol(language):
@@ -310,13 +310,13 @@ def test_a_trained_folder_has_the_figures_of_its_card(trained, text_file):
     ("options", "message"),
     [
         ({"text": ""}, "text is empty"),
-        ({"text": []}, "text: an empty list"),
-        ({"text": "a"}, "text: 'a' has nothing to predict"),
+        ({"text": []}, r"text: \[\]"),
+        ({"text": "a"}, "text: 'a' "),
         ({"text": ["abc", ""]}, r"text\[1\] is empty"),
         ({"text": ["abc", "b", "abc"]}, r"text\[1\]: 'b' has nothing"),
         ({"text": ["abc", None]}, r"text\[1\] must be a text, got None"),
         ({"text": b"abc"}, r"text\[0\] must be a text, got 97"),
-        ({"text": "ab\ud83d"}, "text has half a surrogate pair"),
+        ({"text": "ab\ud83d"}, r"text is .*\\ud83d"),
         ({"stride": 0}, "stride must be 1 or more, got 0"),
         ({"stride": -3}, "stride must be 1 or more, got -3"),
         ({"stride": CONTEXT + 1}, "stride must be at most the model's context of 16, got 17"),
@@ -360,7 +360,7 @@ def test_the_metric_is_the_function(tmp_path, monkeypatch):
 def test_the_metric_refuses_by_name_and_goes_on(tmp_path):
     language = small_model("llama")
     metric = PerplexityMetric(cache_dir=str(tmp_path))
-    for predictions, message in (([], "empty list"), (["abc", "a"], r"text\[1\]: 'a'")):
+    for predictions, message in (([], r"text: \[\]"), (["abc", "a"], r"text\[1\]: 'a'")):
         with pytest.raises(ValueError, match=message):
             metric.compute(predictions=predictions, model=language)
     found = metric.compute(predictions=["abc"], model=language)

@@ -81,7 +81,7 @@ def random_prompts(rng: random.Random, count: int, longest: int) -> list[list[in
 def worst(reader) -> float:
     """How far the logits are from those of every branch read by itself."""
     texts = [(i, b) for i, lines in enumerate(reader.lines) for b in range(len(lines))]
-    return max((reader.logits[i, b] - reader.alone(i, b)).abs().max().item() for i, b in texts)
+    return max((reader.logits[i, b] - reader.read_alone(i, b)).abs().max().item() for i, b in texts)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -89,7 +89,7 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
     """A random walk through steps, branches, chains and endings, twice beyond the context."""
     model, rng = make(name), random.Random(0)
     prompts = random_prompts(rng, 5, 20)
-    reader = kv_cache.read(decoder.Stepper(model, "float32", False), [*prompts, list(prompts[2])])
+    reader = kv_cache.read_prompts(decoder.Stepper(model, "float32", False), [*prompts, list(prompts[2])])
     assert isinstance(reader, kv_cache.Tree) == (name in ("gpt2", "llama"))
     assert worst(reader) < 1e-4
     for step in range(90):

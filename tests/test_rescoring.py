@@ -98,9 +98,9 @@ def test_word_error_rate_is_that_of_brute_force():
 
 
 def test_a_word_error_rate_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="hypotheses: 1 texts for 2 references"):
+    with pytest.raises(ValueError, match=r"hypotheses: 1 .* 2"):
         rescoring.word_error_rate(["a", "b"], ["a"])
-    with pytest.raises(ValueError, match="references: not one word"):
+    with pytest.raises(ValueError, match="references: "):
         rescoring.word_error_rate([" "], ["a"])
 
 
@@ -416,13 +416,13 @@ def test_bad_candidates_are_named(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text": []}, "text: an empty list"),
-        ({"text": ["a", None]}, "text: None is not a text"),
-        ({"lexicon": []}, "lexicon: no words"),
-        ({"lexicon": "some text"}, "lexicon: a text is not a list of words"),
-        ({"lexicon": ["two words"]}, "lexicon: 'two words' is not a word"),
-        ({"lexicon": [""]}, "lexicon: '' is not a word"),
-        ({"lexicon": [7]}, "lexicon: 7 is not a word"),
+        ({"text": []}, r"text: \[\]"),
+        ({"text": ["a", None]}, "text: None"),
+        ({"lexicon": []}, r"lexicon: \[\]"),
+        ({"lexicon": "some text"}, "lexicon: a str "),
+        ({"lexicon": ["two words"]}, "lexicon: 'two words'"),
+        ({"lexicon": [""]}, "lexicon: ''"),
+        ({"lexicon": [7]}, "lexicon: 7 "),
         ({"alpha": -0.1}, "alpha must be 0 or more"),
         ({"beams": 0}, "beams must be 1 or more, got 0"),
         ({"max_edits": 0}, "max_edits must be 1 or more, got 0"),

@@ -70,10 +70,10 @@ def is_near_tie(language: LanguageModel, prompt: str, ours: list[int], theirs: l
     """Whether two completions part where two logits are closer than 1e-4."""
     place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     row = language.tokenizer(prompt).input_ids
-    reader = kv_cache.read(language.stepper, [row])
+    reader = kv_cache.read_prompts(language.stepper, [row])
     for token in ours[:place]:
         reader.step([[token]])
-    logits = reader.alone(0, 0)
+    logits = reader.read_alone(0, 0)
     return abs(float(logits[ours[place]] - logits[theirs[place]])) < 1e-4
 
 

@@ -31,18 +31,18 @@ from genkit.engine.packed import pack
 
 
 class Pool(Cache):
-    """Keys and values of a tree of tokens a text, each written where it is told.
+    """Keys and values of one tree of tokens for each text, written to the slots given.
 
     Args:
-        keys, values: one (texts, heads, places, size) a layer.
-        places: where the tokens of this step go, (texts, width).
+        keys, values: one (texts, heads, slots, size) a layer.
+        slots: where the tokens of this step go, (texts, width).
     """
 
     def __init__(
-        self, keys: list[torch.Tensor], values: list[torch.Tensor], places: torch.Tensor
+        self, keys: list[torch.Tensor], values: list[torch.Tensor], slots: torch.Tensor
     ) -> None:
         super().__init__(layers=[])
-        self.keys, self.values, self.places = keys, values, places
+        self.keys, self.values, self.slots = keys, values, slots
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -50,7 +50,7 @@ class Pool(Cache):
         """Write (texts, heads, width, size) and return the whole layer."""
         texts = torch.arange(key.shape[0], device=key.device)[:, None]
         for whole, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
-            whole.transpose(1, 2).index_put_((texts, self.places), new.transpose(1, 2))
+            whole.transpose(1, 2).index_put_((texts, self.slots), new.transpose(1, 2))
         return self.keys[layer_idx], self.values[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -65,8 +65,8 @@ class StockStep(torch.nn.Module):
         weights: parameters and buffers by name.
         ids: new tokens, (texts, width).
         positions: of each in its own line of text, (texts, width).
-        places: where each goes in the pool, (texts, width).
-        seen: which places each attends to, its own included, (texts, width, places), bool.
+        slots: where each goes in the pool, (texts, width).
+        seen: which slots each attends to, its own included, (texts, width, slots), bool.
         keys, values: the pool, see `Pool`; written in place.
 
     Returns logits, (texts, width, vocabulary).
@@ -81,32 +81,32 @@ class StockStep(torch.nn.Module):
         weights: dict[str, torch.Tensor],
         ids: torch.Tensor,
         positions: torch.Tensor,
-        places: torch.Tensor,
+        slots: torch.Tensor,
         seen: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
         """Do one step."""
-        arguments = forward_arguments(ids, positions, places, seen, keys, values)
+        arguments = forward_arguments(ids, positions, slots, seen, keys, values)
         return torch.func.functional_call(self._model[0], weights, (), arguments).logits
 
 
 def forward_arguments(
     ids: torch.Tensor,
     positions: torch.Tensor,
-    places: torch.Tensor,
+    slots: torch.Tensor,
     seen: torch.Tensor,
     keys: list[torch.Tensor],
     values: list[torch.Tensor],
 ) -> dict[str, Any]:
-    """What a stock model's forward takes for such a step."""
+    """Return the arguments of a stock model's forward for such a step."""
     nothing = torch.finfo(keys[0].dtype).min
     mask = torch.zeros(seen.shape, dtype=keys[0].dtype, device=seen.device)
     return {
         "input_ids": ids,
         "position_ids": positions,
-        "attention_mask": mask.masked_fill(~seen, nothing)[:, None],  # (texts, 1, width, places)
-        "past_key_values": Pool(keys, values, places),
+        "attention_mask": mask.masked_fill(~seen, nothing)[:, None],  # (texts, 1, width, slots)
+        "past_key_values": Pool(keys, values, slots),
         "use_cache": True,
     }
 
@@ -120,7 +120,7 @@ class Stepper:
     must.
 
     Args:
-        model: a decoder in float32, on a CPU, if it is not to be left as it is.
+        model: a decoder; in float32 and on a CPU if it is to be packed or compiled.
         precision: of matrix products, see `packing`; below float32 they are packed at once.
         compiled: True compiles at once; None when it pays; False leaves float32 as it is.
     """
@@ -139,17 +139,17 @@ class Stepper:
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
-        places: torch.Tensor,
+        slots: torch.Tensor,
         seen: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
         """Do one step; arguments and result are those of `StockStep`, without weights."""
         if self._step:
-            inputs = [*self._weights.values(), ids, positions, places, seen, *keys, *values]
+            inputs = [*self._weights.values(), ids, positions, slots, seen, *keys, *values]
             return self._step(inputs)[0]
         start = time.perf_counter()
-        logits = self.model(**forward_arguments(ids, positions, places, seen, keys, values)).logits
+        logits = self.model(**forward_arguments(ids, positions, slots, seen, keys, values)).logits
         self._spent += time.perf_counter() - start
         if self._compiled is None and self._spent > (COMPILING if self._ready else READYING):
             self._try_to_improve()
@@ -183,22 +183,22 @@ class Stepper:
         return named_weights(self.model)
 
 
-def empty_pool(model: PreTrainedModel, texts: int, places: int) -> list[torch.Tensor]:
-    """Make room for keys or values, one (texts, heads, places, size) a layer."""
+def empty_pool(model: PreTrainedModel, texts: int, slots: int) -> list[torch.Tensor]:
+    """Make room for keys or values, one (texts, heads, slots, size) a layer."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    room = (texts, heads, places, size)
+    room = (texts, heads, slots, size)
     layers = range(config.num_hidden_layers)
     return [torch.zeros(room, dtype=model.dtype, device=model.device) for _ in layers]
 
 
 def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Compile a step for any number of texts, any width and any number of places."""
-    texts, width, places = 3, 5, 64  # all different, none special
+    """Compile a step for any number of texts, any width and any number of slots."""
+    texts, width, size = 3, 5, 64  # all different, none special
     tokens = torch.zeros(texts, width, dtype=torch.int64)
-    keys, values = (empty_pool(model, texts, places) for _ in range(2))
-    seen = torch.ones(texts, width, places, dtype=torch.bool)
+    keys, values = (empty_pool(model, texts, size) for _ in range(2))
+    seen = torch.ones(texts, width, size, dtype=torch.bool)
     slots = torch.arange(width).expand(texts, width).contiguous()
     any_ = Dim.AUTO
     pool = [{0: any_, 2: any_}] * len(keys)

@@ -88,7 +88,7 @@ class StockEncoder(torch.nn.Module):
     Args of the call:
         weights: parameters and buffers by name.
         ids, mask: tokens, and 1 where there are any, (windows, tokens).
-        types: which text each token is of, (windows, tokens); None if the model is not told.
+        types: which text each token is of, (windows, tokens); None for a model without token types.
 
     Returns logits of starts and ends, (windows, tokens) each.
     """
@@ -112,18 +112,18 @@ class StockEncoder(torch.nn.Module):
         return output.start_logits, output.end_logits
 
 
-class Encoder:
+class SpanEncoder:
     """Reads windows: by the stock model with packed matrices, then by a compiled one.
 
-    That is read from the cache when so much time has been spent as reading it takes, and compiled
-    when so much has been spent as compiling takes.
+    The compiled one is read from the cache once as much time has been spent as reading it takes,
+    and compiled once as much time has been spent as compiling takes.
 
     Args:
-        model: an encoder, in float32 and on a CPU if it is not to be left as it is.
+        model: an encoder; in float32 and on a CPU if it is to be packed or compiled.
         precision: of the matrix products; None leaves the model as it is.
         compiled: True compiles at once; None when it pays, which in float32 it hardly ever does;
             False never.
-        typed: whether it is told which text a token is of.
+        typed: whether the model takes token types.
     """
 
     def __init__(

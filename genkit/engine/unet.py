@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-ROWS = 64  # that a compiled network takes, always
-MIN_ROWS_TO_COMPILE = 8  # fewer rows are asked for without the others
+ROWS = 64  # the batch size of a compiled network
+MIN_ROWS_TO_COMPILE = 8  # smaller batches are not padded to ROWS, but run uncompiled
 DTYPES = ("float32", "bfloat16")
 
 
 class UNetRunner:
-    """Asks a UNet2DModel, in the precision and by the means that were asked for.
+    """Runs a UNet2DModel in a given precision, compiled or not.
 
     Args:
         unet: on any device.
@@ -34,7 +34,7 @@ class UNetRunner:
     def __call__(
         self, seen: torch.Tensor, times: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return what the network tells of noisy images at given times, (n,)."""
+        """Return the network's prediction for noisy images at timesteps (n,)."""
         if self._compiled is not None and len(seen) >= MIN_ROWS_TO_COMPILE:
             return self._by_rows(seen, times, labels)
         return self._predict(seen, times, labels)
@@ -48,12 +48,12 @@ class UNetRunner:
     def _by_rows(
         self, seen: torch.Tensor, times: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Ask for so many rows at a time as the network was compiled for; the last are repeated."""
+        """Run in batches of ROWS, the last row repeated to fill the last batch."""
         count = len(seen)
         rows = torch.arange(-(-count // ROWS) * ROWS).clamp(max=count - 1).view(-1, ROWS)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache")
-            told = [
+            predictions = [
                 self._compiled(
                     seen[part].contiguous(),
                     times[part].contiguous(),
@@ -61,11 +61,11 @@ class UNetRunner:
                 )
                 for part in rows
             ]
-        return torch.cat(told)[:count]
+        return torch.cat(predictions)[:count]
 
 
-def network(unet: torch.nn.Module, dtype: str = "float32", compiled: bool = False) -> UNetRunner:
-    """Return what asks a network; it is compiled once, and the last of those are kept."""
+def get_runner(unet: torch.nn.Module, dtype: str = "float32", compiled: bool = False) -> UNetRunner:
+    """Return a runner of a network; compiled ones are cached."""
     return _compiled(unet, dtype) if compiled else UNetRunner(unet, dtype, False)
 
 

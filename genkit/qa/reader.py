@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
 
-from genkit.engine.encoder import Encoder
+from genkit.engine.encoder import SpanEncoder
 from genkit.engine.precision import check_compiler, check_precision, to_device
 from genkit.hub import download, model_files, safe_weights, safety
 from genkit.qa.windows import read_template, takes_types
@@ -49,17 +49,17 @@ class Reader:
     precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
     compiled: bool | None = None  # see `load_reader`
 
-    _encoder: tuple[Any, Encoder] | None = field(default=None, init=False, repr=False)
+    _encoder: tuple[Any, SpanEncoder] | None = field(default=None, init=False, repr=False)
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> SpanEncoder:
         """The model as it runs here: made at the first use, and anew when weights have changed."""
         version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
         if self._encoder is None or self._encoder[0] != version:
             cpu = self.model.device.type == "cpu"
             typed = takes_types(self.model, read_template(self.tokenizer))
             precision, compiled = (self.precision, self.compiled) if cpu else (None, False)
-            self._encoder = (version, Encoder(self.model, precision, compiled, typed))
+            self._encoder = (version, SpanEncoder(self.model, precision, compiled, typed))
         return self._encoder[1]
 
     @property

@@ -1,4 +1,4 @@
-"""What a language model would rather have said: each token with its rivals, also as a page."""
+"""How likely each token of a text was, and which others the model preferred; also as a page."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from genkit.errors import panics_are_errors
 from genkit.text import pages, task, token_names
 from genkit.text.generation import Generation, LanguageModel
 from genkit.text.language_model import DEFAULT
-from genkit.text.scoring import as_language, check_context, check_top, next_logits, table
+from genkit.text.scoring import (
+    as_language,
+    check_context,
+    check_top,
+    gather_tokens,
+    next_logits,
+    table,
+)
 
 # ---------------------------------------------------------------------------------------------
-# What else could have been said
+# Records
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """A token of a text, and the likeliest that could have been in its place."""
+    """A token of a text, and the likeliest tokens at its position."""
 
     token: int
     name: str
@@ -41,12 +48,12 @@ class Choice:
 
     @property
     def probability(self) -> float:
-        """How likely it was."""
+        """Its probability."""
         return math.exp(self.log_probability)
 
 
 @dataclass(frozen=True)
-class Span:
+class TokenSpan:
     """The shortest run of tokens that is whole characters: most often a single token."""
 
     text: str
@@ -54,25 +61,25 @@ class Span:
 
     @property
     def probability(self) -> float:
-        """Of its tokens together."""
+        """The product of its tokens' probabilities."""
         return math.prod(choice.probability for choice in self.choices)
 
     @property
     def name(self) -> str:
-        """What to show of tokens that have no text, such as the one that ends a text."""
+        """Names to show for tokens that have no text, such as the one that ends a text."""
         return "".join(choice.name for choice in self.choices)
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """How likely each token of a text was, and which others were."""
+    """How likely each token of a text was, and which other tokens were likely."""
 
     prompt: str
-    spans: list[Span]
+    spans: list[TokenSpan]
 
     @property
     def text(self) -> str:
-        """The text that was looked at, without the prompt."""
+        """The text, without the prompt."""
         return "".join(span.text for span in self.spans)
 
     @property
@@ -82,7 +89,7 @@ class Alternatives:
 
     @property
     def summary(self) -> str:
-        """The figures of the whole text, in a line."""
+        """The figures of the whole text, on one line."""
         choices = self.choices
         bits = -sum(c.log_probability for c in choices) / len(choices) / math.log(2)
         first = sum(c.rank == 1 for c in choices) / len(choices)
@@ -102,7 +109,7 @@ class Alternatives:
         return f"{token_names.one_line(self.prompt)} …\n\n{table([head, *rows])}\n\n{self.summary}"
 
     def ansi(self) -> str:
-        """Write the text for a terminal, on backgrounds from red, unlikely, to green, likely."""
+        """Return the text for a terminal, on backgrounds from red (unlikely) to green (likely)."""
         parts = [f"\x1b[2m{token_names.printable(self.prompt)}\x1b[0m"]
         for span in self.spans:
             red, green, blue = pages.colour(span.probability)
@@ -112,12 +119,12 @@ class Alternatives:
         return "".join(parts)
 
     def show(self) -> None:
-        """Print in colours where they are welcome: on a terminal, without NO_COLOR set."""
-        welcome = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(self.ansi() if welcome else self)
+        """Print; in colours on a terminal, if NO_COLOR is not set."""
+        colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(self.ansi() if colours else self)
 
     def html(self, path: str | Path) -> None:
-        """Write a page that needs nothing else: likely tokens green, and the others on hover."""
+        """Write a self-contained page: likely tokens are green, and hovering shows the others."""
         pages.alternatives(self, Path(path))
 
 
@@ -128,22 +135,22 @@ def alternatives(
     prompt: str = "",
     top: int = 5,
 ) -> Alternatives:
-    """Tell how likely each token of a finished text was, and which others were.
+    """Compute how likely each token of a finished text was, and which other tokens were likely.
 
     The model reads the text once and is asked at every token (teacher forcing). Without a prompt,
     a model that has no start token is given the first character of the text as its prompt.
 
     Args:
         text: a text, or what `generate` returned.
-        model: folder, Hub id, or what `load` returned.
-        prompt: what comes before the text; a record brings its own.
-        top: how many tokens to tell in each place.
+        model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
+        prompt: text before it; a record has its own.
+        top: how many of the likeliest tokens to show at each position.
 
     Raises:
         ValueError: an argument cannot work, or the text is longer than the model's context.
     """
     if isinstance(text, Generation) and prompt:
-        raise ValueError(f"prompt: the record brings its own, got {prompt!r}; leave it out")
+        raise ValueError(f"prompt={prompt!r} is for a str; a record has its own: leave it out")
     language = as_language(model)
     check_top(top, language)
     if isinstance(text, Generation):
@@ -155,12 +162,12 @@ def alternatives(
     logits = next_logits(language, given + chosen[:-1])[len(given) - 1 :]
     choices = iter(_choices(logits, chosen, top, language))
     runs = token_names.spans(language.tokenizer, given, chosen)
-    return Alternatives(prompt, [Span(t, [next(choices) for _ in run]) for t, run in runs])
+    return Alternatives(prompt, [TokenSpan(t, [next(choices) for _ in run]) for t, run in runs])
 
 
 @panics_are_errors()
 def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], list[int]]:
-    """Encode what is given to the model, and the text that it is asked about."""
+    """Encode the prompt, or the start of the text, and the text whose tokens are scored."""
     if not text:
         raise ValueError("text is empty; give at least one character")
     tokenizer = language.tokenizer
@@ -185,9 +192,9 @@ def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], 
 def _choices(
     logits: torch.Tensor, chosen: list[int], top: int, language: LanguageModel
 ) -> list[Choice]:
-    """Look up chosen tokens, and those likelier, in logits of (tokens, vocabulary)."""
+    """Look up chosen tokens and the likeliest ones in logits of (tokens, vocabulary)."""
     logs = logits.log_softmax(-1)
-    taken = logs.gather(-1, torch.tensor(chosen, device=logs.device)[:, None])
+    taken = gather_tokens(logs, torch.tensor(chosen, device=logs.device))[:, None]
     best, ids = logs.topk(top)
     shown = sorted({*chosen, *ids.flatten().tolist()})
     name = dict(zip(shown, token_names.names(language.tokenizer, shown), strict=True))

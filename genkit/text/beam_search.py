@@ -1,4 +1,4 @@
-"""Beam search, plain and diverse: several texts kept at once."""
+"""Beam search, plain and diverse: the most likely of several texts that are kept at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from genkit.text import logits
 from genkit.text.options import Beams
-from genkit.text.strategies import Completion, Progress, Reader, Rules
+from genkit.text.strategies import Completion, CompletionStream, Rules, TextReader
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class _Branch:
 
 
 def beam(
-    reader: Reader,
+    reader: TextReader,
     rules: Rules,
     search: Beams,
     trace: list[list[logits.Candidate]] | None = None,
-) -> Progress:
+) -> CompletionStream:
     """Keep the most likely texts, set those that end aside, and rank them by score.
 
     Args:
-        trace: gets a list of candidates a step, best first, of the only text.
+        trace: gets a list of candidates for every step, best first; for a single text only.
     """
     texts, size = len(reader.lines), search.count // search.groups
     starts = [len(lines[0]) for lines in reader.lines]
@@ -82,7 +82,7 @@ def _grown(
     search: Beams,
     trace: list[list[logits.Candidate]] | None,
 ) -> tuple[list[_Branch], list[_Branch]]:
-    """Extend one text's branches by the best tokens: those to keep, and those that end."""
+    """Extend one text's branches by the best tokens; return those to keep and those that end."""
     size = search.count // search.groups
     forced = rules.forced(len(done[0]))
     if forced is not None:
@@ -118,9 +118,9 @@ def _grown(
 def _candidates(
     ranking: torch.Tensor, each: torch.Tensor, totals: torch.Tensor, count: int, first: int
 ) -> list[_Branch]:
-    """The best pairs of branch and token by rank, best first."""
-    places = ranking.flatten().topk(count).indices
-    parents, tokens = places // ranking.shape[1], places % ranking.shape[1]
+    """Return the best pairs of branch and token by rank, best first."""
+    flat = ranking.flatten().topk(count).indices
+    parents, tokens = flat // ranking.shape[1], flat % ranking.shape[1]
     logs = each[parents, tokens]
     return [
         _Branch(first + parent, token, log, total)
@@ -135,7 +135,7 @@ def _candidates(
 
 
 def _ends(branch: _Branch, done: list[list[int]], rules: Rules) -> bool:
-    if branch.total == -torch.inf:  # it may not come here
+    if branch.total == -torch.inf:  # a rule excludes it
         return False
     return rules.finish([*done[branch.parent], branch.token]) in ("eos", "stop")
 
@@ -167,7 +167,7 @@ def _running(
     rules: Rules,
     search: Beams,
 ) -> list[Completion]:
-    """What the kept branches are so far; the lines do not have their last token yet."""
+    """Make completions of the kept branches; the lines do not have their last token yet."""
     found = []
     for line, branch, own in zip(lines, branches, logs, strict=True):
         tokens = [*line[start:], branch.token]
@@ -179,7 +179,7 @@ def _running(
 def _is_over(
     ended: list[Completion], running: list[Completion], length: int, rules: Rules, search: Beams
 ) -> bool:
-    """Whether the texts that have ended cannot, or need not, be beaten."""
+    """Whether no unfinished text can, or may, replace one that has ended."""
     if len(ended) < search.count:
         return False
     if search.early_stopping is True:
@@ -193,7 +193,7 @@ def _is_over(
 def _ranked(
     ended: list[Completion], running: list[Completion], over: bool, longest: bool, search: Beams
 ) -> list[Completion]:
-    """Order completions and tell how much of the best can no longer change."""
+    """Order completions, and count the tokens of the best that can no longer change."""
     if over:
         pool = sorted([*ended, *running] if longest else ended, key=lambda c: -c.score)
         return [replace(c, settled=len(c.tokens)) for c in pool[: search.count]]

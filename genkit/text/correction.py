@@ -1,13 +1,9 @@
-"""A language model repairs transcriptions: it ranks whole ones, and corrects words within one.
+"""Correct the words of a text with a language model and a lexicon.
 
-Both follow Hannun et al. 2014 (Deep Speech, arXiv 1412.5567, section 2.2): of all transcriptions c
+This follows Hannun et al. 2014 (Deep Speech, arXiv 1412.5567, section 2.2): of all transcriptions c
 of what was heard, x, take the one with the largest
 
     Q(c) = log P(c|x) + alpha log P_lm(c) + beta word_count(c)
-
-The text's first token counts, too: the model reads its start token before it. A model without one
-reads its end token, which separates documents; but a character model of genkit reads a newline,
-which every text of several lines teaches it, whereas a text of one document holds no <eos>.
 """
 
 from __future__ import annotations
@@ -20,10 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from genkit.text.generation import LanguageModel
-from genkit.text.language_model import load_language_model
+from genkit.text.language_model import LanguageModel, load_language_model
 from genkit.text.lexicon import WORD, Lexicon
-from genkit.text.rescoring import ScoringReader, _log_language, _rows, check_weights
+from genkit.text.rescoring import check_weights
+from genkit.text.scoring import ScoringReader, encode_after_start, log_probabilities
 
 UNIT = 32  # characters between two words that the model reads at once
 
@@ -36,7 +32,7 @@ UNIT = 32  # characters between two words that the model reads at once
 class Change:
     """A word that was replaced."""
 
-    start: int  # its place in the text that was given
+    start: int  # its first character in the source
     before: str
     after: str
 
@@ -46,13 +42,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Correction:
-    """A corrected text, and what was changed."""
+    """A corrected text, and its changes."""
 
     source: str
     text: str
     changes: list[Change]
     score_before: float  # of channel and lexicon, plus alpha log P_lm(source)
-    score_after: float  # the same of the corrected text, never less
+    score_after: float  # the same of the corrected text, never lower
 
     def __str__(self) -> str:
         scores = f"score {self.score_before:.2f} -> {self.score_after:.2f}"
@@ -94,38 +90,29 @@ def correct(
     an empty one, comes back as it is.
 
     Args:
-        text: a text or several.
-        model: folder, Hub id, or what `genkit.load` returned; of any kind of token.
-        lexicon: words that a correction may consist of; a `Lexicon` is made once and used often.
+        text: one text or several.
+        model: folder or Hub id (in Python, also what `load` returned); with any kind of tokens.
+        lexicon: words that a correction may consist of; a `Lexicon` can be reused.
         alpha: weight of the language model; 0 changes nothing.
-        beams: how many beginnings are kept at each word.
+        beams: how many beginnings of the text are kept at each word.
         max_edits: edits between a word and what replaces it.
         candidates: replacements tried for a word, the closest and most frequent.
         keep: probability that a word was written as it was meant, in (0, 1).
         edit_cost: minus the log-probability of one edit among those of a word, in nats.
         unknown: probability that a word that was meant is not in the lexicon, in (0, 1). The
-            smaller, the more misspellings are found, and rare names taken for one.
+            smaller, the more misspellings are found, and the more rare names are taken for one.
         trust_remote_code: run code that the model brings along.
 
     Returns:
         A record for one text, a list of records for several.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
     """
-    texts = [text] if isinstance(text, str) else list(text)
-    if not texts:
-        raise ValueError("text: an empty list; give at least one text")
-    for each in texts:
-        if not isinstance(each, str):
-            raise ValueError(f"text: {each!r} is not a text")
+    texts = _check_texts(text)
     check_weights(alpha=alpha)
-    for name, value in {"beams": beams, "max_edits": max_edits, "candidates": candidates}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
-    for name, share in {"keep": keep, "unknown": unknown}.items():
-        if not 0 < share < 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {share}")
+    _check_counts(beams=beams, max_edits=max_edits, candidates=candidates)
+    _check_probabilities(keep=keep, unknown=unknown)
     if not 0 <= edit_cost < math.inf:
         raise ValueError(f"edit_cost must be 0 or more, got {edit_cost}")
     listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
@@ -138,8 +125,30 @@ def correct(
     return found[0] if isinstance(text, str) else found
 
 
+def _check_texts(text: str | Sequence[str]) -> list[str]:
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts:
+        raise ValueError("text: [] is empty; give at least one text")
+    for each in texts:
+        if not isinstance(each, str):
+            raise ValueError(f"text: {each!r} is not a str")
+    return texts
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+
+
+def _check_probabilities(**probabilities: float) -> None:
+    for name, value in probabilities.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
 class _View:
-    """What a model sees of a text: a character model not the characters that it does not know."""
+    """The part of a text that a model reads: all characters, or those that it knows."""
 
     def __init__(self, language: LanguageModel) -> None:
         self.known = language.tokenizer.get_vocab().keys() if language.by_character else None
@@ -150,7 +159,7 @@ class _View:
 
 @dataclass(frozen=True)
 class _Channel:
-    """What a word that was seen may have been meant as."""
+    """The noisy channel: the words that a written word may stand for, and how likely each is."""
 
     lexicon: Lexicon
     view: _View
@@ -161,7 +170,7 @@ class _Channel:
     unknown: float
 
     def choices(self, word: str) -> list[tuple[str, float]]:
-        """List words with the log-probability that they were meant, the word itself first."""
+        """List the words that may be meant, with log-probabilities; the word itself is first."""
         listed = math.log(1 - self.unknown)
         prior = listed if word in self.lexicon else math.log(self.unknown)
         stays = (word, math.log(self.keep) + prior)
@@ -176,7 +185,7 @@ class _Channel:
 
 
 def _in_case(word: str, like: str) -> str:
-    """Write a word in lower case as another is: lower, UPPER, or with a Capital."""
+    """Give a word in lower case the case of another: lower, UPPER, or with a Capital."""
     if like == like.lower():
         return word
     if like == like.upper() and len(like) > 1:
@@ -186,7 +195,7 @@ def _in_case(word: str, like: str) -> str:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A word, what it may have been meant as, and the text up to the next word."""
+    """A word, the words that it may stand for, and the text up to the next word."""
 
     start: int
     word: str
@@ -195,7 +204,7 @@ class _Unit:
 
 
 def _units(text: str, channel: _Channel) -> list[_Unit]:
-    """Cut a text into units; text before the first word, and long text without one, has no word."""
+    """Split a text into units; those before the first word and in long gaps have no word."""
     found = {match.start(): match[0] for match in WORD.finditer(text) if len(match[0]) <= UNIT}
     units = []
     for start, end in pairwise(sorted({0, *found, len(text)})):
@@ -210,7 +219,7 @@ def _units(text: str, channel: _Channel) -> list[_Unit]:
 
 @dataclass(frozen=True)
 class _Hypothesis:
-    """The beginning of a corrected text."""
+    """The beginning of a corrected text, and its score."""
 
     words: list[str]  # one of each unit
     seen: str  # the text, as the model sees it
@@ -218,21 +227,21 @@ class _Hypothesis:
     logs: list[float]  # of each token, under the model; 0 of the start token
 
     def score(self, alpha: float) -> float:
-        """Q without its constant."""
+        """Return Q without the term of the word count."""
         return self.log_channel + alpha * sum(self.logs)
 
 
 def _correct(
     text: str, channel: _Channel, language: LanguageModel, alpha: float, beams: int
 ) -> Correction:
-    """Search, and score what was found and what was given in the same way."""
+    """Search for the best text, and score it and the source in the same way."""
     units = _units(text, channel)
     log_kept = sum(unit.choices[0][1] for unit in units)
     kept = _Hypothesis([unit.word for unit in units], channel.view(text), log_kept, [])
     best = _search(units, channel.view, language, alpha, beams)
-    logs = _log_language([kept.seen, best.seen], language)
+    logs = log_probabilities([kept.seen, best.seen], language)
     before, after = replace(kept, logs=logs[:1]), replace(best, logs=logs[1:])
-    if after.score(alpha) < before.score(alpha):  # the beam had lost the text as it was
+    if after.score(alpha) < before.score(alpha):  # the beam search had dropped the source itself
         after = before
     changes = [
         Change(unit.start, unit.word, word)
@@ -248,7 +257,7 @@ def _search(
 ) -> _Hypothesis:
     """Keep the `beams` best beginnings while the text is read unit by unit."""
     reader, kept = ScoringReader(language), [_Hypothesis([], "", 0.0, [0.0])]
-    reader.start(_rows([""], language))
+    reader.start(encode_after_start([""], language))
     for i, unit in enumerate(units, start=1):
         grown, parents, after = [], [], view(unit.after)
         for parent, old in enumerate(kept):
@@ -258,8 +267,10 @@ def _search(
                 parents.append(parent)
         # only a character is a token of its own: other tokens hold the space before a word
         whole = language.by_character or i == len(units)
-        rows = _rows([new.seen if whole else new.seen.rstrip() for new in grown], language)
-        for j, (row, logs) in enumerate(zip(rows, reader.go_on(parents, rows), strict=True)):
+        rows = encode_after_start(
+            [new.seen if whole else new.seen.rstrip() for new in grown], language
+        )
+        for j, (row, logs) in enumerate(zip(rows, reader.extend(parents, rows), strict=True)):
             read = grown[j].logs[: len(row) - len(logs)]
             grown[j] = replace(grown[j], logs=read + logs)
         best = sorted(range(len(grown)), key=lambda j: -grown[j].score(alpha))[:beams]

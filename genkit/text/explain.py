@@ -1,4 +1,4 @@
-"""Looking inside decoding: next tokens, temperatures, beams, and what else could have been said."""
+"""Looking inside decoding: next-token probabilities, temperatures and beam search."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def next_tokens(
     temperatures: Sequence[float] = (0.25, 0.5, 1.0, 1.5),
     top: int = 10,
 ) -> NextTokens:
-    """Tell how likely each next token is, at several temperatures.
+    """Compute the probabilities of the likeliest next tokens, at several temperatures.
 
     Args:
-        prompt: a text.
-        model: folder, Hub id, or what `load` returned.
-        temperatures: each divides the logits, above 0.
-        top: how many of the likeliest tokens to tell.
+        prompt: one text.
+        model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
+        temperatures: each is above 0 and divides the logits.
+        top: how many of the likeliest tokens to show at each position.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
     """
     check_temperatures(temperatures)
     language = as_language(model)
@@ -95,12 +95,12 @@ def next_tokens(
 
 
 # ---------------------------------------------------------------------------------------------
-# One text a temperature
+# One text for each temperature
 
 
 @dataclass(frozen=True)
 class TemperatureText:
-    """What a model writes at one temperature, and how varied that is."""
+    """A completion at one temperature, and how varied it is."""
 
     temperature: float
     generation: Generation
@@ -121,7 +121,7 @@ class TemperatureText:
 
 @dataclass(frozen=True)
 class TemperatureSeries:
-    """One text a temperature, all from the same prompt and seed."""
+    """One text for each temperature, all from the same prompt and seed."""
 
     prompt: str
     texts: list[TemperatureText]
@@ -159,14 +159,14 @@ def temperature_series(
     n-gram repeats nothing.
 
     Args:
-        prompt: a text.
-        temperatures: each divides the logits, above 0.
-        model: folder, Hub id, or what `load` returned.
-        max_new_tokens: the longest completion.
+        prompt: one text.
+        temperatures: each is above 0 and divides the logits.
+        model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
+        max_new_tokens: tokens of the longest completion.
         seed: of every text, so that they differ by temperature alone.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
     """
     check_temperatures(temperatures)
     language = as_language(model)
@@ -207,7 +207,7 @@ def distinct(sequence: Sequence[int], n: int) -> float:
 
 @dataclass(frozen=True)
 class BeamTree:
-    """Every text that beam search weighed: kept, dropped or finished."""
+    """Every text that a beam search considered: kept, dropped or finished."""
 
     prompt: str
     steps: list[list[Candidate]]  # of each step, the best first
@@ -215,7 +215,7 @@ class BeamTree:
     best: Generation  # the text that won
 
     def winners(self) -> list[int]:
-        """Find the candidate of each step that the winning text goes through."""
+        """Return the index of the winning text's candidate in each step."""
         path: list[int] = []
         parent = 0
         for step, token in zip(self.steps, self.best.tokens, strict=False):
@@ -229,7 +229,7 @@ class BeamTree:
         return head + "\n".join(self._branch(0, 0, "", self.winners())) + foot
 
     def _branch(self, depth: int, parent: int, indent: str, winners: list[int]) -> list[str]:
-        """Write what follows a kept candidate, a line each, the best first."""
+        """Return the lines below a kept candidate, the best first."""
         if depth == len(self.steps):
             return []
         step, lines = self.steps[depth], []
@@ -254,7 +254,7 @@ class BeamTree:
 
 
 def _kept_before(step: list[Candidate], i: int) -> int:
-    """Count the kept candidates before one: what its children call it."""
+    """Count the kept candidates before one, which is its index as a parent."""
     return sum(candidate.fate == "kept" for candidate in step[:i])
 
 
@@ -266,18 +266,18 @@ def beam_tree(
     max_new_tokens: int = 10,
     length_penalty: float | None = None,
 ) -> BeamTree:
-    """Search with beams, and keep what the search saw.
+    """Search with beams, and return every text that the search considered.
 
     Args:
-        prompt: a text.
-        model: folder, Hub id, or what `load` returned.
+        prompt: one text.
+        model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
         beams: how many texts are kept at once.
-        max_new_tokens: the longest completion.
-        length_penalty: a text's log-probability is divided by its length to this power; 1 unless
-            told.
+        max_new_tokens: tokens of the longest completion.
+        length_penalty: a text's score is its log-probability divided by its length to this power;
+            default: 1.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
     """
     language = as_language(model)
     steps, best = generation.trace_beams(

@@ -1,4 +1,4 @@
-"""A place in a text, marked for a terminal or a page."""
+"""A span of a text, marked for a terminal or a page."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from genkit.text import token_names
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s)|[。！？][」』”’）]*|\n\s*\n")
 STEERING = re.compile(r"\r(?!\n)|[\0-\b\v\f\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-REACH = 500  # characters on each side; some texts have no sentences
+REACH = 500  # characters searched on each side; some texts have no sentences
 FORMS = ("terminal", "html", "text")
 MARKS = {"terminal": ("\x1b[1;32m", "\x1b[0m"), "html": ("<mark>", "</mark>"), "text": ("«", "»")}
 
 
 def sentence(text: str, start: int, end: int) -> tuple[int, int]:
-    """Find the sentence, or the sentences, that a place is in; as characters of the text."""
+    """Find the sentence, or the sentences, around a span: the first character and the last."""
     low, high = max(0, start - REACH), min(len(text), end + REACH)
     before = [match.end() for match in SENTENCE_END.finditer(text, low, start)]
     after = [match.end() for match in SENTENCE_END.finditer(text, start, high)]
     first = before[-1] if before else low
-    last = next((place for place in after if place >= end), high)
+    last = next((stop for stop in after if stop >= end), high)
     inside = text[first:last]
     return first + len(inside) - len(inside.lstrip()), last - len(inside) + len(inside.rstrip())
 
@@ -29,11 +29,11 @@ def sentence(text: str, start: int, end: int) -> tuple[int, int]:
 def mark(text: str, start: int, end: int, first: int, last: int, form: str) -> str:
     """Write the characters `first` to `last` of a text with those from `start` to `end` marked.
 
-    Every character is as it was, but for what HTML would take for itself, and what would steer a
-    terminal.
+    Characters with a meaning in HTML are escaped, those that would steer a terminal are shown as
+    marks, and all others stay as they are.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: form is not one of FORMS.
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")

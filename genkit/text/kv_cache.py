@@ -1,4 +1,4 @@
-"""Language models reading texts that grow, and branch, token by token.
+"""A language model's keys and values of texts that grow, and branch, token by token.
 
 A reader holds texts, each with one or more branches that share their beginning. It gives the logits
 of every branch's next token; `step` adds a token to every branch, and `branch` says which of them
@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from genkit.engine.decoder import Stepper, empty_pool, forward_arguments, takes_trees
 
-BLOCK = 64  # the pool of keys and values grows by so many places
+BLOCK = 64  # slots by which the pool of keys and values grows
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -28,7 +28,7 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 class Tree:
-    """Texts in a pool of keys and values, where a mask says what each branch has seen.
+    """Texts in a pool of keys and values, with a mask of what each branch attends to.
 
     Branching moves no key and no value: it picks rows of the mask. A text whose branches outgrow
     the context goes on with the later half of each, decided by its own length alone; and prompts
@@ -51,7 +51,7 @@ class Tree:
         self._written = torch.zeros(texts, 1, dtype=torch.int64, device=device)
         self._seen = torch.zeros(texts, 1, 0, dtype=torch.bool, device=device)
         self._keys, self._values = (empty_pool(self.model, texts, 0) for _ in range(2))
-        self._used = self._reach = 0  # the most places written, the furthest position
+        self._used = self._reach = 0  # the most slots written, the furthest position
         self.hidden: list[torch.Tensor] = []  # states of the tokens read last, (tokens, size) each
         self.logits = self._read_prompts(prompts)  # (texts, branches, vocabulary), float32
 
@@ -79,12 +79,12 @@ class Tree:
         """Read a line of tokens into one branch and return the logits after it, (vocabulary,)."""
         ids = torch.tensor([tokens], device=self.model.device)
         steps = torch.arange(len(tokens), device=self.model.device)
-        places = self._written[text] + steps
-        seen = self._seen[text, branch].repeat(1, len(tokens), 1)  # (1, tokens, places)
-        seen[0, :, places] = steps[:, None] >= steps
+        slots = self._written[text] + steps
+        seen = self._seen[text, branch].repeat(1, len(tokens), 1)  # (1, tokens, slots)
+        seen[0, :, slots] = steps[:, None] >= steps
         views = ([layer[text : text + 1] for layer in pool] for pool in (self._keys, self._values))
         arguments = forward_arguments(
-            ids, self._positions[text, branch] + steps[None], places[None], seen, *views
+            ids, self._positions[text, branch] + steps[None], slots[None], seen, *views
         )
         output = self.model(**arguments, logits_to_keep=1, output_hidden_states=self._with_hidden)
         if self._with_hidden:
@@ -95,7 +95,7 @@ class Tree:
         return output.logits[0, -1].float()
 
     @torch.inference_mode()
-    def alone(self, text: int, branch: int) -> torch.Tensor:
+    def read_alone(self, text: int, branch: int) -> torch.Tensor:
         """Logits after a branch read by itself, (vocabulary,): no batch, tree or pool."""
         line = self.lines[text][branch][self.starts[text][branch] :]
         ids = torch.tensor([line], device=self.model.device)
@@ -123,21 +123,21 @@ class Tree:
         self._make_room(width)
         if chain or width > 1:
             steps = torch.arange(width, device=ids.device)
-        places = self._written if width == 1 else self._written + steps  # (texts, width)
+        slots = self._written if width == 1 else self._written + steps  # (texts, width)
         if chain:
             positions, seen = self._positions + steps, self._seen.repeat(1, width, 1)
             earlier = (steps[:, None] >= steps).expand(len(tokens), -1, -1)
-            seen.scatter_(2, places[:, None].expand(-1, width, -1), earlier)
+            seen.scatter_(2, slots[:, None].expand(-1, width, -1), earlier)
             pairs = zip(self.lines, tokens, strict=True)
             self.lines = [[line + own[: i + 1] for i in range(width)] for (line,), own in pairs]
             self.starts = [start * width for start in self.starts]
         else:
             positions, seen = self._positions, self._seen
-            seen.scatter_(2, places[..., None], True)
+            seen.scatter_(2, slots[..., None], True)
             for lines, own in zip(self.lines, tokens, strict=True):
                 for line, token in zip(lines, own, strict=True):
                     line.append(token)
-        self.logits = self._run(ids, positions, places, seen)
+        self.logits = self._run(ids, positions, slots, seen)
         self._seen, self._positions = seen, positions + 1
         self._written = self._written + width
         self._used += width
@@ -145,24 +145,24 @@ class Tree:
         return self.logits
 
     def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, seen: torch.Tensor
+        self, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
         if not self._with_hidden:
-            return self.stepper(ids, positions, places, seen, self._keys, self._values).float()
-        arguments = forward_arguments(ids, positions, places, seen, self._keys, self._values)
+            return self.stepper(ids, positions, slots, seen, self._keys, self._values).float()
+        arguments = forward_arguments(ids, positions, slots, seen, self._keys, self._values)
         output = self.model(**arguments, output_hidden_states=True)
         self.hidden = list(output.hidden_states[-1])
         return output.logits.float()
 
     def mark(self, ahead: int) -> tuple[Any, ...]:
-        """Remember where the texts are; so many steps, within the room, can be taken back."""
+        """Return the state to go back to; so many steps, within the room, can be undone."""
         self._make_room(ahead)
         lines = [[list(line) for line in own] for own in self.lines]
         starts = [list(own) for own in self.starts]
         return self._seen.clone(), self._positions.clone(), self._reach, lines, starts, self.logits
 
     def back_to(self, mark: tuple[Any, ...]) -> None:
-        """Forget the steps since a mark; what they have written is never seen again."""
+        """Undo the steps since a mark; no branch attends to what they have written."""
         self._seen, self._positions, self._reach, self.lines, self.starts, self.logits = mark
 
     @property
@@ -196,21 +196,21 @@ class Tree:
     # ---- room
 
     def _make_room(self, width: int) -> None:
-        """See to it that so many more tokens a text have a place."""
-        places = self._seen.shape[2]
-        if self._used + width <= places:
+        """Make room for so many more tokens in each text."""
+        slots = self._seen.shape[2]
+        if self._used + width <= slots:
             return
         self._forget_unseen()
-        places = -(-(self._used + width) // BLOCK) * BLOCK
-        more = places - self._seen.shape[2]
+        slots = -(-(self._used + width) // BLOCK) * BLOCK
+        more = slots - self._seen.shape[2]
         if more > 0:
             self._seen = pad(self._seen, (0, more))
             for pool in (self._keys, self._values):
                 pool[:] = [pad(layer, (0, 0, 0, more)) for layer in pool]
 
     def _forget_unseen(self) -> None:
-        """Move together the places that some branch has seen."""
-        live = self._seen.any(1)  # (texts, places)
+        """Move the slots that some branch attends to together, and free the others."""
+        live = self._seen.any(1)  # (texts, slots)
         counts = live.sum(1, keepdim=True)
         if torch.equal(counts, self._written):
             return
@@ -277,7 +277,7 @@ class Rows:
         return pad_sequence(states, batch_first=True), pad_sequence(masks, batch_first=True)
 
     @torch.inference_mode()
-    def alone(self, text: int, branch: int) -> torch.Tensor:
+    def read_alone(self, text: int, branch: int) -> torch.Tensor:
         """Logits after a branch read by itself, (vocabulary,): no batch, pad or cache."""
         line = self.lines[text][branch][self.starts[text][branch] :]
         ids = torch.tensor([line], device=self.model.device)
@@ -389,6 +389,6 @@ def decoder_start(model: PreTrainedModel) -> int:
     return int(config.bos_token_id if start is None else start)
 
 
-def read(stepper: Stepper, prompts: list[list[int]], hidden: bool = False) -> Tree | Rows:
+def read_prompts(stepper: Stepper, prompts: list[list[int]], hidden: bool = False) -> Tree | Rows:
     """Read prompts as a tree where the model can, else as rows."""
     return (Tree if takes_trees(stepper.model) else Rows)(stepper, prompts, hidden)

@@ -1,4 +1,4 @@
-"""A language model with its tokenizer, loaded once and ready to write."""
+"""A language model with its tokenizer, loaded once and ready to generate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HINT = (
 
 @dataclass(eq=False)
 class LanguageModel:
-    """A causal or sequence-to-sequence model with its tokenizer, loaded once and used often."""
+    """A causal or sequence-to-sequence model with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -42,12 +42,12 @@ class LanguageModel:
 
     @functools.cached_property
     def by_character(self) -> bool:
-        """Whether a token is a character, so that others mean nothing to the model."""
+        """Whether each token is one character, so that the model knows no other characters."""
         return characters.is_character_tokenizer(self.tokenizer)
 
     @property
     def stepper(self) -> Stepper:
-        """What runs the model: made at the first use, and again when weights have changed."""
+        """The steps of the model: made at the first use, and again when weights have changed."""
         version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
         if self._stepper is None or self._stepper[0] != version:
             cpu, trees = self.model.device.type == "cpu", takes_trees(self.model)
@@ -74,18 +74,18 @@ def load_language_model(
     """Load a causal or sequence-to-sequence language model and its tokenizer; once, then reused.
 
     Args:
-        model: a folder, or the id of a model on the Hub; GPT-2 unless told.
+        model: folder or Hub id; default: GPT-2.
         revision: a branch, tag or commit on the Hub.
-        dtype: "float32" unless told, "bfloat16", or on a GPU "float16". On a CPU it is the
+        dtype: "float32" (default), "bfloat16", or on a GPU "float16". On a CPU it is the
             precision of matrix products; everything between them stays in float32.
         quantize: "int8" for matrix products of 8-bit weights and inputs, on a CPU.
         compile: True packs matrices and compiles a decoder's step before the first token (20 to
-            40 s, once a shape of model: it is kept in the cache); None does either when the process
-            has spent as long on steps as it takes; False is plain eager.
+            40 s, once for each shape of model: the cache keeps it); None (default) does either once
+            the process has spent as long on steps as it takes; False never does.
         trust_remote_code: run code that the model brings along.
 
     Raises:
-        ValueError: there is no such model, its files cannot be trusted, or an option cannot work.
+        ValueError: the model does not exist, its files are not safe, or an option cannot work.
     """
     check_precision(dtype, quantize)
     check_compiler(compile)
@@ -96,7 +96,9 @@ def load_language_model(
     written = last_written(folder)
     language = _load(name, folder, written, dtype, quantize, compile, trust_remote_code)
     if compile and not takes_trees(language.model):
-        raise ValueError(f"compile=True is for decoders with full attention, which {name!r} is not")
+        raise ValueError(
+            f"compile=True is for decoders with full attention; {name!r} is not one: leave it out"
+        )
     return language
 
 

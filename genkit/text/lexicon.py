@@ -1,4 +1,4 @@
-"""Words, and which of them are a few edits from another."""
+"""A list of words, searched for those that are a few edits from another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def words(text: str) -> list[str]:
 
 
 class Lexicon:
-    """Words in lower case, how often each came, and which of them are a few edits from another.
+    """Words in lower case, their counts, and a search for those that are a few edits from another.
 
     An edit is an insertion, a deletion or a substitution of a letter, or a transposition of two
     neighbours; no letter takes part in two edits (Damerau-Levenshtein distance in its restricted
@@ -26,23 +26,23 @@ class Lexicon:
     nearly all words, and the distances to the others are computed at once.
 
     Args:
-        words: of a list or of a running text; how often a word comes ranks it among neighbours at
-            the same distance.
+        words: from a list or a running text; a word's count ranks it among neighbours at the same
+            distance.
 
     Raises:
-        ValueError: there is no word, or one of them is not a word.
+        ValueError: the list is empty, or has an entry that is not a word.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
         if isinstance(words, str):
-            raise ValueError("lexicon: a text is not a list of words; give lexicon.words(text)")
+            raise ValueError("lexicon: a str is not a list of words; give lexicon.words(text)")
         listed = list(words)
         if not listed:
-            raise ValueError("lexicon: no words; give those that a correction may consist of")
+            raise ValueError("lexicon: [] is empty; give the words that corrections consist of")
         for word in listed:
             if not isinstance(word, str) or not WORD.fullmatch(word):
                 raise ValueError(
-                    f"lexicon: {word!r} is not a word, which is letters, with apostrophes between"
+                    f"lexicon: {word!r} is not a word; give letters, with apostrophes between them"
                 )
         self.counts = Counter(word.lower() for word in listed)
         self._words = sorted(self.counts, key=lambda word: (-self.counts[word], word))
@@ -73,7 +73,7 @@ class Lexicon:
         return self._found[word, max_edits]
 
     def _near(self, word: str, max_edits: int) -> np.ndarray:
-        """Indices of the words that length and letters do not rule out."""
+        """Return the indices of the words that length and letters do not rule out."""
         asked = np.uint64(_letters(word))
         near = abs(self._lengths - len(word)) <= max_edits
         near &= np.bitwise_count(self._letters & ~asked) <= max_edits
@@ -82,7 +82,7 @@ class Lexicon:
 
 
 def _letters(word: str) -> int:
-    """Which letters a word has, as a bit mask: an edit adds one at most, and takes one away."""
+    """Return a word's letters as a bit mask; an edit sets one bit at most, and clears one."""
     mask = 0
     for letter in word:
         mask |= 1 << ord(letter) % 64

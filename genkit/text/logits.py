@@ -1,4 +1,4 @@
-"""Decoding as pure functions on logits: what may come next, what changes its odds, what is drawn.
+"""Decoding as pure functions on logits: filters, penalties, and drawing a token.
 
 A draw is the largest of logit plus Gumbel noise (Gumbel 1954): an exact sample of the softmax, and
 one that rounding can change only where two sums are as close as the rounding is large.
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 # How far float32 logits, and probabilities made of them, can be from those of another batch size:
-# about ten times what was seen
+# about ten times the largest difference measured
 NEAR_LOGIT, NEAR_PROBABILITY = 1e-3, 2e-4
-ORDERED = 1024  # tokens that are sorted first: nearly always they hold the probability asked for
+ORDERED = 1024  # tokens that are sorted first: nearly always they have the probability p together
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Filters:
         return self.top_k is self.top_p is self.min_p is self.typical_p is None
 
 
-def kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
-    """Tell which tokens the filters leave.
+def mask_kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
+    """Return masks of the tokens that the filters keep.
 
     Args:
         scaled: logits divided by the temperature, (rows, vocabulary).
 
     Returns:
-        Three masks, (3, rows, vocabulary): what the filters surely leave whatever the rounding,
-        what they leave, and what rounding could make them leave.
+        Three masks, (3, rows, vocabulary): the tokens kept whatever the rounding, the tokens kept,
+        and the tokens that rounding could make the filters keep.
     """
     mask = torch.ones(3, *scaled.shape, dtype=torch.bool, device=scaled.device)
     near = NEAR_LOGIT / min(1.0, filters.temperature)
@@ -65,14 +65,14 @@ def kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
 
 
 def _cutoffs(ordered: torch.Tensor, last: torch.Tensor, near: float) -> torch.Tensor:
-    """Where to cut, so that a value is surely, just, or perhaps among the first ones.
+    """Return the cutoffs above which a value is surely, just, or perhaps among the first ones.
 
     Args:
         ordered: the largest values, descending, (rows, n), one more than the last of them.
-        last: place of the last that is taken, (rows,) or (), or (3, rows) for the three answers.
+        last: index of the last one taken, (rows,) or (), or (3, rows) for the three cutoffs.
 
     Returns:
-        (3, rows, 1): surely in is what lies clear of the first that is out.
+        (3, rows, 1): a value is surely in if it lies clear of the first one that is out.
     """
     last = last.to(ordered.device).expand(3, len(ordered))
     values = ordered.gather(-1, (last + torch.tensor([[1], [0], [0]], device=last.device)).T).T
@@ -80,7 +80,7 @@ def _cutoffs(ordered: torch.Tensor, last: torch.Tensor, near: float) -> torch.Te
 
 
 def _first_with(probabilities: torch.Tensor, p: float) -> torch.Tensor:
-    """Place of the last of the first ones that together have p, and a little less or more."""
+    """Return the index of the last of the first ones with probability p, and with p -+ near."""
     near = torch.tensor([-NEAR_PROBABILITY, 0.0, NEAR_PROBABILITY], device=probabilities.device)
     before = probabilities.cumsum(-1) - probabilities
     count = (before < (p + near)[:, None, None]).sum(-1)  # (3, rows)
@@ -88,7 +88,7 @@ def _first_with(probabilities: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def _nucleus(scaled: torch.Tensor, p: float, near: float) -> torch.Tensor:
-    """Cutoffs of the most likely tokens that together have probability p."""
+    """Return the cutoffs of the most likely tokens that together have probability p."""
     whole, least = scaled.logsumexp(-1, keepdim=True), scaled.new_full((len(scaled), 1), -math.inf)
     for count in (min(ORDERED, scaled.shape[-1]), scaled.shape[-1]):
         values = scaled.topk(count).values
@@ -99,7 +99,7 @@ def _nucleus(scaled: torch.Tensor, p: float, near: float) -> torch.Tensor:
 
 
 def _typical(scaled: torch.Tensor, p: float, near: float) -> torch.Tensor:
-    """Masks of the tokens whose surprise is nearest the entropy, with probability p together."""
+    """Return masks of the tokens whose surprise is nearest the entropy, with probability p."""
     logs = scaled.log_softmax(-1)
     entropy = -(logs.exp() * logs.clamp(min=-1e30)).sum(-1, keepdim=True)
     nearness = -(-logs - entropy).abs()
@@ -110,22 +110,22 @@ def _typical(scaled: torch.Tensor, p: float, near: float) -> torch.Tensor:
 
 
 def probabilities(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
-    """The distribution that is drawn from, (rows, vocabulary) both."""
+    """Return the distribution that tokens are drawn from, (rows, vocabulary) both."""
     scaled = logits / filters.temperature
-    return scaled.masked_fill(~kept(scaled, filters)[1], -math.inf).softmax(-1)
+    return scaled.masked_fill(~mask_kept(scaled, filters)[1], -math.inf).softmax(-1)
 
 
 def choose(
     logits: torch.Tensor, filters: Filters, gumbel: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a token a row, or take the most likely, and tell which no rounding could have changed.
+    """Draw a token for each row, or take the most likely one.
 
     Args:
         logits: (rows, vocabulary), float32.
         gumbel: noise to draw with, (rows, vocabulary); None takes the most likely.
 
     Returns:
-        Token ids and whether each is sure, (rows,) both.
+        Token ids, and whether each is the same whatever the rounding, (rows,) both.
     """
     scaled = logits if filters.temperature == 1 else logits / filters.temperature
     scores = scaled if gumbel is None else scaled + gumbel
@@ -134,7 +134,7 @@ def choose(
         best, tokens = scores.max(-1, keepdim=True)
         others = scores.scatter(-1, tokens, -math.inf).amax(-1, keepdim=True)
         return tokens[:, 0], (best - others > near)[:, 0]
-    surely, left, perhaps = kept(scaled, filters)
+    surely, left, perhaps = mask_kept(scaled, filters)
     best, tokens = scores.masked_fill(~left, -math.inf).max(-1)
     others = scores.masked_fill(~perhaps, -math.inf).scatter(-1, tokens[:, None], -math.inf)
     sure = surely.gather(-1, tokens[:, None])[:, 0] & (best - others.amax(-1) > near)
@@ -142,7 +142,7 @@ def choose(
 
 
 def gumbel_noise(seeds: Sequence[int], steps: Sequence[int], vocabulary: int) -> torch.Tensor:
-    """Gumbel noise for each row, (rows, vocabulary), float32.
+    """Return Gumbel noise for each row, (rows, vocabulary), float32.
 
     A counter-based generator (Philox, Salmon et al. 2011): the noise of a seed and a step depends
     on nothing else.
@@ -159,12 +159,12 @@ def gumbel_noise(seeds: Sequence[int], steps: Sequence[int], vocabulary: int) ->
 
 
 # ---------------------------------------------------------------------------------------------
-# What the text so far does to the odds
+# Penalties on the text so far
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """What repeating costs a token."""
+    """How much a repeated token is penalised."""
 
     repetition: float = 1.0  # of a token in prompt or completion (Keskar et al. 2019)
     frequency: float = 0.0  # subtracted for each time that it is in the completion
@@ -197,15 +197,15 @@ def penalized(
 
 
 def _repeating(line: list[int], size: int) -> list[int]:
-    """Tokens that would make the last `size` tokens a sequence that the line has already."""
+    """Return the tokens that would complete an n-gram, of `size`, that the line has already."""
     tail = line[len(line) - size + 1 :]
-    places = range(len(line) - size + 1)
-    return [line[i + size - 1] for i in places if line[i : i + size - 1] == tail]
+    starts = range(len(line) - size + 1)
+    return [line[i + size - 1] for i in starts if line[i : i + size - 1] == tail]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A text that beam search weighed in one step."""
+    """A text that beam search considered in one step."""
 
     parent: int  # which of the texts kept in the step before it continues; 0 in the first step
     token: int

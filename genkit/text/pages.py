@@ -1,4 +1,4 @@
-"""The page of alternatives: a text in colours, and bars for the token that is pointed at."""
+"""The page of alternatives: a text in colours, and bars for the token under the pointer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genkit import files
 from genkit.text import token_names
 
 if TYPE_CHECKING:
-    from genkit.text.alternatives import Alternatives, Choice, Span
+    from genkit.text.alternatives import Alternatives, Choice, TokenSpan
 
 
 PAGE = """<!doctype html>
@@ -58,7 +58,7 @@ unlikely<span class="scale"></span>likely. Point at a token, or click on it, for
 
 
 def alternatives(record: Alternatives, path: Path) -> None:
-    """Write a text, coloured by probability, with the alternatives of each token."""
+    """Write a page of a text, coloured by probability, with the alternatives of each token."""
     page = PAGE.format(
         title=html.escape(token_names.one_line(record.text[:60])),
         summary=html.escape(record.summary),
@@ -70,12 +70,12 @@ def alternatives(record: Alternatives, path: Path) -> None:
 
 
 def fragment(record: Alternatives) -> str:
-    """Write that text alone, for a page of another style."""
+    """Return the coloured text alone, for a page of another style."""
     prompt = f'<span class="prompt">{_marked_up(record.prompt)}</span>'
     return prompt + "".join(map(_span, record.spans))
 
 
-def _span(span: Span) -> str:
+def _span(span: TokenSpan) -> str:
     name = "" if span.text else f' data-name="{html.escape(span.name)}"'
     panel = "".join(map(_choice, span.choices))
     return (
@@ -101,13 +101,13 @@ def _choice(choice: Choice) -> str:
 
 
 def _marked_up(text: str) -> str:
-    """Escape a text so that a browser reads it back exactly; only NUL cannot be in a page."""
+    """Escape a text so that a browser shows it exactly; NUL, which HTML cannot hold, becomes ␀."""
     escaped = html.escape(text).replace("\0", "␀").replace("\r", "&#13;")
     return escaped.replace("\n", '<span class="break"></span>\n')
 
 
 def colour(probability: float) -> tuple[int, int, int]:
-    """Go from red by yellow to green, light enough to read black text on."""
+    """Return a colour from red by yellow to green, light enough for black text."""
     red, green, blue = colorsys.hls_to_rgb(probability / 3, 0.78, 0.75)
     return round(255 * red), round(255 * green), round(255 * blue)
 

@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import evaluate
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -22,8 +21,9 @@ from transformers import PreTrainedModel
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache
 from genkit.text.language_model import DEFAULT, LanguageModel, load_language_model
+from genkit.text.scoring import gather_tokens
 
-UNSCORED = -100  # a target that another window scores, or padding
+UNSCORED = -100  # the target of padding and of tokens that another window scores
 ROWS, LOGITS = 64, 1 << 26  # the most windows, and the most logits, of a batch
 
 
@@ -41,7 +41,7 @@ class Perplexity:
     text_sha256: str  # of the documents in UTF-8, a byte 0xFF between two
     model: str
     dtype: str
-    vocabulary: int  # tokens that the tokenizer knows
+    vocabulary: int  # tokens of the tokenizer
     context: int  # the most tokens that the model reads to predict one
     stride: int  # the fewest that it reads, where the text has them, are context - stride + 1
 
@@ -69,8 +69,8 @@ def perplexity(
     and scores what no window before it has scored; every token but the first of a document is
     scored once. This is the protocol of transformers' page on the perplexity of fixed-length
     models, with every token weighing the same and windows one token longer: the model reads
-    `context` tokens and is judged on the one after them, too. So windows that do not overlap leave
-    no token out, and a stride of 1 gives every token all the context that the model can have.
+    `context` tokens and also scores the one after them. So windows that do not overlap leave no
+    token out, and a stride of 1 gives every token all the context that the model can have.
 
     The first token of a document is scored only where the tokenizer puts a start token before it;
     its characters are counted in any case. Windows further on have no start token of their own.
@@ -83,38 +83,35 @@ def perplexity(
     recipe makes one text with end tokens between them, which gives other figures.
 
     Args:
-        text: a document or several.
-        model: folder, Hub id, or what `generation.load` returned. One without a limit to its
-            context reads each document whole.
-        stride: how many tokens the window moves at a time, at most the context. 1 is exact and
-            slow; None is the context, so that windows do not overlap.
+        text: one document or several.
+        model: folder or Hub id (in Python, also what `load` returned); default: GPT-2. A model
+            without a limit to its context reads each document whole.
+        stride: how many tokens the window moves at a time, at most the context: 1 is exact and
+            slow; default: the context, so that windows do not overlap.
 
     Returns:
         The figures with their protocol.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
 
     Source: https://huggingface.co/docs/transformers/perplexity
     """
-    documents = [text] if isinstance(text, str) else list(text)
-    if not documents:
-        raise ValueError("text: an empty list; give at least one text")
-    names = ["text"] if isinstance(text, str) else [f"text[{i}]" for i in range(len(documents))]
-    encoded = [_utf8(*each) for each in zip(documents, names, strict=True)]
+    documents = _named_documents(text)
+    encoded = [_encode_utf8(*each) for each in documents.items()]
     if stride is not None and stride < 1:
         raise ValueError(f"stride must be 1 or more, got {stride}")
     language = model if isinstance(model, LanguageModel) else load_language_model(model)
     if language.model.training:
         raise ValueError(f"model: {language.name} is in training mode; call eval() on it first")
-    ids = [_tokens(*each, language.tokenizer) for each in zip(documents, names, strict=True)]
+    ids = [_tokens(*each, language.tokenizer) for each in documents.items()]
     limit = kv_cache.context_length(language.model)
     if stride is not None and stride > limit:
         raise ValueError(f"stride must be at most the model's context of {limit}, got {stride}")
     context = limit if limit < sys.maxsize else max(map(len, ids))
     nats = _total_nats(language.model, ids, context, stride or context)
     scored = sum(map(len, ids)) - len(ids)
-    characters = sum(map(len, documents))
+    characters = sum(map(len, documents.values()))
     return Perplexity(
         perplexity=math.exp(nats / scored),
         nats_per_token=nats / scored,
@@ -132,7 +129,16 @@ def perplexity(
     )
 
 
-def _utf8(document: str, name: str) -> bytes:
+def _named_documents(text: str | Sequence[str]) -> dict[str, str]:
+    """Return documents by the names that messages give them."""
+    if isinstance(text, str):
+        return {"text": text}
+    if not len(text):
+        raise ValueError("text: [] is empty; give at least one text")
+    return {f"text[{i}]": document for i, document in enumerate(text)}
+
+
+def _encode_utf8(name: str, document: str) -> bytes:
     if not isinstance(document, str):
         raise ValueError(f"{name} must be a text, got {document!r}")
     if not document:
@@ -140,14 +146,14 @@ def _utf8(document: str, name: str) -> bytes:
     try:
         return document.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} has half a surrogate pair: {error}") from None
+        raise ValueError(f"{name} is not valid Unicode: {error}") from None
 
 
 @panics_are_errors()
-def _tokens(document: str, name: str, tokenizer: Any) -> torch.Tensor:
+def _tokens(name: str, document: str, tokenizer: Any) -> torch.Tensor:
     ids = tokenizer(document, verbose=False).input_ids  # longer than the context, as it should be
     if len(ids) < 2:
-        raise ValueError(f"{name}: {document!r} has nothing to predict; give two tokens or more")
+        raise ValueError(f"{name}: {document!r} is a single token; give a text of two or more")
     return torch.tensor(ids)
 
 
@@ -169,7 +175,7 @@ def _total_nats(
             targets = pad_sequence([t for _, t in batch], True, UNSCORED).to(model.device)
             scored = targets != UNSCORED
             logits = model(input_ids=inputs, use_cache=False).logits[scored].float()
-            nats = F.cross_entropy(logits, targets[scored], reduction="none")
+            nats = -gather_tokens(logits.log_softmax(-1), targets[scored])
             total += nats.double().sum().item()
             bar.update(len(nats))
     return total

@@ -1,4 +1,4 @@
-"""Pictures of what a language model says: next tokens, temperatures, beams."""
+"""Plots of what a language model predicts: next tokens, temperatures, beams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from genkit.text import token_names
 
 if TYPE_CHECKING:
     from genkit.text.logits import Candidate
-from genkit.plots import drawable, save, shortened
+from genkit.plots import drawable, save_figure, shortened
 
 
 def next_tokens(
@@ -59,7 +59,7 @@ def next_tokens(
     panels[0].invert_yaxis()
     figure.suptitle(drawable(shortened(prompt, 60)) + " …", parse_math=False)
     figure.supxlabel("probability of the next token (%)", fontsize=11)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def temperature_series(
@@ -89,7 +89,7 @@ def temperature_series(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(drawable(shortened(prompt, 60)) + " …", parse_math=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 HALF_NODE = 0.36  # of the distance between two columns, and between two rows
@@ -111,7 +111,7 @@ def beam_tree(
         winners: the candidate of each step that the winning text goes through.
         path: the PNG to write.
     """
-    places = _planar(steps)
+    columns = _planar(steps)
     rows = max(map(len, steps))
     size = (2.6 + 1.3 * len(steps), 1.4 + 0.55 * rows)
     figure = matplotlib.figure.Figure(figsize=size, dpi=120, layout="constrained")
@@ -123,7 +123,7 @@ def beam_tree(
     winner: dict[str, Any] = {"edgecolor": "black", "linewidth": 2.5}
     _node(axes, 0, 0, prompt[-10:], facecolor="white", **winner)
     parents = np.zeros(1)  # heights of the candidates that the column before kept
-    for x, (step, heights) in enumerate(zip(steps, places, strict=True), 1):
+    for x, (step, heights) in enumerate(zip(steps, columns, strict=True), 1):
         for i, (candidate, y) in enumerate(zip(step, heights, strict=True)):
             mark = "■ " if candidate.fate == "finished" else ""
             label = f"{mark}{shortened(names[x - 1][i], 11)}\n{candidate.total:.2f}"
@@ -144,19 +144,19 @@ def beam_tree(
     axes.spines[:].set_visible(False)
     figure.colorbar(shade, ax=axes, pad=0.01, aspect=30, label="probability of the token (%)")
     figure.suptitle(drawable(shortened(title, 100)), parse_math=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _node(
     axes: matplotlib.axes.Axes, x: float, y: float, label: str, ink: str = "black", **style: Any
 ) -> None:
-    """Draw a labelled box around a place."""
+    """Draw a labelled box around a point."""
     corner, size = (x - HALF_NODE, y - HALF_NODE), 2 * HALF_NODE
     shape = "round,pad=0,rounding_size=0.08"
     box = matplotlib.patches.FancyBboxPatch(corner, size, size, boxstyle=shape, zorder=2, **style)
     axes.add_patch(box)
-    place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 10, "color": ink}
-    axes.text(x, y, drawable(label), parse_math=False, **place)
+    centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 10, "color": ink}
+    axes.text(x, y, drawable(label), parse_math=False, **centred)
 
 
 def _branch(axes: matplotlib.axes.Axes, x: int, start: float, end: float, **style: Any) -> None:
@@ -171,14 +171,14 @@ def _branch(axes: matplotlib.axes.Axes, x: int, start: float, end: float, **styl
 
 def _planar(steps: Sequence[Sequence[Candidate]]) -> list[np.ndarray]:
     """Give each candidate a height in its column such that branches do not cross."""
-    places, parents = [], np.zeros(1)
+    columns, parents = [], np.zeros(1)
     for step in steps:
         order = sorted(range(len(step)), key=lambda i: (-parents[step[i].parent], i))
         heights = np.empty(len(step))
         heights[order] = (len(step) - 1) / 2 - np.arange(len(step))
-        places.append(heights)
+        columns.append(heights)
         parents = heights[[c.fate == "kept" for c in step]]
-    return places
+    return columns
 
 
 def _from_cold_to_hot(count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The strategies: how a reader's texts grow, one generator for each.
+"""The decoding strategies: one generator for each, which extends a reader's texts.
 
 Every generator yields (text, completions) whenever a text has become longer: its completions, best
 first, of which the tokens so far that can no longer change are `settled`.
@@ -14,20 +14,20 @@ import torch
 from genkit.text.kv_cache import Rows, Tree
 from genkit.text.logits import Filters, Penalties, choose, gumbel_noise, penalized
 
-Reader = Tree | Rows
+TextReader = Tree | Rows
 Propose = Callable[[list[int], list[list[int]]], list[list[int]]]  # texts, lines -> continuations
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a completion must be, whatever the strategy."""
+    """What every completion must satisfy, whatever the strategy."""
 
     longest: int
     shortest: int = 0
     ends: frozenset[int] = frozenset()  # tokens that end a text
-    stops: tuple[str, ...] = ()  # strings that do
+    stops: tuple[str, ...] = ()  # strings that end a text
     never: tuple[int, ...] = ()  # tokens that no completion contains
-    banned: tuple[str, ...] = ()  # strings that none does
+    banned: tuple[str, ...] = ()  # strings that no completion contains
     prefix: tuple[int, ...] = ()  # the first tokens
     last: int | None = None  # the token that some encoder-decoders must end with
     penalties: Penalties = field(default_factory=Penalties)
@@ -88,7 +88,7 @@ class Completion:
     settled: int = 0  # how many tokens can no longer change
 
 
-Progress = Iterator[tuple[int, list[Completion]]]
+CompletionStream = Iterator[tuple[int, list[Completion]]]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -96,29 +96,29 @@ Progress = Iterator[tuple[int, list[Completion]]]
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How a token is picked: from which filtered distribution, with whose noise."""
+class TokenSampler:
+    """How the next token is chosen: filters, seeds and rules."""
 
     rules: Rules
     filters: Filters
-    seeds: tuple[int, ...] | None  # one a text; None takes the most likely
+    seeds: tuple[int, ...] | None  # one for each text; None takes the most likely token
     starts: tuple[int, ...]  # where each text's completion begins in its line
 
     def __call__(
-        self, reader: Reader, texts: Sequence[int], places: Sequence[tuple[int, int]]
+        self, reader: TextReader, texts: Sequence[int], branches: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[float]]:
-        """Pick a token after each of some branches of a reader.
+        """Choose a token after each of some branches of a reader.
 
         Args:
-            texts: which text each is, for its seed and start.
-            places: where the reader has it, (text, branch) each.
+            texts: the text of each branch, for its seed and start.
+            branches: the index of each in the reader, (text, branch).
 
         Returns:
             The tokens, and their log-probabilities under the model itself.
         """
-        lines = [reader.lines[text][branch] for text, branch in places]
+        lines = [reader.lines[text][branch] for text, branch in branches]
         starts = [self.starts[text] for text in texts]
-        logits = _at(reader.logits, places)
+        logits = _at(reader.logits, branches)
         noise = self._noise(texts, lines, starts, logits)
         scores = self.rules.scores(logits, lines, starts)
         drawn, sure = choose(scores, self.filters, noise)
@@ -130,7 +130,7 @@ class Draw:
                 tokens[i] = forced
             elif not is_sure or self.rules.breaks([*done, tokens[i]]):
                 own = None if noise is None else noise[i : i + 1]
-                tokens[i] = self._alone(reader, places[i], lines[i], starts[i], own)
+                tokens[i] = self._choose_alone(reader, branches[i], lines[i], starts[i], own)
         taken = torch.tensor(tokens, device=logits.device)
         return tokens, (
             -torch.nn.functional.cross_entropy(logits, taken, reduction="none")
@@ -149,16 +149,16 @@ class Draw:
         steps = [len(line) - start for line, start in zip(lines, starts, strict=True)]
         return gumbel_noise(seeds, steps, logits.shape[-1]).to(logits.device)
 
-    def _alone(
+    def _choose_alone(
         self,
-        reader: Reader,
-        place: tuple[int, int],
+        reader: TextReader,
+        branch: tuple[int, int],
         line: list[int],
         start: int,
         noise: torch.Tensor | None,
     ) -> int:
-        """Pick where the batch could decide, or where the pick would break a rule."""
-        scores = self.rules.scores(reader.alone(*place)[None], [line], [start]).clone()
+        """Choose without the batch, whose rounding could decide, and so that no rule is broken."""
+        scores = self.rules.scores(reader.read_alone(*branch)[None], [line], [start]).clone()
         while True:
             token = int(choose(scores, self.filters, noise)[0])
             if not self.rules.breaks([*line[start:], token]):
@@ -166,20 +166,22 @@ class Draw:
             scores[0, token] = -torch.inf
 
 
-def _at(logits: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+def _at(logits: torch.Tensor, branches: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Logits of some branches, (branches, vocabulary); those of all first branches at no cost."""
-    if len(places) == len(logits) and not any(branch for _, branch in places):
+    if len(branches) == len(logits) and not any(branch for _, branch in branches):
         return logits[:, 0]
-    texts, branches = zip(*places, strict=True)
-    return logits[list(texts), list(branches)]
+    texts, indices = zip(*branches, strict=True)
+    return logits[list(texts), list(indices)]
 
 
-def sample(reader: Reader, draw: Draw, propose: Propose | None = None) -> Progress:
-    """Pick one token after the other; a text leaves the batch when it ends.
+def sample(
+    reader: TextReader, draw: TokenSampler, propose: Propose | None = None
+) -> CompletionStream:
+    """Choose one token after the other; a text leaves the batch when it ends.
 
     Args:
-        propose: guesses how texts go on; the guesses that turn out to be what is picked anyway
-            are read in one step (Leviathan et al. 2023), so that the text is the same.
+        propose: guesses continuations; those that equal the tokens chosen anyway are accepted and
+            read in one step (Leviathan et al. 2023), so that the text is the same.
     """
     completions = [Completion([], [], 0.0) for _ in reader.lines]
     alive = list(range(len(completions)))
@@ -224,7 +226,7 @@ def _longer(completion: Completion, token: int, log: float, rules: Rules) -> Com
 def _guesses(
     reader: Tree, tokens: list[int], alive: list[int], propose: Propose
 ) -> list[list[int]]:
-    """Guess how every text goes on after its token: as many each as fit, or none."""
+    """Guess a continuation of every text after its token: as many tokens as fit, or none."""
     lines = [[*line, token] for (line,), token in zip(reader.lines, tokens, strict=True)]
     guesses = propose(alive, lines)
     width = min(max(map(len, guesses), default=0), reader.room - 1)
@@ -235,13 +237,13 @@ def _guesses(
 
 def _verified(
     reader: Tree,
-    draw: Draw,
+    draw: TokenSampler,
     alive: list[int],
     tokens: list[int],
     guesses: list[list[int]],
     completions: list[Completion],
 ) -> Iterator[int]:
-    """Read tokens and guesses in one step, accept what is picked anyway, yield what grew."""
+    """Read tokens and guesses in one step, accept the right ones, yield the texts that grew."""
     reader.step([[t, *guess] for t, guess in zip(tokens, guesses, strict=True)], chain=True)
     accepted, going = [0] * len(alive), list(range(len(alive)))
     for step in range(len(guesses[0])):
@@ -260,8 +262,8 @@ def _verified(
     reader.branch([[count] for count in accepted])
 
 
-def lookup(length: int) -> Propose:
-    """Guess that the last tokens go on as they did before (prompt lookup, Saxena 2023)."""
+def prompt_lookup(length: int) -> Propose:
+    """Guess the continuation that the last tokens had before (prompt lookup, Saxena 2023)."""
 
     def propose(texts: list[int], lines: list[list[int]]) -> list[list[int]]:
         return [_continuation(line, length) for line in lines]
@@ -283,11 +285,11 @@ class Draft:
 
     Args:
         reader: the smaller model, having read the same prompts.
-        draw: how the larger model's tokens are picked.
+        draw: chooses the larger model's tokens.
         length: tokens to guess at a time.
     """
 
-    def __init__(self, reader: Tree, draw: Draw, length: int) -> None:
+    def __init__(self, reader: Tree, draw: TokenSampler, length: int) -> None:
         self.reader, self.draw, self.length = reader, draw, length
         self.texts = list(range(len(reader.lines)))
 
@@ -304,8 +306,8 @@ class Draft:
         self.reader.branch([[len(new) - 1] for new in news])
         mark = self.reader.mark(self.length)
         for _ in range(self.length):
-            places = [(i, 0) for i in range(len(texts))]
-            tokens, _ = self.draw(self.reader, texts, places)
+            branches = [(i, 0) for i in range(len(texts))]
+            tokens, _ = self.draw(self.reader, texts, branches)
             self.reader.step([[token] for token in tokens])
         guesses = [own[len(line) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
         self.reader.back_to(mark)
@@ -316,13 +318,13 @@ class Draft:
 # Contrastive search
 
 
-def contrastive(reader: Reader, rules: Rules, top_k: int, alpha: float) -> Progress:
-    """Take likely tokens whose state is unlike all states before (Su et al. 2022, eq. 5).
+def contrastive(reader: TextReader, rules: Rules, top_k: int, alpha: float) -> CompletionStream:
+    """Choose likely tokens whose state is unlike all earlier states (Su et al. 2022, eq. 5).
 
     Args:
         reader: with hidden states.
-        top_k: how many candidates a step.
-        alpha: weight of unlikeness, in [0, 1].
+        top_k: the number of candidates in each step.
+        alpha: weight of the penalty on similarity, in [0, 1].
     """
     starts = [len(lines[0]) for lines in reader.lines]
     completions = [Completion([], [], 0.0) for _ in starts]
@@ -343,8 +345,8 @@ def contrastive(reader: Reader, rules: Rules, top_k: int, alpha: float) -> Progr
         best = []
         for i, text in enumerate(alive):
             states = torch.nn.functional.normalize(reader.hidden[i], dim=-1)  # (width, size)
-            likeness = (states @ pasts[text].T).amax(-1)
-            scores = (1 - alpha) * probabilities[i, tokens[i]] - alpha * likeness
+            similarity = (states @ pasts[text].T).amax(-1)
+            scores = (1 - alpha) * probabilities[i, tokens[i]] - alpha * similarity
             best.append(int(scores.argmax()))
             pasts[text] = torch.cat([pasts[text], states[best[i] : best[i] + 1]])
             token = tokens[i][best[i]]
@@ -359,7 +361,7 @@ def contrastive(reader: Reader, rules: Rules, top_k: int, alpha: float) -> Progr
 
 
 def _allowed(probabilities: torch.Tensor, done: list[int], rules: Rules, top_k: int) -> list[int]:
-    """The most likely tokens that break no rule; or the one that is forced."""
+    """Return the most likely tokens that break no rule, or the one that is forced."""
     forced = rules.forced(len(done))
     if forced is not None:
         return [forced]
@@ -369,6 +371,6 @@ def _allowed(probabilities: torch.Tensor, done: list[int], rules: Rules, top_k: 
         possible = best.indices[best.values > 0].tolist()
         allowed = [token for token in possible if not rules.breaks([*done, token])][:top_k]
         if len(allowed) == top_k or count == len(probabilities):
-            assert allowed, "some token may always come"
+            assert allowed, "the rules leave no token"
             return allowed
         count = min(4 * count, len(probabilities))

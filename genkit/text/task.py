@@ -138,7 +138,7 @@ def _plain(text: str, language: LanguageModel, name: str, special: bool = False)
 
 def start_strategy(
     task: Task, trace: list[list[logits.Candidate]] | None = None
-) -> strategies.Progress:
+) -> strategies.CompletionStream:
     """Read the prompts and start the strategy.
 
     Args:
@@ -146,7 +146,7 @@ def start_strategy(
     """
     options, rules = task.options, _rules(task)
     contrastive = options.strategy == "contrastive"
-    reader = kv_cache.read(task.language.stepper, task.rows, hidden=contrastive)
+    reader = kv_cache.read_prompts(task.language.stepper, task.rows, hidden=contrastive)
     if contrastive:
         alpha = 0.6 if options.alpha is None else options.alpha
         return strategies.contrastive(reader, rules, options.top_k or 4, alpha)
@@ -155,13 +155,13 @@ def start_strategy(
     names = [f.name for f in fields(logits.Filters)]
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     starts = tuple(len(lines[0]) for lines in reader.lines)
-    draw = strategies.Draw(rules, logits.Filters(**asked), task.seeds, starts)
+    sampler = strategies.TokenSampler(rules, logits.Filters(**asked), task.seeds, starts)
     propose: strategies.Propose | None = (
-        strategies.lookup(options.lookup) if options.lookup else None
+        strategies.prompt_lookup(options.lookup) if options.lookup else None
     )
     if task.draft and max(map(len, task.rows)) <= kv_cache.context_length(task.draft.model):
-        propose = strategies.Draft(kv_cache.Tree(task.draft.stepper, task.rows), draw, length=5)
-    return strategies.sample(reader, draw, propose)
+        propose = strategies.Draft(kv_cache.Tree(task.draft.stepper, task.rows), sampler, length=5)
+    return strategies.sample(reader, sampler, propose)
 
 
 def _rules(task: Task) -> strategies.Rules:

@@ -19,7 +19,7 @@ def visible(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Write a text as it is, spaces and line breaks included, but what steers a terminal marked."""
+    """Write a text with its spaces and line breaks, and marks for what would steer a terminal."""
     return "".join(c if c in " \n" else visible(c) for c in text)
 
 
@@ -51,7 +51,7 @@ def percent(share: float) -> str:
 
 
 def names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Tell tokens apart by name: the visible text of each, or its bytes, as in ⟨F0⟩⟨9F⟩."""
+    """Name tokens: the visible text of each, or its bytes, as in ⟨F0⟩⟨9F⟩."""
     anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]  # some drop a first space
     start = len(decode(tokenizer, anchor))
     found = []
@@ -74,22 +74,22 @@ def spans(tokenizer: Any, given: list[int], tokens: list[int]) -> list[tuple[str
         The text of each run and its tokens; a special token has no text. The texts together are
         the text of the tokens, so that bytes that are no character, U+FFFD, are with what follows.
     """
-    whole, place = decode(tokenizer, given + tokens), len(decode(tokenizer, given))
+    whole, start = decode(tokenizer, given + tokens), len(decode(tokenizer, given))
     before = given
     run: list[int] = []
     found: list[tuple[str, list[int]]] = []
     for token in tokens:
         run = [*run, token]
         text = decode(tokenizer, before + run)[len(decode(tokenizer, before)) :]
-        if whole.startswith(text, place) and not text.endswith("\ufffd"):
+        if whole.startswith(text, start) and not text.endswith("\ufffd"):
             found.append((text, run))
-            place += len(text)
+            start += len(text)
             before, run = (run if text else before + run), []  # nothing before: a space is dropped
-    return [*found, (whole[place:], run)] if run else found
+    return [*found, (whole[start:], run)] if run else found
 
 
 def decode(tokenizer: Any, ids: list[int], skip_special_tokens: bool = True) -> str:
-    """Decode without tidying up."""
+    """Decode tokens without cleaning up spaces."""
     return str(
         tokenizer.decode(
             ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
@@ -108,7 +108,7 @@ _ALPHABET = _byte_alphabet()
 
 
 def _bytes_of(token: str) -> bytes:
-    """Take the bytes of a token that does not decode by itself, as the vocabulary writes it."""
+    """Return the bytes of a token that does not decode by itself, as the vocabulary writes it."""
     if re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece's bytes
         return bytes.fromhex(token[3:5])
     if set(token) <= _ALPHABET.keys():

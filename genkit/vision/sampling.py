@@ -1,4 +1,4 @@
-"""genkit.sample: images from a saved model of any family, each by its own seed."""
+"""genkit.sample: images from a saved model of any family, each with its own seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from genkit.vision import image_grid, pipelines
 from genkit.vision.pipelines import Encoder
 from genkit.vision.pixel_lm import PixelPipeline
 
-ROWS = {"cpu": unet.ROWS, "cuda": 1024}  # images drawn at a time
+ROWS = {"cpu": unet.ROWS, "cuda": 1024}  # images in a batch, by device
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -32,15 +32,15 @@ ROWS = {"cpu": unet.ROWS, "cuda": 1024}  # images drawn at a time
 
 @dataclass(frozen=True)
 class Samples:
-    """Images and what there is to know about them.
+    """Images, and how they were sampled.
 
     Args:
         images: in [-1, 1], (n, channels, height, width).
-        seeds: image i is drawn again by sample(model, 1, seed=seeds[i], …).
-        labels: the class of each, from a model that is told.
+        seeds: sample(model, 1, seed=seeds[i], …) gives image i again.
+        labels: the class of each image; None from an unconditional model.
         scheduler, steps, guidance: of a diffusion model.
-        evaluations: of the network for an image, by one row each: guidance takes two a step.
-        seconds: for all.
+        evaluations: of the network, for each image; guidance takes two for each step.
+        seconds: for all images.
     """
 
     images: torch.Tensor = field(repr=False)
@@ -56,18 +56,18 @@ class Samples:
     def __str__(self) -> str:
         count, channels, height, width = self.images.shape
         first, last = self.seeds[0], self.seeds[-1]
-        follow = count > 1 and self.seeds == list(range(first, first + count))
-        seeds = f"{first} to {last}" if follow else ", ".join(map(str, self.seeds[:8]))
-        seeds += ", …" if not follow and count > 8 else ""
-        way = f", {self.steps} steps of {self.scheduler}" if self.scheduler else ""
-        way += f" at guidance {self.guidance:g}" if self.guidance not in (None, 1.0) else ""
+        consecutive = count > 1 and self.seeds == list(range(first, first + count))
+        seeds = f"{first} to {last}" if consecutive else ", ".join(map(str, self.seeds[:8]))
+        seeds += ", …" if not consecutive and count > 8 else ""
+        sampler = f", {self.steps} steps of {self.scheduler}" if self.scheduler else ""
+        sampler += f" at guidance {self.guidance:g}" if self.guidance not in (None, 1.0) else ""
         return (
-            f"{count} of {channels} x {height} x {width}, seeds {seeds}{way}, "
+            f"{count} of {channels} x {height} x {width}, seeds {seeds}{sampler}, "
             f"{self.evaluations} evaluations each, {self.seconds:.1f} s"
         )
 
     def save_grid(self, path: str | Path, columns: int | None = None) -> None:
-        """Write all images into one PNG, row by row; a square of them unless told."""
+        """Write all images into one PNG, row by row; columns: as many as rows by default."""
         image_grid.grid(self.images, Path(path), columns)
 
 
@@ -88,76 +88,91 @@ def sample(
     compile: bool = False,
     revision: str | None = None,
 ) -> Samples:
-    """Draw images from a saved model: autoencoder, adversarial, diffusion, flow or pixels.
+    """Sample images from a saved autoencoder, GAN, diffusion model, flow or pixel model.
 
     An image depends on its own seed and label alone, not on the batch that it is in, but for the
-    last digits once a network is compiled. Global random state is neither read nor changed. What
-    kind of model it is its folder says.
+    last digits once a network is compiled. Global random state is neither read nor changed.
 
     Args:
         model: folder, or Hub id.
-        n: how many images.
-        label: the class of all, or one an image, for a model that is told.
-        seed: a number, then image i has seed + i; or one number an image. None draws one.
-        steps, scheduler: of a diffusion model: ddpm, ddim, dpm++, unipc, heun or euler; of a flow:
-            euler or heun. Unless told 20 steps of dpm++, of a flow 15 of heun.
-        guidance: of a class-conditional diffusion model: above 1 for images that show the class
-            more clearly, and are more alike; 1 unless told.
-        dtype: "float32", or "bfloat16" for the network of a diffusion model.
-        compile: compile that network first, which takes a minute, on a CPU.
-        revision: a branch, tag or commit on the Hub.
+        n: number of images.
+        label: class of all images, or one for each; required by a class-conditional model.
+        seed: one number, then image i has seed + i; or one for each image; default: random.
+        steps: of a diffusion model or a flow; default: 20 of dpm++, 15 of heun.
+        scheduler: ddpm, ddim, dpm++, unipc, heun or euler; of a flow euler or heun; default: dpm++,
+            of a flow heun.
+        guidance: scale of classifier-free guidance; above 1 images show the class more clearly, and
+            are less diverse; default: 1.
+        dtype: float32, or bfloat16 for the network of a diffusion model.
+        compile: compile that network first, which takes a minute; on a CPU.
+        revision: branch, tag or commit on the Hub.
 
     Returns:
-        A record of images.
+        A record with the images.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument is invalid.
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
     seeds = row_seeds(seed, int(n), "an image")
     pipeline = load_image_model(str(model), revision)
     labels = _labels(label, int(n), pipelines.count_classes(pipeline))
-    how = resolve_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
+    options = resolve_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
     started = time.perf_counter()
-    images = draw_samples(pipeline, seeds, labels, how.arguments)
+    images = draw_samples(pipeline, seeds, labels, options.arguments)
     seconds = time.perf_counter() - started
     return Samples(
-        images, seeds, labels, how.scheduler, how.steps, how.guidance, how.evaluations, seconds,
-        str(model),
-    )  # fmt: skip
+        images=images,
+        seeds=seeds,
+        labels=labels,
+        scheduler=options.scheduler,
+        steps=options.steps,
+        guidance=options.guidance,
+        evaluations=options.evaluations,
+        seconds=seconds,
+        model=str(model),
+    )
 
 
 def draw_samples(
-    pipeline: Any, seeds: Sequence[int], labels: Any, arguments: dict[str, Any]
+    pipeline: Any,
+    seeds: Sequence[int],
+    labels: Any = None,
+    arguments: dict[str, Any] | None = None,
 ) -> torch.Tensor:
-    """Draw an image a seed, some at a time.
+    """Sample an image for each seed, in batches.
 
     Args:
         pipeline: of any family.
-        labels: the class of each, for a model that is told.
-        arguments: of the pipeline's call.
+        seeds: of the images, (n,).
+        labels: the class of each image, (n,), if the model is class-conditional.
+        arguments: further ones of the pipeline's call.
 
     Returns:
         In [-1, 1], (n, channels, height, width), on the CPU.
     """
-    told = None if labels is None else torch.as_tensor(labels)
-    rows, drawn = ROWS.get(torch.device(pipeline.device).type, unet.ROWS), []
-    with tqdm(total=len(seeds), desc="drawing", unit=" images", delay=2, leave=False) as bar:
+    classes = None if labels is None else torch.as_tensor(labels)
+    rows, images = ROWS.get(torch.device(pipeline.device).type, unet.ROWS), []
+    with tqdm(total=len(seeds), desc="sampling", unit=" images", delay=2, leave=False) as bar:
         for which in blocks(len(seeds), rows):
             own = [torch.Generator().manual_seed(int(seeds[i])) for i in which]
-            some = None if told is None else told[which]
-            made = pipeline(len(which), own, some, output_type="pt", **arguments).images
-            drawn.append(2 * made.float().cpu() - 1)
+            some = None if classes is None else classes[which]
+            batch = pipeline(len(which), own, some, output_type="pt", **(arguments or {})).images
+            images.append(2 * batch.float().cpu() - 1)
             bar.update(len(which))
-    return torch.cat(drawn)
+    return torch.cat(images)
 
 
 def load_image_model(model: str, revision: str | None = None) -> Any:
-    """Load a model of any family, where it runs best; the last ones are kept, and reused.
+    """Load a model of any family onto the best device; the last ones are cached.
+
+    Args:
+        model: folder, or Hub id.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: there is none, or its files are not such as can be trusted.
+        ValueError: there is no such model, or its files are unsafe.
     """
     folder = download.fetch(model, revision).resolve()
     return _load(folder, model_files.last_written(folder))
@@ -174,11 +189,11 @@ def _load(folder: Path, written: int) -> Any:
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """How images are drawn, and what a record says of it; see `Samples`."""
+    """How a pipeline samples images; see `Samples`."""
 
     arguments: dict[str, Any]  # of the pipeline's call
     evaluations: int
-    words: str
+    description: str  # for protocols
     scheduler: str | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -192,57 +207,57 @@ def resolve_sampler(
     dtype: str = "float32",
     compile: bool = False,
 ) -> SamplerOptions:
-    """Say how a model draws images; see `sample`.
+    """Check options of sampling, and fill in defaults.
+
+    Args:
+        pipeline: of any family.
+        steps, scheduler, guidance, dtype, compile: see `sample`.
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
     """
     if dtype not in unet.DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(unet.DTYPES)}, got {dtype!r}")
     if compile and not (pipeline.device.type == "cpu" and machine.can_compile()):
-        raise ValueError(
-            "compile: True is for a CPU, a C++ compiler and Python's headers; leave it out"
-        )
+        raise ValueError("compile=True needs a CPU device, a C++ compiler and Python headers")
     if isinstance(pipeline, DenoisingPipeline):
-        how = _denoising(pipeline, steps, scheduler, guidance)
-        how.arguments["network"] = unet.network(pipeline.unet, dtype, compile)
-        return how
-    asked = {"steps": steps, "scheduler": scheduler, "guidance": guidance}
-    asked |= {"dtype": None if dtype == "float32" else dtype, "compile": compile or None}
-    for name, value in asked.items():
+        options = _denoising(pipeline, steps, scheduler, guidance)
+        options.arguments["network"] = unet.get_runner(pipeline.unet, dtype, compile)
+        return options
+    given = {"steps": steps, "scheduler": scheduler, "guidance": guidance}
+    given |= {"dtype": None if dtype == "float32" else dtype, "compile": compile or None}
+    for name, value in given.items():
         if value is not None:
-            raise ValueError(
-                f"{name}: {value!r} is for a diffusion model, and this is a "
-                f"{type(pipeline).__name__}; leave it out"
-            )
+            kind = type(pipeline).__name__
+            raise ValueError(f"{name}={value!r} requires a diffusion model, this is a {kind}")
     if isinstance(pipeline, PixelPipeline):
-        return SamplerOptions({}, pipeline.pixels.length, "one pixel after the other")
+        return SamplerOptions({}, pipeline.pixels.length, "autoregressive sampling")
     prior = isinstance(pipeline, Encoder)
-    return SamplerOptions({}, 1, "one draw from the prior" if prior else "one draw of noise")
+    return SamplerOptions({}, 1, "one sample of the prior" if prior else "one sample of noise")
 
 
 def _denoising(
     pipeline: DenoisingPipeline, steps: int | None, scheduler: str | None, guidance: float | None
 ) -> SamplerOptions:
-    guided = 1.0 if guidance is None else guidance
-    pipeline.check_guidance(guided)
+    scale = 1.0 if guidance is None else guidance
+    pipeline.check_guidance(scale)
     name, count = diffusion.resolve_sampler(pipeline.scheduler, scheduler, steps)
-    times = diffusion.make_sampler(pipeline.scheduler, name, count).timesteps
-    asked = {"num_inference_steps": count, "sampler_name": name, "guidance": guided}
-    words = f"{count} steps of {name}" + ("" if guided == 1 else f" at guidance {guided:g}")
-    return SamplerOptions(asked, len(times) * (1 if guided == 1 else 2), words, name, count, guided)
+    timesteps = diffusion.make_sampler(pipeline.scheduler, name, count).timesteps
+    arguments = {"num_inference_steps": count, "sampler_name": name, "guidance": scale}
+    description = f"{count} steps of {name}" + ("" if scale == 1 else f" at guidance {scale:g}")
+    evaluations = len(timesteps) * (1 if scale == 1 else 2)
+    return SamplerOptions(arguments, evaluations, description, name, count, scale)
 
 
 def _labels(label: Any, rows: int, classes: int) -> list[int] | None:
-    """Check labels, and return one a row."""
+    """Check labels, and return one for each row."""
     if label is None or not classes:
-        if (label is None) == bool(classes):
-            need = (
-                f"this model is told one of {classes} classes"
-                if classes
-                else "this model is told none"
+        if label is None and classes:
+            raise ValueError(
+                f"label is required: this model is class-conditional ({classes} classes)"
             )
-            raise ValueError(f"label: {need}, got {label!r:.80}")
+        if label is not None:
+            raise ValueError(f"label: this model is unconditional, got {label!r:.80}; leave it out")
         return None
     given = label.tolist() if isinstance(label, torch.Tensor) else label
     given = [given] * rows if is_whole(given) else given
