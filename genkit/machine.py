@@ -1,13 +1,17 @@
-"""What this machine can do: its device, cores, compiler and fast precisions, in one place."""
+"""What this machine can do: device, cores, compiler, fast precisions, random generators."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -25,6 +29,30 @@ def use_all_cores() -> None:
         cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, cores // local))
+
+
+@contextlib.contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Let torch add up in one order only; memory is not filled first, which would cost time."""
+    switches = torch.utils.deterministic  # a module whose attributes set switches
+    filled = switches.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    switches.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        switches.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(False)
+
+
+def seed_all(*entropy: int) -> None:
+    """Seed the global generators of Python, numpy and torch with some numbers."""
+    seeds = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(int(seeds[2]))
+    if state().device.type == "cuda":
+        torch.cuda.manual_seed(int(seeds[2]))
 
 
 def can_compile() -> bool:

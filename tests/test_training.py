@@ -346,7 +346,7 @@ def test_a_hopeless_run_stops_with_a_reason(tmp_path):
         ("--clip -1", "clip.* -1"),
         ("--seed -1", "seed.* -1"),
         ("--seed a", "seed.* 'a'"),
-        ("--sed 1", "--sed 1"),
+        ("--sed 1", "--sed"),
         ("--report_to trackio", r"report_to.*pip install 'hf-genkit\[trackio\]'"),
         ("--resume", "there is no run to resume"),
     ],

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+import accelerate
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from genkit.training import checkpoints
+from genkit.training.optim import averaging
 
 
 @dataclass
@@ -21,6 +25,37 @@ class Network:
     average: AveragedModel | None
     losses: list[torch.Tensor] = field(default_factory=list)  # of the step under way
 
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The module to evaluate and to save: the average if there is one."""
+        return self.average.module if self.average is not None else self.module
+
+    def clip_gradients(self, largest: float) -> float:
+        """Scale the gradients down to a norm, or by nothing if it is 0; return the norm before."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if largest:
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), largest, norm)
+        return norm.item()
+
+    def mean_loss(self) -> float:
+        """Return the mean of the step's losses."""
+        return torch.stack(self.losses).mean().item()
+
+    def optimize(self, rate_factor: float) -> None:
+        """Step the optimizers at a part of their peak rates, and update the average."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate_factor
+            optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+
+    def clear(self) -> None:
+        """Forget the losses and the gradients of the step."""
+        self.losses.clear()
+        self.module.zero_grad(set_to_none=True)
+
     def state(self) -> dict[str, Any]:
         """Return everything a checkpoint must hold."""
         return {
@@ -29,7 +64,7 @@ class Network:
             "average": checkpoints.trained(self.average) if self.average else None,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Undo `state`, but keep rates and decays: they are settings, checked elsewhere."""
         checkpoints.put_back(self.module, state["module"])
         if self.average is not None:
@@ -39,3 +74,28 @@ class Network:
             optimizer.load_state_dict(saved)
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
+
+
+def prepare_network(
+    module: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    ema: float | None,
+    accelerator: accelerate.Accelerator,
+) -> Network:
+    """Put a module on this process's device and wrap it for its processes.
+
+    Args:
+        ema: decay of the average of its weights; 0 or None for none.
+    """
+    module.to(accelerator.device).train()
+    average = AveragedModel(module, multi_avg_fn=averaging(ema)) if ema else None
+    prepared = accelerator.prepare_model(module)
+    if isinstance(prepared, DistributedDataParallel):
+        # a network with batch normalisation may be called twice before its gradient is taken
+        prepared.forward_sync_buffers = False
+        # what it warns of in a matrix of one row is a stride that is never used
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return Network(module, prepared, optimizers, average)

@@ -1,11 +1,18 @@
-"""How far a run is: its counters, and a clock that knows what is training and what is not."""
+"""How far a run is: its counters, its length, and a clock of the time spent in training."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from genkit import machine
+from genkit.training.settings import RunSettings
 
 
 @dataclass
@@ -38,13 +45,46 @@ class Progress:
         by_time = self.seconds / (60 * max_minutes) if max_minutes else 0.0
         return max(by_steps, by_time)
 
+    def record_value(self, value: float, lower_is_better: bool) -> bool:
+        """Count an evaluation of this step; return whether its value is the best so far."""
+        sign = 1 if lower_is_better else -1
+        better = self.best is None or sign * value < sign * self.best
+        if better and math.isfinite(value):
+            self.best, self.best_step, self.stale = value, self.step, 0
+            return True
+        self.stale += 1
+        return False
+
+
+def count_steps(
+    epochs: float | None, rows: int, batch_size: int, max_steps: int | None
+) -> int | None:
+    """Return the length of a run in steps: its epochs over `rows`, or max_steps if that is less."""
+    if epochs is None:
+        return max_steps
+    steps = math.ceil(epochs * rows / batch_size)
+    return min(steps, max_steps or steps)
+
+
+def estimate_run(progress: Progress, settings: RunSettings, compile_seconds: float) -> str:
+    """Return memory, speed and length of a run, from the steps of a dry run."""
+    each = progress.seconds / progress.step
+    cuda = machine.state().device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+    seconds = each * settings.max_steps if settings.max_steps else math.inf
+    seconds = min(seconds, 60 * settings.max_minutes if settings.max_minutes else math.inf)
+    return (
+        f"memory {peak / 2**30:.2f} GB · {1000 * each:.1f} ms a step · compiled in "
+        f"{compile_seconds:.0f} s · {seconds / each:,.0f} steps in {seconds / 60:.1f} minutes"
+    )
+
 
 class Clock:
     """Seconds of training: runs inside the loop, stands still inside `paused`.
 
     It cannot know how long the process was stopped (Ctrl-Z, SIGSTOP): time goes on meanwhile. But
-    a process is told when it is continued, and then the lap in which that came counts no more than
-    the one before: `usual` instead of `seconds`.
+    a signal comes when the process is continued, and then the lap in which it came counts no more
+    than the one before: `usual` instead of `seconds`.
     """
 
     def __init__(self) -> None:
