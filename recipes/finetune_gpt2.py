@@ -5,9 +5,11 @@
     accelerate launch recipes/finetune_gpt2.py --output_dir runs/gpt2-tuned --resume
     accelerate launch recipes/finetune_gpt2.py --init_from path/to/model --text mybook.txt
 
-The output folder is an ordinary transformers model, at any time the best one so far; the model as
-it came is the first to be judged.
+The output folder is an ordinary transformers model, at any time the best one so far; the model is
+evaluated before the first step, too.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import math
@@ -19,56 +21,50 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from genkit import files, machine
-from genkit.data import tables
 from genkit.data.corpus import Corpus, read_corpus, split_corpus
 from genkit.data.order import Windows
-from genkit.data.text import EMBEDDED
 from genkit.errors import clean_errors
 from genkit.hub import card
 from genkit.models import lm, lora
-from genkit.text import generation, kv_cache
+from genkit.text.kv_cache import context_length
 from genkit.text.language_model import DEFAULT, REVISION
+from genkit.text.samples import sample_page
 from genkit.training.optim import optimizers
+from genkit.training.progress import count_steps
 from genkit.training.run import Run
-from genkit.training.settings import RunSettings, parse, setting
+from genkit.training.settings import CHOSEN, parse, setting
+from genkit.training.text_data import TextSettings
 
 # ---- settings
 
 
 @dataclass
-class Settings(RunSettings):
-    """Settings of this recipe; those that every recipe has are in genkit/training/settings.py."""
+class Settings(TextSettings):
+    """Settings of this recipe; see also TextSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/gpt2-tuned", "folder of the run and of the model")
-    text: str = setting(EMBEDDED, "file, folder or dataset; or the embedded corpus")
-    text_column: str = setting("text", "column of a dataset that holds the text")
-    val_text: str | None = setting(None, "text to validate on, instead of the end of --text")
-    val_fraction: float = setting(0.1, "part of the text, at its end, to validate on")
-    table_memory: int = setting(tables.MEMORY, "MiB of the process that reads a table")
     init_from: str = setting(DEFAULT, "causal language model to start from: a folder or a Hub id")
     init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
-    context: int | None = setting(None, "tokens seen at once; 512, or fewer if the model sees less")
-    epochs: float | None = setting(None, "times through the text, if max_steps is not fewer steps")
-    lora_rank: int = setting(0, "train adapters of this rank, not the weights; 0 for the weights")
+    context: int = setting(
+        CHOSEN, "context length in tokens; default: 512, or the model's own if it is less", least=1
+    )
+    epochs: float | None = setting(
+        None, "passes over the text, unless max_steps is fewer steps", above=0
+    )
+    lora_rank: int = setting(
+        0, "train LoRA adapters of this rank; 0 to train the weights themselves", least=0
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
-        for name in ("context", "epochs"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank must be 0 or more, got {self.lora_rank}")
         if self.lora_rank and importlib.util.find_spec("peft") is None:
-            raise ValueError("lora_rank: pip install 'genkit[finetune]' first")
+            raise ValueError("--lora_rank requires peft: pip install 'hf-genkit[finetune]'")
         if self.init_revision and Path(self.init_from).is_dir():
-            raise ValueError(f"init_revision: the folder {self.init_from} has none; leave it out")
-
-
-TEMPERATURES = (0.25, 0.5, 1.0)
+            raise ValueError(
+                f"--init_revision {self.init_revision} requires a model on the Hub, --init_from "
+                f"{self.init_from} is a folder"
+            )
 
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
@@ -79,10 +75,10 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     if not Path(settings.init_from).is_dir():
         run |= {"init_revision": REVISION if settings.init_from == DEFAULT else "main"}
     rates = {"learning_rate": 5e-5, "muon_learning_rate": 2e-3, "weight_decay": 0.01}
-    if settings.lora_rank:  # adapters start from nothing
+    if settings.lora_rank:  # adapters start at zero
         rates |= {"learning_rate": 5e-4}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
-    compiled = device == "cuda" and machine.can_compile()  # on a CPU it takes longer than it saves
+    compiled = device == "cuda" and machine.can_compile()  # on a CPU it costs more than it saves
     return run | rates | precision | {"optimizer": "adamw", "ema": 0.0, "compile": compiled}
 
 
@@ -115,37 +111,37 @@ def main() -> None:
         model = run.network("model", network, optimizers(network, settings))
         loss = run.autocast(lm.loss)
         run.log(
-            f"{network.num_parameters():,} parameters, {trainable(network):,} of them to train · "
+            f"{network.num_parameters():,} parameters, {count_trainable(network):,} to train · "
             f"{len(corpus.train):,} tokens to train on, {len(corpus.val):,} to validate · "
             f"{len(train) * settings.context:,} an epoch"
         )
 
         # ---- loop
         run.identify(**corpus.facts)
-        if settings.epochs:
-            steps = math.ceil(settings.epochs * len(train) / settings.batch_size)
-            settings.max_steps = min(steps, settings.max_steps or steps)
-        run.restore(before=partial(judge, run, settings, corpus))
+        settings.max_steps = count_steps(
+            settings.epochs, len(train), settings.batch_size, settings.max_steps
+        )
         run.warm_up(lambda rows: loss(model, *train.batch(rows, run.device)))
+        run.restore(before=partial(evaluate_and_save, run, settings, corpus))
         for _ in run.steps():
             for rows in run.rows():
                 run.backward(loss(model, *train.batch(rows, run.device)))
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    judge(run, settings, corpus)
+                    evaluate_and_save(run, settings, corpus)
         run.log(f"the best model is in {run.folder.path}")
 
 
 def choose_context(settings: Settings, network: PreTrainedModel) -> int:
-    """Return the length of a window."""
-    most = kv_cache.context_length(network)
+    """Return the context length in tokens."""
+    most = context_length(network)
     if settings.context and settings.context > most:
-        raise ValueError(f"context: {settings.context} is more than the model's own, {most}")
+        raise ValueError(f"--context must be {most} or less for this model, got {settings.context}")
     return settings.context or min(512, most)
 
 
-def trainable(network: PreTrainedModel) -> int:
+def count_trainable(network: PreTrainedModel) -> int:
     """Count the parameters that training changes."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
@@ -153,43 +149,33 @@ def trainable(network: PreTrainedModel) -> int:
 # ---- evaluate
 
 
-def judge(run: Run, settings: Settings, corpus: Corpus) -> None:
-    """Evaluate the model as it would be saved, and save it if it is the best."""
+def evaluate_and_save(run: Run, settings: Settings, corpus: Corpus) -> None:
+    """Evaluate the model, adapters merged, and save it if it is the best."""
     network = run.weights().eval()
-    whole = lora.merge_adapters(network) if settings.lora_rank else network
-    metrics = evaluate(run, settings, corpus, whole)
+    merged = lora.merge_adapters(network) if settings.lora_rank else network
+    metrics = evaluate(run, settings, corpus, merged)
     if run.report("val_loss", metrics):
-        run.publish(partial(save, run, settings, corpus, whole, metrics))
+        run.publish(partial(save_model, run, settings, corpus, merged, metrics))
     network.train()
 
 
 def evaluate(
     run: Run, settings: Settings, corpus: Corpus, network: PreTrainedModel
 ) -> dict[str, float]:
-    """Judge the model on the whole validation text, and let it write."""
+    """Evaluate the model on the whole validation text, and write samples."""
     context = settings.context
     windows = run.shard(math.ceil((len(corpus.val) - 1) / context))
     nats, tokens = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
     if run.is_main:
-        write_samples(run, corpus, generation.LanguageModel(network, corpus.tokenizer, "this run"))
+        start = corpus.val[: context_length(network)].tolist()
+        prompt = corpus.tokenizer.decode(start[:8], skip_special_tokens=True)
+        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100)
+        run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     return {
         "val_loss": nats / tokens,
         "perplexity": math.exp(nats / tokens),
         "bits_per_character": nats / corpus.val_characters / math.log(2),
     }
-
-
-def write_samples(run: Run, corpus: Corpus, language: generation.LanguageModel) -> None:
-    """Continue the first tokens of the validation text at several temperatures."""
-    start = corpus.val[: kv_cache.context_length(language.model)].tolist()
-    prompt = corpus.tokenizer.decode(start[:8], skip_special_tokens=True)
-    lines = [f"# Step {run.progress.step}\n"]
-    for temperature in TEMPERATURES:
-        written = generation.generate(
-            prompt, model=language, temperature=temperature, max_new_tokens=100, seed=1
-        )
-        lines.append(f"## Temperature {temperature}\n\n```text\n{written}\n```\n")
-    run.folder.write(f"samples/step-{run.progress.step:08d}.md", "\n".join(lines))
 
 
 # ---- save
@@ -204,7 +190,7 @@ print(genkit.generate("The", model=model, seed=1))
 """
 
 
-def save(
+def save_model(
     run: Run,
     settings: Settings,
     corpus: Corpus,
@@ -213,17 +199,17 @@ def save(
     folder: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
-    weights = "averaged" if settings.ema else "raw"
     end = corpus.tokenizer.eos_token_id
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=end)
     network.save_pretrained(folder)
     lm.save_tokenizer(corpus.tokenizer, folder)
-    judgements = (line for line in run.folder.log() if "val_loss" in line)
-    before = next((line for line in judgements if line["step"] == 0), {})  # none in a lost log
+    evaluations = (line for line in run.folder.log() if "val_loss" in line)
+    before = next((line for line in evaluations if line["step"] == 0), {})  # none in a lost log
     method = (
         f"adapters of rank {settings.lora_rank}, merged" if settings.lora_rank else "all weights"
     )
-    text = card.card(
+    card.write_card(
+        folder,
         run.folder.path,
         title=f"{Path(settings.init_from).name}, fine-tuned",
         task="text-generation",
@@ -233,12 +219,9 @@ def save(
         usage=USAGE,
         figures={f"{name}, before": before[name] for name in metrics if name in before} | metrics,
         protocol=f"Mean over all {len(corpus.val):,} tokens of the validation text, in order, "
-        f"in windows of {settings.context} that do not overlap; {weights} weights, float32; data "
-        f"{corpus.facts}; seed {settings.seed}.",
+        f"in windows of {settings.context} that do not overlap.",
         data=settings.text,
-        license=settings.license,
     )
-    (folder / card.FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -81,8 +81,9 @@ class Settings(ImageSettings):
             raise ValueError(f"--{name} {getattr(self, name)} excludes --objective flow")
         if self.cond_dropout is not None and not self.conditional:
             raise ValueError(f"--cond_dropout {self.cond_dropout} requires --conditional")
+        scheduler = diffusion.make_scheduler(self.objective)
         try:
-            diffusion.resolve_sampler(diffusion.make_scheduler(self.objective), None, self.eval_steps)
+            diffusion.resolve_sampler(scheduler, None, self.eval_steps)
         except ValueError as error:
             raise ValueError(f"--eval_steps {self.eval_steps}: {error}") from error
 
@@ -326,9 +327,9 @@ def save_model(
         usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "
-        f"{sampler.words}, without guidance, {sampler.evaluations} evaluations each, compared with "
-        f"{len(val):,} validation images by {settings.extractor or 'their pixels'}; val_loss of "
-        f"{len(take_evenly(val)):,} of these, evenly from all, at stratified times.",
+        f"{sampler.description}, without guidance, {sampler.evaluations} evaluations each, compared "
+        f"with {len(val):,} validation images by {settings.extractor or 'their pixels'}; val_loss "
+        f"of {len(take_evenly(val)):,} of these, evenly from all, at stratified times.",
         precision="bfloat16" if settings.mixed_precision == "bf16" else "float32",
         data=settings.images,
     )

@@ -40,7 +40,7 @@ from genkit.training.optim import player_optimizers
 from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
 from genkit.vision import gallery
-from genkit.vision.evaluation import sample
+from genkit.vision.sampling import draw_samples
 
 # ---- settings
 
@@ -289,7 +289,9 @@ def evaluate(
     if monitor is not None:
         pipeline = gan.GANPipeline(network)
         labels = proportional_labels(train, settings.eval_samples) if settings.conditional else None
-        metrics = monitor.measure(sample(pipeline, settings.eval_samples, labels), labels)
+        metrics = monitor.measure(
+            draw_samples(pipeline, range(settings.eval_samples), labels), labels
+        )
         save_pictures(run, settings, pipeline, train)
     network.train()
     return run.broadcast(metrics)

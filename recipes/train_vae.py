@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from genkit import machine
 from genkit.data.images import Images
@@ -31,7 +30,7 @@ from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
-from genkit.vision import gallery, image_grid, latent, pipelines
+from genkit.vision import gallery, image_grid
 
 # ---- settings
 
@@ -90,7 +89,6 @@ class Settings(ImageSettings):
 
 WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64], "spatial": [16, 32]}
 BLOCK = 100  # images evaluated together, with random numbers of their own
-MAPPED = 2000  # most images on the map of the latents
 
 
 def preset(settings: Settings, device: str) -> dict[str, Any]:
@@ -158,7 +156,8 @@ def main() -> None:
 def make_network(settings: Settings, train: Images) -> torch.nn.Module:
     """Build a new model."""
     if settings.network == "spatial":
-        return autoencoder.Spatial(make_spatial(settings, train))
+        vae = autoencoder.make_spatial(train.size, settings.widths, settings.latent_dim)
+        return autoencoder.Spatial(vae)
     labels = train.count_classes() if settings.conditional else 0
     return autoencoder.Autoencoder(
         image_size=train.size,
@@ -168,28 +167,6 @@ def make_network(settings: Settings, train: Images) -> torch.nn.Module:
         variational=True,
         likelihood=settings.likelihood,
         labels=labels,
-    )
-
-
-def make_spatial(settings: Settings, train: Images) -> AutoencoderKL:
-    """Build diffusers' AutoencoderKL, which halves the feature map between any two widths."""
-    channels, height, width = train.size
-    levels = len(settings.widths)
-    if height != width or height % 2 ** (levels - 1):
-        raise ValueError(
-            f"resolution: AutoencoderKL of {levels} widths needs squares whose side is a multiple "
-            f"of {2 ** (levels - 1)}, got images of {width} x {height}; give --resolution"
-        )
-    return AutoencoderKL(
-        in_channels=channels,
-        out_channels=channels,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-        block_out_channels=settings.widths,
-        norm_num_groups=math.gcd(32, *settings.widths),
-        latent_channels=settings.latent_dim,
-        sample_size=width,
-        scaling_factor=1.0,
     )
 
 
@@ -317,7 +294,7 @@ def sum_metrics(
 
 def save_pictures(run: Run, settings: Settings, pipeline: Any, val: Images) -> None:
     """Save samples of the same seeds at every evaluation, and reconstructions."""
-    labels = np.arange(gallery.COUNT) % len(val.names) if settings.conditional else None
+    labels = torch.arange(gallery.COUNT) % len(val.names) if settings.conditional else None
     generators = gallery.sample_generators()
     samples = pipeline(gallery.COUNT, generators, labels, output_type="pt").images
     gallery.save_samples(run.folder.path, run.progress.step, 2 * samples - 1)
@@ -327,39 +304,15 @@ def save_pictures(run: Run, settings: Settings, pipeline: Any, val: Images) -> N
     named = {"original": images, "reconstruction": pipeline.reconstruct(images, classes)}
     image_grid.rows(named, run.folder.path / "reconstructions.png")
     if math.prod(shape) > 1 and len(val) > 2:
-        save_map(run, settings, pipeline, val)
-
-
-def save_map(run: Run, settings: Settings, pipeline: Any, val: Images) -> None:
-    """Save a map of the latents, coloured by class, and images decoded from a plane of them."""
-    some = np.arange(min(MAPPED, len(val)))
-    generator, shape = torch.Generator().manual_seed(0), pipeline.latent_shape
-    images, _, labels = make_batch(settings, val, shape, run.device, some, 1, generator)
-    classes = val.classes(some) if val.labels is not None else None
-    latents = pipelines.encode(pipeline, images, labels)
-    if not (latents == latents[0]).all():
-        latent.scatter(latents, classes, val.names).save(run.folder.path / "latents.png")
-    if settings.network != "spatial":
-        label = 0 if settings.conditional else None
-        latent.plane(pipeline, label=label).save(run.folder.path / "plane.png")
+        some, generator = np.arange(min(gallery.MAPPED, len(val))), torch.Generator().manual_seed(0)
+        images, _, labels = make_batch(settings, val, shape, run.device, some, 1, generator)
+        classes = val.classes(some) if val.labels is not None else None
+        gallery.save_map(run.folder.path, pipeline, images, labels, classes, val.names)
+        if settings.network != "spatial":
+            gallery.save_plane(run.folder.path, pipeline, 0 if settings.conditional else None)
 
 
 # ---- save
-
-
-USAGE = """
-import torch
-from diffusers import DiffusionPipeline
-
-# the class is in this folder, and its code runs
-pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
-seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-pipeline(4, seeds{labels}).images[0].save("sample.png")
-
-import genkit
-
-pipeline = genkit.load(model)  # the same, without running that code
-"""
 
 
 def save_model(
@@ -389,7 +342,7 @@ def save_model(
         library="diffusers",
         about=f"{sum(p.numel() for p in network.parameters()):,} parameters, trained on "
         f"{len(train):,} images of {settings.images} for {run.progress.step:,} steps.",
-        usage=USAGE.format(labels=labels),
+        usage=card.PIPELINE_USAGE.format(labels=labels),
         figures=metrics,
         protocol=f"Nats an image over all {len(val):,} validation images, the loss with {loss}; "
         f"nll by {settings.nll_samples} importance samples on the first {count:,}. "

@@ -50,14 +50,14 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     run = Run(settings)  # not entered: on leaving, the processes would part
     torch.manual_seed(settings.seed)
     scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
-    network = recipe.make(settings, train, "cpu")
+    network = recipe.make_network(settings, train, "cpu")
     model = run.network("model", network, [])
     loss = run.autocast(
         partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
     )
     run.progress.step = 3
     for rows in run.rows():
-        run.backward(loss(model, *recipe.batch(run, settings, scheduler, train, order, rows)))
+        run.backward(loss(model, *recipe.make_batch(run, settings, scheduler, train, order, rows)))
     parts = run.networks["model"].losses
     whole = run.sum(torch.stack(parts).mean()) / run.processes
     named = {f"{name}/{n}": p.grad.contiguous() for n, p in network.named_parameters()}

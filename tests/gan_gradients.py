@@ -59,27 +59,27 @@ def main(folder: str) -> None:
 
 def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     """Return both players' gradients of the first step, on the main process."""
-    game = recipe.rules(settings)
+    game = recipe.make_game(settings)
     train = images.load_images("digits")
     order = Order(len(train), settings.seed)
     run = Run(settings)  # not entered: on leaving, the processes would part
     torch.manual_seed(settings.seed)
-    generator, discriminator = recipe.players(settings, train)
+    generator, discriminator = recipe.make_networks(settings, train)
     for parameter in (*generator.parameters(), *discriminator.parameters()):
         with torch.no_grad():  # blocks that start as nothing would have no gradient
             parameter.add_(0.1 * torch.randn_like(parameter))
     making = run.network("generator", generator, [])
     scoring = run.network("discriminator", discriminator, [], False)
-    look_up = partial(recipe.batch, run, settings, train, order)
+    get_batch = partial(recipe.make_batch, run, settings, train, order)
     run.progress.step = 1
     for turn in range(settings.critic_steps):  # of which the last is kept
         discriminator.zero_grad()
         for rows in run.rows(turn, settings.critic_steps):
-            loss = game.discriminator_loss(scoring, generator, look_up(rows, 0))
+            loss = game.discriminator_loss(scoring, generator, get_batch(rows, 0))
             run.backward(loss, "discriminator")
     discriminator.requires_grad_(False)
     for rows in run.rows():
-        loss = game.generator_loss(discriminator, making, look_up(rows, 1))
+        loss = game.generator_loss(discriminator, making, get_batch(rows, 1))
         run.backward(loss, "generator")
     players = {"generator": generator, "discriminator": discriminator}
     named = ((f"{name}/{p}/{n}", w) for p, m in players.items() for n, w in m.named_parameters())

@@ -108,12 +108,12 @@ def test_losses_are_finite_at_any_score_and_ask_for_the_right_direction(pairs):
             assert (pull <= 0).all()
 
 
-def test_targets_are_smoothed_and_moved_down():
+def test_targets_are_smoothed_and_raised_by_noise():
     u = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
     real, fake = gan_losses.targets(u, smoothing=0.1, noise=0.05)
-    torch.testing.assert_close(real, 0.9 - 0.05 * u[:, 0])
-    torch.testing.assert_close(fake, -0.05 * u[:, 1])
-    assert real.min() < 0.851 and real.max() > 0.899
+    torch.testing.assert_close(real, 0.9 + 0.05 * u[:, 0])
+    torch.testing.assert_close(fake, 0.05 * u[:, 1])
+    assert real.min() < 0.901 and real.max() > 0.949
     real, fake = gan_losses.targets(u)
     assert (real == 1).all() and (fake == 0).all()
 

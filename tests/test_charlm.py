@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import recipe_module
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -165,14 +166,32 @@ def test_evaluation_covers_every_character_once_however_it_is_shared():
 
 
 @pytest.mark.parametrize("depth", range(1, 25))
-def test_every_depth_has_heads_that_fit(depth):
-    for width in (32 * depth, 64 * depth):
-        heads = lm.count_heads(width)
+def test_choose_shape_fits_every_depth(depth):
+    for width_per_layer in (32, 64):
+        shape = lm.choose_shape(depth, None, None, width_per_layer)
+        width, heads = shape["width"], shape["heads"]
+        assert shape["depth"] == depth and width == width_per_layer * depth
         assert width % (2 * heads) == 0
         assert heads == 1 or width // heads >= 64
+        for heads in range(1, 9):
+            shape = lm.choose_shape(depth, None, heads, width_per_layer)
+            assert shape["heads"] == heads and shape["width"] % (2 * heads) == 0
+            assert 0 <= shape["width"] - width < 2 * heads
     assert lm.count_heads(64 * depth) == depth
 
 
+@pytest.mark.parametrize("recipe", ["train_charlm", "train_wordlm", "train_pixels", "train_qa"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_presets_fit_every_depth(recipe, device):
+    with recipe_module(recipe) as module:
+        for depth in range(1, 25):
+            options = {"from_scratch": True} if recipe == "train_qa" else {}
+            values = module.preset(module.Settings(depth=depth, **options), device)
+            assert values["width"] % values["heads"] == 0
+            if recipe != "train_qa":  # whose heads have no rotary positions
+                assert values["width"] // values["heads"] % 2 == 0
+
+
 def test_shapes_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="width .*4 heads.* 30"):
+    with pytest.raises(ValueError, match=r"width .*4 heads.* 30"):
         lm.make_model("llama", 300, 16, 1, 30, 4, 0.0)

@@ -140,7 +140,7 @@ def test_the_stock_processor_sees_what_genkit_sees(tmp_path, size):
     shape = (height, width) if channels == 1 else (height, width, 3)
     values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     picture = Image.fromarray(values)
-    array = pixels.array(picture, None, channels)
+    array = pixels.image_to_array(picture, None, channels)
     want = classifier.in_colour(torch.tensor(array)[None] / 127.5 - 1)
     seen = processor(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(seen, want, rtol=0, atol=1e-6)
@@ -155,7 +155,7 @@ def test_the_stock_processor_scales_and_crops_as_genkit_does(tmp_path):
     for width, height in ((64, 64), (48, 32), (32, 48), (12, 12)):
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
         picture = coarse.resize((width, height), Image.Resampling.BICUBIC)
-        want = torch.tensor(pixels.array(picture, 16, 3)) / 127.5 - 1
+        want = torch.tensor(pixels.image_to_array(picture, 16, 3)) / 127.5 - 1
         seen = processor(picture, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(seen, want, rtol=0, atol=4 / 255)
 
@@ -206,7 +206,7 @@ print(json.dumps(rows))
 
 
 def test_the_stock_pipeline_is_right_as_often_as_the_card_says(learned, tmp_path):
-    _, val = images.parts("digits", None, 0.1)
+    _, val = images.load_train_val("digits", None, 0.1)
     for i, row in enumerate(val.rows):
         Image.fromarray(np.asarray(val.pixels[row, 0])).save(tmp_path / f"{i:03}.png")
     command = [sys.executable, "-c", WITHOUT_GENKIT, str(learned), str(tmp_path)]
@@ -248,11 +248,11 @@ def test_a_model_without_mistakes_has_no_picture_of_them(tmp_path):
     assert "All 1 validation images" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_a_process_without_images_judges_none():
+def test_a_process_without_images_predicts_none():
     recipe = runpy.run_path(str(ROOT / "recipes" / "train_classifier.py"))
     whole = images.load_images("digits")
     model = classifier.make_model(whole.names, whole.size, 1, 4).eval()
-    found = recipe["judge"](model, whole, np.arange(0), torch.device("cpu"))
+    found = recipe["predict_shard"](model, whole, np.arange(0), torch.device("cpu"))
     assert [len(each) for each in found] == [0, 0, 0]
 
 
@@ -278,9 +278,11 @@ def test_two_processes_judge_one_model(train, tmp_path):
     done = train(*words, recipe="train_classifier", launcher=TWO, env=ON_CPU)
     assert done.returncode == 0, done.stderr
     recipe = runpy.run_path(str(ROOT / "recipes" / "train_classifier.py"))
-    _, val = images.parts("digits", None, 0.1)
+    _, val = images.load_train_val("digits", None, 0.1)
     model = classifier.ResNetForImageClassification.from_pretrained(tmp_path / "run").eval()
-    predicted, _, nats = recipe["judge"](model, val, np.arange(len(val)), torch.device("cpu"))
+    predicted, _, nats = recipe["predict_shard"](
+        model, val, np.arange(len(val)), torch.device("cpu")
+    )
     true = val.classes(np.arange(len(val))).numpy()
     assert best(tmp_path / "run")["accuracy"] == np.mean(predicted == true)
     assert best(tmp_path / "run")["val_loss"] == pytest.approx(nats.mean(), rel=1e-6)
@@ -314,19 +316,19 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     ("words", "message"),
     [
         ("--images {tmp}/plain", "labels: these images have none"),
-        ("--images {tmp}/single", "images: all are of the class 'cat'; give two or more"),
+        ("--images {tmp}/single", "images: .*'cat'"),
         ("--images {tmp}/mixed", "pass --resolution"),
         ("--images nowhere", "images: 'nowhere' is no folder, table or dataset"),
         ("--images {tmp}/mixed --resolution 8 --val_images digits", "val_images: their classes"),
-        ("--resolution 4", "resolution must be 8 or more, got 4"),
-        ("--val_fraction 1", "val_fraction must be between 0 and 1, got 1.0"),
-        ("--label_smoothing 1", r"label_smoothing must be in \[0, 1\), got 1.0"),
-        ("--depth 0", "depth must be 1 or more, got 0"),
-        ("--width 0", "width must be 1 or more, got 0"),
-        ("--shift -1", "shift must be 0 or more, got -1"),
-        ("--shift 8", "shift: 8 pixels would move images of 8 out of sight"),
-        ("--epochs 0", "epochs must be above 0, got 0.0"),
-        ("--gradient_accumulation 16", "batch_size: 16 leaves 1 image a part, .* 32 or more"),
+        ("--resolution 4", "resolution.*got 4"),
+        ("--val_fraction 1", "val_fraction.*got 1.0"),
+        ("--label_smoothing 1", "label_smoothing.*got 1.0"),
+        ("--depth 0", "depth.*got 0"),
+        ("--width 0", "width.*got 0"),
+        ("--shift -1", "shift.*got -1"),
+        ("--shift 8", "shift .*got 8"),
+        ("--epochs 0", "epochs.*got 0.0"),
+        ("--gradient_accumulation 16", "batch_size 16 .* 32 or more"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, words, message):

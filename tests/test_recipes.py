@@ -181,12 +181,12 @@ def test_a_dry_run_tells_and_writes_nothing(text_file, tmp_path, capsys):
         ("--text {tmp}/empty.txt", "text: .* is empty"),
         ("--text {tmp}/one.txt", "text: 0 characters to train on"),
         ("--text {tmp}/binary.txt", "binary.txt is binary"),
-        ("--val_fraction 1.5", "val_fraction must be between 0 and 1, got 1.5"),
-        ("--depth 0", "depth must be 1 or more, got 0"),
-        ("--width 30 --heads 4", "width: 30 is not 4 heads of an even size"),
-        ("--dropout 2", r"dropout must be in \[0, 1\), got 2.0"),
-        ("--architecture bert", "architecture must be llama or gpt2"),
-        ("--init_from {trained} --depth 3", "depth: the model of init_from brings its own"),
+        ("--val_fraction 1.5", "val_fraction.*got 1.5"),
+        ("--depth 0", "depth.*got 0"),
+        ("--width 30 --heads 4", "width.* 4 heads.* 30"),
+        ("--dropout 2", "dropout.*got 2.0"),
+        ("--architecture bert", "architecture.*got .bert."),
+        ("--init_from {trained} --depth 3", "depth .*--init_from"),
         ("--init_from {tmp}/missing", "cannot load"),
         ("--output_dir {tmp}/one.txt", "output_dir: cannot write in"),
         ("--output_dir {trained}", "holds another run"),
@@ -216,7 +216,7 @@ def test_bad_input_ends_with_one_clear_line(trained, tmp_path, capsys, words, me
 def test_a_launch_with_bad_input_ends_with_one_clear_line(train, tmp_path):
     done = train("--output_dir", tmp_path / "run", *TINY, "--val_fraction", "1.5")
     assert done.returncode != 0 and "Traceback" not in done.stderr.split("error: ")[0]
-    assert "error: val_fraction must be between 0 and 1, got 1.5\n" in done.stderr
+    assert re.search(r"error: .*val_fraction.* got 1.5\n", done.stderr)
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def runs(tmp_path_factory):
 def test_an_autoencoder_beats_the_mean_image_by_far(tmp_path):
     words = ["--latent_dim", "16", "--max_steps", "400", "--evaluations", "1"]
     run_here("train_autoencoder", *words, *EVERY, "--output_dir", tmp_path / "run")
-    _, val = images.parts("digits", None, 0.1)
+    _, val = images.load_train_val("digits", None, 0.1)
     shown = val.batch(np.arange(len(val)))
     spread = (shown - shown.mean(0)).square().mean().item() / 4
     assert log_of(tmp_path / "run")[-1]["mse"] < 0.2 * spread
@@ -176,25 +176,25 @@ def test_two_processes_learn_what_one_does(train, runs, tmp_path, kind):
         ("train_vae", "--images {tmp}/plain --conditional", "labels: these images have none"),
         ("train_vae", "--images {tmp}/mixed", "pass --resolution"),
         ("train_vae", "--images {tmp}/bad", "bad.png is no image"),
-        ("train_vae", "--network deep", "network must be one of dense, conv, spatial, got 'deep'"),
-        ("train_vae", "--latent_dim 0", "latent_dim and widths must be 1 or more, got 0"),
-        ("train_vae", "--importance_samples 5 --beta 2", "importance_samples: that bound has no"),
-        ("train_vae", "--network spatial --conditional", "network: spatial is AutoencoderKL"),
+        ("train_vae", "--network deep", "network.*got 'deep'"),
+        ("train_vae", "--latent_dim 0", "latent_dim.*got 0"),
+        ("train_vae", "--importance_samples 5 --beta 2", "importance_samples.*beta"),
+        ("train_vae", "--network spatial --conditional", "network spatial.*conditional"),
         ("train_vae", "--network spatial --widths 4 8 8 8 8", "resolution: AutoencoderKL of 5"),
-        ("train_vae", "--binarize --likelihood gaussian", "binarize: .* be bernoulli"),
-        ("train_vae", "--scale 0.1", "scale: Bernoulli pixels have none"),
-        ("train_vae", "--sample_warmup 0.1", "sample_warmup: there is 1 importance sample"),
-        ("train_vae", "--kl_warmup 2", "kl_warmup must be a part of the run, got 2.0"),
+        ("train_vae", "--binarize --likelihood gaussian", "binarize.*bernoulli"),
+        ("train_vae", "--scale 0.1", "scale 0.1.*gaussian"),
+        ("train_vae", "--sample_warmup 0.1", "sample_warmup.*importance_samples"),
+        ("train_vae", "--kl_warmup 2", "kl_warmup.*got 2.0"),
         ("train_vae", "--val_images {tmp}/plain", "val_images: they are .1, 16, 16."),
-        ("train_autoencoder", "--amount 0.5", "amount: 0.5 of which noise"),
-        ("train_autoencoder", "--noise mask --amount 2", "amount must be above 0, and at most 1"),
-        ("train_autoencoder", "--head_weight -1", "head_weight must be 0 or more, got -1.0"),
+        ("train_autoencoder", "--amount 0.5", "amount 0.5.*noise"),
+        ("train_autoencoder", "--noise mask --amount 2", "amount.*mask, got 2"),
+        ("train_autoencoder", "--head_weight -1", "head_weight.*got -1.0"),
         ("train_autoencoder", "--head_weight 1 --images {tmp}/plain", "labels: these images have"),
-        ("train_autoencoder", "--resolution 4", "resolution must be 8 or more, got 4"),
-        ("train_autoencoder", "--channels 2", "channels must be 1 for grey or 3 for colour"),
+        ("train_autoencoder", "--resolution 4", "resolution.*got 4"),
+        ("train_autoencoder", "--channels 2", "channels.*got 2"),
     ],
 )
-def test_bad_input_is_told_at_once(tmp_path, recipe, words, message):
+def test_bad_input_is_refused_at_once(tmp_path, recipe, words, message):
     for name in ("plain", "mixed", "bad"):
         (tmp_path / name).mkdir()
         for i in range(3):

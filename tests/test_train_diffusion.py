@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 import genkit
 from genkit.data import images
-from genkit.data.images import proportional
+from genkit.data.images import proportional_labels
 from genkit.data.order import Order
 from genkit.metrics.monitor import Monitor
 from genkit.models import diffusion
 from genkit.training.run import Run
 from genkit.training.settings import parse
 from genkit.vision import denoising
-from genkit.vision.evaluation import sample
+from genkit.vision.sampling import draw_samples
 
 SMALL = ("--widths", "8", "16", "--batch_size", "8", "--compile", "no", "--mixed_precision", "no")
 JUDGED = ("--eval_samples", "16", "--eval_steps", "2")
@@ -64,7 +64,7 @@ def best_of(folder):
 
 
 def validation(kind):
-    return images.parts("digits", None, 0.1, channels=3 if kind == "flow" else None)[1]
+    return images.load_train_val("digits", None, 0.1, channels=3 if kind == "flow" else None)[1]
 
 
 # ---- it learns
@@ -133,7 +133,7 @@ def test_two_processes_train_as_one(train, runs, tmp_path):
     assert log_of(tmp_path / "again") == log_of(tmp_path / "run")
 
 
-def test_classes_are_told_but_for_so_many_as_are_to_be_dropped(tmp_path):
+def test_batch_drops_the_asked_part_of_the_classes(tmp_path):
     words = ["--conditional", "--cond_dropout", "0.3", "--batch_size", "512", "--dry_run"]
     words += ["--output_dir", str(tmp_path), "--compile", "no"]
     with recipe_module("train_diffusion") as recipe:
@@ -141,7 +141,7 @@ def test_classes_are_told_but_for_so_many_as_are_to_be_dropped(tmp_path):
         train, scheduler = images.load_images("digits"), diffusion.make_scheduler("v")
         order, run = Order(len(train), settings.seed), Run(settings)
         rows = np.arange(512)
-        labels = recipe.batch(run, settings, scheduler, train, order, rows)[2]
+        labels = recipe.make_batch(run, settings, scheduler, train, order, rows)[2]
     dropped = labels == train.count_classes()
     assert 0.2 < dropped.float().mean() < 0.4
     assert torch.equal(labels[~dropped], train.classes(order(rows)[1])[~dropped])
@@ -152,9 +152,9 @@ def test_the_loss_is_of_images_from_everywhere():
     ten = images.load_images("digits")
     ten = ten.take(np.argsort(ten.classes(np.arange(len(ten))).numpy(), kind="stable"))
     with recipe_module("train_diffusion") as recipe:
-        seen = recipe.spread(ten)
+        seen = recipe.take_evenly(ten)
         assert len(seen) == recipe.VAL_ROWS
-        assert len(recipe.spread(ten.take(np.arange(9)))) == 9
+        assert len(recipe.take_evenly(ten.take(np.arange(9)))) == 9
     counts = np.bincount(seen.classes(np.arange(len(seen))).numpy())
     assert len(counts) == 10 and counts.min() > 90
 
@@ -191,8 +191,12 @@ def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
     assert pipeline.labels == (10 if kind == "told" else 0)
     again = denoising.loss_by_time(pipeline, val)
     assert again.mean == pytest.approx(best["val_loss"], rel=1e-4)
-    labels = proportional(images.parts("digits", None, 0.1)[0], 16) if kind == "told" else None
-    drawn = sample(pipeline, 16, labels, num_inference_steps=2)
+    labels = (
+        proportional_labels(images.load_train_val("digits", None, 0.1)[0], 16)
+        if kind == "told"
+        else None
+    )
+    drawn = draw_samples(pipeline, range(16), labels, {"num_inference_steps": 2})
     figures = Monitor(val, None, 16).measure(drawn, labels)
     assert figures["distance"] == pytest.approx(best["distance"], rel=1e-3)
 
@@ -246,36 +250,36 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--objective score", "objective must be one of epsilon, v, x0, flow, got 'score'"),
-        ("--schedule steep", "schedule must be one of linear, cosine, got 'steep'"),
-        ("--objective flow --schedule cosine", "schedule: cosine has no meaning in objective flow"),
-        ("--objective flow --min_snr 5", "min_snr: 5.0 has no meaning in objective flow"),
-        ("--min_snr -1", "min_snr must be 0 or more, got -1"),
-        ("--conditional --cond_dropout 1", "cond_dropout must be above 0, .* below 1, got 1"),
-        ("--conditional --cond_dropout 0", "cond_dropout must be above 0, .* got 0"),
-        ("--cond_dropout 0.1", "cond_dropout: 0.1 is for a model that is told classes"),
-        ("--eval_samples 5", "judged must be 6 or more, got 5"),
-        ("--eval_steps 61", "eval_steps: steps: dpm.. cannot spread 61 "),
-        ("--compile yes", "compile: on a CPU torch's compiler gets the gradient of"),
-        ("--eval_steps 0", "eval_steps must be 1 or more, got 0"),
+        ("--objective score", "objective.*got 'score'"),
+        ("--schedule steep", "schedule.*got 'steep'"),
+        ("--objective flow --schedule cosine", "schedule cosine.*flow"),
+        ("--objective flow --min_snr 5", "min_snr 5.0.*flow"),
+        ("--min_snr -1", "min_snr.*got -1"),
+        ("--conditional --cond_dropout 1", "cond_dropout.*got 1"),
+        ("--conditional --cond_dropout 0", "cond_dropout.*got 0"),
+        ("--cond_dropout 0.1", "cond_dropout 0.1.*--conditional"),
+        ("--eval_samples 5", "eval_samples.*got 5"),
+        ("--eval_steps 61", "eval_steps 61"),
+        ("--compile yes", "compile.*gradient of"),
+        ("--eval_steps 0", "eval_steps.*got 0"),
         (
             "--eval_steps 1001",
-            "eval_steps: steps must be a whole number from 1 to 1000, .* got 1001",
+            "eval_steps 1001: .*1000",
         ),
-        ("--layers 0", "layers must be 1 or more, got 0"),
-        ("--widths 8 0", "widths must be 1 or more, got 0"),
+        ("--layers 0", "layers.*got 0"),
+        ("--widths 8 0", "widths.*got 0"),
         ("--widths 8 8 8 8 8", "resolution: 5 widths halve the picture 4 times, and 8 x 8 do not"),
         ("--images {tmp}/odd", "resolution: 2 widths halve .* 17 x 17 .* --resolution 18, or 1 wi"),
         ("--images {tmp}/plain --conditional", "labels: these images have none"),
         ("--images {tmp}/nowhere", "is no folder, table or dataset"),
         ("--val_images {tmp}/plain", "val_images: they are .1, 16, 16."),
         ("--extractor nowhere", "extractor: cannot load 'nowhere'"),
-        ("--channels 2", "channels must be 1 for grey or 3 for colour, got 2"),
+        ("--channels 2", "channels.*got 2"),
         ("--gradient_accumulation 3", "batch_size: 8 rows do not divide among 1 processes times 3"),
-        ("--optimizer sgd", "optimizer must be one of adamw, muon, got 'sgd'"),
+        ("--optimizer sgd", "optimizer.*got 'sgd'"),
     ],
 )
-def test_bad_input_is_told_at_once(tmp_path, words, message):
+def test_bad_input_is_refused_at_once(tmp_path, words, message):
     for name, side in (("plain", 16), ("odd", 17)):
         (tmp_path / name).mkdir()
         for i in range(130):

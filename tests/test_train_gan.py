@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from genkit.data import images
-from genkit.data.images import proportional
+from genkit.data.images import proportional_labels
 from genkit.metrics.monitor import Monitor
 from genkit.models import gan
 
@@ -160,10 +160,10 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
     facts = json.loads((folder / "run.json").read_text())["facts"]
     assert all(digest in card for digest in facts.values())
     # the figures are those of the weights that are published
-    train, val = images.parts("digits", None, 0.1)
+    train, val = images.load_train_val("digits", None, 0.1)
     labels = None
     if gan.load_gan(folder).generator.config.labels:
-        labels = proportional(train, 60)
+        labels = proportional_labels(train, 60)
     seeds = [torch.Generator().manual_seed(i) for i in range(60)]
     drawn = gan.load_gan(folder)(60, seeds, labels, output_type="pt").images * 2 - 1
     again = Monitor(val, None, 60).measure(drawn, labels)
@@ -234,37 +234,37 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     [
         ("--images {tmp}/plain --conditional", "labels: these images have none"),
         ("--images {tmp}/plain --preset ac_wgan", "labels: these images have none"),
-        ("--widths 8 8 8 8", "resolution: a generator of these widths takes multiples of 16"),
+        ("--widths 8 8 8 8", "resolution: a generator .* multiples of 16"),
         ("--discriminator_widths 8 8 8 8", "resolution: a discriminator of these widths"),
-        ("--images {tmp}/odd", "resolution: .* multiples of 4 pixels, these images are 17 x 17"),
-        ("--critic_steps 0", "critic_steps must be 1 or more, got 0"),
-        ("--weight_clip 0.01", "weight_clip: it makes a critic of the wasserstein loss .* relativ"),
-        ("--loss hinge --gradient_penalty 10", "gradient_penalty: .* wasserstein loss .* hinge"),
+        ("--images {tmp}/odd", "resolution: .* multiples of 4 pixels, .*17 x 17"),
+        ("--critic_steps 0", "critic_steps.*got 0"),
+        ("--weight_clip 0.01", "weight_clip.*wasserstein.*relativ"),
+        ("--loss hinge --gradient_penalty 10", "gradient_penalty.*wasserstein.*hinge"),
         ("--preset wgan_gp --weight_clip 0.01 --gradient_penalty 1", "weight_clip and"),
         ("--preset dcgan --discriminator_widths 8 8 8", "discriminator_widths must be 2 numbers"),
         (
             "--generator_conditioning embedding_product",
-            "generator_conditioning: no class is told; add --conditional",
+            "generator_conditioning embedding_product .*--conditional",
         ),
-        ("--preset dcgan --smoothing 1", "smoothing must be 0 or more, below 1, got 1.0"),
-        ("--preset wgan_gp --gradient_penalty 0", "loss: the wasserstein loss has no bound"),
-        ("--preset dcgan --normalize --r1 1", "normalize: .* r1, r2 and gradient_penalty"),
-        ("--normalize", "normalize: .* modern"),
-        ("--compile yes", "compile: penalties need the gradient of a gradient"),
-        ("--label_noise 0.1", "label_noise moves targets, and the loss relativistic has none"),
-        ("--conditional --packing 2", "packing: .* conditional"),
-        ("--packing 3", "packing: 16 rows of a process do not divide by 3; 3 rows"),
-        ("--preset style", "preset must be one of modern, dcgan, wgan_gp, ac_wgan, got 'style'"),
-        ("--optimizer adam", "optimizer must be one of adamw, muon, rmsprop, got 'adam'"),
-        ("--latent_dim 0", "latent_dim must be 1 or more, got 0"),
-        ("--widths 0", "widths must be 1 or more, got 0"),
-        ("--betas 0.5", "betas must be two numbers, 0 or more and below 1, got .0.5."),
-        ("--eval_samples 5", "judged must be 6 or more, got 5"),
+        ("--preset dcgan --smoothing 1", "smoothing.*got 1.0"),
+        ("--preset wgan_gp --gradient_penalty 0", "loss wasserstein .*gradient_penalty"),
+        ("--preset dcgan --normalize --r1 1", "normalize.* r1|normalize.*--r1"),
+        ("--normalize", "normalize.*modern"),
+        ("--compile yes", "compile.*gradient of a gradient"),
+        ("--label_noise 0.1", "label_noise.*relativistic"),
+        ("--conditional --packing 2", "packing 2.*conditional"),
+        ("--packing 3", "packing 3.* 16 rows .* 3 times"),
+        ("--preset style", "preset.*got 'style'"),
+        ("--optimizer adam", "optimizer.*got 'adam'"),
+        ("--latent_dim 0", "latent_dim.*got 0"),
+        ("--widths 0", "widths.*got 0"),
+        ("--betas 0.5", "betas.*got .0.5."),
+        ("--eval_samples 5", "eval_samples.*got 5"),
         ("--extractor nowhere", "extractor: cannot load 'nowhere'"),
-        ("--augmentations mirror", "augmentations must be some of .* got 'mirror'"),
+        ("--augmentations mirror", "augmentations.*got 'mirror'"),
     ],
 )
-def test_bad_input_is_told_at_once(tmp_path, words, message):
+def test_bad_input_is_refused_at_once(tmp_path, words, message):
     for name, side in (("plain", 16), ("odd", 17)):
         (tmp_path / name).mkdir()
         for i in range(130):

@@ -50,7 +50,7 @@ def test_it_learns_more_than_how_light_each_pixel_is(tmp_path):
     words = ["--max_steps", "150", "--evaluations", "1", "--width", "64", "--depth", "2"]
     words += ["--levels", "16", "--batch_size", "16", "--compile", "no", "--mixed_precision", "no"]
     run_here("train_pixels", *words, "--output_dir", tmp_path / "run")
-    train, val = images.parts("digits", None, 0.1)
+    train, val = images.load_train_val("digits", None, 0.1)
     pixels = pixel_lm.load_pixel_lm(tmp_path / "run").pixels
     seen, judged = (
         pixels.encode(part.batch(np.arange(len(part))))[:, 1:].numpy() for part in (train, val)
@@ -87,7 +87,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
     pipeline = pixel_lm.load_pixel_lm(runs(kind))
-    _, val = images.parts("digits", None, 0.1, channels=3 if kind == "colour" else None)
+    _, val = images.load_train_val("digits", None, 0.1, channels=3 if kind == "colour" else None)
     which = np.unique(np.linspace(0, len(val) - 1, 50, dtype=int))
     assert pipeline.labels == (10 if kind == "told" else 0)
     assert pipeline.pixels.names == (val.names if kind == "told" else [])
@@ -142,21 +142,21 @@ def test_two_processes_train_as_one(train, runs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--levels 1", "levels must be 2 to 256, got 1"),
-        ("--levels 257", "levels must be 2 to 256, got 257"),
+        ("--levels 1", "levels.*got 1"),
+        ("--levels 257", "levels.*got 257"),
         ("--images {tmp}/plain --conditional", "labels: these images have none"),
         ("--images {tmp}/nowhere", "is no folder, table or dataset"),
         ("--val_images {tmp}/plain", "val_images: they are .1, 9, 9."),
-        ("--val_fraction 1", "val_fraction must be between 0 and 1, got 1"),
-        ("--eval_samples 0", "judged must be 1 or more, got 0"),
-        ("--depth 0", "depth must be 1 or more, got 0"),
-        ("--width 30 --heads 4", "width: 30 is not 4 heads of an even size"),
-        ("--heads 5", "width: 32 is not 5 heads of an even size"),
-        ("--dropout 1", "dropout must be in .0, 1., got 1"),
-        ("--channels 2", "channels must be 1 for grey or 3 for colour, got 2"),
+        ("--val_fraction 1", "val_fraction.*got 1"),
+        ("--eval_samples 0", "eval_samples.*got 0"),
+        ("--depth 0", "depth.*got 0"),
+        ("--width 30 --heads 4", "width.* 4 heads.* 30"),
+        ("--heads 5", "width.* 5 heads.* 32"),
+        ("--dropout 1", "dropout.*got 1"),
+        ("--channels 2", "channels.*got 2"),
     ],
 )
-def test_bad_input_is_told_at_once(tmp_path, words, message):
+def test_bad_input_is_refused_at_once(tmp_path, words, message):
     (tmp_path / "plain").mkdir()
     for i in range(12):
         Image.new("L", (9, 9), i).save(tmp_path / "plain" / f"{i}.png")

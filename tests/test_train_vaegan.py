@@ -55,7 +55,7 @@ def test_it_learns_to_rebuild_and_to_draw(tmp_path):
         "0.9",
     ]
     run_here("train_vaegan", *EVERY, *words, "--output_dir", tmp_path / "run")
-    _, val = images.parts("digits", None, 0.1)
+    _, val = images.load_train_val("digits", None, 0.1)
     shown = val.batch(np.arange(len(val)))
     spread = (shown - shown.mean(0)).square().mean().item() / 4
     first, last = [line for line in log_of(tmp_path / "run") if "mse" in line]
@@ -151,20 +151,20 @@ def test_two_processes_learn_what_one_does(train, short, tmp_path):
     ("words", "message"),
     [
         ("--images nowhere", "images: 'nowhere' is no folder, table or dataset"),
-        ("--gamma 0", "gamma must be above 0, got 0.0"),
-        ("--gamma nan", "gamma must be above 0, got nan"),
-        ("--beta -1", "beta must be 0 or more, got -1.0"),
-        ("--latent_dim 0", "latent_dim must be above 0, got 0"),
-        ("--penalty_every 0", "penalty_every must be above 0, got 0"),
-        ("--widths 8 0", "widths must be 1 or more, got 0"),
-        ("--discriminator_widths -4", "widths must be 1 or more, got -4"),
-        ("--val_fraction 1", "val_fraction must be between 0 and 1, got 1.0"),
-        ("--loss 🙂", "loss must be one of .*, got '🙂'"),
-        ("--r1 -1", "r1 must be 0 or more, got -1.0"),
-        ("--resolution 9", "resolution: a discriminator .* takes multiples of 2 pixels"),
+        ("--gamma 0", "gamma.*got 0.0"),
+        ("--gamma nan", "gamma.*got nan"),
+        ("--beta -1", "beta.*got -1.0"),
+        ("--latent_dim 0", "latent_dim.*got 0"),
+        ("--penalty_every 0", "penalty_every.*got 0"),
+        ("--widths 8 0", "widths.*got 0"),
+        ("--discriminator_widths -4", "widths.*got -4"),
+        ("--val_fraction 1", "val_fraction.*got 1.0"),
+        ("--loss 🙂", "loss.*got '🙂'"),
+        ("--r1 -1", "r1.*got -1.0"),
+        ("--resolution 9", "resolution: a discriminator .* multiples of 2 pixels"),
     ],
 )
-def test_bad_input_is_told_at_once(tmp_path, words, message):
+def test_bad_input_is_refused_at_once(tmp_path, words, message):
     with pytest.raises(ValueError, match=message):
         run_here("train_vaegan", *SHORT, *words.split(), "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()

@@ -118,7 +118,9 @@ def test_blocks_and_parts_cut_no_word(small_blocks, tmp_path_factory, text, frac
     path.write_bytes(text.encode())
     whole = encoding.measure_corpus(str(path))
     known = wordlm.make_tokenizer(whole, 1000, lower=False)
-    ids = [i for block in encoding.blocks(whole, "") for i in encoding.ids_of(block, known)]
+    ids = [
+        i for block in encoding.read_blocks(whole, "") for i in encoding.encode_text(block, known)
+    ]
     assert ids == known(text).input_ids
     parts = [
         encoding.encode_corpus(p, known)
@@ -132,7 +134,7 @@ def test_blocks_and_parts_cut_no_word(small_blocks, tmp_path_factory, text, frac
 
 
 def test_blocks_are_small(small_blocks, text_file):
-    blocks = list(encoding.blocks(encoding.measure_corpus(str(text_file)), ""))
+    blocks = list(encoding.read_blocks(encoding.measure_corpus(str(text_file)), ""))
     assert "".join(blocks) == text_file.read_text()
     assert max(map(len, blocks)) <= 5 + 6  # the longest word has 6 letters
 
@@ -272,8 +274,8 @@ def test_two_processes_see_the_same_batches(train, trained_words, text_file, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--vocab_size 2", "vocab_size must be 3 or more, got 2"),
-        ("--context 0", "context must be 1 or more, got 0"),
+        ("--vocab_size 2", "vocab_size.*got 2"),
+        ("--context 0", "context.*got 0"),
         ("--text {tmp}/missing.txt", "text: .* is no file"),
         ("--text {tmp}/empty.txt", "text: .* is empty"),
         ("--text {tmp}/short.txt", "less than one window"),

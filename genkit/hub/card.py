@@ -55,6 +55,20 @@ model = "{model}"
 
 with {versions}.
 """
+# of a pipeline of genkit's own; labels: "" or an argument, such as ", labels=[0, 1, 2, 3]"
+PIPELINE_USAGE = """
+import torch
+from diffusers import DiffusionPipeline
+
+# the class is in this folder, and its code runs
+pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
+seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+pipeline(4, seeds{labels}).images[0].save("sample.png")
+
+import genkit
+
+pipeline = genkit.load(model)  # the same, without running that code
+"""
 # what a task's models are for, and what nobody should expect of them
 LIMITS = {
     "text-generation": "For learning, play and drafts that somebody reads. It writes what is like "

@@ -96,9 +96,9 @@ def targets(
     Args:
         u: (n, 2).
         smoothing: the targets of real images are lower by this (Salimans et al. 2016).
-        noise: each target is lowered by a uniform random number below this.
+        noise: each target is raised by a uniform random number below this.
     """
-    real, fake = (-noise * u).unbind(1)
+    real, fake = (noise * u).unbind(1)
     return 1 - smoothing + real, fake
 
 
