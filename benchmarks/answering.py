@@ -7,8 +7,8 @@
 The folder is an ordinary model for question answering, such as one by recipes/train_qa.py; of
 DistilBERT's size, random weights do for speed. The pipeline runs at each batch size, and the best
 one counts; genkit's model is compiled beforehand, once a shape of model. With --document, questions
-are asked of a text cut or repeated to a million characters; the pipeline, whose time grows with
-each question alike, gets --peer_questions of them.
+are asked about a text cut or repeated to a million characters; the pipeline, whose time is
+proportional to the number of questions, gets --peer_questions of them.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="with transformers 4.57")
     parser.add_argument("--squad", required=True, type=Path, help="questions, in SQuAD's format")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--questions", type=int, help="so many; all, or 20 of a document")
+    parser.add_argument("--questions", type=int, help="default: all, or 20 about a document")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--repeat", type=int, default=2, help="the best of so many counts")
+    parser.add_argument("--repeat", type=int, default=2, help="number of runs; the best counts")
     parser.add_argument("--document", type=Path, help="a long text to ask the questions of")
-    parser.add_argument("--peer_questions", type=int, default=1, help="of the long text")
+    parser.add_argument("--peer_questions", type=int, default=1, help="about the long text")
     arguments = parser.parse_args()
     pairs = [
         (question["question"], paragraph["context"])
@@ -67,15 +67,17 @@ def main() -> None:
     ]
     if arguments.document:
         count = arguments.questions or 20
-        document(arguments, [question for question, _ in pairs[:: len(pairs) // count][:count]])
+        compare_document(
+            arguments, [question for question, _ in pairs[:: len(pairs) // count][:count]]
+        )
     else:
-        short(arguments, pairs[: arguments.questions])
+        compare_short(arguments, pairs[: arguments.questions])
 
 
-def short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
-    """Answers and speed on contexts of a paragraph."""
+def compare_short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
+    """Compare answers and speed on contexts of a paragraph."""
     questions, contexts = map(list, zip(*pairs, strict=True))
-    peer, best = pipeline(arguments, questions, contexts, arguments.batches)
+    peer, best = run_pipeline(arguments, questions, contexts, arguments.batches)
     exact: list[answering.Answer] = []
     for precision in PRECISIONS:
         reader = load_reader(arguments.model, compile=True, **precision)
@@ -84,9 +86,7 @@ def short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
         rows: list[answering.Answer] = []
         for _ in range(arguments.repeat):
             start = time.perf_counter()
-            rows = genkit.answer(  # type: ignore[assignment]
-                questions, contexts, model=reader, **DEFAULTS
-            )
+            rows = genkit.answer(questions, contexts, model=reader, **DEFAULTS)
             seconds.append(time.perf_counter() - start)
         exact = exact or rows
         rate, name = len(pairs) / min(seconds), next(iter(precision.values()), "float32")
@@ -95,15 +95,15 @@ def short(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> None:
             f"genkit {name}: {rate:.1f} questions/s, {rate / best:.2f} times the pipeline; "
             f"{unchanged} of {len(pairs)} answers as in float32"
         )
-    compare(exact, peer)
+    compare_answers(exact, peer)
 
 
-def compare(ours: list[answering.Answer], peers: list[dict[str, Any]]) -> None:
-    """Say which answers are not the pipeline's, and by how much."""
+def compare_answers(ours: list[answering.Answer], peers: list[dict[str, Any]]) -> None:
+    """Print the answers that differ from the pipeline's, and both scores."""
     same = 0
     for mine, its in zip(ours, peers, strict=True):
-        place = (mine.answer, mine.start, mine.end) == (its["answer"], its["start"], its["end"])
-        if place and abs(mine.score - its["score"]) < 1e-5:
+        equal = (mine.answer, mine.start, mine.end) == (its["answer"], its["start"], its["end"])
+        if equal and abs(mine.score - its["score"]) < 1e-5:
             same += 1
             continue
         parts = " · several windows" if mine.window != (0, len(mine.context)) else ""
@@ -114,12 +114,12 @@ def compare(ours: list[answering.Answer], peers: list[dict[str, Any]]) -> None:
     print(f"{same} of {len(ours)} ({same / len(ours):.1%}) equal the pipeline's, scores to 1e-5")
 
 
-def document(arguments: argparse.Namespace, questions: list[str]) -> None:
-    """Twenty questions to a million characters."""
+def compare_document(arguments: argparse.Namespace, questions: list[str]) -> None:
+    """Compare speed and memory on questions about a million characters."""
     text = arguments.document.read_text()
     text = (text * (1 + 1_000_000 // len(text)))[:1_000_000]
     few = questions[: arguments.peer_questions]
-    _, rate = pipeline(arguments, few, [text] * len(few), arguments.batches)
+    _, rate = run_pipeline(arguments, few, [text] * len(few), arguments.batches)
     for precision in PRECISIONS:
         reader = load_reader(arguments.model, compile=True, **precision)
         genkit.answer(questions[0], text[:10_000], model=reader)
@@ -138,15 +138,15 @@ def document(arguments: argparse.Namespace, questions: list[str]) -> None:
             )
 
 
-def pipeline(
+def run_pipeline(
     arguments: argparse.Namespace, questions: list[str], contexts: list[str], batches: list[int]
 ) -> tuple[list[dict[str, Any]], float]:
     """Run the peer at each batch size; return its answers at the first and its best rate."""
     command = [arguments.python, "-c", PEER, arguments.model, json.dumps(batches)]
-    given = json.dumps([questions, contexts])
-    told = subprocess.run(command, input=given, check=True, stdout=subprocess.PIPE, text=True)
+    pairs = json.dumps([questions, contexts])
+    peer = subprocess.run(command, input=pairs, check=True, stdout=subprocess.PIPE, text=True)
     rates, answers = [], []
-    for line in told.stdout.splitlines():
+    for line in peer.stdout.splitlines():
         version, batch, seconds, rows = json.loads(line)
         rates.append(len(questions) / seconds)
         answers.append(rows)
@@ -155,15 +155,15 @@ def pipeline(
 
 
 class Memory:
-    """The most memory that this process has while it is looked at."""
+    """The most memory that this process has inside a `with` block."""
 
     def __enter__(self) -> Memory:
         self.peak, self._done = 0, threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._done.wait(0.05):
             self.peak = max(self.peak, psutil.Process().memory_info().rss)
 

@@ -1,4 +1,4 @@
-"""Encode a corpus of a gigabyte: speed, memory, and what a second start costs.
+"""Encode a corpus of a gigabyte: speed, memory, and the time of a second start.
 
 python benchmarks/corpus.py --megabytes 1000
 """
@@ -22,9 +22,9 @@ def main() -> None:
         os.environ["GENKIT_CACHE"] = str(Path(work) / "cache")
         for name, symbols in {"ASCII": "", "with accents": " déjà vu, naïve, \N{SNOWMAN}"}.items():
             path = Path(work) / "corpus.txt"
-            size = write(path, arguments.megabytes * 10**6, symbols)
-            first = read(path)
-            second = read(path)
+            size = write_corpus(path, arguments.megabytes * 10**6, symbols)
+            first = time_reading(path)
+            second = time_reading(path)
             print(
                 f"{name}: {size / 1e6:,.0f} MB encoded at {size / 1e6 / first:,.0f} MB/s "
                 f"({first:.1f} s), second start {second:.2f} s"
@@ -33,9 +33,9 @@ def main() -> None:
     print(f"peak memory {peak:.2f} GB")
 
 
-def write(path: Path, size: int, symbols: str) -> int:
-    """Repeat the embedded corpus, each time with another line, so that no two parts are equal."""
-    prose = "".join(piece for document in text.documents(text.EMBEDDED) for piece in document)
+def write_corpus(path: Path, size: int, symbols: str) -> int:
+    """Repeat the embedded corpus, each time after a random line, so that no two parts are equal."""
+    prose = "".join(piece for document in text.read_documents(text.EMBEDDED) for piece in document)
     prose = prose.encode("ascii", "ignore").decode() + symbols
     with path.open("w", encoding="utf-8", newline="") as file:
         for i in range(size // len(prose.encode())):
@@ -43,7 +43,7 @@ def write(path: Path, size: int, symbols: str) -> int:
     return path.stat().st_size
 
 
-def read(path: Path) -> float:
+def time_reading(path: Path) -> float:
     start = time.monotonic()
     characters.read_characters(str(path), "text", None, val_fraction=0.1, context=256)
     return time.monotonic() - start

@@ -1,4 +1,4 @@
-"""A trained folder in plain transformers, and row seeds at any batch size.
+"""Load a trained folder in plain transformers, and compare sampled rows at two batch sizes.
 
     python benchmarks/folder.py --model runs/charlm
     python benchmarks/folder.py --model runs/charlm --python other/env/bin/python
@@ -36,30 +36,32 @@ def main() -> None:
     parser.add_argument("--prompt", default="The ")
     parser.add_argument("--python", nargs="*", default=[])
     arguments = parser.parse_args()
-    interop(arguments.model, arguments.prompt, [sys.executable, *arguments.python])
-    invariance(arguments.model, rows=200, batch=64)
+    compare_with_transformers(
+        arguments.model, arguments.prompt, [sys.executable, *arguments.python]
+    )
+    compare_batches(arguments.model, rows=200, batch=64)
 
 
-def interop(model: str, prompt: str, pythons: list[str]) -> None:
+def compare_with_transformers(model: str, prompt: str, pythons: list[str]) -> None:
     ours = genkit.generate(prompt, model=model, strategy="greedy", max_new_tokens=60)
     for python in pythons:
         command = [python, "-c", CODE, model, prompt]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        version, text = told.strip().split(" ", 1)
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        version, text = output.strip().split(" ", 1)
         print(f"transformers {version}: {'the same' if text == repr(str(ours)) else 'OTHER'} text")
     print(repr(str(ours)))
 
 
-def invariance(model: str, rows: int, batch: int) -> None:
+def compare_batches(model: str, rows: int, batch: int) -> None:
     rng, language = random.Random(0), genkit.load(model)
     letters = [token for token in language.tokenizer.get_vocab() if len(token) == 1]
     prompts = ["".join(rng.choices(letters, k=rng.randint(1, 100))) for _ in range(rows)]
     start = time.monotonic()
     together = []
     for first in range(0, rows, batch):
-        together += sample(prompts[first : first + batch], first, language)
+        together += sample_tokens(prompts[first : first + batch], first, language)
     middle = time.monotonic()
-    alone = [sample([prompt], i, language)[0] for i, prompt in enumerate(prompts)]
+    alone = [sample_tokens([prompt], i, language)[0] for i, prompt in enumerate(prompts)]
     end = time.monotonic()
     same = sum(a == t for a, t in zip(alone, together, strict=True))
     print(
@@ -68,7 +70,7 @@ def invariance(model: str, rows: int, batch: int) -> None:
     )
 
 
-def sample(prompts: list[str], seed: int, language: LanguageModel) -> list[list[int]]:
+def sample_tokens(prompts: list[str], seed: int, language: LanguageModel) -> list[list[int]]:
     records = genkit.generate(prompts, model=language, seed=seed, temperature=0.8)
     assert isinstance(records, list)
     return [record.tokens for record in records]

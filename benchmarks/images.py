@@ -20,7 +20,7 @@ from PIL import Image
 
 from genkit.data import images, pixels, workers
 
-CHUNK = 256  # files that a task decodes
+CHUNK = 256  # files of a task
 BATCH = 256
 KINDS: dict[str, tuple[int, tuple[int, int], str, int | None]] = {
     "JPEG of 500 x 375 to 64 x 64": (2000, (500, 375), "RGB", 64),
@@ -34,22 +34,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     for name, (count, size, mode, resolution) in KINDS.items():
-        files = [(f"file {i}", encoded(i, size, mode)) for i in range(count)]
+        files = [(f"file {i}", encode_image(i, size, mode)) for i in range(count)]
         print(f"{count:,} {name}, {len(files[0][1]):,} bytes the first; images a second:")
-        for way, seconds in ways(files, resolution, arguments.workers):
+        for way, seconds in time_decoding(files, resolution, arguments.workers):
             print(f"  {way}: {count / seconds:,.0f} ({seconds:.2f} s)", flush=True)
     if arguments.mnist:
         with tempfile.TemporaryDirectory() as work:
             os.environ["GENKIT_CACHE"] = str(Path(work) / "cache")
-            epochs(arguments.mnist)
+            time_epochs(arguments.mnist)
 
 
 # ---------------------------------------------------------------------------------------------
 # Decoding
 
 
-def encoded(seed: int, size: tuple[int, int], mode: str) -> bytes:
-    """Return a smooth picture with some noise, as a photograph has."""
+def encode_image(seed: int, size: tuple[int, int], mode: str) -> bytes:
+    """Return an image file of smooth noise, which compresses as a photograph does."""
     rng = np.random.default_rng(seed)
     shape = (size[1] // 7, size[0] // 7, 3) if mode == "RGB" else (size[1] // 7, size[0] // 7)
     coarse = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
@@ -59,12 +59,12 @@ def encoded(seed: int, size: tuple[int, int], mode: str) -> bytes:
     return file.getvalue()
 
 
-def ways(
+def time_decoding(
     files: list[workers.File], resolution: int | None, count: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield the seconds that each way of decoding takes, the start of its workers included."""
+    """Yield the ways of decoding and the seconds of each, the start of its workers included."""
     start = time.monotonic()
-    decode(files, resolution)
+    decode_here(files, resolution)
     yield "here", time.monotonic() - start
     pools: dict[str, Callable[[], Executor]] = {
         "1 thread": partial(ThreadPoolExecutor, 1),
@@ -80,25 +80,25 @@ def ways(
     for way, pool in pools.items():
         start = time.monotonic()
         with pool() as executor:
-            done = sum(map(len, executor.map(partial(decode, resolution=resolution), chunks)))
+            done = sum(map(len, executor.map(partial(decode_here, resolution=resolution), chunks)))
         assert done == len(files)
         yield way, time.monotonic() - start
-    start, options = time.monotonic(), workers.Options(resolution)
-    done = sum(1 for _ in workers.decode(iter(files), len(files), options))
+    start, options = time.monotonic(), workers.DecodeOptions(resolution)
+    done = sum(1 for _ in workers.decode_files(iter(files), len(files), options))
     assert done == len(files)
     yield f"genkit ({os.cpu_count()} processes)", time.monotonic() - start
 
 
-def decode(files: list[workers.File], resolution: int | None) -> list[np.ndarray]:
-    found = [pixels.decode(data, name) for name, data in files]
-    return [pixels.array(image, resolution, len(image.getbands())) for image in found]
+def decode_here(files: list[workers.File], resolution: int | None) -> list[np.ndarray]:
+    found = [pixels.decode_image(data, name) for name, data in files]
+    return [pixels.image_to_array(image, resolution, len(image.getbands())) for image in found]
 
 
 # ---------------------------------------------------------------------------------------------
 # Epochs
 
 
-def epochs(mnist: str) -> None:
+def time_epochs(mnist: str) -> None:
     for name in ("first", "second"):
         start = time.monotonic()
         found = images.load_images(mnist)
@@ -111,16 +111,16 @@ def epochs(mnist: str) -> None:
     )
     ours = time.monotonic() - start
     print(f"an epoch in shuffled batches of {BATCH}: {ours:.2f} s (sum {total:.3f})")
-    theirs = peer(mnist, order)
+    theirs = time_peer(mnist, order)
     print(f"`datasets`, torch format: {theirs:.2f} s, {theirs / ours:.0f} times as long")
 
 
-def peer(mnist: str, order: np.ndarray) -> float:
-    """Iterate over the same batches by `datasets`, decoded and made tensors by it."""
+def time_peer(mnist: str, order: np.ndarray) -> float:
+    """Iterate over the same batches with `datasets`, which decodes them to tensors."""
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
     from datasets import Dataset
 
-    rows = Dataset(pq.read_table(mnist)).with_format("torch")  # whose name is no pattern
+    rows = Dataset(pq.read_table(mnist)).with_format("torch")  # a file name is no pattern here
     start, total = time.monotonic(), 0.0
     for i in range(0, len(order), BATCH):
         batch = rows[order[i : i + BATCH]]

@@ -1,4 +1,4 @@
-"""The verb: what it finds, whatever is read along with it, and how it shows it."""
+"""genkit.answer: the answers, their independence of the batch, bad input, and the display."""
 
 import dataclasses
 import functools
@@ -33,6 +33,7 @@ from transformers import CanineTokenizer, DistilBertConfig, DistilBertForMaskedL
 import genkit
 from genkit.qa import answering
 from genkit.qa.reader import Reader, load_reader
+from genkit.qa.windows import TokenWindows
 from genkit.text import highlight, token_names
 
 QUESTION = "Where is the fox?"
@@ -62,7 +63,7 @@ def some_contexts(count, longest, seed=0):
 
 
 def close(one, other):
-    """The same records, but for what another order of sums makes of scores."""
+    """Assert that records are the same, but for rounding of their scores."""
     assert (one.answer, one.start, one.end, one.window) == (
         other.answer,
         other.start,
@@ -75,14 +76,14 @@ def close(one, other):
 
 
 # ---------------------------------------------------------------------------------------------
-# What is found
+# Answers
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("words", [True, False])
 @anything
 @given(context=texts, top_k=st.sampled_from([1, 4]), handle=st.booleans())
-def test_an_answer_is_a_piece_of_its_text(kind, words, context, top_k, handle):
+def test_an_answer_is_a_span_of_its_text(kind, words, context, top_k, handle):
     options = {"top_k": top_k, "align_to_words": words, "handle_impossible": handle}
     options |= {"max_seq_len": 24, "doc_stride": 4}
     ids = reader(kind).tokenizer(context, add_special_tokens=False).input_ids
@@ -108,8 +109,8 @@ def test_the_score_is_that_of_the_closed_form(pointing):
     record = genkit.answer(QUESTION, " ".join(words), model=pointing, align_to_words=False)
     assert record.answer == "alpha is lazy omega"
     start, end = np.exp(pointer_logits(words))
-    chance = start[3] / start.sum() * end[6] / end.sum()
-    assert record.score == pytest.approx(chance, rel=1e-5)
+    expected = start[3] / start.sum() * end[6] / end.sum()
+    assert record.score == pytest.approx(expected, rel=1e-5)
     assert record.null_score == pytest.approx(start[0] / start.sum() * end[0] / end.sum(), rel=1e-5)
     assert record.window == (0, len(record.context)) and record.confidence is None
 
@@ -129,13 +130,13 @@ def test_alternatives_come_in_order_and_apart(pointing):
 @pytest.mark.parametrize("stride", [4, 7, 12])
 def test_an_answer_across_the_edge_of_windows_is_found(pointing, stride):
     answer = "alpha fox dog omega"
-    for place in range(60):
+    for position in range(0, 60, 1 if stride == 7 else 5):
         words = ["lazy"] * 60
-        words[place] = answer
+        words[position] = answer
         context = " ".join(words)
         options = {"max_seq_len": 24, "doc_stride": stride, "model": pointing}
         record = genkit.answer(QUESTION, context, **options)
-        assert (record.answer, record.start) == (answer, 5 * place)
+        assert (record.answer, record.start) == (answer, 5 * position)
         first, last = record.window
         assert first <= record.start and record.end <= last
         assert len(context[first:last].split()) <= 24 - 3 - len(["Where", "is", "the", "fox", "?"])
@@ -158,7 +159,7 @@ def test_an_answer_has_at_most_so_many_tokens(pointing, longest):
     assert huge.answer == "alpha fox dog omega"
 
 
-def test_answers_are_whole_words_unless_told(pointing):
+def test_answers_are_whole_words_by_default(pointing):
     context = "the foxs alpha foxs"  # two tokens each
     whole = genkit.answer(QUESTION, context, model=pointing, max_answer_len=2)
     assert whole.answer == "alpha foxs"
@@ -169,7 +170,7 @@ def test_answers_are_whole_words_unless_told(pointing):
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r", "\t", " \u00a0"])
-def test_places_survive_what_a_tokenizer_drops(pointing, ending):
+def test_positions_survive_characters_that_a_tokenizer_drops(pointing, ending):
     before = f"Émile 👨\u200d👩\u200d👧{ending}e\u0301te\u0301\u0323 東京{ending}{ending}"
     context = f"{before}ÁLPHA fox{ending}o\u0301mega{ending}the dog"
     record = genkit.answer(QUESTION, context, model=pointing)
@@ -178,18 +179,18 @@ def test_places_survive_what_a_tokenizer_drops(pointing, ending):
 
 
 # ---------------------------------------------------------------------------------------------
-# Whatever is read along
+# Batches
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_batch(kind, monkeypatch):
-    contexts = some_contexts(48, 60)
-    contexts += contexts[:4]  # some twice
+    contexts = some_contexts(14, 60)
+    contexts += contexts[:2]  # some twice
     questions = [f"Where {'is the fox' * (i % 3)}?" for i in range(len(contexts))]
     options = {"model": reader(kind), "top_k": 2}
     alone = [genkit.answer(*row, **options) for row in zip(questions, contexts, strict=True)]
     assert len({record.answer for record in alone}) > 3
-    for most in (1, 200, 1024, 10**6):
+    for most in (1, 200, 10**6):
         monkeypatch.setitem(answering.BATCH, "cpu", most)
         order = random.Random(most).sample(range(len(contexts)), len(contexts))
         rows = genkit.answer([questions[i] for i in order], [contexts[i] for i in order], **options)
@@ -212,7 +213,7 @@ def test_one_text_and_many_questions_or_one_question_and_many_texts():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_of_one_window_does_not_ask_for_what_windows_share(kind):
+def test_doc_stride_changes_nothing_in_a_text_of_one_window(kind):
     for context in some_contexts(6, 8):
         whole = genkit.answer("Where?", context, model=reader(kind))
         for stride in (0, 1, 13, 31):
@@ -228,14 +229,14 @@ def test_a_loaded_folder_answers_as_the_model_in_memory(pointing, saved):
     assert precise.answer == record.answer
 
 
-def test_token_types_reach_a_model_whose_tokenizer_keeps_still_about_them():
-    """As a tokenizer does that was saved under the name that every tool knows."""
+def test_token_types_reach_a_model_whose_tokenizer_does_not_list_them():
+    """As with a tokenizer that was saved as PreTrainedTokenizerFast."""
     context, quiet = some_contexts(1, 20)[0], reader("uncased")
     assert "token_type_ids" not in quiet.tokenizer.model_input_names
     inputs = quiet.tokenizer(QUESTION, context, return_token_type_ids=True, return_tensors="pt")
     assert inputs["token_type_ids"].any()
     expected = quiet.model(**inputs)
-    windows = answering.Windows([QUESTION], [context], quiet.tokenizer, 64, 0)
+    windows = TokenWindows([QUESTION], [context], quiet.tokenizer, 64, 0)
     found = quiet.model(**windows.inputs(np.arange(1), quiet.model))
     torch.testing.assert_close(found.start_logits, expected.start_logits)
     del inputs["token_type_ids"]
@@ -261,10 +262,10 @@ def test_there_may_be_no_answer(pointing):
     assert record.highlight("text") == str(record)
     assert record.highlight("text", whole=True) == context
     assert record.score == record.null_score
-    chance = math.exp(3) / (math.exp(3) + 4)
-    assert record.null_score == pytest.approx(chance**2, rel=1e-5)
-    told = genkit.answer(QUESTION, context, model=pointing)
-    assert told.answer and told.null_score == record.null_score
+    side = math.exp(3) / (math.exp(3) + 4)
+    assert record.null_score == pytest.approx(side**2, rel=1e-5)
+    always = genkit.answer(QUESTION, context, model=pointing)
+    assert always.answer and always.null_score == record.null_score
     found = genkit.answer(QUESTION, "the alpha omega", model=pointing, handle_impossible=True)
     assert found.answer == "alpha omega"
 
@@ -279,19 +280,19 @@ def test_no_answer_is_one_of_the_alternatives(pointing):
 
 @pytest.mark.parametrize("context", ["the dog is lazy", "the alpha omega", "the alef fox . tav"])
 def test_the_threshold_is_the_odds_of_no_answer(pointing, context):
-    told = genkit.answer(QUESTION, context, model=pointing)
-    odds = math.log(told.null_score / told.score)
+    always = genkit.answer(QUESTION, context, model=pointing)
+    odds = math.log(always.null_score / always.score)
     options = {"model": pointing, "handle_impossible": True}
     for above in (0.001, 1.0, 1e6, math.inf):
-        assert genkit.answer(QUESTION, context, threshold=odds + above, **options) == told
+        assert genkit.answer(QUESTION, context, threshold=odds + above, **options) == always
         none = genkit.answer(QUESTION, context, threshold=odds - above, **options)
-        assert none.answer == "" and none.score == told.null_score
+        assert none.answer == "" and none.score == always.null_score
     assert genkit.answer(QUESTION, context, model=pointing, threshold=odds - 1).answer == ""
     default = genkit.answer(QUESTION, context, **options)
     assert (default.answer == "") == (odds > 0)
 
 
-def test_of_several_windows_the_least_is_the_chance_of_no_answer(pointing):
+def test_null_score_is_the_least_of_several_windows(pointing):
     words = ["lazy"] * 90
     words[70] = "alpha omega"
     options = {"model": pointing, "max_seq_len": 24, "doc_stride": 4}
@@ -318,11 +319,11 @@ def test_a_text_whose_likeliest_spans_are_blank_has_no_answer():
     assert genkit.answer("Where?", "\n" * 3 + "a", model=shy).answer == "a"
 
 
-def test_a_model_is_used_as_it_was_validated():
-    """Its own window and longest answer, unless told."""
+def test_defaults_are_those_of_the_validation():
+    """The model's own window and longest answer."""
     tuned = pointer()
-    known = {"temperature": 2.0, "threshold": 0.0, "impossible": False}
-    tuned.model.config.calibration = known | {"max_seq_len": 16, "doc_stride": 3}
+    learned = {"temperature": 2.0, "threshold": 0.0, "impossible": False}
+    tuned.model.config.calibration = learned | {"max_seq_len": 16, "doc_stride": 3}
     tuned.model.config.calibration |= {"max_answer_len": 2}
     context = "alpha fox omega " + "dog " * 30
     record = genkit.answer(QUESTION, context, model=tuned)
@@ -340,7 +341,7 @@ def without_cls():
     return Reader(reader("uncased").model, tokenizer, "plain")
 
 
-def test_a_model_without_cls_cannot_tell_that_there_is_none():
+def test_a_model_without_cls_has_no_null_score():
     record = genkit.answer("Where?", "the fox jumps", model=without_cls())
     assert record.null_score is None and record.answer
     for options in ({"handle_impossible": True}, {"threshold": 1.0}):
@@ -352,12 +353,12 @@ def test_a_model_without_cls_cannot_tell_that_there_is_none():
 # Calibration
 
 
-def calibrated(saved, folder, **known):
-    """A copy of a model with what a validation set taught in its config.json."""
+def calibrated(saved, folder, **learned):
+    """A copy of a model with a calibration in its config.json."""
     shutil.copytree(saved, folder)
     config = json.loads((folder / "config.json").read_text())
-    known = {"temperature": 1.0, "threshold": 0.0, "impossible": False} | known
-    (folder / "config.json").write_text(json.dumps(config | {"calibration": known}))
+    learned = {"temperature": 1.0, "threshold": 0.0, "impossible": False} | learned
+    (folder / "config.json").write_text(json.dumps(config | {"calibration": learned}))
     return load_reader(folder)
 
 
@@ -371,12 +372,12 @@ def test_calibration_changes_confidence_and_never_the_score(saved, pointing, tmp
     assert record.score == pytest.approx(plain.score, abs=1e-6)
     assert plain.confidence is None
     start, end = np.exp(pointer_logits(words) / temperature)
-    chance = start[2] / start.sum() * end[4] / end.sum()
-    assert record.confidence == pytest.approx(chance, rel=1e-5)
+    expected = start[2] / start.sum() * end[4] / end.sum()
+    assert record.confidence == pytest.approx(expected, rel=1e-5)
     assert all(other.confidence is not None for other in record.alternatives)
 
 
-def test_calibration_tells_when_there_is_no_answer(saved, tmp_path):
+def test_calibration_sets_the_threshold_of_no_answer(saved, tmp_path):
     context = "the alef tav is lazy"
     plain = genkit.answer(QUESTION, context, model=saved)
     odds = math.log(plain.null_score / plain.score)
@@ -414,25 +415,25 @@ BAD = [
     ({"question": "\u200b"}, "question: the model knows no token of"),
     ({"question": "fox " * 70}, "question: 'fox fox .*has 70 tokens.*leaves 0"),
     ({"doc_stride": 60}, "question: .*doc_stride=60"),
-    ({"doc_stride": -1}, "doc_stride must be a whole number, 0 or more, got -1"),
-    ({"doc_stride": 1.0}, "doc_stride must be a whole number"),
-    ({"max_seq_len": 65}, "max_seq_len: 65 is more than the 64"),
-    ({"max_seq_len": 0}, "max_seq_len must be a whole number, 1 or more, got 0"),
+    ({"doc_stride": -1}, "doc_stride.*-1"),
+    ({"doc_stride": 1.0}, r"doc_stride.*1\.0"),
+    ({"max_seq_len": 65}, "max_seq_len.*65.*64"),
+    ({"max_seq_len": 0}, "max_seq_len.*0"),
     ({"max_seq_len": 5}, "question: .*leaves 0"),
-    ({"max_seq_len": True}, "max_seq_len must be a whole number"),
-    ({"top_k": 0}, "top_k must be a whole number, 1 or more, got 0"),
-    ({"top_k": True}, "top_k must be a whole number"),
-    ({"top_k": 1.5}, "top_k must be a whole number"),
-    ({"top_k": None}, "top_k must be a whole number"),
-    ({"handle_impossible": "no"}, "handle_impossible must be True or False, got 'no'"),
-    ({"align_to_words": 1}, "align_to_words must be True or False, got 1"),
-    ({"threshold": True}, "threshold must be a number"),
-    ({"max_answer_len": 0}, "max_answer_len must be a whole number, 1 or more"),
-    ({"max_answer_len": "15"}, "max_answer_len must be a whole number"),
-    ({"threshold": "0"}, "threshold must be a number"),
-    ({"threshold": math.nan}, "threshold must be a number"),
+    ({"max_seq_len": True}, "max_seq_len.*True"),
+    ({"top_k": 0}, "top_k.*0"),
+    ({"top_k": True}, "top_k.*True"),
+    ({"top_k": 1.5}, r"top_k.*1\.5"),
+    ({"top_k": None}, "top_k.*None"),
+    ({"handle_impossible": "no"}, "handle_impossible.*'no'"),
+    ({"align_to_words": 1}, "align_to_words.*1"),
+    ({"threshold": True}, "threshold.*True"),
+    ({"max_answer_len": 0}, "max_answer_len.*0"),
+    ({"max_answer_len": "15"}, "max_answer_len.*'15'"),
+    ({"threshold": "0"}, "threshold.*'0'"),
+    ({"threshold": math.nan}, "threshold.*nan"),
     ({"threshold": 1.0, "handle_impossible": False}, "threshold: 1.0 .*handle_impossible=False"),
-    ({"dtype": "bfloat16"}, "the model given is loaded"),
+    ({"dtype": "bfloat16"}, "dtype='bfloat16'.*loaded"),
 ]
 
 
@@ -457,7 +458,7 @@ def test_only_readers_are_loaded(saved, trained, tmp_path):
         genkit.answer(QUESTION, "the fox", model=saved, dtype="int4")
 
 
-def test_a_tokenizer_must_know_places_and_put_the_question_first(saved, tmp_path):
+def test_a_tokenizer_must_be_fast_and_pad_on_the_right(saved, tmp_path):
     left = tmp_path / "left"
     shutil.copytree(saved, left)
     tokenizer = load_reader(saved).tokenizer.__class__.from_pretrained(saved, padding_side="left")
@@ -476,7 +477,7 @@ def test_a_tokenizer_must_know_places_and_put_the_question_first(saved, tmp_path
 
 
 # ---------------------------------------------------------------------------------------------
-# What is shown
+# Display
 
 
 def record_of(context, answer):
@@ -488,9 +489,9 @@ def record_of(context, answer):
 
 @pytest.mark.parametrize("form", highlight.FORMS)
 @anything
-@given(context=texts, places=st.tuples(st.floats(0, 1), st.floats(0, 1)), whole=st.booleans())
-def test_a_highlight_is_the_text_with_the_answer_marked(form, context, places, whole):
-    start, end = sorted(round(place * len(context)) for place in places)
+@given(context=texts, ends=st.tuples(st.floats(0, 1), st.floats(0, 1)), whole=st.booleans())
+def test_a_highlight_is_the_text_with_the_answer_marked(form, context, ends, whole):
+    start, end = sorted(round(end * len(context)) for end in ends)
     answer = context[start:end].strip()
     assume(answer)
     start = context.index(answer, start)
@@ -526,7 +527,7 @@ def test_markup_in_a_text_is_text():
     assert record.highlight("html") == expected
 
 
-def test_a_text_does_not_steer_the_terminal():
+def test_control_characters_are_made_visible():
     context = (
         "A \x1b[2Jtrap\x07\rover\x9b it \u202eright\r\nto 👩\u200d🚀\tand\u00a0東京\u3000e\u0301."
     )
@@ -604,10 +605,10 @@ def lecture():
 
 def test_the_answers_of_the_lecture_are_shown_in_its_text(lecture):
     context, expected = lecture
-    for known in expected:
+    for fields in expected:
         window = (0, len(context))
         record = answering.Answer(
-            **known, window=window, null_score=None, confidence=None, context=context
+            **fields, window=window, null_score=None, confidence=None, context=context
         )
         assert context[record.start : record.end] == record.answer == str(record)
         first, last = record.sentence
@@ -620,12 +621,12 @@ def test_the_answers_of_the_lecture_are_shown_in_its_text(lecture):
 def test_the_default_model_answers_as_in_the_lecture(lecture):
     """Made before transformers 4.53 began to add up spans that read the same."""
     context, expected = lecture
-    questions = [known["question"] for known in expected]
+    questions = [fields["question"] for fields in expected]
     found = genkit.answer(questions, context, align_to_words=False)
-    for known, record in zip(expected, found, strict=True):
+    for fields, record in zip(expected, found, strict=True):
         assert (record.answer, record.start, record.end) == (
-            known["answer"],
-            known["start"],
-            known["end"],
+            fields["answer"],
+            fields["start"],
+            fields["end"],
         )
-        assert record.score == pytest.approx(known["score"], abs=1e-3)
+        assert record.score == pytest.approx(fields["score"], abs=1e-3)

@@ -14,7 +14,7 @@ from genkit.metrics.calibration import (
     FLATTEST,
     SHARPEST,
     CalibrationMetric,
-    by_confidence,
+    bin_by_confidence,
     expected_calibration_error,
     fit_temperature,
 )
@@ -52,7 +52,7 @@ def test_the_error_is_that_of_a_loop_whatever_the_order(rows, bins, rng):
 @given(judged)
 def test_bins_lose_nothing_and_one_bin_is_the_mean(rows):
     sure, right = zip(*rows, strict=True)
-    counts, trust, correct = by_confidence(sure, right)
+    counts, trust, correct = bin_by_confidence(sure, right)
     assert (counts.sum(), correct.sum()) == (len(rows), sum(right))
     assert trust.sum() == pytest.approx(sum(sure), abs=1e-12)
     whole = expected_calibration_error(sure, right, 1)
@@ -273,7 +273,7 @@ def test_the_picture_shows_how_often_it_is_right(tmp_path):
     blue, red = [], []
     for right in range(5):
         outcomes = [True] * right + [False] * (4 - right)
-        calibration.reliability([1.0] * 4, outcomes, tmp_path / "picture.png")
+        calibration.plot_reliability([1.0] * 4, outcomes, tmp_path / "picture.png")
         pixels = matplotlib.image.imread(tmp_path / "picture.png")[..., :3]
         blue.append(int((pixels[..., 2] > pixels[..., 0] + 0.15).sum()))
         red.append(int((pixels[..., 0] > pixels[..., 2] + 0.15).sum()))
@@ -285,5 +285,5 @@ def test_the_picture_shows_how_often_it_is_right(tmp_path):
 
 def test_no_picture_of_bad_confidences(tmp_path):
     with pytest.raises(ValueError, match=r"confidences must be between 0 and 1, got 1\.2"):
-        calibration.reliability([1.2], [True], tmp_path / "picture.png")
+        calibration.plot_reliability([1.2], [True], tmp_path / "picture.png")
     assert not list(tmp_path.iterdir())

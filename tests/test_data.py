@@ -8,7 +8,7 @@ from genkit.data.order import Order, Windows
 
 
 def read(source, **options) -> list[str]:
-    return ["".join(document) for document in text.documents(str(source), **options)]
+    return ["".join(document) for document in text.read_documents(str(source), **options)]
 
 
 def test_files_and_folders(tmp_path):

@@ -1,4 +1,4 @@
-"""Question-answering data: reading, splitting, targets, loss, a new tokenizer, the verdict."""
+"""Question-answering data: reading, splitting, targets, loss, a new tokenizer, the evaluation."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("kind", ["nested", "v2.0", "flat", "jsonl", "parquet", "saved"])
-def test_every_layout_says_the_same(tmp_path, kind):
+def test_every_layout_gives_the_same_examples(tmp_path, kind):
     path = tmp_path / {"saved": "set", "jsonl": "q.jsonl", "parquet": "q.parquet"}.get(
         kind, "q.json"
     )
@@ -80,7 +80,7 @@ def test_every_layout_says_the_same(tmp_path, kind):
     else:
         table = datasets.Dataset.from_list(flat(SEVERAL))
         table.to_parquet(path) if kind == "parquet" else table.save_to_disk(path)
-    train, val = squad.read(str(path))
+    train, val = squad.read_examples(str(path))
     assert (train, val) == (SEVERAL, [])
     assert squad.content_hash(train) == squad.content_hash(SEVERAL)
 
@@ -89,12 +89,14 @@ def test_a_dataset_with_a_validation_split_keeps_it(tmp_path):
     parts = {"train": SEVERAL[:2], "validation": SEVERAL[2:]}
     tables = {name: datasets.Dataset.from_list(flat(rows)) for name, rows in parts.items()}
     datasets.DatasetDict(tables).save_to_disk(tmp_path / "set")
-    assert squad.split(str(tmp_path / "set"), None, 0.5) == (SEVERAL[:2], SEVERAL[2:])
+    assert squad.split_examples(str(tmp_path / "set"), None, 0.5) == (SEVERAL[:2], SEVERAL[2:])
     (tmp_path / "q.json").write_text(json.dumps(nested(SEVERAL[:1])))
-    assert squad.split(str(tmp_path / "q.json"), str(tmp_path / "set"), 0.5)[1] == SEVERAL[2:]
+    assert (
+        squad.split_examples(str(tmp_path / "q.json"), str(tmp_path / "set"), 0.5)[1] == SEVERAL[2:]
+    )
 
 
-def test_the_hash_is_of_all_that_is_said():
+def test_the_hash_is_of_all_fields():
     hashes = {squad.content_hash(SEVERAL)}
     for name, value in {
         "id": "e",
@@ -124,15 +126,15 @@ def test_the_hash_is_of_all_that_is_said():
 def test_other_files_are_refused(tmp_path, text, message):
     (tmp_path / "q.json").write_text(text)
     with pytest.raises(ValueError, match=f"data: .*{message}"):
-        squad.read(str(tmp_path / "q.json"))
+        squad.read_examples(str(tmp_path / "q.json"))
 
 
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
         ([example(), example()], "two questions with the id 'q'"),
-        ([example(answers=[("Eve", 0)])], "'q' at character 0 should be 'Eve', and there is 'Ada'"),
-        ([example(answers=[("5.", len(CONTEXT))])], "should be '5.', and there is ''"),
+        ([example(answers=[("Eve", 0)])], "'q' at character 0 should be 'Eve', .*'Ada'"),
+        ([example(answers=[("5.", len(CONTEXT))])], "should be '5.', .*''"),
         ([example(answers=[(".", -1)])], "must be a text and the character .* got '.' and -1"),
         ([example(answers=[("", 0)])], "must be a text and the character .* got '' and 0"),
         ([example(answers=[(" ", 3)])], "must be a text and the character"),
@@ -145,49 +147,46 @@ def test_other_files_are_refused(tmp_path, text, message):
 def test_wrong_rows_are_named(tmp_path, examples, message):
     (tmp_path / "q.json").write_text(json.dumps(flat(examples)))
     with pytest.raises(ValueError, match=f"data: .*{message}"):
-        squad.read(str(tmp_path / "q.json"))
+        squad.read_examples(str(tmp_path / "q.json"))
 
 
-def test_what_contradicts_itself_is_refused(tmp_path):
+def test_contradictions_are_refused(tmp_path):
     for wrong in (SEVERAL[0], SEVERAL[2]):
         content = nested([wrong], "v2.0")
         asked = content["data"][0]["paragraphs"][0]["qas"][0]
         asked["is_impossible"] = not asked["is_impossible"]
         (tmp_path / "q.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=r"answers, and is_impossible is .*one must be wrong"):
-            squad.read(str(tmp_path / "q.json"))
+            squad.read_examples(str(tmp_path / "q.json"))
     rows = flat(SEVERAL)
     rows[1]["answers"]["answer_start"].pop()
     (tmp_path / "q.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="'b' has 2 answers and 1 places"):
-        squad.read(str(tmp_path / "q.json"))
+    with pytest.raises(ValueError, match="'b' has 2 answers and 1 values of answer_start"):
+        squad.read_examples(str(tmp_path / "q.json"))
 
 
 @pytest.mark.parametrize("source", ["nothing.json", "{tmp}", "nobody/nothing"])
-def test_what_is_not_there_is_named(tmp_path, monkeypatch, source):
+def test_missing_sources_are_named(tmp_path, monkeypatch, source):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"data: .*(is no file of questions|cannot be loaded)"):
-        squad.read(source.format(tmp=tmp_path))
+        squad.read_examples(source.format(tmp=tmp_path))
 
 
 # ---- splitting
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=2), st.floats(0.01, 0.99))
-@settings(max_examples=15, deadline=None)
-def test_an_article_is_on_one_side(tmp_path_factory, titles, fraction):
+def test_an_article_is_on_one_side(titles, fraction):
     examples = [
         example(str(i), title, context=title * 5, answers=[]) for i, title in enumerate(titles)
     ]
-    path = tmp_path_factory.mktemp("split") / "q.json"
-    path.write_text(json.dumps(flat(examples)))
     distinct = list(dict.fromkeys(titles))
     if len(distinct) == 1:
         with pytest.raises(ValueError, match="is one article"):
-            squad.split(str(path), None, fraction)
+            squad.split_by_article(examples, fraction, "q.json")
         return
-    train, val = squad.split(str(path), None, fraction)
+    train, val = squad.split_by_article(examples, fraction, "q.json")
     held = list(dict.fromkeys(e.title for e in val))
     assert held and held == distinct[-len(held) :]
     assert abs(len(held) - fraction * len(distinct)) <= 1
@@ -195,17 +194,22 @@ def test_an_article_is_on_one_side(tmp_path_factory, titles, fraction):
     assert sorted([*train, *val], key=lambda e: int(e.id)) == examples
 
 
-def test_articles_that_share_a_context_cannot_be_split(tmp_path):
-    (tmp_path / "q.json").write_text(json.dumps(flat(SEVERAL[:3])))
+def test_a_file_without_a_validation_split_is_split_by_article(tmp_path):
+    last = example("e", "four", context="Of another article.", answers=[])
+    (tmp_path / "q.json").write_text(json.dumps(flat([*SEVERAL, last])))
+    assert squad.split_examples(str(tmp_path / "q.json"), None, 0.01) == (SEVERAL, [last])
+
+
+def test_articles_that_share_a_context_cannot_be_split():
     with pytest.raises(ValueError, match=r"'one' and 'two' of .* share a context"):
-        squad.split(str(tmp_path / "q.json"), None, 0.5)
+        squad.split_by_article(SEVERAL[:3], 0.5, "q.json")
 
 
 # ---- targets and loss
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_targets_are_the_tokens_of_the_answer(tokenizer, draw):
     """By the tokenizer's own pairs: what overlaps the answer, if its window holds all of it."""
     context = " ".join(draw.draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=40)))
@@ -275,20 +279,20 @@ def test_a_new_tokenizer_is_always_the_same_and_reads_pairs():
     assert tokenizer.decode(tokenizer("ßä", add_special_tokens=False).input_ids) == "ßä"
 
 
-# ---- the verdict
+# ---- the evaluation
 
 
-def test_readings_are_what_answer_says(tokenizer):
+def test_predictions_are_those_of_answer(tokenizer):
     """Texts, scores and confidences, over several windows, for both temperatures."""
     torch.manual_seed(1)
     model = make_model(len(tokenizer), 64, 2, 32, 2).eval()
     model.config.calibration = {"temperature": 2.5, "threshold": 0.0, "impossible": False}
     part = training.Questions(SEVERAL, tokenizer, 24, 4)
     assert len(part.windows) > 6
-    logits, nats = training.predict(model, part)
+    logits, nats = training.predict_logits(model, part)
     every = training.loss(model, *part.batch(np.arange(len(part.windows)), model)).item()
     assert nats / len(part.windows) == pytest.approx(every, rel=1e-5)
-    read = training.readings(logits, part, 7, np.array([2.5, 1.0, 2.5, 2.5]))
+    read = training.predict_answers(logits, part, 7, np.array([2.5, 1.0, 2.5, 2.5]))
     reader = Reader(model, tokenizer, "small")
     said = genkit.answer(
         [e.question for e in SEVERAL],
@@ -308,39 +312,39 @@ def test_readings_are_what_answer_says(tokenizer):
     assert np.isfinite(np.take_along_axis(logits, classes[..., None], 2)).all()
 
 
-def reading(answer, score, null):
-    return training.Reading(answer, score, score / 2, null, null / 2)
+def prediction(answer, score, null):
+    return training.Prediction(answer, score, score / 2, null, null / 2)
 
 
-def test_a_verdict_without_impossible_questions():
+def test_evaluation_without_impossible_questions():
     examples = [example(str(i)) for i in range(4)]
-    read = [reading(a, 0.8, 0.9) for a in ("Ada", "ada.", "Ada wrote", "London")]
-    verdict = training.judge(read, examples)
-    assert verdict.right == [True, True, False, False] and verdict.threshold == 0
-    assert verdict.figures["exact_match"] == 50
-    assert verdict.figures["f1"] == pytest.approx(100 * (2 + 2 / 3) / 4)
-    assert verdict.figures["ece_before"] == pytest.approx(0.3)
-    assert verdict.figures["ece_after"] == pytest.approx(0.1)
+    read = [prediction(a, 0.8, 0.9) for a in ("Ada", "ada.", "Ada wrote", "London")]
+    evaluation = training.evaluate_predictions(read, examples)
+    assert evaluation.right == [True, True, False, False] and evaluation.threshold == 0
+    assert evaluation.figures["exact_match"] == 50
+    assert evaluation.figures["f1"] == pytest.approx(100 * (2 + 2 / 3) / 4)
+    assert evaluation.figures["ece_before"] == pytest.approx(0.3)
+    assert evaluation.figures["ece_after"] == pytest.approx(0.1)
 
 
-def test_a_half_is_judged_by_the_threshold_of_the_other():
+def test_each_half_is_evaluated_with_the_threshold_of_the_other():
     """Even questions part at odds of 1/4, odd ones at 4: each half's own would make no mistake."""
     examples, read = [], []
     for i in range(40):
         border = (0.25, 4.0)[i % 2]
         possible = i % 4 < 2
         examples.append(example(str(i), answers=[("Ada", 0)] if possible else []))
-        read.append(reading("Ada", 0.1, 0.1 * border * (0.5 if possible else 2)))
-    verdict = training.judge(read, examples)
+        read.append(prediction("Ada", 0.1, 0.1 * border * (0.5 if possible else 2)))
+    evaluation = training.evaluate_predictions(read, examples)
     # even ones are answered up to 2: all of them; odd ones up to 1/8: none
-    assert verdict.given == ["Ada", ""] * 20
-    assert verdict.figures["exact"] == 50
-    assert verdict.figures["HasAns_exact"] == verdict.figures["NoAns_exact"] == 50
-    assert verdict.threshold == pytest.approx(math.log(1 / 8), abs=1e-6)
+    assert evaluation.answers == ["Ada", ""] * 20
+    assert evaluation.figures["exact"] == 50
+    assert evaluation.figures["HasAns_exact"] == evaluation.figures["NoAns_exact"] == 50
+    assert evaluation.threshold == pytest.approx(math.log(1 / 8), abs=1e-6)
 
 
-def test_an_answer_that_the_model_cannot_see_is_named():
-    """Not learnt as if there were none."""
+def test_an_answer_without_tokens_is_named():
+    """It is not trained on as a question without an answer."""
     unseen = example("7", context="one \u200b two", answers=[("\u200b", 4)])
     tokenizer = make_tokenizer([unseen], 100, 48)
     with pytest.raises(ValueError, match=r"knows no token of the answer '\\u200b' \(7\)"):

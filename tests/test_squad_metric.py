@@ -10,9 +10,9 @@ from genkit.metrics.squad import (
     SquadMetric,
     SquadV2Metric,
     best_f1_threshold,
-    exact,
-    f1,
-    normalize,
+    compute_exact,
+    compute_f1,
+    normalize_answer,
     score_v1,
     score_v2,
 )
@@ -127,20 +127,20 @@ def questions(draw, score=probabilities, fewest=0, unique=False):
 
 @given(texts, texts)
 def test_two_answers_are_compared_as_the_slow_reference_does(first, second):
-    assert normalize(first) == " ".join(slow_words(first))
-    assert exact(first, second) == slow_exact(first, second, 1)
-    assert f1(first, second) == slow_f1(first, second, 1)
-    assert f1(first, second) == pytest.approx(f1(second, first), abs=1e-12)
-    assert 0 <= f1(first, second) <= 1
-    if exact(first, second) and normalize(first):
-        assert f1(first, second) == 1
-    assert normalize(f"  The {first}!") == normalize(first)
+    assert normalize_answer(first) == " ".join(slow_words(first))
+    assert compute_exact(first, second) == slow_exact(first, second, 1)
+    assert compute_f1(first, second) == slow_f1(first, second, 1)
+    assert compute_f1(first, second) == pytest.approx(compute_f1(second, first), abs=1e-12)
+    assert 0 <= compute_f1(first, second) <= 1
+    if compute_exact(first, second) and normalize_answer(first):
+        assert compute_f1(first, second) == 1
+    assert normalize_answer(f"  The {first}!") == normalize_answer(first)
 
 
 @given(st.text(), st.text())
 def test_any_text_is_compared_as_the_slow_reference_does(first, second):
-    assert normalize(first) == " ".join(slow_words(first))
-    assert f1(first, second) == slow_f1(first, second, 1)
+    assert normalize_answer(first) == " ".join(slow_words(first))
+    assert compute_f1(first, second) == slow_f1(first, second, 1)
 
 
 @given(questions(fewest=1), st.data())
@@ -164,7 +164,7 @@ def test_v2_is_the_slow_reference(drawn, threshold):
 def test_the_best_figures_are_those_of_the_best_threshold(drawn):
     """Where the official quirks do not matter: scores above 0, all different, "" for no words."""
     predictions, answers, scores = drawn
-    predictions = {q: text if normalize(text) else "" for q, text in predictions.items()}
+    predictions = {q: text if normalize_answer(text) else "" for q, text in predictions.items()}
     found = score_v2(predictions, answers, scores)
     tried = [score_v2(predictions, answers, scores, t) for t in (0.0, *scores.values())]
     for name in ("exact", "f1"):
@@ -217,8 +217,8 @@ BY_HAND = [
 
 @pytest.mark.parametrize(("prediction", "gold", "same", "first", "second"), BY_HAND)
 def test_by_hand(prediction, gold, same, first, second):
-    assert exact(prediction, gold) is bool(same)
-    assert f1(prediction, gold) == pytest.approx(first, abs=1e-12)
+    assert compute_exact(prediction, gold) is bool(same)
+    assert compute_f1(prediction, gold) == pytest.approx(first, abs=1e-12)
     assert score_v1({"q": prediction}, {"q": [gold]}) == pytest.approx(
         {"exact_match": 100 * same, "f1": 100 * first}
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from readers import KINDS, TEXTS, network, texts, tokenizer_of
 
 from genkit.qa import spans, windows
-from genkit.qa.windows import NEVER, Windows
+from genkit.qa.windows import NEVER, TokenWindows
 
 tokenizer = functools.cache(tokenizer_of)
 model = functools.cache(lambda kind: network(kind, len(tokenizer(kind))))
@@ -39,7 +39,7 @@ def test_windows_are_those_of_the_tokenizer(kind, question, context, room, share
         return_token_type_ids=True,
         return_offsets_mapping=True,
     )
-    found = Windows([question], [context], own, size, stride)
+    found = TokenWindows([question], [context], own, size, stride)
     batch = found.inputs(np.arange(len(found)), model("uncased"))
     assert batch["input_ids"].tolist() == expected.input_ids
     types = batch["token_type_ids"].tolist()
@@ -100,7 +100,7 @@ def test_a_word_without_end_is_cut_all_the_same():
 
 def test_groups_hold_every_window_once_within_the_most_tokens():
     contexts = [" ".join(["fox"] * n) for n in (1, 30, 7, 200, 64, 2)]
-    found = Windows(["Where"] * len(contexts), contexts, tokenizer("cased"), 48, 8)
+    found = TokenWindows(["Where"] * len(contexts), contexts, tokenizer("cased"), 48, 8)
     for most in (1, 48, 100, 10**6):
         groups = list(found.groups(most))
         assert sorted(np.concatenate(groups)) == list(range(len(found)))
@@ -113,7 +113,7 @@ def test_groups_hold_every_window_once_within_the_most_tokens():
 @given(tokens=st.integers(1, 60), room=st.integers(1, 20), share=st.floats(0, 0.99))
 def test_every_run_of_as_many_tokens_as_windows_share_is_in_a_window(tokens, room, share):
     stride = int(share * room)
-    cuts = windows.cut(tokens, room, stride)
+    cuts = windows.cut_windows(tokens, room, stride)
     assert all(0 < last - first <= room for first, last in cuts)
     for start in range(max(1, tokens - stride)):
         stop = min(start + stride + 1, tokens)
@@ -136,7 +136,7 @@ def test_the_likeliest_spans_are_those_of_a_search_through_all(seed, tokens, lon
     generator = torch.Generator().manual_seed(seed)
     start, end = (log_probabilities(generator, 3, tokens) for _ in range(2))
     taken = (torch.rand(3, tokens, generator=generator) < 0.2) & torch.tensor(some)
-    found, first, last = spans.likeliest(start, end, longest, taken)
+    found, first, last = spans.likeliest_spans(start, end, longest, taken)
     for row in range(3):
         every = {
             (a, b): float(start[row, a] + end[row, b])
@@ -188,12 +188,12 @@ def naive(question, context, own, start, end, longest, words):
 )
 def test_answers_are_those_of_the_definition(kind, words, seed, chosen, scale, longest):
     context, own = " ".join(chosen), tokenizer(kind)
-    found = Windows(["Where?"], [context], own, 400, 0)
+    found = TokenWindows(["Where?"], [context], own, 400, 0)
     count = 1 + len(found.contexts[0])
     start, end = scale * np.random.default_rng(seed).normal(size=(2, count))
-    wanted = spans.Wanted(longest=longest, words=words, temperature=2.0)
+    wanted = spans.SpanOptions(longest=longest, words=words, temperature=2.0)
     rows = [torch.from_numpy(x)[None].float() for x in (start, end)]
-    ((span,),) = spans.answers(*rows, np.arange(1), found, [context], wanted)
+    ((span,),) = spans.best_spans(*rows, np.arange(1), found, [context], wanted)
     answer, score, first, last = naive("Where?", context, own, start, end, longest, words)
     assert context[span.start : span.end] == answer
     assert (span.start, span.end) == (first, last)
@@ -207,23 +207,23 @@ def test_answers_are_those_of_the_definition(kind, words, seed, chosen, scale, l
 @pytest.mark.parametrize("far", [300.0, 3000.0])
 def test_a_span_too_unlikely_for_a_float_is_still_found(far):
     context = "fox dog Monday noon"
-    found = Windows(["Where?"], [context], tokenizer("cased"), 64, 0)
+    found = TokenWindows(["Where?"], [context], tokenizer("cased"), 64, 0)
     count = 1 + len(found.contexts[0])
     start, end = torch.zeros(1, count), torch.zeros(1, count)
     start[0, -1] = end[0, 1] = far  # the end is before the start
     start[0, 2], end[0, -2] = 50.0, 50.0
-    ((span,),) = spans.answers(start, end, np.arange(1), found, [context], spans.Wanted())
+    ((span,),) = spans.best_spans(start, end, np.arange(1), found, [context], spans.SpanOptions())
     assert 0 <= span.score <= np.exp(50 - far) and span.end in (len("fox"), len(context))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_accent_stays_with_its_letter(kind):
     context = "the cafe\u0301 is"
-    found = Windows(["Where?"], [context], tokenizer(kind), 64, 0)
+    found = TokenWindows(["Where?"], [context], tokenizer(kind), 64, 0)
     tokens = found.contexts[0]
     inside = np.flatnonzero((tokens.starts >= 4) & (tokens.ends <= 9) & (tokens.starts < 8))
     start, end = torch.zeros(2, 1, 1 + len(tokens))
     start[0, 1 + inside[0]], end[0, 1 + inside[-1]] = 30.0, 30.0
-    wanted = spans.Wanted(2)
-    (best,) = spans.answers(start, end, np.arange(1), found, [context], wanted)
+    wanted = spans.SpanOptions(2)
+    (best,) = spans.best_spans(start, end, np.arange(1), found, [context], wanted)
     assert context[best[0].start : best[0].end] == "cafe\u0301"

@@ -1,1 +1,1 @@
-"""What goes in: texts, corpora, tokenizers of our own, images, questions, in their order."""
+"""Data: texts, corpora, tokenizers, images and questions, and the order of training on them."""

@@ -1,7 +1,7 @@
 """Character language models: tokenizer and fast encoding of a corpus.
 
-The tokenizer is byte-pair encoding without a single merge: one token a character, and the bytes of
-those that were not in the corpus. Any string comes back exactly as it went in.
+The tokenizer is byte-pair encoding without merges: one token a character, and the bytes of
+characters that are not in the vocabulary. Decoding gives any string back exactly.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 def make_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """Make the tokenizer of a set of characters: ids are <eos>, 256 bytes, then the characters."""
-    return _tokenizer([EOS, *BYTES, *characters])
+    return _make_tokenizer([EOS, *BYTES, *characters])
 
 
-def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, characters: str) -> PreTrainedTokenizerFast:
-    """Make a tokenizer that also knows `characters`; ids that exist keep their meaning."""
-    known = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    return _tokenizer(known + [c for c in characters if c not in set(known)])
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, characters: str
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with further characters in its vocabulary; old tokens keep their ids."""
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    return _make_tokenizer(tokens + [c for c in characters if c not in set(tokens)])
 
 
-def _tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
+def _make_tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -55,7 +57,7 @@ def _tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
 
 
 def is_character_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether it is one of ours: bytes for unknown characters, and no merges."""
+    """Return whether a tokenizer is one by `make_tokenizer`: with bytes and without merges."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return False
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -63,24 +65,24 @@ def is_character_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def unknown_characters(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
-    """List the characters of a text that a character tokenizer does not know."""
+    """List the characters of a text that are not in a character tokenizer's vocabulary."""
     return sorted(set(text) - tokenizer.get_vocab().keys())
 
 
 # ---------------------------------------------------------------------------------------------
-# Encoding a corpus: a table from code point to id, not a tokenizer, does the work
+# Encoding a corpus, by a table from code points to ids in place of the tokenizer
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a corpus tells: its content hash and its distinct characters."""
+    """The content hash and the distinct characters of a corpus."""
 
     sha256: str
     characters: str
 
 
 def survey_corpus(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Survey:
-    """Hash a corpus and collect its characters; the second time, only hash it.
+    """Hash a corpus and collect its characters, which are kept in the cache by that hash.
 
     Raises:
         ValueError: the source is missing, empty or not text.
@@ -110,7 +112,8 @@ def encode_characters(
 ) -> np.ndarray:
     """Encode a corpus into a memory-mapped array of ids, (length,), with <eos> between documents.
 
-    Equal to the tokenizer's own ids, in constant memory, kept in the cache by content hash.
+    The ids are those of the tokenizer; they are made in constant memory, and kept in the cache by
+    content hash.
 
     Raises:
         ValueError: the corpus is no longer the one that was surveyed.
@@ -120,10 +123,10 @@ def encode_characters(
     key = hashlib.sha256(f"{surveyed.sha256} {vocabulary_hash(tokenizer)}".encode()).hexdigest()
     path = cache_folder() / f"{key}.{dtype.name}"
     if not path.exists():
-        table = _table(vocabulary, dtype)
+        table = _make_table(vocabulary, dtype)
         with written_whole(path, shared=True) as scratch, scratch.open("wb") as file:
             for codes in _code_points(source, column, surveyed.sha256, table_memory):
-                file.write(_encode(codes, table, vocabulary).data)
+                file.write(_encode_codes(codes, table, vocabulary).data)
     return np.memmap(path, dtype=dtype, mode="r")
 
 
@@ -139,7 +142,7 @@ class CharacterCorpus:
     tokenizer: PreTrainedTokenizerFast
     train: np.ndarray  # (length,), memory-mapped
     val: np.ndarray
-    facts: dict[str, Any]  # which data it is, by content hash
+    facts: dict[str, Any]  # content hashes of the data
 
 
 def read_characters(
@@ -153,29 +156,29 @@ def read_characters(
 ) -> CharacterCorpus:
     """Read a text, make or extend its tokenizer, encode it and split it by position.
 
-    The tokenizer knows every character of both parts, so that each id is one character.
+    The vocabulary has every character of both parts, so that each id is one character.
 
     Args:
-        source: see `data.documents`.
-        val_source: another text to validate on; the end of `source` without one.
+        source: see `text.read_documents`.
+        val_source: another text to validate on; default: the end of `source`.
         val_fraction: part of `source` to validate on.
-        context: characters in a window; each part must have at least one window.
-        base: a character tokenizer to extend by the characters it does not know.
-        table_memory: see `data.documents`.
+        context: characters of a window; each part must have at least one window.
+        base: a character tokenizer to extend by the characters that it lacks.
+        table_memory: see `text.read_documents`.
 
     Raises:
         ValueError: a text is missing, empty, not text, or too short.
     """
-    whole = survey_corpus(source, column, table_memory)
-    facts: dict[str, Any] = {"text_sha256": whole.sha256}
-    judged = survey_corpus(val_source, column, table_memory) if val_source else whole
-    characters = "".join(sorted(set(whole.characters) | set(judged.characters)))
+    text = survey_corpus(source, column, table_memory)
+    facts: dict[str, Any] = {"text_sha256": text.sha256}
+    val_text = survey_corpus(val_source, column, table_memory) if val_source else text
+    characters = "".join(sorted(set(text.characters) | set(val_text.characters)))
     tokenizer = extend_tokenizer(base, characters) if base else make_tokenizer(characters)
     facts["vocabulary_sha256"] = vocabulary_hash(tokenizer)
-    ids = encode_characters(source, whole, tokenizer, column, table_memory)
+    ids = encode_characters(source, text, tokenizer, column, table_memory)
     if val_source:
-        facts["val_text_sha256"] = judged.sha256
-        train, val = ids, encode_characters(val_source, judged, tokenizer, column, table_memory)
+        facts["val_text_sha256"] = val_text.sha256
+        train, val = ids, encode_characters(val_source, val_text, tokenizer, column, table_memory)
     else:
         border = int(len(ids) * (1 - val_fraction))
         train, val = ids[:border], ids[border:]
@@ -203,8 +206,8 @@ def _code_points(source: str, column: str, sha256: str, table_memory: int) -> It
         raise ValueError(f"text: {source!r} changed while it was read; try again when it is whole")
 
 
-def _table(vocabulary: dict[str, int], dtype: np.dtype) -> np.ndarray:
-    """Build the map from code point to id; the largest number of the type means unknown."""
+def _make_table(vocabulary: dict[str, int], dtype: np.dtype) -> np.ndarray:
+    """Map code points to ids, in an array; the largest number of the type means unknown."""
     table = np.full(SEPARATOR + 1, np.iinfo(dtype).max, dtype=dtype)
     for token, i in vocabulary.items():
         if len(token) == 1:
@@ -213,7 +216,7 @@ def _table(vocabulary: dict[str, int], dtype: np.dtype) -> np.ndarray:
     return table
 
 
-def _encode(codes: np.ndarray, table: np.ndarray, vocabulary: dict[str, int]) -> np.ndarray:
+def _encode_codes(codes: np.ndarray, table: np.ndarray, vocabulary: dict[str, int]) -> np.ndarray:
     ids = table[codes]
     unknown = ids == np.iinfo(table.dtype).max
     if not unknown.any():

@@ -1,7 +1,7 @@
 """A text as a memory-mapped sequence of ids: hashed, split by position, encoded, cached.
 
-Any tokenizer of transformers does, in constant memory; for characters genkit/charlm.py knows a
-faster way.
+This is for any tokenizer of transformers, in constant memory; `characters` has a faster way for
+character tokenizers.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ BLOCK = 1 << 18  # characters encoded at a time
 WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
 
 # ---------------------------------------------------------------------------------------------
-# A text by its content
+# Hashing and splitting
 
 
 def hash_pieces(
     source: str, column: str, digest: hashlib._Hash, table_memory: int = tables.MEMORY
 ) -> Iterator[str | None]:
-    """Yield the text in pieces, and None between two documents, and hash what goes by."""
+    """Yield a text in pieces, and None between two documents, and update `digest` with it."""
     for i, document in enumerate(read_documents(source, column, table_memory)):
         if i:
-            digest.update(b"\xff")  # which is in no UTF-8
+            digest.update(b"\xff")  # a byte that no UTF-8 text has
             yield None
         for piece in document:
-            digest.update(_utf8(piece))
+            digest.update(_encode_utf8(piece))
             yield piece
 
 
-def _utf8(piece: str) -> bytes:
+def _encode_utf8(piece: str) -> bytes:
     try:
         return piece.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -54,7 +54,7 @@ def _utf8(piece: str) -> bytes:
 class Part:
     """Characters `start` to `stop` of a text; a border inside a word moves to the word's end.
 
-    What separates two documents counts as a character.
+    The border between two documents counts as a character.
     """
 
     source: str
@@ -66,7 +66,7 @@ class Part:
 
 
 def measure_corpus(source: str, column: str = "text", table_memory: int = tables.MEMORY) -> Part:
-    """Hash a text and count its characters; the whole of it is one part.
+    """Hash a text and count its characters; return all of it as one part.
 
     Raises:
         ValueError: the source is missing, empty or not text.
@@ -86,32 +86,32 @@ def split_corpus(
     val_fraction: float,
     table_memory: int = tables.MEMORY,
 ) -> tuple[Part, Part]:
-    """Find the part to train on and the part to validate on.
+    """Split a text into the part to train on and the part to validate on.
 
     Args:
-        source: see `data.documents`.
-        val_source: another text to validate on; the end of `source` without one.
+        source: see `text.read_documents`.
+        val_source: another text to validate on; default: the end of `source`.
         val_fraction: part of `source` to validate on.
-        table_memory: see `data.documents`.
+        table_memory: see `text.read_documents`.
 
     Raises:
         ValueError: a text is missing, empty or not text.
     """
-    whole = measure_corpus(source, column, table_memory)
+    text = measure_corpus(source, column, table_memory)
     if val_source:
-        return whole, measure_corpus(val_source, column, table_memory)
-    border = int(whole.stop * (1 - val_fraction))
-    return dataclasses.replace(whole, stop=border), dataclasses.replace(whole, start=border)
+        return text, measure_corpus(val_source, column, table_memory)
+    border = int(text.stop * (1 - val_fraction))
+    return dataclasses.replace(text, stop=border), dataclasses.replace(text, start=border)
 
 
 def read_blocks(part: Part, doing: str) -> Iterator[str | None]:
     """Yield a part in blocks of about BLOCK characters, and None between two documents.
 
-    A block ends with a letter or a digit, before white space: where words end, and where a token
-    of byte-level tokenizers begins, so that cutting there changes no id.
+    A block ends with a letter or a digit, before white space. A word ends there, and a token of
+    byte-level tokenizers begins, so that cutting the text there changes no id.
 
     Args:
-        doing: what the progress bar says.
+        doing: label of the progress bar.
 
     Raises:
         ValueError: the text is no longer the one that was measured.
@@ -127,16 +127,18 @@ def read_blocks(part: Part, doing: str) -> Iterator[str | None]:
     )
     position = 0
     with bar:
-        for block in _whole_blocks(part):
+        for block in _cut_blocks(part):
             size = 1 if block is None else len(block)
-            first, last = (_place(block, border - position) for border in (part.start, part.stop))
+            first, last = (
+                _index_in_block(block, border - position) for border in (part.start, part.stop)
+            )
             position += size
             bar.update(size)
             if first < last:
                 yield block and block[first:last]
 
 
-def _whole_blocks(part: Part) -> Iterator[str | None]:
+def _cut_blocks(part: Part) -> Iterator[str | None]:
     digest, rest = hashlib.sha256(), ""
     for piece in hash_pieces(part.source, part.column, digest, part.table_memory):
         if piece is None:
@@ -155,8 +157,8 @@ def _whole_blocks(part: Part) -> Iterator[str | None]:
         )
 
 
-def _place(block: str | None, border: int) -> int:
-    """Where in a block a border falls: at its ends, or where the word ends that it is in."""
+def _index_in_block(block: str | None, border: int) -> int:
+    """Return the index of a border in a block: an end of it, or the end of the word there."""
     size = 1 if block is None else len(block)
     if block is None or not 0 < border < size:
         return min(max(border, 0), size)
@@ -176,14 +178,14 @@ class Corpus:
     train: np.ndarray  # (length,), memory-mapped
     val: np.ndarray
     val_characters: int
-    facts: dict[str, Any]  # which data it is, by content hash
+    facts: dict[str, Any]  # content hashes of the data
 
 
 def read_corpus(train: Part, val: Part, tokenizer: PreTrainedTokenizerFast, context: int) -> Corpus:
     """Encode the two parts of a text.
 
     Args:
-        context: tokens in a window; each part must have at least one window.
+        context: tokens of a window; each part must have at least one window.
 
     Raises:
         ValueError: a part is too short.
@@ -193,10 +195,10 @@ def read_corpus(train: Part, val: Part, tokenizer: PreTrainedTokenizerFast, cont
         facts["val_text_sha256"] = val.sha256
     ids, _ = encode_corpus(train, tokenizer)
     val_ids, val_characters = encode_corpus(val, tokenizer)
-    for part, what in ((ids, "train"), (val_ids, "validate")):
+    for part, verb in ((ids, "train"), (val_ids, "validate")):
         if len(part) < context + 1:
             raise ValueError(
-                f"text: {len(part):,} tokens to {what} on are less than one window, "
+                f"text: {len(part):,} tokens to {verb} on are less than one window, "
                 f"{context + 1} for context {context}; give more text or a smaller context"
             )
     return Corpus(tokenizer, ids, val_ids, val_characters, facts)
@@ -208,11 +210,11 @@ def encode_corpus(part: Part, tokenizer: PreTrainedTokenizerFast) -> tuple[np.nd
     The ids are kept in the cache by content hash.
 
     Returns:
-        A memory-mapped array, (length,), and the number of characters that it stands for.
+        A memory-mapped array, (length,), and the number of characters that it encodes.
     """
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    what = f"{part.sha256} {part.start} {part.stop} {tokenizer_hash(tokenizer)}"
-    path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.{dtype.name}"
+    content = f"{part.sha256} {part.start} {part.stop} {tokenizer_hash(tokenizer)}"
+    path = cache_folder() / f"{hashlib.sha256(content.encode()).hexdigest()}.{dtype.name}"
     count = path.with_suffix(".characters.json")
     if not count.exists():
         characters = 0
@@ -229,10 +231,10 @@ def encode_corpus(part: Part, tokenizer: PreTrainedTokenizerFast) -> tuple[np.nd
 
 @panics_are_errors("init_from")
 def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Encode a text as it stands, without what a tokenizer adds at its ends."""
+    """Encode a text without the special tokens that a tokenizer adds at its ends."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of all that a tokenizer does."""
+    """SHA-256 of a tokenizer's serialised backend."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

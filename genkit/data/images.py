@@ -1,6 +1,6 @@
 """Images with labels: from a folder, a table or a dataset, decoded once into a memory map.
 
-An epoch then costs memory bandwidth, not the decoding of PNG files.
+So an epoch costs memory bandwidth, and no decoding of files.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from genkit.data import pixels, tables, workers
-from genkit.data.image_files import EncodedImages
-from genkit.data.image_files import ImageSource
-from genkit.data.image_files import _known
-from genkit.data.image_files import file_stats
-from genkit.data.image_files import find_images
+from genkit.data.image_files import EncodedImages, ImageSource, file_stats, find_images
 from genkit.data.pixels import ImageError
 from genkit.files import cache_folder, written_whole
 
@@ -32,14 +28,14 @@ VERSION = 3  # of the cache: raised when decoding changes
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images, some or all of a memory map."""
+    """Decoded images: the rows of a memory map, or some of them."""
 
-    pixels: np.ndarray  # (all of them, channels, height, width), uint8
-    labels: np.ndarray | None  # (all of them,), int64
+    pixels: np.ndarray  # (rows of the map, channels, height, width), uint8
+    labels: np.ndarray | None  # (rows of the map,), int64
     names: list[str]  # of the classes
-    rows: np.ndarray  # which of them are meant
-    sha256: str  # of what is meant
-    skipped: list[str] = dataclasses.field(default_factory=list)  # files that were no images
+    rows: np.ndarray  # (images,): which rows of the map these images are
+    sha256: str  # of these images and their labels
+    skipped: list[str] = dataclasses.field(default_factory=list)  # unreadable files
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,12 +55,12 @@ class Images:
         """Look up labels, (len(which),), int64.
 
         Raises:
-            ValueError: there are none.
+            ValueError: the images have no labels.
         """
         if self.labels is None:
             raise ValueError(
-                "labels: these images have none; give a folder with a folder for each class, or a "
-                "table with a column of labels"
+                "labels: these images have no labels; give a folder with a folder for each class, "
+                "or a table with a column of labels"
             )
         return torch.from_numpy(self.labels[self.rows[which]]).to(device)
 
@@ -78,7 +74,7 @@ class Images:
         return len(self.names)
 
     def take(self, which: np.ndarray) -> Images:
-        """Return some of the images."""
+        """Return some of the images, by index or by a mask."""
         rows = self.rows[which]
         digest = hashlib.sha256(self.sha256.encode() + rows.astype("<i8").tobytes()).hexdigest()
         return dataclasses.replace(self, rows=rows, sha256=digest)
@@ -97,27 +93,28 @@ def load_images(
     max_bytes: int = pixels.MAX_BYTES,
     table_memory: int = tables.MEMORY,
 ) -> Images:
-    """Decode images, or find them in the cache.
+    """Decode images, or load them from the cache.
 
     Args:
-        source: "digits", scikit-learn's 8 x 8 ones; a folder of images, in which folders are
+        source: "digits", the 8 x 8 digits of scikit-learn; a folder of images, in which folders are
             classes; a table (parquet, json, jsonl, csv) or a dataset saved by `datasets`, with a
             column of images, or of paths from the table's folder; or the id of a Hub dataset.
-        resolution: side of the squares to make, by scaling and cropping; None if all have one size.
-        channels: 1 for grey, 3 for colour, None for what the first image has.
-        skip_corrupt: leave out what is no image; `Images.skipped` names it.
+        resolution: side of squares to scale and crop images to; default: their own size, which
+            must be the same.
+        channels: 1 for grey, 3 for colour; default: as the first image has.
+        skip_corrupt: leave out unreadable files; `Images.skipped` lists them.
         column, label_column: of a table or a dataset.
         split: of a Hub dataset, by its name.
-        allow_outside: read pictures outside the folder too, where cells of a table or links in a
+        allow_outside: also read images outside the folder, where cells of a table or links in a
             folder name them.
-        max_pixels: of a picture, by its header; more is an error, or skipped as corrupt.
-        max_bytes: of a picture's file.
-        table_memory: MiB of the process that reads a table, and the most that it may hold if it is
-            not as large.
+        max_pixels: limit of an image, by its header; a larger one is unreadable.
+        max_bytes: limit of an image's file; a larger one is unreadable.
+        table_memory: MiB of memory of the process that reads a table; also the most bytes of its
+            rows, if its files are small.
 
     Raises:
-        ImageError: a file is no image, or not like the others.
-        ValueError: there is nothing there, or an argument is out of range.
+        ImageError: a file is unreadable, or its image has another shape than the others.
+        ValueError: there are no images, or an argument is out of range.
     """
     if resolution is not None and resolution < pixels.MIN_SIDE:
         raise ValueError(f"resolution must be {pixels.MIN_SIDE} or more, got {resolution}")
@@ -126,13 +123,15 @@ def load_images(
     for name, value in {"max_pixels": max_pixels, "max_bytes": max_bytes}.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
-    found = ImageSource(str(source), column, label_column, split_images, allow_outside, max_bytes, table_memory)
-    identity, open_images = find_images(found)
+    where = ImageSource(
+        str(source), column, label_column, split, allow_outside, max_bytes, table_memory
+    )
+    identity, open_images = find_images(where)
     options = workers.DecodeOptions(resolution, channels, max_pixels, max_bytes)
-    facts_of = [VERSION, Image.__version__, identity, dataclasses.asdict(options), skip_corrupt]
-    key = hashlib.sha256(json.dumps(facts_of).encode()).hexdigest()
+    content = [VERSION, Image.__version__, identity, dataclasses.asdict(options), skip_corrupt]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = cache_folder() / f"{key}.pixels"
-    facts = _known(path) or _decode(open_images(), path, options, skip_corrupt)
+    facts = _read_facts(path) or _decode_to_cache(open_images(), path, options, skip_corrupt)
     labels = None if facts["labels"] is None else np.array(facts["labels"], np.int64)
     return Images(
         np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"])),
@@ -156,30 +155,32 @@ def load_train_val(
     """Return the images to train on and those to validate on.
 
     Args:
-        source, resolution, channels, skip_corrupt, options: see `load`.
-        val_source: other images to validate on; None for a part of the same.
-        val_fraction: how large a part.
+        source, resolution, channels, skip_corrupt, options: see `load_images`.
+        val_source: other images to validate on; default: a part of the same.
+        val_fraction: fraction of the images in that part.
 
     Raises:
-        ValueError: see `load` and `split`.
+        ValueError: see `load_images` and `split_images`.
     """
-    whole = load_images(source, resolution, channels, skip_corrupt, **options)
+    images = load_images(source, resolution, channels, skip_corrupt, **options)
     if val_source is None:
-        return split_images(whole, None, val_fraction)
+        return split_images(images, None, val_fraction)
     val = load_images(val_source, resolution, channels, skip_corrupt, **options)
-    return split_images(whole, val, val_fraction)
+    return split_images(images, val, val_fraction)
 
 
-def split_images(images: Images, val_images: Images | None, val_fraction: float) -> tuple[Images, Images]:
+def split_images(
+    images: Images, val_images: Images | None, val_fraction: float
+) -> tuple[Images, Images]:
     """Return the images to train on and those to validate on.
 
     Args:
-        val_images: other images to validate on; None for a part of the same, drawn once and for
-            all, whatever the run's seed.
-        val_fraction: how large a part.
+        val_images: other images to validate on; None: a random part of the same, which does not
+            depend on the run's seed.
+        val_fraction: fraction of the images in that part.
 
     Raises:
-        ValueError: there are too few, or the two are not alike.
+        ValueError: there are too few images, or the two differ in their shape or classes.
     """
     if val_images is None:
         if not 0 < val_fraction < 1:
@@ -201,10 +202,20 @@ def split_images(images: Images, val_images: Images | None, val_fraction: float)
     return images, val_images
 
 
-def _decode(
+def _read_facts(path: Path) -> dict[str, Any] | None:
+    """Return the facts of pixels in the cache; None if there are none, or files have changed."""
+    file = path.with_suffix(".json")
+    if not file.exists() or not path.exists():
+        return None
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    current = file_stats([Path(name) for name, *_ in facts["files"]])
+    return facts if facts["files"] == current else None
+
+
+def _decode_to_cache(
     found: EncodedImages, path: Path, options: workers.DecodeOptions, skip_corrupt: bool
 ) -> dict[str, Any]:
-    """Write all pixels into one file, and what is known of them beside it; return that."""
+    """Write all pixels into one file, and the facts about them beside it; return the facts."""
     kept: list[int] = []
     skipped: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
@@ -216,22 +227,22 @@ def _decode(
         contextlib.closing(workers.decode_files(found.files, found.count, options)) as decoded,
         tqdm(total=found.count, desc="decoding", unit=" images", delay=2, leave=False) as bar,
     ):
-        for place, (name, result) in enumerate(decoded):
+        for index, (name, result) in enumerate(decoded):
             bar.update()
             if isinstance(result, ImageError):
                 if not skip_corrupt:
-                    raise ImageError(f"{result}. Mend it, take it away, or pass --skip_corrupt")
+                    raise ImageError(f"{result}. Repair it, remove it, or pass --skip_corrupt")
                 skipped.append(str(result))
                 continue
             first = first or (name, result.shape)
-            _check_alike(name, result.shape, *first)
+            _check_shape(name, result.shape, *first)
             values = result.tobytes()
             file.write(values)
             digest.update(values)
-            kept.append(place)
+            kept.append(index)
         if first is None:
             raise ImageError(
-                f"images: not one of {found.count} is an image; the first: {skipped[0]}"
+                f"images: all {found.count} files are unreadable; the first: {skipped[0]}"
             )
     labels = None if found.labels is None else found.labels[kept].tolist()
     digest.update(json.dumps([first[1], labels, found.names]).encode())
@@ -248,7 +259,7 @@ def _decode(
     return facts
 
 
-def _check_alike(
+def _check_shape(
     name: str, shape: tuple[int, ...], first_name: str, first_shape: tuple[int, ...]
 ) -> None:
     if shape[0] != first_shape[0]:
@@ -263,6 +274,6 @@ def _check_alike(
 
 
 def proportional_labels(images: Images, count: int) -> np.ndarray:
-    """Return `count` labels, (count,), in the proportions that those of images have."""
+    """Return `count` labels, (count,), in the proportions of those of the images."""
     labels = np.sort(images.classes(np.arange(len(images))).numpy())
     return labels[((np.arange(count) + 0.5) * len(labels) / count).astype(int)]

@@ -1,4 +1,4 @@
-"""Shuffled orders as functions of the position alone: any process can look up any part."""
+"""Shuffled orders that are functions of the position, so that any process can look up any part."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-# ---------------------------------------------------------------------------------------------
-# Order
-
 
 class Order:
-    """An endless shuffled order over `count` things: every epoch a new permutation.
+    """An endless shuffled order of `count` items: a new permutation in every epoch.
 
-    It is a function of the position alone, so any process can look up any part of it, and a
-    resumed run goes on where it stopped by counting.
+    It is a function of the position alone, so that any process can look up any part of it, and a
+    resumed run needs no more than its position.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -23,15 +20,15 @@ class Order:
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Look up positions, (n,): which epoch each falls in, and which thing it is; (n,) each."""
-        epochs, places = np.divmod(positions, self.count)
-        things = np.empty_like(places)
+        """Look up positions, (n,): the epoch of each, and its item; (n,) each."""
+        epochs, offsets = np.divmod(positions, self.count)
+        items = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            things[here] = self._of(int(epoch))[places[here]]
-        return epochs, things
+            items[here] = self._permute(int(epoch))[offsets[here]]
+        return epochs, items
 
-    def _of(self, epoch: int) -> np.ndarray:
+    def _permute(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
             rng = np.random.default_rng((self.seed, epoch))
             self._epoch, self._permutation = epoch, rng.permutation(self.count)
@@ -41,11 +38,12 @@ class Order:
 class Windows:
     """Training windows of a long sequence of ids, without replacement within an epoch.
 
-    Every epoch cuts the sequence at another random phase, so that no character is always first.
+    Every epoch cuts the sequence at another random offset, so that no id is always the first one of
+    a window.
 
     Args:
         ids: (length,), usually memory-mapped.
-        context: ids in a window.
+        context: ids of a window.
 
     Raises:
         ValueError: the sequence is shorter than one window and the id after it.
@@ -72,12 +70,12 @@ class Windows:
             Inputs and targets, the inputs one further: (len(positions), context) each, int64.
         """
         epochs, windows = self.order(positions)
-        starts = windows * self.context + np.array([self._phase(int(e)) for e in epochs])
+        starts = windows * self.context + np.array([self._offset(int(e)) for e in epochs])
         rows = np.stack([self.ids[s : s + self.context + 1] for s in starts]).astype(np.int64)
         both = torch.from_numpy(rows).to(device)
         return both[:, :-1], both[:, 1:]
 
-    def _phase(self, epoch: int) -> int:
+    def _offset(self, epoch: int) -> int:
         room = len(self.ids) - len(self) * self.context
         rng = np.random.default_rng((self.seed, epoch, 1))
         return int(rng.integers(min(self.context, room)))

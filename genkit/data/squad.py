@@ -1,4 +1,4 @@
-"""Questions about texts, with the answers: in SQuAD's format, or a dataset with its columns."""
+"""Questions about texts, with their answers: in SQuAD's format, or datasets with its columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.data import tables
-from genkit.data.text import load_hub
+from genkit.data.text import load_hub_dataset
 
 COLUMNS = ("id", "title", "question", "context", "answers")
 
@@ -24,28 +24,30 @@ class Example:
     title: str  # of the article that the context is from
     question: str
     context: str
-    answers: list[tuple[str, int]]  # and the characters that they start at; none: not in there
+    answers: list[tuple[str, int]]  # with their first characters; empty: not in the context
 
 
-def read(source: str, table_memory: int = tables.MEMORY) -> tuple[list[Example], list[Example]]:
+def read_examples(
+    source: str, table_memory: int = tables.MEMORY
+) -> tuple[list[Example], list[Example]]:
     """Read questions, contexts and answers.
 
     Args:
         source: a file in the format of SQuAD 1.1 or 2.0; or a table with SQuAD's columns on the
             Hub, `COLUMNS`: in a file (json, jsonl, parquet), in a dataset saved by `datasets`, or
             in one on the Hub, by its id.
-        table_memory: MiB of the process that reads a file, and the most that it may hold if it is
-            not as large.
+        table_memory: MiB of memory of the process that reads a table; also the most bytes of its
+            rows, if its files are small.
 
     Returns:
-        What there is to train on, and what the dataset keeps for validation, if anything.
+        Examples to train on, and the examples of the dataset's validation split, if it has one.
 
     Raises:
-        ValueError: there is nothing there, or it is no such data; the place is named.
+        ValueError: there is no such data, or it is in another format; the message names the row.
     """
-    found = _tables(source, table_memory)
+    found = _find_tables(source, table_memory)
     train, val = (
-        _checked(_rows(table), source) if (table := found.get(name)) else []
+        _parse_rows(_read_rows(table), source) if (table := found.get(name)) else []
         for name in ("train", "validation")
     )
     if not train and not val:
@@ -53,49 +55,63 @@ def read(source: str, table_memory: int = tables.MEMORY) -> tuple[list[Example],
     return train, val
 
 
-def split(
+def split_examples(
     source: str, val_source: str | None, val_fraction: float, table_memory: int = tables.MEMORY
 ) -> tuple[list[Example], list[Example]]:
     """Read questions to train on and questions to validate on.
 
     Args:
-        source, table_memory: see `read`.
-        val_source: other questions to validate on. Without them: what `source` keeps for that, or
-            else its last articles, so that no context is on both sides.
+        source, table_memory: see `read_examples`.
+        val_source: other questions to validate on; default: the validation split of `source`, or
+            its last articles, so that no context is on both sides.
         val_fraction: part of the articles to validate on, one at least.
 
     Raises:
-        ValueError: see `read`; or the questions cannot be split.
+        ValueError: see `read_examples` and `split_by_article`.
     """
-    train, val = read(source, table_memory)
+    train, val = read_examples(source, table_memory)
     if not train:
         raise ValueError(f"data: {source!r} has a split 'validation' and no 'train'")
     if val_source:
-        other, val = read(val_source, table_memory)
+        other, val = read_examples(val_source, table_memory)
         val = val or other
-    if val:
-        return train, val
-    titles = list(dict.fromkeys(example.title for example in train))
+    return (train, val) if val else split_by_article(train, val_fraction, source)
+
+
+def split_by_article(
+    examples: list[Example], val_fraction: float, source: str
+) -> tuple[list[Example], list[Example]]:
+    """Hold the last articles out, so that no context is on both sides.
+
+    Args:
+        val_fraction: part of the articles to hold out, one at least.
+        source: name of the data, for errors.
+
+    Raises:
+        ValueError: there is one article, or articles on both sides share a context.
+    """
+    titles = list(dict.fromkeys(example.title for example in examples))
     if len(titles) < 2:
         raise ValueError(
-            f"data: {source!r} is one article, {titles[0]!r}, of which none can be left out to "
-            "validate on; give other questions by --val_data"
+            f"data: {source!r} is one article, {titles[0]!r}, of which none can be held "
+            "out; give --val_data"
         )
     count = min(max(1, round(val_fraction * len(titles))), len(titles) - 1)
     held = set(titles[-count:])
-    parts = [[e for e in train if (e.title in held) is left_out] for left_out in (False, True)]
-    shared = {e.context: e.title for e in parts[0]}
-    for example in parts[1]:
+    train = [example for example in examples if example.title not in held]
+    val = [example for example in examples if example.title in held]
+    shared = {example.context: example.title for example in train}
+    for example in val:
         if example.context in shared:
             raise ValueError(
                 f"data: the articles {shared[example.context]!r} and {example.title!r} of "
                 f"{source!r} share a context, so that they cannot be split; give --val_data"
             )
-    return parts[0], parts[1]
+    return train, val
 
 
 def content_hash(examples: Sequence[Example]) -> str:
-    """SHA-256 of all that the examples say."""
+    """SHA-256 of all fields of the examples."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps(dataclasses.astuple(example)).encode() + b"\n")
@@ -103,22 +119,22 @@ def content_hash(examples: Sequence[Example]) -> str:
 
 
 def has_impossible(examples: Sequence[Example]) -> bool:
-    """Tell whether there are questions without an answer, as in SQuAD 2.0."""
+    """Return whether some questions have no answer, as in SQuAD 2.0."""
     return not all(example.answers for example in examples)
 
 
-def _tables(source: str, memory: int) -> dict[str, tables.Table]:
+def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
     """Find the files of a source, by split."""
     path = Path(source).expanduser()
     if path.suffix in tables.KINDS and path.is_file():
         found = {"train": [path]}
     elif tables.is_saved_dataset(path):
         try:
-            found = {split or "train": files for split, files in tables.saved(path).items()}
+            found = {split or "train": files for split, files in tables.saved_files(path).items()}
         except ValueError as error:
             raise ValueError(f"data: cannot load {path}: {error}") from None
     elif source.count("/") == 1 and not path.exists() and not source.startswith((".", "~", "/")):
-        found = load_hub("data", source)
+        found = load_hub_dataset("data", source)
     else:
         raise ValueError(
             f"data: {source!r} is no file of questions and no dataset; give a file in SQuAD's "
@@ -127,80 +143,81 @@ def _tables(source: str, memory: int) -> dict[str, tables.Table]:
         )
     kind = tables.KINDS.get(path.suffix, tables.ARROW) if path.is_file() else tables.ARROW
     return {
-        name: tables.hashed(f"data: {source}", kind, files, memory) for name, files in found.items()
+        name: tables.hash_files(f"data: {source}", kind, files, memory)
+        for name, files in found.items()
     }
 
 
-def _rows(table: tables.Table) -> Iterator[Any]:
-    """Yield rows in the layout of the Hub."""
+def _read_rows(table: tables.Table) -> Iterator[Any]:
+    """Yield rows with the columns of SQuAD on the Hub."""
     columns = (*COLUMNS, "paragraphs")
-    with tables.opened(table, columns) as (head, rows):
+    with tables.open_table(table, columns) as (head, rows):
         if table.files[0].endswith(".json") and head.layout == tables.LINES:
             raise ValueError(
                 f'{table.name} must be SQuAD\'s {{"data": [...]}}, or a list of questions with '
                 f"{', '.join(COLUMNS)}, got the keys {head.columns!r:.60}; a file of one JSON "
                 "object a line is a .jsonl"
             )
-        yield from _nested(rows) if head.layout == tables.DATA else rows
+        yield from _flatten(rows) if head.layout == tables.DATA else rows
 
 
-def _nested(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the questions of SQuAD's own format in the layout of the Hub."""
+def _flatten(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the questions of SQuAD's own format as rows with the columns on the Hub."""
     for i, article in enumerate(articles):
-        place = f"data[{i}]"
-        title = _field(article, "title", str, place)
-        for j, paragraph in enumerate(_field(article, "paragraphs", list, place)):
-            place = f"data[{i}].paragraphs[{j}]"
-            context = _field(paragraph, "context", str, place)
-            for k, question in enumerate(_field(paragraph, "qas", list, place)):
-                place = f"data[{i}].paragraphs[{j}].qas[{k}]"
-                golds = _field(question, "answers", list, place)
+        path = f"data[{i}]"
+        title = _field(article, "title", str, path)
+        for j, paragraph in enumerate(_field(article, "paragraphs", list, path)):
+            path = f"data[{i}].paragraphs[{j}]"
+            context = _field(paragraph, "context", str, path)
+            for k, question in enumerate(_field(paragraph, "qas", list, path)):
+                path = f"data[{i}].paragraphs[{j}].qas[{k}]"
+                golds = _field(question, "answers", list, path)
                 if "is_impossible" in question:
-                    _field(question, "is_impossible", bool, place)
+                    _field(question, "is_impossible", bool, path)
                 if question.get("is_impossible", not golds) is bool(golds):
                     raise ValueError(
-                        f"data: {place} has {len(golds)} answers, and is_impossible is "
+                        f"data: {path} has {len(golds)} answers, and is_impossible is "
                         f"{question['is_impossible']}; one must be wrong"
                     )
-                texts = [_field(gold, "text", str, f"{place}.answers") for gold in golds]
-                starts = [_field(gold, "answer_start", int, f"{place}.answers") for gold in golds]
-                found = {"text": texts, "answer_start": starts}
-                asked = {name: _field(question, name, str, place) for name in ("id", "question")}
-                yield asked | {"title": title, "context": context, "answers": found}
+                texts = [_field(gold, "text", str, f"{path}.answers") for gold in golds]
+                starts = [_field(gold, "answer_start", int, f"{path}.answers") for gold in golds]
+                answers = {"text": texts, "answer_start": starts}
+                row = {name: _field(question, name, str, path) for name in ("id", "question")}
+                yield row | {"title": title, "context": context, "answers": answers}
 
 
-def _field(owner: Any, name: str, kind: type, place: str) -> Any:
-    """Look up what must be there."""
+def _field(owner: Any, name: str, kind: type, path: str) -> Any:
+    """Return a required field of a JSON object; `path` is that of the object, for errors."""
     value = owner.get(name) if isinstance(owner, dict) else None
     if not isinstance(value, kind):
-        raise ValueError(f"data: {place}.{name} must be a {kind.__name__}, got {value!r:.60}")
+        raise ValueError(f"data: {path}.{name} must be a {kind.__name__}, got {value!r:.60}")
     return value
 
 
-def _checked(rows: Iterable[Any], source: str) -> list[Example]:
-    """Look at each row in the layout of the Hub, and make it an example."""
+def _parse_rows(rows: Iterable[Any], source: str) -> list[Example]:
+    """Make each row with the columns of SQuAD on the Hub an example, and check it."""
     examples, seen = [], set()
     for i, row in enumerate(rows):
-        place = f"row {i}"
-        texts = {name: _field(row, name, str, place) for name in COLUMNS[:-1]}
-        golds = _field(row, "answers", dict, place)
-        lists = [_field(golds, name, list, f"{place}.answers") for name in ("text", "answer_start")]
+        path = f"row {i}"
+        texts = {name: _field(row, name, str, path) for name in COLUMNS[:-1]}
+        golds = _field(row, "answers", dict, path)
+        lists = [_field(golds, name, list, f"{path}.answers") for name in ("text", "answer_start")]
         texts["question"] = texts["question"].strip()  # some of SQuAD's begin with many blanks
         example = Example(**texts, answers=list(zip(*lists, strict=False)))
         if len(lists[0]) != len(lists[1]):
             raise ValueError(
                 f"data: question {example.id!r} has {len(lists[0])} answers and {len(lists[1])} "
-                "places where they start"
+                "values of answer_start"
             )
         if example.id in seen:
             raise ValueError(f"data: {source!r} has two questions with the id {example.id!r}")
         seen.add(example.id)
-        _check(example)
+        _check_example(example)
         examples.append(example)
     return examples
 
 
-def _check(example: Example) -> None:
+def _check_example(example: Example) -> None:
     for name in ("question", "context"):
         text = getattr(example, name)
         if not text or text.isspace():
@@ -221,5 +238,5 @@ def _check(example: Example) -> None:
         if there != text:
             raise ValueError(
                 f"data: the answer of question {example.id!r} at character {start} should be "
-                f"{text!r}, and there is {there!r}"
+                f"{text!r}, but the context has {there!r}"
             )

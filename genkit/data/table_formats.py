@@ -1,4 +1,7 @@
-"""The process that reads a table: its formats, and what it writes to `tables`, which started it."""
+"""The process that reads a table: the formats, and the rows that it writes to its output.
+
+`tables` starts it and reads the output.
+"""
 
 from __future__ import annotations
 
@@ -17,50 +20,50 @@ from typing import Any
 from genkit.data.tables import ARROW, COLUMNS, DATA, LINES, LIST, Head, Request
 from genkit.files import open_regular
 
-RATIO = 100  # how many times its size a file may hold, where that is more than the memory
-ROW = 512  # bytes that a row counts for beside its cells
-BATCH = 1 << 22  # bytes of rows handed over at a time, at most (and one row at least)
+RATIO = 100  # the most bytes of rows for a byte of the files, if more than the memory
+ROW = 512  # bytes that count for a row beside its cells
+BATCH = 1 << 22  # bytes of rows sent at a time, at most (and one row at least)
 OWN = 192  # MiB of the process before it reads anything
-ROWS = 256  # of an Arrow batch made Python objects at a time
-PATIENCE, PACE = 10, 10_000_000  # CPU seconds to the next rows, and bytes of file for one more
+ROWS = 256  # rows of an Arrow batch that become Python objects at a time
+PATIENCE, PACE = 10, 10_000_000  # CPU seconds to the next rows; bytes of file for one more
 
 
 class _TableError(Exception):
-    """Why a table cannot be read, as what follows its name."""
+    """Why a table cannot be read: the end of a sentence that starts with its name."""
 
 
-def serve(request: Request) -> None:
-    """Write the head and the rows of a table to the output."""
+def serve_table(request: Request) -> None:
+    """Write the header and the rows of a table to the output; the main program of the process."""
     most = request.memory << 20
     limit = most + (OWN << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     size = sum(Path(file).stat().st_size for file in request.files)
     try:
-        _serve(request, max(most, RATIO * size), PATIENCE + size / PACE)
+        _send_table(request, max(most, RATIO * size), PATIENCE + size / PACE)
     except _TableError as error:
         _write({"error": str(error)})
     except MemoryError:
         _write({"error": f"needs more than {request.memory} MiB; raise table_memory"})
     except RecursionError:
         _write({"error": "is nested too deeply"})
-    except BrokenPipeError:  # nobody reads on
+    except BrokenPipeError:  # the reader has stopped
         pass
-    except Exception as error:  # of whatever kind the reader of that format raises
+    except Exception as error:  # readers of formats raise errors of any kind
         words = " ".join(f"{type(error).__name__}: {error}".split())
         _write({"error": f"cannot be read: {words[:300]}"})
 
 
-def _serve(request: Request, most: int, patience: float) -> None:
-    """Write batches of rows, each within so many CPU seconds, and so many bytes in all."""
-    signal.setitimer(signal.ITIMER_PROF, patience)  # whose signal ends the process
+def _send_table(request: Request, most: int, patience: float) -> None:
+    """Write batches of rows, each within `patience` CPU seconds, `most` bytes in all."""
+    signal.setitimer(signal.ITIMER_PROF, patience)  # its signal ends the process
     head, rows = _READERS[request.kind](request)
     _write(asdict(head))
     texts: list[str] = []
     blobs: list[bytes] = []
     size = 0
     for i, row in enumerate(rows):
-        if request.picture is not None:
+        if request.image is not None:
             blobs.append(_take_bytes(row, request, i))
             size += len(blobs[-1])
         texts.append(json.dumps(row, default=lambda value: [f"{value!r:.60}"]))
@@ -78,8 +81,8 @@ def _serve(request: Request, most: int, patience: float) -> None:
 
 
 def _take_bytes(row: dict[str, Any], request: Request, i: int) -> bytes:
-    """Bring a picture's cell into one form, and take its bytes out."""
-    name = request.picture or ""
+    """Bring the image's cell into the form of `tables.open_table`, and take its bytes out."""
+    name = request.image or ""
     cell = row.get(name)
     if isinstance(cell, str | bytes):
         cell = {"path" if isinstance(cell, str) else "bytes": cell}
@@ -87,7 +90,7 @@ def _take_bytes(row: dict[str, Any], request: Request, i: int) -> bytes:
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (0, None)
     if not isinstance(data, bytes | None) or not isinstance(path, str | None):
         raise _TableError(f"row {i} of column {name!r} holds no image, but {row[name]!r:.60}")
-    data = data and data[: request.largest + 1]
+    data = data and data[: request.max_bytes + 1]
     row[name] = {"bytes": None if data is None else len(data), "path": path}
     return data or b""
 
@@ -98,8 +101,8 @@ def _write_rows(texts: list[str], blobs: list[bytes]) -> None:
     sys.stdout.buffer.flush()
 
 
-def _write(found: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(json.dumps(found).encode() + b"\n")
+def _write(message: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -108,10 +111,10 @@ def _write(found: dict[str, Any]) -> None:
 
 
 def _read_csv(request: Request) -> tuple[Head, Iterator[dict[str, Any]]]:
-    """Read a CSV file, of which every cell is a text, and none that is not there is made up."""
+    """Read a CSV file, in which every cell is a text; a missing cell is an error."""
     csv.field_size_limit(request.memory << 20)
     lines = io.TextIOWrapper(open_regular(Path(request.files[0])), "utf-8-sig", newline="")
-    rows = csv.reader(_without_nul(lines), strict=True)
+    rows = csv.reader(_check_text(lines), strict=True)
     names = next(rows, None)
     if not names:
         raise _TableError("is empty; its first line must name the columns")
@@ -120,8 +123,8 @@ def _read_csv(request: Request) -> tuple[Head, Iterator[dict[str, Any]]]:
     return Head(names, COLUMNS, None), _csv_rows(rows, names, set(request.columns))
 
 
-def _csv_rows(rows: Any, names: list[str], wanted: set[str]) -> Iterator[dict[str, Any]]:
-    chosen = [(i, name) for i, name in enumerate(names) if name in wanted]
+def _csv_rows(rows: Any, names: list[str], columns: set[str]) -> Iterator[dict[str, Any]]:
+    chosen = [(i, name) for i, name in enumerate(names) if name in columns]
     for row in rows:
         if not row:  # an empty line
             continue
@@ -130,7 +133,7 @@ def _csv_rows(rows: Any, names: list[str], wanted: set[str]) -> Iterator[dict[st
         yield {name: row[i] for i, name in chosen}
 
 
-def _without_nul(lines: Iterable[str]) -> Iterator[str]:
+def _check_text(lines: Iterable[str]) -> Iterator[str]:
     for i, line in enumerate(lines, 1):
         if "\0" in line:
             raise _TableError(f"is binary, not text: line {i} holds a zero byte")
@@ -150,8 +153,8 @@ def _read_json(request: Request) -> tuple[Head, Iterator[Any]]:
         rows, layout = _json_list(json.load(file))
     first_row = next(rows, None)
     columns = list(first_row) if isinstance(first_row, dict) else []
-    every = itertools.chain(() if first_row is None else (first_row,), rows)
-    return Head(columns, layout, None), (_chosen(row, request) for row in every)
+    all_rows = itertools.chain(() if first_row is None else (first_row,), rows)
+    return Head(columns, layout, None), (_select_columns(row, request) for row in all_rows)
 
 
 def _is_object(line: bytes) -> bool:
@@ -171,11 +174,11 @@ def _json_list(content: Any) -> tuple[Iterator[Any], str]:
     raise _TableError(f"must hold a list of rows, or a row a line, got {content!r:.60}")
 
 
-def _chosen(row: Any, request: Request) -> Any:
-    """Leave the columns asked for; what is no row is for others to refuse, and no picture."""
+def _select_columns(row: Any, request: Request) -> Any:
+    """Keep the columns of the request; a row of a table of images must be an object."""
     if isinstance(row, dict):
         return {name: row[name] for name in request.columns if name in row}
-    if request.picture is not None:
+    if request.image is not None:
         raise _TableError(f"holds {row!r:.60}, which is no row of columns")
     return row
 
@@ -209,14 +212,14 @@ def _arrow_head(schema: Any, request: Request) -> Head:
 
 
 def _classes(metadata: dict[bytes, bytes], label: str | None) -> list[str] | None:
-    """Look up the names of the labels' numbers, where `datasets` has written them down."""
+    """Return the class names of the labels that `datasets` has saved, if it has."""
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
         names = feature["names"] if feature["_type"] == "ClassLabel" else None
     except (KeyError, TypeError, ValueError):
         return None
-    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if known else None
+    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if valid else None
 
 
 def _arrow_rows(batches: Iterable[Any], request: Request) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Rows of a table (csv, json, jsonl, parquet, Arrow), read by a process of its own.
+"""Read the rows of a table (csv, json, jsonl, parquet, Arrow) in a process of its own.
 
-The process has a limit of memory and of time, so that a table that lies about its size, or that
-makes a reader crash, costs an error of one line. A name is never a pattern or an address, no cell
-is fetched, and the files that are read are those that were hashed.
+The process has a limit of memory and of time, so that a table with a false size, or one that makes
+a reader crash, costs an error of one line. A name is never a pattern or an address, nothing that a
+cell names is downloaded, and the files that are read are those that were hashed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from genkit.files import open_regular
 
 KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 MIN_MEMORY = 64  # MiB
-ARROW = "arrow"  # what `datasets` saves
-MEMORY = 1 << 10  # MiB of the process that reads, by default
+ARROW = "arrow"  # the format of datasets that `datasets` saves
+MEMORY = 1 << 10  # MiB of the process, by default
 COLUMNS, LINES, LIST, DATA = "columns", "lines", "list", "data"  # layouts
 START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])  # so that genkit is the same there
-from genkit.data import table_formats
-from genkit.data import tables
-table_formats.serve(tables.Request(**json.loads(sys.argv[2])))
+from genkit.data import table_formats, tables
+table_formats.serve_table(tables.Request(**json.loads(sys.argv[2])))
 """
 
 # ---------------------------------------------------------------------------------------------
@@ -41,22 +40,22 @@ table_formats.serve(tables.Request(**json.loads(sys.argv[2])))
 
 @dataclass(frozen=True)
 class Table:
-    """Files of rows, and what is in them."""
+    """Files of a table, with the hash of their content."""
 
-    name: str  # in errors
+    name: str  # for errors
     kind: str
     files: list[str]
-    facts: list[list[int]]  # size, time of change and inode of each when it was hashed
+    stats: list[list[int]]  # size, time of change and inode of each when it was hashed
     sha256: str
     memory: int  # MiB
 
-    def check(self) -> None:
+    def check_unchanged(self) -> None:
         """Check that the files are as they were when they were hashed.
 
         Raises:
-            ValueError: one is not.
+            ValueError: a file has changed.
         """
-        if [_facts(Path(file).stat()) for file in self.files] != self.facts:
+        if [_stats(Path(file).stat()) for file in self.files] != self.stats:
             raise ValueError(f"{self.name} changed while it was read; try again when it is whole")
 
 
@@ -64,9 +63,9 @@ def hash_files(name: str, kind: str, files: Sequence[Path], memory: int | None =
     """Hash the files of a table.
 
     Args:
-        name: what to call it in errors.
+        name: name of the table, for errors.
         kind: one of `KINDS`, or `ARROW`.
-        memory: MiB of the process that will read it.
+        memory: MiB of the process that will read it; default: `MEMORY`.
 
     Raises:
         ValueError: a file cannot be read, or the memory is out of range.
@@ -74,23 +73,23 @@ def hash_files(name: str, kind: str, files: Sequence[Path], memory: int | None =
     memory = MEMORY if memory is None else memory
     if memory < MIN_MEMORY:
         raise ValueError(f"table_memory must be {MIN_MEMORY} MiB or more, got {memory}")
-    facts, digest = [], hashlib.sha256()
+    stats, digest = [], hashlib.sha256()
     for path in files:
         try:
             with open_regular(path) as file:
-                facts.append(_facts(os.fstat(file.fileno())))
+                stats.append(_stats(os.fstat(file.fileno())))
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise ValueError(f"{name}: cannot read {path}: {error.strerror}") from None
-    return Table(name, kind, [str(path) for path in files], facts, digest.hexdigest(), memory)
+    return Table(name, kind, [str(path) for path in files], stats, digest.hexdigest(), memory)
 
 
-def _facts(found: os.stat_result) -> list[int]:
+def _stats(found: os.stat_result) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
 def saved_files(folder: Path) -> dict[str | None, list[Path]]:
-    """List the Arrow files of a dataset saved by `datasets`, by split; None if it has no splits.
+    """List the Arrow files of a dataset saved by `datasets`, by split: None if it has no splits.
 
     Raises:
         ValueError: it is damaged, or names files outside its folder.
@@ -98,22 +97,22 @@ def saved_files(folder: Path) -> dict[str | None, list[Path]]:
     index = folder / "dataset_dict.json"
     if not index.exists():
         return {None: _arrow_files(folder)}
-    splits = [_plain(split, index) for split in _described(index, "splits")]
+    splits = [_check_file_name(split, index) for split in _read_index(index, "splits")]
     return {split: _arrow_files(folder / split) for split in splits}
 
 
 def _arrow_files(folder: Path) -> list[Path]:
     index = folder / "state.json"
     files = []
-    for each in _described(index, "_data_files"):
-        file = _plain(each.get("filename") if isinstance(each, dict) else each, index)
+    for each in _read_index(index, "_data_files"):
+        file = _check_file_name(each.get("filename") if isinstance(each, dict) else each, index)
         if (folder / file).is_symlink():
             raise ValueError(f"{index} names {file!r}, which is a link; copy the file there")
         files.append(folder / file)
     return files
 
 
-def _described(index: Path, key: str) -> list[Any]:
+def _read_index(index: Path, key: str) -> list[Any]:
     try:
         with open_regular(index) as file:
             found = json.load(file)[key]
@@ -124,32 +123,32 @@ def _described(index: Path, key: str) -> list[Any]:
     return found
 
 
-def _plain(name: Any, index: Path) -> str:
+def _check_file_name(name: Any, index: Path) -> str:
     if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
         raise ValueError(f"{index} names {name!r}, which is no plain name of a file beside it")
     return name
 
 
 # ---------------------------------------------------------------------------------------------
-# This end of the pipe: a line of JSON for some rows, then the bytes of pictures in them
+# This end of the pipe: a line of JSON for some rows, then the bytes of images in them
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the process is to read; see `opened`."""
+    """Arguments of the process; see `open_table`."""
 
     kind: str
     files: list[str]
     memory: int
     columns: list[str]
-    picture: str | None
+    image: str | None
     label: str | None
-    largest: int
+    max_bytes: int
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a table says before its rows."""
+    """The header of a table."""
 
     columns: list[str]
     layout: str  # "columns"; of JSON "lines", "list" or "data", a list in an object
@@ -160,47 +159,52 @@ class Head:
 def open_table(
     table: Table,
     columns: Sequence[str],
-    picture: str | None = None,
+    image: str | None = None,
     label: str | None = None,
-    largest: int = 0,
+    max_bytes: int = 0,
 ) -> Iterator[tuple[Head, Iterator[Any]]]:
-    """Read a table: its head, and its rows with these columns.
+    """Read a table: its header, and an iterator over its rows with these columns.
 
     Args:
-        columns: to read, of those that it has.
-        picture: one of them, of which each cell becomes {"bytes": …, "path": …}, of which one may
-            be None, or both.
-        label: another, whose names of classes are wanted.
-        largest: bytes of a picture, beyond which it is cut off.
+        columns: columns to read, of those that the table has.
+        image: the column of images: each cell becomes {"bytes": …, "path": …}, with None for what
+            it does not have.
+        label: the column of labels, whose class names the header gets.
+        max_bytes: an image is cut off beyond one byte more.
 
     Raises:
-        ValueError: it cannot be read; the file and, where it is known, the row are named.
+        ValueError: the table cannot be read; the message names it and, if possible, the row.
     """
-    request = Request(table.kind, table.files, table.memory, list(columns), picture, label, largest)
+    request = Request(table.kind, table.files, table.memory, list(columns), image, label, max_bytes)
     command = [sys.executable, "-P", "-W", "ignore", "-c", START]
     command += [json.dumps(sys.path), json.dumps(asdict(request))]
     environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
     try:
-        head = _answer(table, process)
-        yield Head(head["columns"], head["layout"], head["classes"]), _rows(table, process, picture)
+        head = _receive(table, process)
+        yield (
+            Head(head["columns"], head["layout"], head["classes"]),
+            _receive_rows(table, process, image),
+        )
     finally:
         process.kill()
         process.communicate()
 
 
-def _rows(table: Table, process: subprocess.Popen[bytes], picture: str | None) -> Iterator[Any]:
+def _receive_rows(
+    table: Table, process: subprocess.Popen[bytes], image: str | None
+) -> Iterator[Any]:
     assert process.stdout, "it was made a pipe"
-    while rows := _answer(table, process)["rows"]:
+    while rows := _receive(table, process)["rows"]:
         for row in rows:
-            cell = row.get(picture) if isinstance(row, dict) else None
+            cell = row.get(image) if isinstance(row, dict) else None
             if cell is not None and cell["bytes"] is not None:
                 cell["bytes"] = process.stdout.read(cell["bytes"])
             yield row
-    table.check()
+    table.check_unchanged()
 
 
-def _answer(table: Table, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _receive(table: Table, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     assert process.stdout, "it was made a pipe"
     line = process.stdout.readline()
     if not line.endswith(b"\n"):
@@ -210,10 +214,10 @@ def _answer(table: Table, process: subprocess.Popen[bytes]) -> dict[str, Any]:
             f"{table.name} cannot be read: the process that reads it ended ({how}), within the "
             f"limits of table_memory, {table.memory} MiB"
         )
-    found = json.loads(line)
-    if "error" in found:
-        raise ValueError(f"{table.name} {found['error']}")
-    return found
+    message = json.loads(line)
+    if "error" in message:
+        raise ValueError(f"{table.name} {message['error']}")
+    return message
 
 
 # ---------------------------------------------------------------------------------------------
@@ -221,5 +225,5 @@ def _answer(table: Table, process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Tell whether a folder is a dataset, or several splits of one, saved by `datasets`."""
+    """Return whether a folder is a dataset, or several splits of one, saved by `datasets`."""
     return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()

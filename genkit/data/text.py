@@ -1,7 +1,7 @@
-"""Text as a stream of documents: from files, folders, datasets, or embedded in Python.
+"""Read text as a stream of documents: from files, folders, datasets, or embedded in Python.
 
-A document is an iterator of pieces of text, so that a corpus of any size passes through in
-constant memory and every byte of it, line endings included, arrives as it is.
+A document is an iterator of pieces of text, so that a corpus of any size is read in constant
+memory. Nothing in it is changed, line endings included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EMBEDDED = "pydoc_data.topics"  # the prose of the Python language reference, in
 Document = Iterator[str]
 
 
-def documents(
+def read_documents(
     source: str, column: str = "text", table_memory: int = tables.MEMORY
 ) -> Iterator[Document]:
     """Yield the documents of a source, each as pieces of text, in a fixed order.
@@ -28,42 +28,42 @@ def documents(
             dataset saved by `datasets`; the id of a Hub dataset, its training split; or
             "pydoc_data.topics", the embedded corpus. A name is never a pattern.
         column: of a table or a dataset, the column that holds the text.
-        table_memory: MiB of the process that reads a table, and the most that it may hold if it is
-            not as large.
+        table_memory: MiB of memory of the process that reads a table; also the most bytes of its
+            rows, if its files are small.
 
     Raises:
-        ValueError: there is nothing there, or it is not text.
+        ValueError: there is no such source, or it is not text.
     """
     path = Path(source).expanduser()
     if source == EMBEDDED:
-        yield from _embedded()
+        yield from _read_embedded()
     elif path.suffix in tables.KINDS and path.is_file():
-        yield from _rows(source, tables.KINDS[path.suffix], [path], column, table_memory)
+        yield from _read_rows(source, tables.KINDS[path.suffix], [path], column, table_memory)
     elif is_saved_dataset(path):
-        yield from _rows(source, tables.ARROW, _saved(path), column, table_memory)
+        yield from _read_rows(source, tables.ARROW, _list_saved(path), column, table_memory)
     elif path.is_dir():
-        for file in _files(path):
+        for file in _list_texts(path):
             yield utf8.read_pieces(file, "text")
     elif path.exists():
         yield utf8.read_pieces(path, "text")
     elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
-        files = take_split("text", source, load_hub("text", source), "train")
-        yield from _rows(source, tables.ARROW, files, column, table_memory)
+        files = take_split("text", source, load_hub_dataset("text", source), "train")
+        yield from _read_rows(source, tables.ARROW, files, column, table_memory)
     else:
         raise ValueError(
             f"text: {source!r} is no file, folder or dataset; give the path of a UTF-8 text file, "
-            f"which is read exactly as named, or leave it out to train on {EMBEDDED}"
+            f"whose name is no pattern, or leave it out to train on {EMBEDDED}"
         )
 
 
-def _embedded() -> Iterator[Document]:
+def _read_embedded() -> Iterator[Document]:
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
         yield iter([topics[name]])
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_texts(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.rglob("*.txt") if p.is_file())
     if not found:
         raise ValueError(f"text: the folder {str(folder)!r} holds no *.txt file")
@@ -74,9 +74,9 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _saved(path: Path) -> list[Path]:
+def _list_saved(path: Path) -> list[Path]:
     try:
-        found = tables.saved(path)
+        found = tables.saved_files(path)
     except ValueError as error:
         raise ValueError(f"text: cannot load {path}: {error}") from None
     return take_split(
@@ -84,11 +84,11 @@ def _saved(path: Path) -> list[Path]:
     )
 
 
-def load_hub(what: str, name: str) -> dict[str, list[Path]]:
-    """Fetch a Hub dataset; return its Arrow files by split.
+def load_hub_dataset(what: str, name: str) -> dict[str, list[Path]]:
+    """Download a Hub dataset; return its Arrow files by split.
 
     Args:
-        what: the argument, in errors.
+        what: name of the argument, for errors.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -119,11 +119,11 @@ def take_split(what: str, name: str, found: Mapping[str, list[Path]], split: str
     return found[split]
 
 
-def _rows(
+def _read_rows(
     source: str, kind: str, files: list[Path], column: str, table_memory: int
 ) -> Iterator[Document]:
-    table = tables.hashed(f"text: the table {source}", kind, files, table_memory)
-    with tables.opened(table, [column]) as (head, rows):
+    table = tables.hash_files(f"text: the table {source}", kind, files, table_memory)
+    with tables.open_table(table, [column]) as (head, rows):
         if column not in head.columns:
             raise ValueError(
                 f"text_column: the dataset has no column {column!r}; it has {head.columns}"

@@ -1,4 +1,4 @@
-"""Files that a user names: regular ones alone, and the text in them piece by piece."""
+"""Read UTF-8 text piece by piece, from regular files and pipes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PIECE = 1 << 22  # bytes read at a time
 
 
 def read_pieces(path: Path, name: str) -> Iterator[str]:
-    """Read a UTF-8 file piece by piece; no byte is changed, dropped or guessed.
+    """Read a UTF-8 file piece by piece, without a change.
 
     Args:
-        name: of the argument, in errors.
+        name: name of the argument, for errors.
 
     Raises:
-        ValueError: it cannot be read, or is no UTF-8 text.
+        ValueError: the file cannot be read, or it is not UTF-8 text.
     """
     try:
         with open_regular(path) as file:
@@ -29,13 +29,13 @@ def read_pieces(path: Path, name: str) -> Iterator[str]:
 
 
 def decode_pieces(file: BinaryIO, name: str) -> Iterator[str]:
-    """Decode what is read from a file or a pipe.
+    """Decode a file or a pipe piece by piece.
 
     Args:
-        name: of the argument and of the file, in errors.
+        name: names of the argument and of the file, for errors.
 
     Raises:
-        ValueError: it is no UTF-8 text.
+        ValueError: it is not UTF-8 text.
     """
     decoder, position, start = codecs.getincrementaldecoder("utf-8")(), 0, 0
     try:

@@ -1,8 +1,8 @@
-"""Word language models: the tokenizer of a text's most frequent words.
+"""Tokenizer of word language models: the most frequent words of a text.
 
 A token is a word, a number or a punctuation mark together with the space before it, as in GPT-2;
-or the end of a line; or a run of spaces. Tokens put side by side are the text again, byte for
-byte, if every one of them is in the vocabulary; one that is not becomes <unk>.
+or the end of a line; or a run of spaces. The concatenated tokens are the text again, byte for byte,
+if all of them are in the vocabulary; others become <unk>.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from genkit import files
 from genkit.data import tables
-from genkit.data.corpus import Corpus
-from genkit.data.corpus import Part
-from genkit.data.corpus import read_blocks
-from genkit.data.corpus import read_corpus
-from genkit.data.corpus import split_corpus
+from genkit.data.corpus import Corpus, Part, read_blocks, read_corpus, split_corpus
 
 EOS, UNKNOWN = "<eos>", "<unk>"  # neither can be a word: < and > are tokens of their own
 EOS_ID, UNKNOWN_ID = 0, 1
@@ -41,16 +37,16 @@ TOKEN = "|".join(
 def make_tokenizer(part: Part, vocab_size: int, lower: bool) -> PreTrainedTokenizerFast:
     """Make the tokenizer of a text: <eos>, <unk>, then its most frequent words.
 
-    <unk> is no special token, so that a reader sees where a word is missing.
+    <unk> is no special token, so that decoded text shows where a word is missing.
 
     Args:
-        part: the text to learn from.
-        vocab_size: the most tokens there may be; <eos> and <unk> are two of them.
-        lower: make no difference between upper and lower case; a text comes back in lower case.
+        part: the text whose words are counted.
+        vocab_size: the most tokens, <eos> and <unk> included.
+        lower: convert texts to lower case.
     """
     tokens = [EOS, UNKNOWN, *frequent_words(part, vocab_size - 2, lower)]
-    backend = _backend({token: i for i, token in enumerate(tokens)}, lower)
-    # a word carries its own space, and so should what stands for one
+    backend = _make_backend({token: i for i, token in enumerate(tokens)}, lower)
+    # a word starts with its space, and so should <unk>, which stands for one
     spaced = decoders.Replace(UNKNOWN, f" {UNKNOWN}")
     backend.decoder = decoders.Sequence([spaced, decoders.Fuse()])
     return PreTrainedTokenizerFast(
@@ -69,7 +65,7 @@ def frequent_words(part: Part, count: int, lower: bool) -> list[str]:
     what = f"{part.sha256} {part.start} {part.stop} {count} {lower} {TOKEN}"
     path = files.cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.words.json"
     if not path.exists():
-        backend = _backend({}, lower)
+        backend = _make_backend({}, lower)
         text = (block for block in read_blocks(part, "counting words") if block)
         trainer = trainers.WordLevelTrainer(vocab_size=count, show_progress=False)
         backend.train_from_iterator(text, trainer)
@@ -79,7 +75,7 @@ def frequent_words(part: Part, count: int, lower: bool) -> list[str]:
     return json.loads(path.read_text())
 
 
-def _backend(vocabulary: dict[str, int], lower: bool) -> Tokenizer:
+def _make_backend(vocabulary: dict[str, int], lower: bool) -> Tokenizer:
     backend = Tokenizer(models.WordLevel(vocabulary, UNKNOWN))
     if lower:
         backend.normalizer = normalizers.Lowercase()
@@ -100,13 +96,12 @@ def read_words(
     """Read a text, split it by position, make the tokenizer of its first part, and encode both.
 
     Args:
-        source: see `data.documents`.
-        val_source: another text to validate on; the end of `source` without one.
+        source: see `text.read_documents`.
+        val_source: another text to validate on; default: the end of `source`.
         val_fraction: part of `source` to validate on.
-        context: tokens in a window; each part must have at least one window.
-        vocab_size: see `make_tokenizer`.
-        lower: see `make_tokenizer`.
-        table_memory: see `data.documents`.
+        context: tokens of a window; each part must have at least one window.
+        vocab_size, lower: see `make_tokenizer`.
+        table_memory: see `text.read_documents`.
 
     Raises:
         ValueError: a text is missing, empty, not text, or too short.
@@ -116,12 +111,12 @@ def read_words(
 
 
 def unknown_words(corpus: Corpus) -> tuple[float, float]:
-    """Look at the words of the validation text that are not in the vocabulary.
+    """Measure the words of the validation text that are not in the vocabulary.
 
     Returns:
-        Their share of the words; and the bits that it takes to spell them out, if all characters
-        of the vocabulary and the end of the word are equally likely each time. Without these, a
-        model that knows few words would seem to say a text in few bits.
+        Their fraction of the words, and the bits that it takes to spell them out, if at each step
+        all characters of the vocabulary and the end of the word are equally likely. Without these
+        bits, a small vocabulary would seem to encode a text in few bits.
     """
     vocabulary = corpus.tokenizer.get_vocab()
     lengths = np.zeros(len(vocabulary), dtype=np.int64)

@@ -1,9 +1,9 @@
-"""Image files decoded by several processes, in their order.
+"""Decode image files in several processes, in order.
 
-Threads would share Python's lock, which small images spend most of their time on. The processes
-know nothing of the script that started them, so it needs no `__main__` guard; and they end when it
-does, however it ends, because then their input does. They have a limit of memory and of time, so
-that a file made to exhaust either, or to crash a decoder, is an image error like any other.
+Threads would wait for Python's lock, which small images hold most of the time. The processes do not
+import the script that started them, so it needs no `__main__` guard; and they end when it does,
+however it ends, because then their input ends. They have a limit of memory and of time, so that a
+file made to exhaust either, or to crash a decoder, is an image error like any other.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from PIL import Image
 from genkit.data import pixels
 from genkit.data.pixels import ImageError
 
-FILES, BYTES = 256, 1 << 22  # of files handed over at a time, at most (and one file at least)
-PIXELS = 1 << 26  # bytes of results handed back at a time, at most (and one result at least)
-SECONDS = 10  # of a processor, for a file of up to pixels.MAX_PIXELS
-MIB = 512  # of memory, and BYTES_A_PIXEL for each pixel that a picture may have
+FILES, BYTES = 256, 1 << 22  # sent to a process at a time, at most (and one file at least)
+PIXELS = 1 << 26  # bytes of results sent back at a time, at most (and one result at least)
+SECONDS = 10  # of CPU time for a file of up to pixels.MAX_PIXELS
+MIB = 512  # of memory, and BYTES_A_PIXEL more for each of max_pixels
 BYTES_A_PIXEL = 20
 CRASHES = {signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE}
 START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])  # so that genkit is the same there
 from genkit.data import workers
-workers.serve()
+workers.serve_decoder()
 """
 
-File = tuple[str, bytes]  # its name in errors, and what is in it
+File = tuple[str, bytes]  # name, for errors, and content
 Result = np.ndarray | ImageError  # (channels, height, width), uint8
 
 
 @dataclass(frozen=True)
-class Options:
-    """How files are decoded; see `images.load`."""
+class DecodeOptions:
+    """How files are decoded; see `images.load_images`."""
 
     resolution: int | None = None
     channels: int | None = None
@@ -57,11 +57,13 @@ class Options:
     max_bytes: int = pixels.MAX_BYTES
 
 
-def decode(files: Iterable[File], count: int, options: Options) -> Generator[tuple[str, Result]]:
-    """Yield the name of each file and its pixels, or why it has none.
+def decode_files(
+    files: Iterable[File], count: int, options: DecodeOptions
+) -> Generator[tuple[str, Result]]:
+    """Yield the name of each file with its pixels, or with the error of decoding it.
 
     Args:
-        count: how many files there are.
+        count: number of files.
     """
     size = min(os.cpu_count() or 1, -(-count // FILES))
     with contextlib.ExitStack() as stack:
@@ -69,14 +71,14 @@ def decode(files: Iterable[File], count: int, options: Options) -> Generator[tup
         free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for _ in range(size):
             free.put(stack.enter_context(contextlib.closing(_Worker(options))))
-        asked: deque[Future[tuple[list[tuple[str, Result]], list[File]]]] = deque()
+        pending: deque[Future[tuple[list[tuple[str, Result]], list[File]]]] = deque()
         for chunk in itertools.chain(_chunks(files), [[]]):
             if chunk:
-                asked.append(callers.submit(_ask, free, chunk))
-            while len(asked) > (size if chunk else 0):  # no more is held in memory
-                done, rest = asked.popleft().result()
+                pending.append(callers.submit(_decode_chunk, free, chunk))
+            while len(pending) > (size if chunk else 0):  # so that memory stays small
+                done, rest = pending.popleft().result()
                 if rest:
-                    asked.appendleft(callers.submit(_ask, free, rest))
+                    pending.appendleft(callers.submit(_decode_chunk, free, rest))
                 yield from done
 
 
@@ -93,24 +95,24 @@ def _chunks(files: Iterable[File]) -> Iterator[list[File]]:
         yield chunk
 
 
-def _ask(
+def _decode_chunk(
     free: queue.SimpleQueue[_Worker], chunk: list[File]
 ) -> tuple[list[tuple[str, Result]], list[File]]:
-    """Let the next free process decode a chunk, file by file if it crashed at one of them.
+    """Decode a chunk in the next free process, file by file if it crashed at one of them.
 
     Returns:
         Results of the first files, and the files that are left.
     """
     worker = free.get()
     try:
-        results = worker.decode(chunk) or _one_by_one(worker, chunk)
+        results = worker.decode(chunk) or _decode_one_by_one(worker, chunk)
     finally:
         free.put(worker)
     names = [name for name, _ in chunk]
     return list(zip(names, results, strict=False)), chunk[len(results) :]
 
 
-def _one_by_one(worker: _Worker, chunk: list[File]) -> list[Result]:
+def _decode_one_by_one(worker: _Worker, chunk: list[File]) -> list[Result]:
     results: list[Result] = []
     size = 0
     for name, data in chunk:
@@ -118,22 +120,22 @@ def _one_by_one(worker: _Worker, chunk: list[File]) -> list[Result]:
             why = f"it crashes the decoder, or takes longer than {SECONDS} s"
             crash = ImageError(f"{name} cannot be decoded: {why}")
             results += worker.decode([(name, data)]) or [crash]
-            size += _bytes(results[-1])
+            size += _count_bytes(results[-1])
     return results
 
 
-def _bytes(result: Result) -> int:
+def _count_bytes(result: Result) -> int:
     return result.nbytes if isinstance(result, np.ndarray) else 0
 
 
 # ---------------------------------------------------------------------------------------------
-# Both ends of the pipe: a line of JSON, then bytes of the lengths that it tells
+# Both ends of the pipe: a line of JSON with lengths or shapes, then the bytes
 
 
 class _Worker:
-    """A process that decodes, and another if it crashed."""
+    """A process that decodes files; it is started anew when it crashes."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: DecodeOptions) -> None:
         command = [sys.executable, "-P", "-W", "ignore", "-c", START]
         self.command = [*command, json.dumps(sys.path), json.dumps(asdict(options))]
         self._start()
@@ -164,30 +166,30 @@ class _Worker:
             to.write(header.encode() + b"\n" + b"".join(data for _, data in chunk))
             to.flush()
             return [
-                ImageError(told)
-                if isinstance(told, str)
-                else _array(back.read(math.prod(told)), told)
-                for told in json.loads(back.readline())
+                ImageError(report)
+                if isinstance(report, str)
+                else _as_array(back.read(math.prod(report)), report)
+                for report in json.loads(back.readline())
             ]
-        except (OSError, ValueError):  # of pipes; of JSON and arrays that are cut short
+        except (OSError, ValueError):  # of a broken pipe; of JSON and arrays that are cut short
             self.close()
             if -self._process.returncode not in CRASHES:
                 raise ChildProcessError(
                     f"images: a process that decoded {chunk[0][0]} or one of the {len(chunk) - 1} "
-                    "after it was ended; does the machine have memory enough?"
+                    "after it was killed; the machine may have too little memory"
                 ) from None
         self._start()
         return None
 
 
-def _array(data: bytes, shape: list[int]) -> np.ndarray:
+def _as_array(data: bytes, shape: list[int]) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def serve() -> None:
-    """Decode what comes in until nothing more does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to the parent
-    options = Options(**json.loads(sys.argv[2]))
+def serve_decoder() -> None:
+    """Decode files from the input until it ends; the main program of the processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    options = DecodeOptions(**json.loads(sys.argv[2]))
     most = (MIB << 20) + BYTES_A_PIXEL * options.max_pixels
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -197,25 +199,27 @@ def serve() -> None:
         results: list[Result] = []
         size = 0
         for name, data in files:
-            results.append(_decode(name, data, options))
-            size += _bytes(results[-1])
+            results.append(_decode_file(name, data, options))
+            size += _count_bytes(results[-1])
             if size > PIXELS:
                 break
         signal.setitimer(signal.ITIMER_PROF, 0)
-        told = [str(r) if isinstance(r, ImageError) else r.shape for r in results]
-        sys.stdout.buffer.write(json.dumps(told).encode() + b"\n")
+        reports = [str(r) if isinstance(r, ImageError) else r.shape for r in results]
+        sys.stdout.buffer.write(json.dumps(reports).encode() + b"\n")
         for result in results:
             if not isinstance(result, ImageError):
                 sys.stdout.buffer.write(result.tobytes())
         sys.stdout.buffer.flush()
 
 
-def _decode(name: str, data: bytes, options: Options) -> Result:
+def _decode_file(name: str, data: bytes, options: DecodeOptions) -> Result:
     seconds = SECONDS * max(1, options.max_pixels / pixels.MAX_PIXELS)
-    signal.setitimer(signal.ITIMER_PROF, seconds)  # whose signal ends the process
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
     try:
-        image = pixels.decode(data, name, options.max_pixels, options.max_bytes)
-        return pixels.array(image, options.resolution, options.channels or len(image.getbands()))
+        image = pixels.decode_image(data, name, options.max_pixels, options.max_bytes)
+        return pixels.image_to_array(
+            image, options.resolution, options.channels or len(image.getbands())
+        )
     except ImageError as error:
         return error
     except MemoryError:

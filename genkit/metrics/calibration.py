@@ -1,59 +1,51 @@
-"""Whether a model is right as often as it says: calibration error, and the temperature for it."""
+"""Calibration: the expected calibration error, its diagram, and temperature scaling."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import evaluate
-import matplotlib
-import matplotlib.axes
-import matplotlib.cm
-import matplotlib.colors
 import matplotlib.figure
-import matplotlib.font_manager
-import matplotlib.patches
-import matplotlib.patheffects
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    pass
-from genkit.plots import save
+from genkit.plots import save_figure
 
 BINS = 15  # as in Guo et al. 2017
-SHARPEST, FLATTEST = 0.01, 100.0  # the temperatures that are looked at
+SHARPEST, FLATTEST = 0.01, 100.0  # the range of temperatures
 
-# ---- calibration error
+# ---------------------------------------------------------------------------------------------
+# Calibration error
 
 
-def by_confidence(
+def bin_by_confidence(
     confidences: npt.ArrayLike, right: npt.ArrayLike, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sort predictions into bins of equal width by confidence.
 
     Args:
-        confidences: the probability that each prediction was given, (n,).
-        right: whether each was right, (n,), of booleans or 0 and 1.
-        bins: how many; bin i holds confidences above i / bins and up to (i + 1) / bins, the first
-            one 0, too.
+        confidences: the probability of each prediction, (n,).
+        right: whether each is right, (n,), booleans or 0 and 1.
+        bins: number of bins; bin i holds confidences above i / bins and up to (i + 1) / bins, and
+            the first bin 0, too.
 
     Returns:
-        How many predictions are in each bin, the sum of their confidences, and how many of them
-        are right; (bins,) each.
+        The number of predictions in each bin, the sum of their confidences, and the number of right
+        ones; (bins,) each.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
     """
-    sure, hits = np.asarray(confidences, dtype=float), np.asarray(right, dtype=float)
-    if sure.ndim != 1 or sure.size == 0:
-        raise ValueError(f"confidences must be (n,) with n above 0, got the shape {sure.shape}")
-    if hits.shape != sure.shape:
-        raise ValueError(f"right must be {sure.shape} as confidences, got {hits.shape}")
-    outside = sure[~((sure >= 0) & (sure <= 1))]
+    scores, hits = np.asarray(confidences, dtype=float), np.asarray(right, dtype=float)
+    if scores.ndim != 1 or scores.size == 0:
+        raise ValueError(f"confidences must be (n,) with n above 0, got the shape {scores.shape}")
+    if hits.shape != scores.shape:
+        raise ValueError(f"right must be {scores.shape} as confidences, got {hits.shape}")
+    outside = scores[~((scores >= 0) & (scores <= 1))]
     if outside.size:
         raise ValueError(f"confidences must be between 0 and 1, got {outside[0]}")
     neither = hits[(hits != 0) & (hits != 1)]
@@ -61,56 +53,54 @@ def by_confidence(
         raise ValueError(f"right must be booleans, or 0 and 1, got {neither[0]}")
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, got {bins}")
-    places = np.searchsorted(np.arange(1, bins) / bins, sure)
-    counts, trust, correct = (np.bincount(places, w, bins) for w in (None, sure, hits))
+    indices = np.searchsorted(np.arange(1, bins) / bins, scores)
+    counts, trust, correct = (np.bincount(indices, w, bins) for w in (None, scores, hits))
     return counts, trust, correct
 
 
 def expected_calibration_error(
     confidences: npt.ArrayLike, right: npt.ArrayLike, bins: int = BINS
 ) -> float:
-    """Measure how far confidence is from accuracy, on average over the predictions.
+    """Compute the expected difference between confidence and accuracy.
 
     Args:
-        confidences: as for `by_confidence`.
-        right: as for `by_confidence`.
-        bins: as for `by_confidence`.
+        confidences, right, bins: see `bin_by_confidence`.
 
     Returns:
-        The difference between mean confidence and accuracy of each bin, weighed by how many
-        predictions it has; between 0 and 1.
+        The difference between mean confidence and accuracy of each bin, averaged over the
+        predictions; between 0 and 1.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
 
     Source: Naeini et al. 2015, https://ojs.aaai.org/index.php/AAAI/article/view/9602; Guo et al.
     2017, equation 3, https://arxiv.org/abs/1706.04599
     """
-    counts, trust, correct = by_confidence(confidences, right, bins)
+    counts, trust, correct = bin_by_confidence(confidences, right, bins)
     return float(np.abs(trust - correct).sum() / counts.sum())
 
 
-# ---- temperature
+# ---------------------------------------------------------------------------------------------
+# Temperature
 
 
 def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
-    """Find the temperature T at which softmax(logits / T) predicts the targets best.
+    """Find the temperature T of softmax(logits / T) with the least negative log-likelihood.
 
-    The mean negative log-likelihood is convex in 1 / T, so its slope has one zero, which is
-    bracketed and halved in log T, in float64.
+    Its mean over the targets is convex in 1 / T, so that the slope has one zero, which is found by
+    bisection in log T, in float64.
 
     Args:
-        logits: (n, classes), -inf where a class is not allowed.
-        targets: the class that is right, (n,).
+        logits: (n, classes); -inf for a class that is not allowed.
+        targets: the right class, (n,).
 
     Returns:
-        T, between SHARPEST and FLATTEST, and one of these where the optimum is beyond: SHARPEST if
-        every target has the largest logit of its row (the best T would be 0), FLATTEST if the
-        targets' logits are no larger than others on average. 1 if the logits of no row differ, as
-        then no temperature changes anything.
+        T, clipped to SHARPEST and FLATTEST: SHARPEST also if every target has the largest logit of
+        its row (the best T would be 0), FLATTEST also if the targets' logits are no larger than
+        others on average. 1 if the logits of no row differ: no temperature changes anything then.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
 
     Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
     """
@@ -121,12 +111,12 @@ def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
     scores[~allowed] = 0
     if not scores.any():
         return 1.0
-    wanted = scores[np.arange(len(classes)), classes].mean()
+    of_targets = scores[np.arange(len(classes)), classes].mean()
 
     def slope(temperature: float) -> float:
         """Differentiate the mean negative log-likelihood by 1 / T."""
         weights = np.exp(scores / temperature, where=allowed, out=np.zeros_like(scores))
-        return float(((weights * scores).sum(1) / weights.sum(1)).mean() - wanted)
+        return float(((weights * scores).sum(1) / weights.sum(1)).mean() - of_targets)
 
     if slope(SHARPEST) <= 0:
         return SHARPEST
@@ -163,7 +153,8 @@ def _check(logits: np.ndarray, targets: np.ndarray) -> None:
         )
 
 
-# ---- evaluate
+# ---------------------------------------------------------------------------------------------
+# A metric of `evaluate`
 
 
 class CalibrationMetric(evaluate.Metric):
@@ -175,9 +166,9 @@ class CalibrationMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float64")  # for references, too: as integers 0.5 would become 0
         return evaluate.MetricInfo(
-            description="How far a model's confidence is from its accuracy.",
+            description="Expected calibration error of a model's confidences.",
             citation="",
-            inputs_description="predictions: confidences. references: whether each was right. "
+            inputs_description="predictions: confidences. references: whether each is right. "
             "bins: see genkit.metrics.calibration.expected_calibration_error.",
             features=datasets.Features({"predictions": number, "references": number}),
             reference_urls=["https://arxiv.org/abs/1706.04599"],
@@ -190,20 +181,17 @@ class CalibrationMetric(evaluate.Metric):
         return {"expected_calibration_error": error, "bins": bins, "total": len(predictions)}
 
 
-def reliability(confidences: Sequence[float], right: Sequence[bool], path: Path) -> None:
-    """Draw accuracy by confidence against the diagonal, and how often each confidence occurs.
+def plot_reliability(confidences: Sequence[float], right: Sequence[bool], path: Path) -> None:
+    """Draw a reliability diagram: accuracy by confidence, and the share of each confidence.
 
     Args:
-        confidences: the probability that each prediction was given.
-        right: whether each was right.
+        confidences, right: see `bin_by_confidence`.
         path: the PNG to write.
 
     Source: Guo et al. 2017, figure 1, https://arxiv.org/abs/1706.04599
     """
-    from genkit.metrics import calibration  # with evaluate, which takes seconds to import
-
-    counts, trust, correct = calibration.by_confidence(confidences, right)
-    error = calibration.expected_calibration_error(confidences, right)
+    counts, trust, correct = bin_by_confidence(confidences, right)
+    error = expected_calibration_error(confidences, right)
     filled, width = counts > 0, 1 / len(counts)
     lefts = np.flatnonzero(filled) * width
     accuracy, gap = (each[filled] / counts[filled] for each in (correct, trust - correct))
@@ -214,7 +202,7 @@ def reliability(confidences: Sequence[float], right: Sequence[bool], path: Path)
     hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "tab:red", "hatch": "///"}
     hatched |= {"linewidth": 0, "label": "gap to confidence"}
     upper.bar(lefts, gap, bottom=accuracy, **hatched, **bars)
-    upper.plot([0, 1], [0, 1], "--", color="0.3", label="right as often as it says")
+    upper.plot([0, 1], [0, 1], "--", color="0.3", label="perfect calibration")
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.01))
     upper.legend(edgecolor="none", loc="upper left")
     lower.bar(lefts, 100 * counts[filled] / counts.sum(), color="0.6", edgecolor="white", **bars)
@@ -222,4 +210,4 @@ def reliability(confidences: Sequence[float], right: Sequence[bool], path: Path)
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"expected calibration error {error:.3f} · {len(confidences):,} predictions")
-    save(figure, path)
+    save_figure(figure, path)

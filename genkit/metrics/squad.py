@@ -1,4 +1,4 @@
-"""How well a model finds answers in texts: exact match and F1, as SQuAD 1.1 and 2.0 define them."""
+"""Exact match and F1 of answers, as the official scripts of SQuAD 1.1 and 2.0 compute them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,37 @@ import numpy as np
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII only: « and … stay
 
-# ---- one answer
+# ---------------------------------------------------------------------------------------------
+# One answer
 
 
-def normalize(text: str) -> str:
-    """Leave what is compared: lower case, without ASCII punctuation, articles and extra space."""
+def normalize_answer(text: str) -> str:
+    """Lower the case of an answer, and remove ASCII punctuation, articles and extra space."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
-def exact(prediction: str, gold: str) -> bool:
-    """Tell whether two answers are the same once they are normalised."""
-    return normalize(prediction) == normalize(gold)
+def compute_exact(prediction: str, gold: str) -> bool:
+    """Return whether two answers are the same after normalisation."""
+    return normalize_answer(prediction) == normalize_answer(gold)
 
 
-def f1(prediction: str, gold: str) -> float:
-    """Measure how many words two answers share.
-
-    Args:
-        prediction: the answer to judge.
-        gold: the answer that is right.
+def compute_f1(prediction: str, gold: str) -> float:
+    """Compute the F1 of the words of an answer.
 
     Returns:
-        Harmonic mean of precision and recall over the words that normalising leaves, each as often
-        as it occurs; 0 where no word is shared, two answers without words included.
+        Harmonic mean of precision and recall over the words after normalisation, each counted as
+        often as it occurs; 0 where no word is shared, even if neither answer has words.
     """
-    predicted, wanted = normalize(prediction).split(), normalize(gold).split()
-    shared = (Counter(predicted) & Counter(wanted)).total()
+    predicted, expected = normalize_answer(prediction).split(), normalize_answer(gold).split()
+    shared = (Counter(predicted) & Counter(expected)).total()
     if not shared:
         return 0.0
-    precision, recall = shared / len(predicted), shared / len(wanted)
+    precision, recall = shared / len(predicted), shared / len(expected)
     return 2 * precision * recall / (precision + recall)
 
 
-# ---- all answers
+# ---------------------------------------------------------------------------------------------
+# All answers
 
 
 def score_v1(
@@ -64,7 +62,7 @@ def score_v1(
         "exact_match" and "f1", in percent.
 
     Raises:
-        ValueError: an id, a text or a question cannot work; it is named.
+        ValueError: an id, a text or a question cannot work; the message names it.
 
     Source: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and its evaluate-v1.1.py
     """
@@ -73,8 +71,10 @@ def score_v1(
     if without:
         raise ValueError(f"answers: none for {_listed(without)}; such questions are of SQuAD 2.0")
     pairs = [(predictions[each], answers[each]) for each in answers if each in predictions]
-    same = sum(any(exact(prediction, gold) for gold in golds) for prediction, golds in pairs)
-    shared = sum(max(f1(prediction, gold) for gold in golds) for prediction, golds in pairs)
+    same = sum(
+        any(compute_exact(prediction, gold) for gold in golds) for prediction, golds in pairs
+    )
+    shared = sum(max(compute_f1(prediction, gold) for gold in golds) for prediction, golds in pairs)
     return {"exact_match": 100 * same / len(answers), "f1": 100 * shared / len(answers)}
 
 
@@ -86,20 +86,20 @@ def score_v2(
 ) -> dict[str, float]:
     """Score answers as SQuAD 2.0 does, where some questions have no answer.
 
-    A gold answer that normalising leaves nothing of is not compared with; where no other is left,
-    the right prediction is the empty one. A question is one without an answer (NoAns) only if its
-    list of gold answers is empty.
+    A gold answer that is empty after normalisation is ignored; if no other is left, the empty
+    prediction is right. A question counts as one without an answer (NoAns) only if its list of gold
+    answers is empty.
 
-    The thresholds of the best figures are those of the official script, which sets 0 where it is
-    best to answer nothing even if scores are below that, lets two questions of the same score fall
-    on different sides, and holds every prediction but "" for an answer. So a figure can differ from
-    what its threshold gives; use `best_f1_threshold` to choose one.
+    The thresholds of the best figures are those of the official script: it returns 0 if it is best
+    to answer nothing, even if scores are below 0; it lets two questions with the same score fall on
+    different sides; and it takes every prediction but "" for an answer. So a best figure can differ
+    from the figure at its threshold; use `best_f1_threshold` to choose a threshold.
 
     Args:
         predictions: an answer by the id of its question, "" for none.
         answers: gold answers by id; the one nearest to the prediction counts.
-        no_answer_scores: how sure it is that there is no answer, by id, on any scale.
-        threshold: where the score is above it, the prediction is taken to be "".
+        no_answer_scores: score of having no answer, by id, on any scale.
+        threshold: a score above it makes the prediction "".
 
     Returns:
         "exact" and "f1" in percent, "total"; the same of questions with an answer ("HasAns_…") and
@@ -107,7 +107,7 @@ def score_v2(
         "best_f1_thresh", the best of all thresholds.
 
     Raises:
-        ValueError: an id, a text or a score cannot work; it is named.
+        ValueError: an id, a text or a score cannot work; the message names it.
 
     Source: Rajpurkar et al. 2018, https://arxiv.org/abs/1806.03822, and its evaluate-v2.0.py
     """
@@ -141,23 +141,21 @@ def best_f1_threshold(
     """Find the threshold of no-answer scores that gives `score_v2` its highest F1.
 
     Args:
-        predictions: as for `score_v2`.
-        answers: as for `score_v2`.
-        no_answer_scores: as for `score_v2`.
+        predictions, answers, no_answer_scores: see `score_v2`.
 
     Returns:
-        The lowest of the scores that does it. Where it is best to answer nothing, 0, or the lowest
-        score less 1 if 0 is not below it.
+        The lowest such score. If it is best to answer nothing: 0 if all scores are above 0,
+        otherwise the lowest score less 1.
 
     Raises:
-        ValueError: an id, a text or a score cannot work; it is named.
+        ValueError: an id, a text or a score cannot work; the message names it.
     """
     _check_v2(predictions, answers, no_answer_scores)
     f1s = _raw_scores(predictions, answers)["f1"]
     gains = [f1s[q] - (not answers[q]) for q in no_answer_scores]  # of answering
-    values, places = np.unique(list(no_answer_scores.values()), return_inverse=True)
+    values, indices = np.unique(list(no_answer_scores.values()), return_inverse=True)
     unanswerable = sum(not golds for golds in answers.values())
-    totals = np.cumsum([unanswerable, *np.bincount(places, gains)])
+    totals = np.cumsum([unanswerable, *np.bincount(indices, gains)])
     nothing = 0.0 if values[0] > 0 else values[0] - 1
     return float([nothing, *values][totals.argmax()])
 
@@ -166,10 +164,17 @@ def _raw_scores(
     predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """Score each question before any threshold: "exact" and "f1" by id, between 0 and 1."""
-    left = {q: [gold for gold in golds if normalize(gold)] or [""] for q, golds in answers.items()}
-    same = {q: float(any(exact(predictions[q], gold) for gold in left[q])) for q in answers}
-    # two answers without words are the same, which is all that sets this F1 apart from that of v1
-    shared = {q: max(same[q], *(f1(predictions[q], gold) for gold in left[q])) for q in answers}
+    usable = {
+        q: [gold for gold in golds if normalize_answer(gold)] or [""]
+        for q, golds in answers.items()
+    }
+    same = {
+        q: float(any(compute_exact(predictions[q], gold) for gold in usable[q])) for q in answers
+    }
+    # unlike in v1, the F1 of two answers without words is 1
+    shared = {
+        q: max(same[q], *(compute_f1(predictions[q], gold) for gold in usable[q])) for q in answers
+    }
     return {"exact": same, "f1": shared}
 
 
@@ -181,7 +186,7 @@ def _official_best(
 ) -> tuple[float, float]:
     """Find the best figure in percent, and its threshold, with the quirks of the official script.
 
-    From no answer at all it goes to all of them, one by one in the order of their scores.
+    It starts without answers and adds one question after the other, in the order of their scores.
     """
     order = sorted(no_answer_scores, key=no_answer_scores.__getitem__)
     gains = [scores[q] if answers[q] else -float(predictions[q] != "") for q in order]
@@ -191,7 +196,8 @@ def _official_best(
     return float(100 * totals[best] / len(answers)), threshold
 
 
-# ---- what cannot work
+# ---------------------------------------------------------------------------------------------
+# Checks
 
 
 def _check(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> None:
@@ -231,7 +237,8 @@ def _listed(ids: list[str]) -> str:
     return ", ".join(map(repr, ids[:5])) + more
 
 
-# ---- evaluate
+# ---------------------------------------------------------------------------------------------
+# Metrics of `evaluate`
 
 
 class SquadMetric(evaluate.Metric):
@@ -264,8 +271,8 @@ class SquadV2Metric(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        sureness = {"no_answer_probability": datasets.Value("float32")}
-        return _metric_info("Exact match and F1 of SQuAD 2.0.", sureness)
+        columns = {"no_answer_probability": datasets.Value("float32")}
+        return _metric_info("Exact match and F1 of SQuAD 2.0.", columns)
 
     def _compute(
         self,
@@ -275,21 +282,21 @@ class SquadV2Metric(evaluate.Metric):
     ) -> dict[str, float]:
         answers = {name: each["text"] for name, each in _by_id(references, "answers").items()}
         texts = _by_id(predictions, "prediction_text")
-        sureness = _by_id(predictions, "no_answer_probability")
-        return score_v2(texts, answers, sureness, no_answer_threshold)
+        scores = _by_id(predictions, "no_answer_probability")
+        return score_v2(texts, answers, scores, no_answer_threshold)
 
 
-def _metric_info(description: str, sureness: dict[str, datasets.Value]) -> evaluate.MetricInfo:
+def _metric_info(description: str, columns: dict[str, datasets.Value]) -> evaluate.MetricInfo:
     text, number = datasets.Value("string"), datasets.Value("int32")
     golds = datasets.Sequence({"text": text, "answer_start": number})
     return evaluate.MetricInfo(
         description=description,
         citation="",
-        inputs_description="predictions: answers. references: gold answers; where they start is "
-        "not looked at. An answer and its gold answers have the same id.",
+        inputs_description="predictions: answers. references: gold answers, whose answer_start is "
+        "ignored. An answer and its gold answers have the same id.",
         features=datasets.Features(
             {
-                "predictions": {"id": text, "prediction_text": text} | sureness,
+                "predictions": {"id": text, "prediction_text": text} | columns,
                 "references": {"id": text, "answers": golds},
             }
         ),

@@ -15,11 +15,12 @@ import torch
 from tqdm import tqdm
 
 from genkit.qa.reader import DEFAULT, Reader, load_reader
-from genkit.qa.spans import Span, Wanted, answers, null_probability
-from genkit.qa.windows import Windows
+from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
+from genkit.qa.windows import TokenWindows
+from genkit.seeds import is_whole
 from genkit.text.highlight import mark, sentence
 
-HUGE = 700.0  # odds whose exponential is still a float
+HUGE = 700.0  # log-odds whose exponential is still a float
 BATCH = {"cpu": 1024, "cuda": 1 << 15}  # tokens at once
 
 # ---------------------------------------------------------------------------------------------
@@ -28,7 +29,7 @@ BATCH = {"cpu": 1024, "cuda": 1 << 15}  # tokens at once
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer found in a text, and what there is to know about it."""
+    """An answer found in a text, with its scores and the window that it was read in."""
 
     question: str
     answer: str  # "" if the text has none
@@ -36,8 +37,8 @@ class Answer:
     start: int  # characters of the context
     end: int
     window: tuple[int, int]  # characters that were read for it; a word cut there is whole above
-    null_score: float | None  # probability that there is no answer; None: the model cannot tell
-    confidence: float | None  # the score, calibrated; None: the model was not
+    null_score: float | None  # probability of no answer; None: the model has no token for it
+    confidence: float | None  # the score, calibrated; None: the model is not calibrated
     context: str = field(repr=False)
     alternatives: list[Answer] = field(default_factory=list, repr=False)  # from the 2nd best
 
@@ -66,12 +67,44 @@ class Answer:
 
 
 @overload
-def answer(question: str, context: str, **options: Any) -> Answer: ...
+def answer(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
+    question: str,
+    context: str,
+    *,
+    model: str | Path | Reader = ...,
+    revision: str | None = ...,
+    top_k: int = ...,
+    max_seq_len: int | None = ...,
+    doc_stride: int | None = ...,
+    max_answer_len: int | None = ...,
+    handle_impossible: bool | None = ...,
+    threshold: float | None = ...,
+    align_to_words: bool = ...,
+    dtype: str | None = ...,
+    quantize: str | None = ...,
+    compile: bool | None = ...,
+    trust_remote_code: bool = ...,
+) -> Answer: ...
 @overload
+def answer(  # and a text with several contexts, which matches this one, too
+    question: Sequence[str],
+    context: str | Sequence[str],
+    *,
+    model: str | Path | Reader = ...,
+    revision: str | None = ...,
+    top_k: int = ...,
+    max_seq_len: int | None = ...,
+    doc_stride: int | None = ...,
+    max_answer_len: int | None = ...,
+    handle_impossible: bool | None = ...,
+    threshold: float | None = ...,
+    align_to_words: bool = ...,
+    dtype: str | None = ...,
+    quantize: str | None = ...,
+    compile: bool | None = ...,
+    trust_remote_code: bool = ...,
+) -> list[Answer]: ...
 def answer(
-    question: str | Sequence[str], context: str | Sequence[str], **options: Any
-) -> Answer | list[Answer]: ...
-def answer(  # type: ignore[misc]  # the options of the two above are those of this one
     question: str | Sequence[str],
     context: str | Sequence[str],
     *,
@@ -92,47 +125,75 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
     """Find the answer to a question in a text.
 
     Scores are those of the question-answering pipeline that transformers had until 5.3: start and
-    end are normalised over a window's context, a span has the product, and spans of a window that
-    read the same are one answer with their sum. Of several windows, the surest gives the score.
+    end are softmaxes over the context of a window, a span has their product, and spans of a window
+    with the same text are one answer with the sum of their scores. An answer in several windows has
+    its highest score.
 
     Args:
         question: a question or several.
-        context: the text, of any length; or one a question.
-        model: folder, Hub id, or what `qa.load` returned; DistilBERT trained on SQuAD unless told.
-        revision, dtype, quantize, compile, trust_remote_code: see `qa.load`.
-        top_k: how many answers to give at most: the others are the best one's alternatives. They
-            read differently and do not overlap.
-        max_seq_len: tokens of a window, question included; 384 unless told, or what the model can.
-        doc_stride: tokens of context that a window shares with the next; 128 unless told, or a half
-            of shorter windows.
-        max_answer_len: the most tokens of an answer; 15 unless told.
-        handle_impossible: whether "" may be the answer: there is none. Unless told, if the model
-            was trained for it by recipes/train_qa.py.
-        threshold: log-odds of no answer against the best one above which there is none; 0 unless
-            told, or what the model's validation set taught. A text whose likeliest spans are blank
-            has none, either.
-        align_to_words: answers are whole words. False: spans of tokens as they are, each with its
-            own probability.
+        context: the text, of any length; or one for each question.
+        model: folder or Hub id of a model for question answering (in Python, also what `load`
+            returned); default: DistilBERT trained on SQuAD.
+        revision: branch, tag or commit on the Hub.
+        top_k: the most answers to return; those after the best are its alternatives, which differ
+            in their text and do not overlap.
+        max_seq_len: tokens of a window, question included; default: 384, or the model's limit if
+            that is less.
+        doc_stride: tokens of context that a window shares with the next; default: 128, or half a
+            window if that is less.
+        max_answer_len: the most tokens of an answer; default: 15.
+        handle_impossible: whether the answer may be "", for none in the text; default: if the model
+            was trained on questions without an answer.
+        threshold: log-odds of no answer against the best answer above which the answer is "";
+            default: what the model's validation chose, or 0.
+        align_to_words: extend answers to whole words; without it, spans of tokens as they are,
+            each with its own probability.
+        dtype: "float32" (default), "bfloat16", or on a GPU "float16".
+        quantize: "int8", on a CPU.
+        compile: whether to compile the model first; default: when it pays; see `load_reader`.
+        trust_remote_code: run code that the model brings along.
 
-    A model by recipes/train_qa.py has max_seq_len, doc_stride and max_answer_len of its validation
-    in place of these numbers.
+    The defaults of max_seq_len, doc_stride and max_answer_len of a model trained by
+    recipes/train_qa.py are those of its validation. A text in which only white space is likely has
+    no answer in any case.
 
     Returns:
         An `Answer` for one question and one context, otherwise a list of them.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument cannot work; the message names it and its value.
     """
     questions, contexts = _pairs(question, context)
     _check_count("top_k", top_k, 1)
-    for name, flag in (
-        ("handle_impossible", handle_impossible),
-        ("align_to_words", align_to_words),
-    ):
-        if not isinstance(flag, bool | None):
-            raise ValueError(f"{name} must be True or False, got {flag!r}")
+    _check_flags(handle_impossible=handle_impossible, align_to_words=align_to_words)
+    reader = _as_reader(model, revision, dtype, quantize, compile, trust_remote_code)
+    learned = reader.calibration_or_default
+    if max_answer_len is None:
+        max_answer_len = learned.max_answer_len
+    _check_count("max_answer_len", max_answer_len, 1)
+    null_odds = _choose_null_odds(reader, handle_impossible, threshold)
+    size = _choose_window_size(reader, max_seq_len, doc_stride)
+    windows = TokenWindows(questions, contexts, reader.tokenizer, *size)
+    options = SpanOptions(top_k, max_answer_len, align_to_words, learned.temperature)
+    found = read_windows(reader, windows, contexts, options)
+    rows = [
+        _record(reader, *row, null_odds, top_k)
+        for row in zip(questions, contexts, found, strict=True)
+    ]
+    return rows[0] if isinstance(question, str) and isinstance(context, str) else rows
+
+
+def _as_reader(
+    model: str | Path | Reader,
+    revision: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    compile: bool | None,
+    trust_remote_code: bool,
+) -> Reader:
+    """Load a model, or return one that is loaded, with which no option of loading can be used."""
     if not isinstance(model, Reader):
-        model = load_reader(
+        return load_reader(
             model,
             revision=revision,
             dtype=dtype,
@@ -140,29 +201,17 @@ def answer(  # type: ignore[misc]  # the options of the two above are those of t
             compile=compile,
             trust_remote_code=trust_remote_code,
         )
-    elif revision or dtype or quantize or compile is not None:
-        raise ValueError(
-            "revision, dtype, quantize and compile are for loading; the model given is loaded"
-        )
-    if max_answer_len is None:
-        max_answer_len = model.known.max_answer_len
-    _check_count("max_answer_len", max_answer_len, 1)
-    impossible, threshold = _null(model, handle_impossible, threshold)
-    size = _window_size(model, max_seq_len, doc_stride)
-    windows = Windows(questions, contexts, model.tokenizer, *size)
-    wanted = Wanted(top_k, max_answer_len, align_to_words, model.known.temperature)
-    found = find(model, windows, contexts, wanted)
-    rows = [
-        _record(model, *row, threshold if impossible else None, top_k)
-        for row in zip(questions, contexts, found, strict=True)
-    ]
-    return rows[0] if isinstance(question, str) and isinstance(context, str) else rows
+    options = {"revision": revision, "dtype": dtype, "quantize": quantize, "compile": compile}
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+    return model
 
 
 def _pairs(
     question: str | Sequence[str], context: str | Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Make as many questions as contexts, and look at each."""
+    """Check the texts, and return as many questions as contexts."""
     both = {}
     for name, given in (("question", question), ("context", context)):
         if not isinstance(given, str | Sequence) or isinstance(given, bytes):
@@ -198,91 +247,105 @@ def _check_text(name: str, text: Any) -> None:
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
 
 
-def _window_size(
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool | None):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def _choose_window_size(
     reader: Reader, max_seq_len: int | None, doc_stride: int | None
 ) -> tuple[int, int]:
-    """Choose the tokens of a window, and of its context that the next one shares."""
+    """Return the tokens of a window, and of its context that the next one shares."""
+    learned = reader.calibration_or_default
     if max_seq_len is None:
-        max_seq_len = min(reader.known.max_seq_len, reader.limit)
+        max_seq_len = min(learned.max_seq_len, reader.limit)
     _check_count("max_seq_len", max_seq_len, 1)
     if max_seq_len > reader.limit:
         raise ValueError(
             f"max_seq_len: {max_seq_len} is more than the {reader.limit} that the model reads"
         )
     if doc_stride is None:
-        doc_stride = min(reader.known.doc_stride, max_seq_len // 2)
+        doc_stride = min(learned.doc_stride, max_seq_len // 2)
     _check_count("doc_stride", doc_stride, 0)
     return max_seq_len, doc_stride
 
 
-def _null(reader: Reader, handle: bool | None, threshold: float | None) -> tuple[bool, float]:
-    """Choose whether there may be no answer, and the odds that it takes."""
+def _choose_null_odds(
+    reader: Reader, handle_impossible: bool | None, threshold: float | None
+) -> float | None:
+    """Return the log-odds above which there is no answer; None if there always is one."""
     real = isinstance(threshold, Real) and not isinstance(threshold, bool)
     if threshold is not None and (not real or math.isnan(threshold)):
         raise ValueError(f"threshold must be a number, log-odds, got {threshold!r}")
-    if handle is False and threshold is not None:
+    if handle_impossible is False and threshold is not None:
         raise ValueError(
-            f"threshold: {threshold} is the odds of no answer, which handle_impossible=False rules "
-            "out; leave out one of them"
+            f"threshold: {threshold} is the log-odds of no answer, which handle_impossible=False "
+            "rules out; leave out one of them"
         )
-    if handle is None:
-        handle = reader.known.impossible or threshold is not None
-    if handle and not reader.has_null:
+    learned = reader.calibration_or_default
+    if handle_impossible is None:
+        handle_impossible = learned.impossible or threshold is not None
+    if not handle_impossible:
+        return None
+    if not reader.has_null:
         raise ValueError(
             f"handle_impossible: {reader.name} has no [CLS] before the question, which could stand "
             "for no answer; leave it out"
         )
-    return handle, reader.known.threshold if threshold is None else threshold
+    return learned.threshold if threshold is None else threshold
 
 
 # ---------------------------------------------------------------------------------------------
-# Reading
+# Reading windows
 
 
 @dataclass
-class Found:
-    """What the windows of a question gave."""
+class QuestionSpans:
+    """The best spans of all windows of a question, and the probability of no answer."""
 
-    spans: list[Span] = field(default_factory=list)
+    spans: list[AnswerSpan] = field(default_factory=list)
     null: float = 1.0  # the least of any window: an answer in one is enough
     null_confidence: float = 1.0
 
 
 @torch.inference_mode()
-def find(reader: Reader, windows: Windows, contexts: Sequence[str], wanted: Wanted) -> list[Found]:
-    """Read windows in batches of like length, and gather what they give; one `Found` a question.
+def read_windows(
+    reader: Reader, windows: TokenWindows, contexts: Sequence[str], options: SpanOptions
+) -> list[QuestionSpans]:
+    """Run the model on windows, in batches of like length; return the spans of each question.
 
     Args:
         contexts: the texts of `windows`.
     """
-    rows = [Found() for _ in contexts]
+    rows = [QuestionSpans() for _ in contexts]
     bar = tqdm(total=len(windows), desc="reading", unit=" windows", delay=2, leave=False)
     with bar:
         for group in windows.groups(BATCH[reader.model.device.type]):
             logits = reader.encoder(windows.inputs(group, reader.model))
-            start, end = (windows.of_context(x, group) for x in logits)
-            gather(rows, windows, contexts, group, start, end, wanted)
+            start, end = (windows.context_logits(x, group) for x in logits)
+            collect_spans(rows, windows, contexts, group, start, end, options)
             bar.update(len(group))
     return rows
 
 
-def gather(
-    rows: list[Found],
-    windows: Windows,
+def collect_spans(
+    rows: list[QuestionSpans],
+    windows: TokenWindows,
     contexts: Sequence[str],
     group: np.ndarray,
     start: torch.Tensor,
     end: torch.Tensor,
-    wanted: Wanted,
+    options: SpanOptions,
 ) -> None:
-    """Add what windows give to the findings of their questions; see `spans.answers`."""
-    best = answers(start, end, group, windows, contexts, wanted)
+    """Add the best spans of a group of windows to their questions; see `spans.best_spans`."""
+    best = best_spans(start, end, group, windows, contexts, options)
     nulls = null_probability(start, end, 1.0).tolist()
-    confidences = null_probability(start, end, wanted.temperature).tolist()
+    confidences = null_probability(start, end, options.temperature).tolist()
     for row, spans, null, sure in zip(windows.row[group], best, nulls, confidences, strict=True):
         rows[row].spans += spans
         rows[row].null = min(rows[row].null, null)
@@ -293,15 +356,15 @@ def _record(
     reader: Reader,
     question: str,
     context: str,
-    found: Found,
-    threshold: float | None,
+    found: QuestionSpans,
+    null_odds: float | None,
     top_k: int,
 ) -> Answer:
-    """Rank the answers of all windows; no answer is one of them unless `threshold` is None."""
-    ranked = distinct(found.spans, context, top_k)
-    if threshold is not None or not ranked:
-        nothing = Span(found.null, found.null_confidence, 0, 0, (0, len(context)))
-        least = found.null * math.exp(min(-(threshold or 0.0), HUGE))
+    """Rank the spans of all windows; no answer is one of them unless `null_odds` is None."""
+    ranked = distinct_spans(found.spans, context, top_k)
+    if null_odds is not None or not ranked:
+        nothing = AnswerSpan(found.null, found.null_confidence, 0, 0, (0, len(context)))
+        least = found.null * math.exp(min(-(null_odds or 0.0), HUGE))
         better = [span for span in ranked if span.score >= least]
         ranked.insert(len(better), nothing)
     null = found.null if reader.has_null else None
@@ -323,16 +386,16 @@ def _record(
     return dataclasses.replace(records[0], alternatives=records[1:])
 
 
-def distinct(spans: list[Span], context: str, count: int) -> list[Span]:
-    """Keep the best spans that neither touch nor read as a better one."""
-    kept: list[Span] = []
-    readings: set[str] = set()
+def distinct_spans(spans: list[AnswerSpan], context: str, count: int) -> list[AnswerSpan]:
+    """Keep the best spans that neither overlap a better one nor have its text."""
+    kept: list[AnswerSpan] = []
+    texts: set[str] = set()
     for span in sorted(spans, key=lambda span: (-span.score, span.start)):
-        reading = context[span.start : span.end].lower()
-        touching = any(span.start < other.end and other.start < span.end for other in kept)
-        if not touching and reading not in readings:
+        text = context[span.start : span.end].lower()
+        overlaps = any(span.start < other.end and other.start < span.end for other in kept)
+        if not overlaps and text not in texts:
             kept.append(span)
-            readings.add(reading)
+            texts.add(text)
         if len(kept) == count:
             break
     return kept

@@ -1,4 +1,4 @@
-"""Encoders that find answers, new or to be fine-tuned, with their tokenizers."""
+"""Encoders for extractive question answering, new or to be fine-tuned, with their tokenizers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from genkit.hub import download, safe_weights, safety
 from genkit.qa.reader import Reader, check_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ALPHABET = 1000  # the most characters that a new tokenizer knows
+ALPHABET = 1000  # the most characters in a new tokenizer's vocabulary
 HINT = "Give the folder or Hub id of an encoder in safetensors, such as BERT, RoBERTa or DistilBERT"
 
 # ---------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def load_extractor(name: str, revision: str | None = None) -> tuple[PreTrainedMo
         revision: a branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: there is no such model, or it cannot learn to answer questions.
+        ValueError: there is no such model, or it cannot be trained to answer questions.
     """
     folder = download.fetch(name, revision, argument="init_from", hint=HINT)
     verbosity = logging.get_verbosity()
@@ -55,7 +55,7 @@ def load_extractor(name: str, revision: str | None = None) -> tuple[PreTrainedMo
     try:
         with safety.opened(folder, argument="init_from") as private:
             tokenizer = AutoTokenizer.from_pretrained(private, trust_remote_code=False)
-            model, told = AutoModelForQuestionAnswering.from_pretrained(
+            model, report = AutoModelForQuestionAnswering.from_pretrained(
                 private,
                 use_safetensors=True,
                 dtype=torch.float32,
@@ -67,7 +67,7 @@ def load_extractor(name: str, revision: str | None = None) -> tuple[PreTrainedMo
             safe_weights.check_tokens(model, tokenizer)
     finally:
         logging.set_verbosity(verbosity)
-    lacking = [name for name in told["missing_keys"] if name.startswith(model.base_model_prefix)]
+    lacking = [name for name in report["missing_keys"] if name.startswith(model.base_model_prefix)]
     if lacking:
         raise ValueError(f"init_from: the weights in {name!r} lack {sorted(lacking)}")
     reader = Reader(model, tokenizer, name)
@@ -76,8 +76,8 @@ def load_extractor(name: str, revision: str | None = None) -> tuple[PreTrainedMo
             f"init_from: the tokenizer in {name!r} puts no [CLS] before a question, which "
             "stands for no answer; choose another model"
         )
-    known = inspect.signature(model.forward).parameters
-    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in known]
+    taken = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     tokenizer.model_max_length = reader.limit
     return model, tokenizer
 
@@ -88,10 +88,10 @@ def make_model(
     """Build a DistilBERT with a span head and random weights.
 
     Args:
-        positions: the most tokens that it reads.
-        depth: layers.
-        width: size of a layer's vectors.
-        heads: attention heads.
+        positions: the most tokens of a window.
+        depth: number of layers.
+        width: size of a layer's vectors; the feed-forward layers have four times as many units.
+        heads: number of attention heads.
 
     Raises:
         ValueError: the width does not divide among the heads.
@@ -123,15 +123,15 @@ def make_tokenizer(
     Args:
         examples: whose questions and contexts to learn from.
         vocab_size: the most tokens there may be, unless characters alone are more.
-        positions: the most tokens that the model reads.
+        positions: the most tokens of a window of the model.
     """
     texts = list(dict.fromkeys(t for e in examples for t in (e.context, e.question)))
-    learner = _backend({name: i for i, name in enumerate(SPECIAL)})
+    learner = _make_backend({name: i for i, name in enumerate(SPECIAL)})
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(learner.normalizer.normalize_str(text).replace(" ", ""))
     alphabet = sorted(character for character, _ in counts.most_common(ALPHABET))
-    # the trainer numbers what it meets in any order, and ties go by number; but not these
+    # the trainer numbers other tokens in no fixed order, and breaks ties by number
     first = [*SPECIAL, *alphabet, *(f"##{character}" for character in alphabet)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -141,7 +141,7 @@ def make_tokenizer(
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
-    backend = _backend(learner.get_vocab(with_added_tokens=False))
+    backend = _make_backend(learner.get_vocab(with_added_tokens=False))
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -151,12 +151,12 @@ def make_tokenizer(
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=positions,
-        model_input_names=["input_ids", "attention_mask"],  # DistilBERT knows no types of tokens
+        model_input_names=["input_ids", "attention_mask"],  # DistilBERT has no token types
         **names,
     )
 
 
-def _backend(vocabulary: dict[str, int]) -> Tokenizer:
+def _make_backend(vocabulary: dict[str, int]) -> Tokenizer:
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=False)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

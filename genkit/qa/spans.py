@@ -1,4 +1,4 @@
-"""The spans of a window that answer best."""
+"""The most likely answer spans of a window."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genkit.qa.windows import NEVER, Tokens, Windows
+from genkit.qa.windows import NEVER, Tokens, TokenWindows
 
-CANDIDATES = 12  # spans that are weighed at once; transformers 4 took as many
+CANDIDATES = 12  # spans looked at in one pass, as many as in transformers 4
 
 
 @dataclass(frozen=True)
-class Span:
+class AnswerSpan:
     """Characters of a context that answer a question."""
 
     score: float  # probability in its window
@@ -27,10 +27,10 @@ class Span:
     window: tuple[int, int]  # the characters that were read
 
 
-def likeliest(
+def likeliest_spans(
     start: torch.Tensor, end: torch.Tensor, longest: int, taken: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the likeliest spans of each window.
+    """Find the most likely spans of each window.
 
     Args:
         start, end: log-probabilities that an answer starts or ends with a token, (windows, tokens).
@@ -38,43 +38,43 @@ def likeliest(
         taken: tokens that no span may touch, (windows, tokens), bool.
 
     Returns:
-        Log-probabilities, the likeliest first, and first and last tokens; (windows, candidates)
-        each. Logarithms: a probability may be too small for a float32.
+        Log-probabilities, the highest first, and first and last tokens; (windows, candidates) each.
+        Logarithms, because a probability may be too small for a float32.
     """
     tokens = start.shape[1]
     longest = min(longest, tokens)
-    spans = start[:, :, None] + _reach(end, longest)
+    spans = start[:, :, None] + _following(end, longest)
     if taken.any():
-        spans = spans.masked_fill(_reach(taken.float(), longest).cummax(2).values > 0, NEVER)
-    found, places = spans.flatten(1).topk(min(CANDIDATES, tokens * longest))
-    first = places // longest
-    return found, first, (first + places % longest).clamp(max=tokens - 1)
+        spans = spans.masked_fill(_following(taken.float(), longest).cummax(2).values > 0, NEVER)
+    found, indices = spans.flatten(1).topk(min(CANDIDATES, tokens * longest))
+    first = indices // longest
+    return found, first, (first + indices % longest).clamp(max=tokens - 1)
 
 
-def _reach(values: torch.Tensor, longest: int) -> torch.Tensor:
-    """Lay out what each token reaches: itself and those after it; (windows, tokens, longest)."""
+def _following(values: torch.Tensor, longest: int) -> torch.Tensor:
+    """Lay out the values of each token and those after it; (windows, tokens, longest)."""
     return F.pad(values, (0, longest - 1), value=NEVER).unfold(1, longest, 1)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a window."""
+class SpanOptions:
+    """Which spans of a window to return."""
 
-    answers: int = 1
+    top_k: int = 1
     longest: int = 15  # tokens of an answer
-    words: bool = True  # answers are whole words, and spans that read the same are one
+    words: bool = True  # answers are whole words, and spans with the same text are one
     temperature: float = 1.0  # of the calibrated confidence
 
 
-def answers(
+def best_spans(
     start: torch.Tensor,
     end: torch.Tensor,
     group: np.ndarray,
-    windows: Windows,
+    windows: TokenWindows,
     contexts: Sequence[str],
-    wanted: Wanted,
-) -> list[list[Span]]:
-    """Find the best answers of each window, which read differently and do not touch each other.
+    options: SpanOptions,
+) -> list[list[AnswerSpan]]:
+    """Find the best answers of each window, of different text and without overlap.
 
     Args:
         start, end: logits of no answer and of the tokens of context, (windows, 1 + tokens).
@@ -82,49 +82,49 @@ def answers(
         contexts: the texts of `windows`.
     """
     p_start, p_end = (F.log_softmax(x, -1)[:, 1:] for x in (start, end))
-    c_start, c_end = (F.log_softmax(x / wanted.temperature, -1)[:, 1:] for x in (start, end))
+    c_start, c_end = (F.log_softmax(x / options.temperature, -1)[:, 1:] for x in (start, end))
     taken = torch.zeros_like(p_start, dtype=torch.bool)
-    found: list[list[Span]] = [[] for _ in group]
-    known: list[set[object]] = [set() for _ in group]  # what they read
-    open_ = set(range(len(group)))  # windows that may have more answers
-    while open_:
-        p, first, last = likeliest(p_start, p_end, wanted.longest, taken)
+    found: list[list[AnswerSpan]] = [[] for _ in group]
+    chosen: list[set[object]] = [set() for _ in group]  # keys of the candidates found so far
+    unfinished = set(range(len(group)))  # windows that may have more answers
+    while unfinished:
+        p, first, last = likeliest_spans(p_start, p_end, options.longest, taken)
         c = c_start.gather(1, first) + c_end.gather(1, last)
-        weighed = list(zip(*(x.tolist() for x in (p, c, first, last)), strict=True))
-        for i in sorted(open_):
+        columns = list(zip(*(x.tolist() for x in (p, c, first, last)), strict=True))
+        for i in sorted(unfinished):
             row, offset = windows.row[group[i]], int(windows.first[group[i]])
             tokens = windows.contexts[row]
-            readings = _readings(contexts[row], tokens, offset, wanted.words, *weighed[i])
-            new = {name: reading for name, reading in readings.items() if name not in known[i]}
+            candidates = _merge_spans(contexts[row], tokens, offset, options.words, *columns[i])
+            new = {key: each for key, each in candidates.items() if key not in chosen[i]}
             if new:
-                best = max(new, key=lambda name: new[name].score)
-                known[i].add(best)
+                best = max(new, key=lambda key: new[key].score)
+                chosen[i].add(best)
                 last_token = int(windows.last[group[i]]) - 1
-                read = int(tokens.starts[offset]), int(tokens.ends[last_token])
-                found[i].append(new[best].span(read))
-            for name in known[i] & readings.keys():
-                for a, b in readings[name].places:
+                extent = int(tokens.starts[offset]), int(tokens.ends[last_token])
+                found[i].append(new[best].span(extent))
+            for key in chosen[i] & candidates.keys():
+                for a, b in candidates[key].spans:
                     taken[i, max(a - offset, 0) : b - offset + 1] = True
-            if not readings or len(found[i]) == wanted.answers:
-                open_.remove(i)
+            if not candidates or len(found[i]) == options.top_k:
+                unfinished.remove(i)
     return found
 
 
 @dataclass
-class _Reading:
-    """Spans that read the same: where the likeliest is, and what they have together."""
+class _Candidate:
+    """Spans with the same text: the most likely one's characters, and the sum of their scores."""
 
     start: int  # characters
     end: int
-    places: list[tuple[int, int]] = field(default_factory=list)  # of all, in tokens
+    spans: list[tuple[int, int]] = field(default_factory=list)  # first and last token of each
     score: float = 0.0
     confidence: float = 0.0
 
-    def span(self, window: tuple[int, int]) -> Span:
-        return Span(self.score, self.confidence, self.start, self.end, window)
+    def span(self, window: tuple[int, int]) -> AnswerSpan:
+        return AnswerSpan(self.score, self.confidence, self.start, self.end, window)
 
 
-def _readings(
+def _merge_spans(
     context: str,
     tokens: Tokens,
     offset: int,
@@ -133,35 +133,35 @@ def _readings(
     c: list[float],
     first: list[int],
     last: list[int],
-) -> dict[object, _Reading]:
-    """Add up candidates that read the same.
+) -> dict[object, _Candidate]:
+    """Merge spans with the same text, and add up their probabilities.
 
     Args:
         offset: the token of the context that the window begins with.
-        p, c, first, last: of the candidates, the likeliest first; logarithms, and tokens of the
-            window.
+        p, c, first, last: of the spans, the most likely first: log-probabilities, as they are and
+            calibrated, and tokens of the window.
     """
-    readings: dict[object, _Reading] = {}
+    candidates: dict[object, _Candidate] = {}
     for score, confidence, a, b in zip(p, c, first, last, strict=True):
         if score == NEVER:
-            break  # no span is left; what follows may be outside of the text
+            break  # no span is left; those that follow may be outside of the text
         a, b = a + offset, b + offset
         if words:
             a, b = int(tokens.first[a]), int(tokens.last[b])
-        start, end = _trimmed(context, int(tokens.starts[a]), int(tokens.ends[b]))
+        start, end = _trim(context, int(tokens.starts[a]), int(tokens.ends[b]))
         if start < end:
-            name = context[start:end].lower() if words else (a, b)
-            reading = readings.setdefault(name, _Reading(start, end))
-            reading.places.append((a, b))
-            reading.score += math.exp(score)
-            reading.confidence += math.exp(confidence)
-    return readings
+            key = context[start:end].lower() if words else (a, b)
+            candidate = candidates.setdefault(key, _Candidate(start, end))
+            candidate.spans.append((a, b))
+            candidate.score += math.exp(score)
+            candidate.confidence += math.exp(confidence)
+    return candidates
 
 
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """Leave out white space at the ends, which some tokenizers give to words.
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """Leave out white space at the ends, which some tokenizers count to words.
 
-    An accent that is a character of its own stays with its letter, though others leave it out.
+    A combining accent stays with its letter, though some tokenizers leave it out of the word.
     """
     inside = text[start:end]
     start += len(inside) - len(inside.lstrip())

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from genkit.data.corpus import BLOCK, WORD_END
 from genkit.errors import panics_are_errors
 
-NEVER = -torch.inf  # the logit of what can neither begin nor end an answer
+NEVER = -torch.inf  # the logit of a token that can neither start nor end an answer
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text as tokens, and where they are in it; (tokens,) each."""
+    """A text as tokens, with their positions in it; (tokens,) each."""
 
     ids: np.ndarray
     starts: np.ndarray  # characters of the text
@@ -50,15 +50,15 @@ def tokenize(text: str, tokenizer: Any) -> Tokens:
         )
         ids.append(np.array(encoding.input_ids, dtype=np.int32))
         offsets.append(np.array(encoding.offset_mapping, dtype=np.int64).reshape(-1, 2) + start)
-        names = [-1 - i if w is None else w for i, w in enumerate(encoding.word_ids())]
-        words.append(np.array(names, dtype=np.int64) + (start << 32))  # of this block alone
+        word_ids = [-1 - i if w is None else w for i, w in enumerate(encoding.word_ids())]
+        words.append(np.array(word_ids, dtype=np.int64) + (start << 32))  # unique among blocks
     bar.close()
     starts, ends = np.concatenate(offsets).T
-    return Tokens(np.concatenate(ids), starts, ends, *_extents(np.concatenate(words)))
+    return Tokens(np.concatenate(ids), starts, ends, *_word_extents(np.concatenate(words)))
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
-    """Cut a long text where a word ends, so that memory stays small; yield places and blocks."""
+    """Cut a long text at ends of words, so that memory stays small; yield starts and blocks."""
     start = 0
     while start < len(text):
         cut = WORD_END.search(text, start + BLOCK, start + 2 * BLOCK)
@@ -67,7 +67,7 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
         start = end
 
 
-def _extents(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _word_extents(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the first and the last token of the word that each token is in; (tokens,) all."""
     begins = np.flatnonzero(np.diff(words, prepend=words[:1] - 1))
     sizes = np.diff(begins, append=len(words))
@@ -76,47 +76,47 @@ def _extents(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Template:
-    """What a tokenizer puts before, between and after a question and a context."""
+    """Tokens that a tokenizer adds before, between and after a question and a context."""
 
     before: list[int]
     between: list[int]
     after: list[int]
-    types: tuple[list[int], int, list[int], int, list[int]]  # of these and of the two texts
+    types: tuple[list[int], int, list[int], int, list[int]]  # token types, with the two texts'
     has_null: bool  # the first token stands for no answer
 
     def __len__(self) -> int:
         return len(self.before) + len(self.between) + len(self.after)
 
     @property
-    def kinds(self) -> int:
-        """How many types of token there are."""
+    def type_count(self) -> int:
+        """The number of token types."""
         before, one, between, two, after = self.types
         return 1 + max(*before, one, *between, two, *after)
 
 
-def template(tokenizer: Any) -> Template:
-    """Look at a pair to see what a tokenizer puts around its texts."""
+def read_template(tokenizer: Any) -> Template:
+    """Encode a pair of texts to find the tokens that a tokenizer adds to them."""
     pair = tokenizer("a", "b", return_token_type_ids=True)
     whose, ids, types = pair.sequence_ids(), pair.input_ids, pair.token_type_ids
     q, c = whose.index(0), whose.index(1)
     before, between = slice(0, q), slice(q + whose.count(0), c)
     after = slice(c + whose.count(1), None)
-    told = (types[before], types[q], types[between], types[c], types[after])
+    token_types = (types[before], types[q], types[between], types[c], types[after])
     has_null = ids[before][:1] == [tokenizer.cls_token_id]
-    return Template(ids[before], ids[between], ids[after], told, has_null)
+    return Template(ids[before], ids[between], ids[after], token_types, has_null)
 
 
 def takes_types(model: PreTrainedModel, around: Template) -> bool:
-    """Whether a model is told which text a token is of."""
-    return getattr(model.config, "type_vocab_size", 0) >= around.kinds
+    """Whether a model has token types: which of the two texts a token is of."""
+    return getattr(model.config, "type_vocab_size", 0) >= around.type_count
 
 
-class Windows:
-    """Parts of contexts, each to be read with its question.
+class TokenWindows:
+    """Windows of contexts, each with its question: what the model is run on.
 
     Args:
-        questions, contexts: as many of the one as of the other; what is repeated is encoded once.
-        max_seq_len: tokens of a window, with the question and what the tokenizer adds.
+        questions, contexts: as many questions as contexts; a repeated text is encoded once.
+        max_seq_len: tokens of a window, with the question and the tokens that the tokenizer adds.
         doc_stride: tokens of context that a window shares with the next.
 
     Raises:
@@ -131,11 +131,12 @@ class Windows:
         max_seq_len: int,
         doc_stride: int,
     ) -> None:
-        self.template, self.padding = template(tokenizer), tokenizer.pad_token_id or 0
-        asked = {q: tokenize(q, tokenizer).ids for q in dict.fromkeys(questions)}
+        self.template, self.padding = read_template(tokenizer), tokenizer.pad_token_id or 0
+        encoded = {q: tokenize(q, tokenizer).ids for q in dict.fromkeys(questions)}
         texts = {c: tokenize(c, tokenizer) for c in dict.fromkeys(contexts)}
-        self.questions, self.contexts = [asked[q] for q in questions], [texts[c] for c in contexts]
-        cuts = []
+        self.questions = [encoded[q] for q in questions]
+        self.contexts = [texts[c] for c in contexts]
+        windows = []
         for row, (question, context) in enumerate(zip(self.questions, self.contexts, strict=True)):
             for name, text, found in (
                 ("question", questions[row], question),
@@ -151,8 +152,8 @@ class Windows:
                     f"than doc_stride={doc_stride}. Shorten it, lower doc_stride, or raise "
                     "max_seq_len"
                 )
-            cuts += [(row, *window) for window in cut(len(context), room, doc_stride)]
-        self.row, self.first, self.last = np.array(cuts).T  # which text; tokens of the context
+            windows += [(row, *window) for window in cut_windows(len(context), room, doc_stride)]
+        self.row, self.first, self.last = np.array(windows).T  # (windows,); tokens of the context
         sizes = np.array([len(question) for question in self.questions])
         self.begin = sizes[self.row] + len(self.template.before) + len(self.template.between)
         self.length = self.begin + self.last - self.first + len(self.template.after)
@@ -161,16 +162,16 @@ class Windows:
         return len(self.row)
 
     def groups(self, most: int) -> Iterator[np.ndarray]:
-        """Yield windows of like length together, the longest first, of `most` tokens in all."""
+        """Yield groups of windows of similar length, the longest first, of `most` tokens each."""
         order = np.argsort(-self.length, kind="stable")
-        place = 0
-        while place < len(order):
-            count = max(1, most // int(self.length[order[place]]))
-            yield order[place : place + count]
-            place += count
+        position = 0
+        while position < len(order):
+            count = max(1, most // int(self.length[order[position]]))
+            yield order[position : position + count]
+            position += count
 
     def inputs(self, group: np.ndarray, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """Put windows into a batch for a model; (windows, longest) each."""
+        """Collate windows into a batch for a model; (windows, longest) each."""
         longest = int(self.length[group].max())
         ids = np.full((len(group), longest), self.padding, dtype=np.int64)
         types = np.zeros_like(ids)
@@ -192,27 +193,27 @@ class Windows:
         types = before + [one] * len(question) + between + [two] * len(context) + after
         return ids, np.array(types)
 
-    def of_context(self, logits: torch.Tensor, group: np.ndarray) -> torch.Tensor:
-        """Take what belongs to no answer, first, and to the tokens of the context.
+    def context_logits(self, logits: torch.Tensor, group: np.ndarray) -> torch.Tensor:
+        """Select the logits of no answer, first, and of the tokens of the context.
 
         Args:
-            logits: of whole windows, (windows, longest).
+            logits: of all tokens of the windows, (windows, longest).
 
         Returns:
-            (windows, 1 + the most tokens of context), NEVER where there are none.
+            (windows, 1 + the most tokens of context), NEVER beyond a window's end.
         """
         sizes = torch.from_numpy(self.last[group] - self.first[group])
         steps = torch.arange(int(sizes.max()))
-        places = torch.from_numpy(self.begin[group])[:, None] + steps
+        positions = torch.from_numpy(self.begin[group])[:, None] + steps
         inside = steps < sizes[:, None]
-        taken = logits.float().cpu().gather(1, places.clamp(max=logits.shape[1] - 1))
+        taken = logits.float().cpu().gather(1, positions.clamp(max=logits.shape[1] - 1))
         null = logits[:, :1].float().cpu()
         if not self.template.has_null:
             null = torch.full_like(null, NEVER)
         return torch.cat([null, taken.masked_fill(~inside, NEVER)], 1)
 
 
-def cut(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
+def cut_windows(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
     """Cut a context into windows of at most `room` tokens, each sharing `stride` with the next."""
     starts = range(0, max(tokens - stride, 1), room - stride)
     return [(start, min(start + room, tokens)) for start in starts]
