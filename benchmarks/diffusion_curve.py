@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.figure
 
 from genkit.data import images
-from genkit.data.images import Images, proportional
+from genkit.data.images import Images, proportional_labels
 from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.judge import as_images
@@ -71,7 +71,7 @@ class Bench:
 
     def distance(self, name: str, steps: int, count: int) -> tuple[int, float]:
         """Return evaluations of the network for an image, and the distance."""
-        labels = proportional(self.train, count).tolist() if self.pipeline.labels else None
+        labels = proportional_labels(self.train, count).tolist() if self.pipeline.labels else None
         drawn = sampling.sample(
             self.model, count, label=labels, seed=0, steps=steps, scheduler=name, dtype=self.dtype
         )

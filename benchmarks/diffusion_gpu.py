@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import genkit
 from genkit.data import images
-from genkit.data.images import proportional
+from genkit.data.images import proportional_labels
 from genkit.metrics.features import extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import label_accuracy
@@ -109,7 +109,7 @@ def judge(arguments: argparse.Namespace) -> None:
         load_extractor(arguments.extractor),
     )
     real = extract_cached(train, extractor)
-    labels = np.random.default_rng(0).permutation(proportional(train, COUNT))
+    labels = np.random.default_rng(0).permutation(proportional_labels(train, COUNT))
     drawn = genkit.sample(arguments.output, COUNT, label=labels.tolist(), seed=0, dtype="bfloat16")
     print(drawn)
     seen = extract(as_images(drawn.images, None, []), extractor)

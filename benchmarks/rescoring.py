@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from genkit.data.text import documents
+from genkit.data.text import read_documents
 from genkit.text import correction, language_model, rescoring
 from genkit.text.lexicon import WORD, Lexicon, words
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, work: Path) -> None:
-    text = "\n".join("".join(document) for document in documents(arguments.text))
+    text = "\n".join("".join(document) for document in read_documents(arguments.text))
     borders = [int(len(text) * share) for share in (0.9, 0.95)]
     train, dev, test = text[: borders[0]], text[borders[0] : borders[1]], text[borders[1] :]
     lexicon, rng = Lexicon(words(train)), random.Random(arguments.seed)
