@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from genkit.data import images
-from genkit.data.images import Images, proportional
+from genkit.data.images import Images, proportional_labels
 from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.images import class_shares, label_accuracy
 from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
 from genkit.models import gan
-from genkit.vision.evaluation import sample
+from genkit.vision.sampling import draw_samples
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_gan.py"
 RUNS = ("modern", "modern --conditional", "dcgan")
@@ -68,8 +68,8 @@ def measure(folder: Path, train: Images, real: Features, extractor: Extractor) -
     pipeline = gan.load_gan(folder)
     labels = None
     if pipeline.generator.config.labels:  # shuffled, so that the first ones are of all classes
-        labels = np.random.default_rng(0).permutation(proportional(train, COUNT))
-    drawn = sample(pipeline, COUNT, labels)
+        labels = np.random.default_rng(0).permutation(proportional_labels(train, COUNT))
+    drawn = draw_samples(pipeline, range(COUNT), labels)
     fake = extract(as_images(drawn, None, []), extractor)
     found = figures(fake, real, len(extractor.names))
     if labels is not None:

@@ -36,7 +36,7 @@ from genkit.metrics.features import Classifier, extract, load_extractor
 from genkit.metrics.judge import as_images
 from genkit.models import gan
 from genkit.vision import image_grid
-from genkit.vision.evaluation import sample
+from genkit.vision.sampling import draw_samples
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_gan.py"
 DIGITS, CHANNELS = 10, 3
@@ -62,7 +62,7 @@ def main() -> None:
         table = Path(work) / "stacked.parquet"
         write(stacked(train, arguments.images, arguments.seed), table)
         pipeline = trained(arguments, table, Path(work) / "run")
-    made = sample(pipeline.to(classifier.device), arguments.samples)
+    made = draw_samples(pipeline.to(classifier.device), range(arguments.samples))
     if arguments.picture:
         image_grid.grid(made[:SHOWN], arguments.picture)
     real = torch.from_numpy(stacked(test, arguments.samples, arguments.seed + 1)) / 127.5 - 1

@@ -48,6 +48,51 @@ def test_help_shows_commands_options_and_examples(capsys):
     assert "--temperature" in told("generate") and "--context" in told("answer")
 
 
+def test_version_module_and_verbs():
+    import genkit
+
+    command = [sys.executable, "-m", "genkit", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"genkit {genkit.__version__}\n"
+    assert set(genkit.__all__) <= set(dir(genkit))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", r"command: .*'trian'.*train"),
+        ("generate a --temprature 1", r"--temprature: .*--temperature"),
+        ("generate a --top_q 1", r"--top-q: .*--top-[kp]"),
+        ("generate a --top_k x", r"--top-k: .*'x'"),
+        ("generate a --xyzzy", r"--xyzzy: .*--help"),
+        ("generate", r"prompt"),
+        ("train", r"recipe"),
+        ("train charm", r"recipe: .*'charm'.*charlm"),
+        ("train charlm --processes 0", r"--processes must be 1 or more, got 0"),
+        ("train charlm --dpeth 3", r"--dpeth: .*--depth"),
+        ("train charlm --val-txt a", r"--val-txt: .*--val_text"),
+        ("train charlm --depth x", r"--depth: .*'x'"),
+        ("train charlm book.txt", r"'book.txt'"),
+    ],
+)
+def test_a_misspelt_word_is_one_line(capsys, monkeypatch, words, message):
+    monkeypatch.setattr(sys, "argv", ["genkit"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words.split())
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and re.fullmatch(f"error: .*{message}.*\n", shown.err)
+
+
+def test_help_of_a_recipe_shows_its_flags_and_defaults(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["genkit"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "charlm", "--processes", "2", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--depth \S+ layers.*?default: \d+\)", text)
+
+
 def test_generate_prints_the_text(trained):
     words = ("generate", "the ", "rain", "--model", str(trained), "--max-new-tokens", "9")
     done = run(*words, "--temperature", "0.5", "--seed", "1")
@@ -290,24 +335,24 @@ def test_evaluate_tells_text_from_images(trained, drawer, text_file, tmp_path, c
     assert out == f"{genkit.perplexity(text_file.read_text(), model=trained, stride=16)}\n"
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(drawer), "--data", "digits"])
-    assert "extractor: give the folder of a model by" in capsys.readouterr().err
+    assert "extractor is required" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("sample {drawer}", "label: this model is told one of 3 classes, got None"),
+        ("sample {drawer}", "label is required"),
         ("sample {drawer} --label 3", "label must be 0 to 2, got 3"),
-        ("sample {drawer} --label 1 --steps 3", "steps: 3 is for a diffusion model"),
+        ("sample {drawer} --label 1 --steps 3", "steps=3"),
         ("sample {drawer} --label 1 --output a.jpg", "output must end in .png, got 'a.jpg'"),
-        ("sample {drawer} --label 1 --output no/a.png", "output: there is no folder 'no'"),
+        ("sample {drawer} --label 1 --output no/a.png", "folder 'no'"),
         ("sample nowhere", "model: cannot load 'nowhere', neither from a folder nor"),
         ("imagine fox --size 3", "size must be width x height, such as 512x768, got '3'"),
         ("imagine fox --model nowhere", "model: cannot load 'nowhere'"),
         ("explain a --model {trained} --beams 3", "beams has no meaning for --show next"),
         ("explain a --show alternatives --output a.png", "output must end in .html, got 'a.png'"),
-        ("evaluate {trained} --data x --k 3", "k is for models of images; leave it out"),
-        ("evaluate {drawer} --data digits --stride 3", "stride is for models of text; leave it"),
+        ("evaluate {trained} --data x --k 3", "k=3 is for image models"),
+        ("evaluate {drawer} --data digits --stride 3", "stride=3 is for language models"),
         ("push {trained} a/b/c", "repository must be user/name, got 'a/b/c'"),
         ("push nowhere user/name", "folder: 'nowhere' holds no model"),
         ("generate - --model {trained}", "prompt: - is empty; give a text"),

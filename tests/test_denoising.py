@@ -38,7 +38,7 @@ def scheduler(objective: str) -> diffusion.Scheduler:
 
 
 class Gaussian(DenoisingPipeline):
-    """Tells exactly what there is to tell of images that are normal, of one mean a class."""
+    """Predicts exactly, for normal images with a mean for each class."""
 
     def __init__(self, objective: str, labels: int = 0, reach: float = 0.0) -> None:
         super().__init__(unet(labels), scheduler(objective))
@@ -65,7 +65,7 @@ class Gaussian(DenoisingPipeline):
         noise = sigma * beyond @ self.axes.T
         return image.float().unflatten(1, SIZE), noise.float().unflatten(1, SIZE), at
 
-    def tell(self, seen, times, labels):
+    def predict(self, seen, times, labels):
         image, noise, at = self.parts(seen, times, labels)
         objective = diffusion.objective_of(self.scheduler)
         return diffusion_losses.target(image, noise, at.alpha, at.sigma, objective)
@@ -151,7 +151,7 @@ def test_a_strip_follows_guidance():
 def test_fewer_steps_than_are_shown_are_all_shown(steps):
     record = denoising.denoising_trajectory(Gaussian("v"), steps=steps, scheduler="ddim")
     assert len(record.timesteps) == min(8, steps)
-    assert str(record).startswith(f"{min(8, steps)} times from 999")
+    assert str(record).startswith(f"{min(8, steps)} timesteps from 999")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -160,7 +160,9 @@ def test_images_vanish_in_noise_of_their_own(objective):
     record = denoising.noising_trajectory(pipeline, digits, shown=7, seed=2)
     images = digits.batch(np.arange(5))
     assert record.mixed.shape == (7, 5, *SIZE)
-    assert record.timesteps[0] == 0 and record.timesteps[-1] == (1000 if objective == "flow" else 999)
+    assert record.timesteps[0] == 0 and record.timesteps[-1] == (
+        1000 if objective == "flow" else 999
+    )
     assert (abs(np.diff(record.timesteps, 2)) <= 1).all()
     for time, mixed in zip(record.timesteps, record.mixed, strict=True):
         at = denoising.noising_at(pipeline, torch.tensor([time]))
@@ -277,7 +279,7 @@ def test_holes_are_filled_as_well_as_by_the_stock_scheduler():
     x, before, chance = draws(48, *SIZE), math.inf, torch.Generator().manual_seed(1)
     for time in stock.timesteps.tolist():
         if time < before:
-            told = pipeline.tell(x, torch.full((48,), float(time)), None)
+            told = pipeline.predict(x, torch.full((48,), float(time)), None)
             x = stock.step(told, time, x, image, LEFT.float(), chance).prev_sample
         else:
             x = stock.undo_step(x, before, chance)
@@ -444,10 +446,10 @@ SPOILT[0, 0, 3, 3] = math.nan
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (IMAGES[:0], r"images must be of .*, got \(0, 1, 8, 8\)"),
-        (IMAGES[0], r"images must be of .*1, 8, 8.*, got \(1, 8, 8\)"),
-        (torch.zeros(2, 3, 8, 8), r"images must be of .*1, 8, 8.*, got \(2, 3, 8, 8\)"),
-        (torch.zeros(2, 1, 16, 16), r"images must be of .*, got \(2, 1, 16, 16\)"),
+        (IMAGES[:0], r"images must have .*, got \(0, 1, 8, 8\)"),
+        (IMAGES[0], r"images must have .*1, 8, 8.*, got \(1, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), r"images must have .*1, 8, 8.*, got \(2, 3, 8, 8\)"),
+        (torch.zeros(2, 1, 16, 16), r"images must have .*, got \(2, 1, 16, 16\)"),
         (IMAGES.byte(), r"images must be floats in \[-1, 1\], got torch.uint8"),
         (SPOILT, "images: 1 of 128 values are not finite"),
         (IMAGES - 255, r"images must be in \[-1, 1\], got -255 to -255"),
@@ -467,8 +469,8 @@ def test_bad_images_are_named(images, message):
 @pytest.mark.parametrize(
     ("classes", "labels", "message"),
     [
-        (0, [0, 0], "labels: this model is not told classes"),
-        (3, None, "labels: this model is told one of 3 classes"),
+        (0, [0, 0], "labels: .*unconditional"),
+        (3, None, "labels are required.*3 classes"),
         (3, [0], "labels must be 2 whole numbers"),
         (3, [0, 3], "labels must be 2 of 0 to 2"),
         (3, [0, -1], "labels must be 2 of 0 to 2"),
@@ -488,7 +490,7 @@ def test_bad_labels_are_named(classes, labels, message):
     ("options", "message"),
     [
         ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"label": None}, "labels: this model is told one of 3 classes"),
+        ({"label": None}, "labels are required.*3 classes"),
         ({"label": 3}, "labels must be 1 of 0 to 2"),
         ({"label": "🙂"}, "label must be 1 whole numbers"),
         ({"steps": 0}, "steps must be .* 1 .*got 0"),
@@ -505,9 +507,9 @@ def test_bad_strips_are_named(options, message):
 
 
 def test_what_a_model_without_classes_cannot_do_is_named():
-    with pytest.raises(ValueError, match="labels: this model is not told classes"):
+    with pytest.raises(ValueError, match="labels: .*unconditional"):
         denoising.denoising_trajectory(real("flow"), label=1)
-    with pytest.raises(ValueError, match=r"guidance: 2\.0 asks to go towards a class"):
+    with pytest.raises(ValueError, match=r"guidance: 2\.0 requires"):
         denoising.denoising_trajectory(real("flow"), guidance=2.0)
     with pytest.raises(ValueError, match=r"scheduler: 'ddim' does not fit a model .* flow"):
         denoising.denoising_trajectory(real("flow"), scheduler="ddim")
@@ -532,7 +534,7 @@ def test_bad_noising_is_named():
 @pytest.mark.parametrize(
     ("mask", "options", "message"),
     [
-        (LEFT.float(), {}, r"mask must be of \(8, 8\) or \(2, 8, 8\), .* \(8, 8\) of float32"),
+        (LEFT.float(), {}, r"mask must be \(8, 8\) or \(2, 8, 8\), .* \(8, 8\) of float32"),
         (LEFT[:7], {}, r"mask must be .*, got \(7, 8\) of bool"),
         (LEFT.expand(3, 8, 8), {}, r"mask must be .*, got \(3, 8, 8\) of bool"),
         (LEFT.expand(2, 1, 8, 8), {}, r"mask must be .*, got \(2, 1, 8, 8\) of bool"),

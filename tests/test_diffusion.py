@@ -461,7 +461,9 @@ def test_guidance_goes_from_no_class_through_the_class(objective, name):
 
     by = {guidance: steps(guidance) for guidance in (0, 0.5, 1, 3)}
     free = steps(1, torch.full_like(labels, none))
-    torch.testing.assert_close(by[0][-1].prev_sample, free[-1].prev_sample)  # the class does not matter at 0
+    torch.testing.assert_close(
+        by[0][-1].prev_sample, free[-1].prev_sample
+    )  # the class does not matter at 0
     first = {guidance: found[0].prediction for guidance, found in by.items()}
     assert torch.equal(first[1], told[labels] + 0.1 * by[1][0].model_input)
     torch.testing.assert_close(first[0.5], (first[0] + first[1]) / 2)
@@ -525,7 +527,7 @@ def test_another_network_is_asked_in_the_units_place():
 
     def network(seen, times, labels):
         asked.append((len(seen), times.tolist(), labels))
-        return pipeline.tell(seen, times, labels)
+        return pipeline.predict(seen, times, labels)
 
     how = {"num_inference_steps": 4, "output_type": "pt", "sampler_name": "ddim"}
     drawn = pipeline(2, seeds(0, 1), network=network, **how).images
@@ -623,26 +625,26 @@ CLEAN = pipeline_of("x0")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PLAIN(1, labels=[0]), "labels: this model is not told classes"),
-        (lambda: PLAIN.decode(normal(1, 1, 8, 8), [0]), "labels: this model is not told classes"),
-        (lambda: TOLD(1), "labels: this model is told one of 3 classes"),
+        (lambda: PLAIN(1, labels=[0]), "labels: .*unconditional"),
+        (lambda: PLAIN.decode(normal(1, 1, 8, 8), [0]), "labels: .*unconditional"),
+        (lambda: TOLD(1), "labels are required.*3 classes"),
         (lambda: TOLD(1, labels=[3]), r"labels must be 1 of 0 to 2, got \[3\]"),
         (lambda: TOLD(2, labels=[0, -1]), r"labels must be 2 of 0 to 2, got \[0, -1\]"),
         (lambda: TOLD(1, labels=[0.5]), r"labels must be 1 of 0 to 2, got \[0.5\]"),
         (lambda: TOLD(2, labels=[0]), r"labels must be 2 of 0 to 2, got \[0\]"),
         (lambda: TOLD(1, labels=0), "labels must be 1 of 0 to 2, got 0"),
-        (lambda: PLAIN(1, guidance=2.0), "guidance: 2.0 asks to go towards a class"),
+        (lambda: PLAIN(1, guidance=2.0), "guidance: 2.0 requires"),
         (lambda: TOLD(1, labels=[0], guidance=-1.0), "guidance must be 0 or more, .* got -1.0"),
         (lambda: TOLD(1, labels=[0], guidance=math.inf), "guidance must be .* got inf"),
         (lambda: TOLD(1, labels=[0], guidance=math.nan), "guidance must be .* got nan"),
-        (lambda: PLAIN(1, seeds(0, 1)), "generator must be one, or a list of 1 .* got 2"),
-        (lambda: PLAIN(1, num_inference_steps=0), "steps must be .* 1 to 1000, .* got 0"),
-        (lambda: PLAIN(1, num_inference_steps=1001), "steps must be .* 1 to 1000, .* got 1001"),
+        (lambda: PLAIN(1, seeds(0, 1)), "generator must be one or a list of 1, got 2"),
+        (lambda: PLAIN(1, num_inference_steps=0), "steps must be .* 1 to 1000 .* got 0"),
+        (lambda: PLAIN(1, num_inference_steps=1001), "steps must be .* 1 to 1000 .* got 1001"),
         (lambda: PLAIN(1, num_inference_steps=2.5), "steps must be a whole number .* got 2.5"),
         (lambda: PLAIN(1, num_inference_steps=True), "steps must be a whole number .* got True"),
-        (lambda: FLOW(1, sampler_name="ddpm"), "scheduler: 'ddpm' .* flow; there are euler, heun$"),
+        (lambda: FLOW(1, sampler_name="ddpm"), "scheduler: 'ddpm' .* flow; .* euler, heun$"),
         (lambda: FLOW(1, sampler_name="dpm++"), "scheduler: 'dpm.*' does not fit .* flow"),
-        (lambda: CLEAN(1, sampler_name="heun"), "scheduler: 'heun' does not fit .* x0; there are"),
+        (lambda: CLEAN(1, sampler_name="heun"), "scheduler: 'heun' does not fit .* x0"),
         (lambda: PLAIN(1, sampler_name="plms"), "'plms' .* ddpm, ddim, dpm.*, unipc, heun, euler$"),
         (lambda: diffusion.make_scheduler("score"), "objective must be one of .*flow, got 'score'"),
         (lambda: diffusion.make_scheduler("v", "steep"), "schedule must be one of .* got 'steep'"),

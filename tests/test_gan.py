@@ -140,7 +140,10 @@ def test_spectral_normalisation_keeps_the_largest_singular_value_at_one():
         ),
         (lambda: gan.Discriminator((1, 30, 30), widths=(8,), patch=4), ["resolution", "28"]),
         (lambda: gan.Generator(network="style"), ["network", "'style'", "residual"]),
-        (lambda: gan.Generator(conditioning="projection"), ["conditioning", "'projection'", "product"]),
+        (
+            lambda: gan.Generator(conditioning="projection"),
+            ["conditioning", "'projection'", "product"],
+        ),
         (
             lambda: gan.Discriminator(conditioning="embedding_product"),
             ["conditioning", "'embedding_product'", "auxiliary"],

@@ -227,9 +227,9 @@ def test_no_bar_is_shown_for_short_work(sd, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": ""}, "prompt must be a text that says what to draw, got ''"),
-        ({"prompt": " \n"}, "prompt must be a text that says"),
-        ({"prompt": []}, "prompt: an empty list"),
+        ({"prompt": ""}, "prompt must be a text .* got ''"),
+        ({"prompt": " \n"}, "prompt must be a text"),
+        ({"prompt": []}, "prompt is an empty list"),
         ({"prompt": ["a", ""]}, r"prompt\[1\] must be a text that says"),
         ({"prompt": 3}, "prompt must be a text or a list of texts, got 3"),
         ({"steps": 0}, "steps must be a whole number from 1 to 1000, .* got 0"),
@@ -241,12 +241,12 @@ def test_no_bar_is_shown_for_short_work(sd, capfd):
         ({"guidance": "7"}, "guidance must be a number, 0 or more, got '7'"),
         ({"guidance": 1, "negative": "x"}, "negative='x' does nothing at guidance=1; give a gui"),
         ({"negative": ["x"]}, "negative must be a text, got"),
-        ({"size": 15}, "size must be of multiples of 2 pixels for .*, got 15; give .16, 16."),
+        ({"size": 15}, "size must be multiples of 2 pixels for .*, got 15; give .16, 16."),
         ({"size": (16, 7)}, r"size .*got \(16, 7\); give \(16, 8\)"),
         ({"size": 0}, "size must be .width, height. in pixels, or a side, got 0"),
         ({"size": (8, 8, 8)}, "size must be .width, height. in pixels"),
         ({"size": "16"}, "size must be .width, height. in pixels"),
-        ({"size": 4098}, "size: 4098 x 4098 is more than 16,777,216 pixels"),
+        ({"size": 4098}, "size must be at most 16,777,216 pixels, got 4098 x 4098"),
         ({"seed": -1}, "seed must be 0 or more and less than 2^63, got -1".replace("^", r"\^")),
         ({"seed": [1, 2]}, "seed: 2 seeds for 1 prompts"),
         ({"seed": 1.5}, "seed must be a whole number, or one a prompt, got 1.5"),
@@ -268,12 +268,12 @@ def test_a_distilled_network_takes_no_negative(copy, monkeypatch):
     path = copy / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"time_cond_proj_dim": 8}))
     monkeypatch.setattr(text2image, "_load", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=r"negative: .* takes none, got 'x'; leave it out"):
+    with pytest.raises(ValueError, match=r"negative='x': .* no negative prompt"):
         imagine("a fox", model=copy, negative="x")
 
 
 def test_a_transformers_patch_counts_in_the_size(folders):
-    with pytest.raises(ValueError, match=r"size must be of multiples of 4 .* give \(16, 16\)"):
+    with pytest.raises(ValueError, match=r"size must be multiples of 4 .* give \(16, 16\)"):
         imagine("a fox", model=folders["sd3"], size=(14, 16))
 
 
@@ -459,7 +459,7 @@ def test_what_is_no_text_to_image_pipeline_is_told_of(copy, tmp_path):
         layers_per_block=1,
     )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    refused(tmp_path / "ddpm", "is a DDPMPipeline, which is none of diffusers' text-to-image")
+    refused(tmp_path / "ddpm", "is a DDPMPipeline; give a text-to-image")
 
 
 def test_damaged_settings_are_told_of(copy):

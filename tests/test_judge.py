@@ -24,7 +24,7 @@ from transformers import (
 
 import genkit
 from genkit.data import images
-from genkit.data.images import Images, proportional
+from genkit.data.images import Images, proportional_labels
 from genkit.hub import vendoring
 from genkit.metrics import features
 from genkit.metrics.features import Features, extract_cached, load_extractor, resize_images
@@ -34,7 +34,7 @@ from genkit.models import gan
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.gan import GANPipeline
 from genkit.vision import evaluation
-from genkit.vision.evaluation import sample
+from genkit.vision.sampling import draw_samples
 
 DIGITS = images.load_images("digits")
 PREPROCESSING = {
@@ -368,10 +368,10 @@ def test_a_saved_model_is_drawn_from_and_judged(judge, classifier, tmp_path):
     )
     protocol = record.protocol
     assert (protocol.count, protocol.seed, protocol.evaluations) == (40, 0, 1)
-    assert "one draw from the prior" in str(record)
+    assert "one sample of the prior" in str(record)
     assert "raw weights" in str(record)
     pipeline = genkit.models.autoencoder.load_autoencoder(folder)
-    drawn = judge.judge(sample(pipeline, 40)).figures
+    drawn = judge.judge(draw_samples(pipeline, range(40))).figures
     rebuilt = record.figures["reconstruction error"]
     assert record.figures == drawn | {"reconstruction error": rebuilt}
     real = judge.held_out_images.batch(np.arange(40))
@@ -408,21 +408,23 @@ def test_a_gan_is_drawn_from_and_judged(judge, classifier, tmp_path, weights):
     folder = save_gan(tmp_path)
     given = {"extractor": classifier, "count": 40, "weights": weights}
     record = genkit.evaluate(folder, "digits", **given)
-    drawn = {kind: sample(gan.load_gan(folder, kind), 40) for kind in ("averaged", "raw")}
+    drawn = {
+        kind: draw_samples(gan.load_gan(folder, kind), range(40)) for kind in ("averaged", "raw")
+    }
     assert (drawn["averaged"] - drawn["raw"]).abs().max() > 0.01
     assert record.figures == judge.judge(drawn[weights or "averaged"]).figures
     assert "reconstruction error" not in record.figures
     protocol = record.protocol
     assert (protocol.count, protocol.seed, protocol.evaluations) == (40, 0, 1)
-    assert "one draw of noise" in str(record)
-    assert (f"{weights} weights" if weights else "weights not told") in str(record)
+    assert "one sample of noise" in str(record)
+    assert (f"{weights} weights" if weights else "unknown weights") in str(record)
 
 
 def test_a_gan_that_is_told_classes_is_asked_for_those_of_the_data(judge, classifier, tmp_path):
     folder = save_gan(tmp_path, labels=10)
     record = genkit.evaluate(folder, "digits", extractor=classifier, count=40)
-    labels = proportional(judge.real_images, 40)
-    expected = judge.judge(sample(gan.load_gan(folder), 40, labels), labels)
+    labels = proportional_labels(judge.real_images, 40)
+    expected = judge.judge(draw_samples(gan.load_gan(folder), range(40), labels), labels)
     assert "label accuracy" in record.figures and record.figures == expected.figures
 
 
@@ -445,8 +447,10 @@ def test_weights_that_a_gan_does_not_have_are_refused_at_once(tmp_path, monkeypa
 
 def test_options_of_a_family_are_passed_on(tmp_path):
     pipeline = gan.load_gan(save_gan(tmp_path))
-    whole, cut, middle = (sample(pipeline, 5, seed=2, truncation=t) for t in (None, 0.5, 0))
-    assert torch.equal(whole, sample(pipeline, 5, seed=2))
+    whole, cut, middle = (
+        draw_samples(pipeline, range(2, 7), None, {"truncation": t}) for t in (None, 0.5, 0)
+    )
+    assert torch.equal(whole, draw_samples(pipeline, range(2, 7)))
     assert (middle == middle[:1]).all()
     assert 0 < cut.std(0).mean() < whole.std(0).mean()
 
@@ -455,20 +459,23 @@ def test_labels_are_in_the_proportions_of_the_data():
     few = DIGITS.take(np.flatnonzero(DIGITS.labels < 3))
     parts = np.bincount(DIGITS.labels)[:3] / len(few)
     for count in (1, 7, 100, len(few), 1000):
-        found = np.bincount(proportional(few, count), minlength=3)
+        found = np.bincount(proportional_labels(few, count), minlength=3)
         assert found.sum() == count
         assert np.abs(found - parts * count).max() <= 1
-    assert np.bincount(proportional(few, len(few))).tolist() == (parts * len(few)).round().tolist()
+    assert (
+        np.bincount(proportional_labels(few, len(few))).tolist()
+        == (parts * len(few)).round().tolist()
+    )
 
 
 def test_an_image_depends_on_its_seed_alone(tmp_path, monkeypatch):
     pipeline = genkit.models.autoencoder.load_autoencoder(save_autoencoder(tmp_path))
-    many = sample(pipeline, 9, seed=5)
+    many = draw_samples(pipeline, range(5, 14))
     assert many.shape == (9, 1, 8, 8)
     assert many.unique(dim=0).shape == many.shape
-    assert torch.allclose(sample(pipeline, 3, seed=8), many[3:6], atol=1e-6)
+    assert torch.allclose(draw_samples(pipeline, range(8, 11)), many[3:6], atol=1e-6)
     monkeypatch.setattr(evaluation, "BATCH", 2)
-    assert torch.allclose(sample(pipeline, 9, seed=5), many, atol=1e-6)
+    assert torch.allclose(draw_samples(pipeline, range(5, 14)), many, atol=1e-6)
 
 
 # ---- what cannot work
@@ -490,8 +497,8 @@ def colour(count: int) -> torch.Tensor:
         ),
         (digits(0, 20) * math.nan, None, r"images\[0\] must be in \[-1, 1\], got values from nan"),
         (255 * digits(0, 20), None, r"images\[0\] must be in \[-1, 1\], .* from -255 to 223"),
-        (colour(20), None, r"images: they are \(3, 8, 8\) .* of the data \(1, 8, 8\)"),
-        (digits(0, 11), None, "images: 11 are too few for k = 5; 12 are the fewest"),
+        (colour(20), None, r"images must have .* got \(3, 8, 8\) .* of the data \(1, 8, 8\)"),
+        (digits(0, 11), None, "images must be at least 12 for k=5, got 11"),
         (digits(0, 20), [0] * 19, r"labels must be 20 integers, .* the shape \(19,\)"),
         (digits(0, 20), [0.5] * 20, "labels must be 20 integers, .* got float32"),
         (digits(0, 20), [0] * 19 + [10], r"labels\[19\] must be one of 10 classes, 0 to 9, got 10"),
@@ -509,11 +516,14 @@ def test_bad_images_are_named(judge, given, labels, message):
         ({"count": 0}, "count must be 1 or more, got 0"),
         ({"count": 21}, "count must be at most 20, got 21"),
         ({"k": 0}, "k must be 1 or more, got 0"),
-        ({"k": 10}, "images: 20 are too few for k = 10; 22 are the fewest"),
+        ({"k": 10}, "images must be at least 22 for k=10, got 20"),
         ({"real_count": 1798}, "real_count must be 1 to 1,797, got 1798"),
-        ({"real_count": 20}, "data: half of the real images: 10 are too few for k = 5"),
+        ({"real_count": 20}, "data: half of the real images must be .* k=5, got 10"),
         ({"data": "nowhere 🙈"}, "images: 'nowhere 🙈' is no folder"),
-        ({"train": images.load_images("digits", resolution=16)}, r"train: they are \(1, 16, 16\)"),
+        (
+            {"train": images.load_images("digits", resolution=16)},
+            r"train must have .* got \(1, 16, 16\)",
+        ),
     ],
 )
 def test_bad_options_are_named(classifier, options, message):
@@ -550,7 +560,7 @@ def test_folders_that_are_no_classifier_are_refused(classifier, tmp_path):
     index = {"weight_map": {"classifier.1.bias": "../bare/model.safetensors"}}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(sharded, "names a shard outside its folder")
-    with pytest.raises(ValueError, match="looks at 1 channels, the images have 3"):
+    with pytest.raises(ValueError, match="takes 1 channels, got images of 3"):
         load_extractor(classifier)(colour(2))
 
 

@@ -15,8 +15,8 @@ from genkit.models import lm
 from genkit.text import logits as decoding
 from genkit.text.logits import NEAR_LOGIT
 from genkit.vision import pixel_lm
-from genkit.vision.evaluation import sample
 from genkit.vision.pixel_lm import PixelFormat, PixelPipeline
+from genkit.vision.sampling import draw_samples
 
 TINY = PixelFormat((1, 2, 2), 2)
 GREY = PixelFormat((1, 6, 5), 16, 3, ("a", "b", "c"))
@@ -127,7 +127,7 @@ def test_training_on_independent_pixels_reaches_their_entropy():
         drawn = torch.multinomial(chances, 256, replacement=True).T
         lines = torch.cat([torch.full((256, 1), pixels.levels), drawn], 1)
         optimizer.zero_grad()
-        pixel_lm.loss(model, lines[:, :-1], lines[:, 1:]).backward()
+        lm.loss(model, lines[:, :-1], lines[:, 1:]).backward()
         optimizer.step()
         schedule.step()
     # exactly, over all images: cross-entropy is entropy and divergence, which is never below 0
@@ -246,7 +246,7 @@ def test_all_kinds_of_output_show_the_same():
 
 def test_evaluation_draws_from_it():
     pipeline = PixelPipeline(model_of(GREY))
-    drawn = sample(pipeline, 4, [2, 1, 0, 2], seed=5)
+    drawn = draw_samples(pipeline, range(5, 9), [2, 1, 0, 2])
     own = pipeline(4, seeds(5, 6, 7, 8), [2, 1, 0, 2], output_type="pt").images
     assert torch.equal(drawn, own * 2 - 1)
     assert pipeline.to("cpu").device.type == "cpu" and pipeline.labels == 3
@@ -361,14 +361,14 @@ FACTS = {"image_size": [1, 6, 5], "levels": 16, "labels": 3, "names": ["a", "b",
         (lambda f: (f / "config.json").unlink(), "No such file"),
         (lambda f: (f / "config.json").write_text("{"), "Expecting property name"),
         (lambda f: (f / "config.json").write_text("[]"), "no settings of a model"),
-        (lambda f: edit(f, pixels=None), "language model .llama. of something else than pixels"),
-        (lambda f: edit(f, model_type="gpt2"), "language model .gpt2. of something else"),
-        (lambda f: edit(f, pixels=FACTS | {"levels": 17}), "20 tokens, but 19 in its weights"),
+        (lambda f: edit(f, pixels=None), "model_type is llama"),
+        (lambda f: edit(f, model_type="gpt2"), "model_type is gpt2"),
+        (lambda f: edit(f, pixels=FACTS | {"levels": 17}), "vocab_size is 19, but .* 20"),
         (lambda f: edit(f, pixels=FACTS | {"levels": 1}), "levels must be 2 to 256, got 1"),
         (lambda f: edit(f, pixels=FACTS | {"names": []}), "labels: 3 classes do not have 0 names"),
         (lambda f: edit(f, pixels=FACTS | {"image_size": [6, 5]}), "image_size must be 3 numbers"),
         (lambda f: edit(f, pixels={"levels": 16}), "image_size"),
-        (lambda f: edit(f, max_position_embeddings=29), "30 levels an image, but reads 29"),
+        (lambda f: edit(f, max_position_embeddings=29), "max_position_embeddings is 29, but .* 30"),
         (drop_a_weight, "its weights lack .*model.norm.weight"),
         (point_outside, "names a shard outside its folder"),
         (pickle_weights, "safetensors"),
@@ -380,7 +380,7 @@ def test_a_folder_that_holds_no_such_model_is_refused(folder, tmp_path, spoil, m
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message) as told:
         pixel_lm.load_pixel_lm(tmp_path)
-    assert str(tmp_path) in str(told.value) and "recipes/train_pixels.py" in str(told.value)
+    assert str(tmp_path) in str(told.value) and "train_pixels" in str(told.value)
 
 
 # ---- what cannot work
@@ -400,17 +400,17 @@ ONE = torch.zeros(1, 1, 6, 5)
         (lambda: PixelFormat((1, 0, 2), 2), "image_size must be 3 numbers above 0, got .1, 0, 2."),
         (lambda: pixel_lm.make_model(TINY, 1, 30, 4), "width .*4 heads.* 30"),
         (lambda: PLAIN(0), "batch_size must be 1 or more, got 0"),
-        (lambda: PLAIN(2, seeds(0, 1, 2)), "generator must be one, or a list of 2 .* got 3"),
-        (lambda: PLAIN(1, labels=[0]), "labels: this model is not told classes"),
+        (lambda: PLAIN(2, seeds(0, 1, 2)), "generator must be one or a list of 2, got 3"),
+        (lambda: PLAIN(1, labels=[0]), "labels: .*unconditional"),
         (lambda: PLAIN(1, output_type="pdf"), "output_type must be pil, np or pt, got 'pdf'"),
-        (lambda: TOLD(1), "labels: this model is told one of 3 classes an image"),
+        (lambda: TOLD(1), "labels are required.*3 classes"),
         (lambda: TOLD(1, labels=[3]), "labels must be 1 of 0 to 2, got .3."),
         (lambda: TOLD(1, labels=[-1]), "labels must be 1 of 0 to 2, got .-1."),
         (lambda: TOLD(2, labels=[0]), "labels must be 2 of 0 to 2, got .0."),
         (lambda: TOLD(1, labels=[0.5]), "labels must be 1 of 0 to 2, got .0.5."),
         (lambda: TOLD.complete(ONE, [0], 6), "kept_rows must be 0 to 5, got 6"),
         (lambda: TOLD.complete(ONE, [0], -1), "kept_rows must be 0 to 5, got -1"),
-        (lambda: TOLD.complete(ONE, None, 3), "labels: this model is told one of 3"),
+        (lambda: TOLD.complete(ONE, None, 3), "labels are required.*3"),
         (lambda: TOLD.complete(torch.zeros(1, 1, 5, 6), [0], 3), r"images must be \(n, 1, 6, 5\)"),
         (lambda: TOLD.complete(torch.zeros(1, 6, 5), [0], 3), r"images must be \(n, 1, 6, 5\)"),
         (

@@ -1,7 +1,7 @@
-"""What images look like to a network: features, and classes, kept in the cache for real images.
+"""Features of images and predicted classes, cached for real images.
 
-The network is a classifier, or the Inception network of published figures. Where there is none,
-the pixels themselves are the features.
+They come from a classifier, or from the Inception network of published figures. Without a network,
+pixels are the features.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ HINT = (
     "Give the folder or the Hub id of an image classifier in safetensors with its "
     f"preprocessor_config.json, or {INCEPTION!r}"
 )
-VERSION = 1  # of the cache: raised when what an extractor sees changes
-PIXELS = 16  # the longest side of what `Pixels` sees
-SIDE = 4096  # the most pixels that a classifier may look at, each way
-BATCH, VALUES = 256, 1 << 21  # images at once, and the most values of theirs
+VERSION = 1  # of the cache: raised when the input of extractors changes
+PIXELS = 16  # longest side of the features of `PixelFeatures`
+SIDE = 4096  # largest side of a classifier's input, in pixels
+BATCH, VALUES = 256, 1 << 21  # largest batch: of images, and of their values
 NOT_HASHED = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
 
 # ---------------------------------------------------------------------------------------------
@@ -45,15 +45,15 @@ NOT_HASHED = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
 
 class Classifier:
-    """An image classifier: features are what its last linear layer reads, classes what it says.
+    """An image classifier: features are the input of its last linear layer.
 
     Args:
         model: of transformers, in evaluation mode.
-        preprocessing: its image processor's settings.
-        name: what to call it.
+        preprocessing: settings of its image processor.
+        name: for messages and protocols.
 
     Raises:
-        ValueError: it is no classifier whose features can be found.
+        ValueError: it has no linear layer for its classes, or its settings are invalid.
     """
 
     def __init__(self, model: PreTrainedModel, preprocessing: dict[str, Any], name: str) -> None:
@@ -63,28 +63,28 @@ class Classifier:
         inputs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
         if not layers or layers[-1].out_features != len(self.names) or not inputs:
             raise ValueError(
-                f"extractor: {name!r} does not go from a convolution to a linear layer for its "
-                f"{len(self.names)} classes; give a ResNet or a ViT, for example"
+                f"extractor: {name!r} needs a convolution first and a linear layer for its "
+                f"{len(self.names)} classes last; give a ResNet or a ViT, for example"
             )
         self.head, self.channels = layers[-1], inputs[0].in_channels
         self.size = _side(preprocessing)
         if self.size and not all(type(side) is int and 0 < side <= SIDE for side in self.size):
-            raise ValueError(f"it looks at {self.size} pixels; a side may have {SIDE:,}")
+            raise ValueError(f"its input is {self.size} pixels; a side must be at most {SIDE:,}")
         scale = preprocessing.get("rescale_factor", 1 / 255)
         self.scale = 127.5 * (float(scale) if preprocessing.get("do_rescale", True) else 1)
         if not math.isfinite(self.scale):
-            raise ValueError(f"rescale_factor is {scale}; a number is needed")
+            raise ValueError(f"rescale_factor must be finite, got {scale}")
         normal = preprocessing.get("do_normalize", True)
         mean = preprocessing["image_mean"] if normal else 0.0
         std = preprocessing["image_std"] if normal else 1.0
         self.normal = [_by_channel(each, self.channels) for each in (mean, std)]
-        told = {k: v for k, v in model.config.to_dict().items() if k not in NOT_HASHED}
-        facts = [told, self.size, self.scale, mean, std, weights_hash(model)]
+        config = {k: v for k, v in model.config.to_dict().items() if k not in NOT_HASHED}
+        facts = [config, self.size, self.scale, mean, std, weights_hash(model)]
         self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Look at images.
+        """Extract features and predict classes.
 
         Args:
             images: in [-1, 1], (n, channels, height, width).
@@ -92,19 +92,19 @@ class Classifier:
         Returns:
             Features, (n, d), and classes, (n,), int64; all 0 where `names` is empty.
         """
-        seen: list[torch.Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        captured: list[torch.Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
             logits = self.model(pixel_values=self._prepared(images)).logits
         finally:
             hook.remove()
-        return seen[0].float().cpu(), logits.argmax(-1).cpu()
+        return captured[0].float().cpu(), logits.argmax(-1).cpu()
 
     def _prepared(self, images: torch.Tensor) -> torch.Tensor:
-        """Scale, colour and normalise images as the classifier is used to."""
+        """Preprocess images as in the classifier's training."""
         if images.shape[1] not in (1, self.channels):
             raise ValueError(
-                f"extractor: {self.name!r} looks at {self.channels} channels, the images have "
+                f"extractor: {self.name!r} takes {self.channels} channels, got images of "
                 f"{images.shape[1]}"
             )
         pixels = resize_images(images.to(self.device), self.size)
@@ -114,15 +114,15 @@ class Classifier:
 
 
 def _by_channel(values: Any, channels: int) -> torch.Tensor:
-    """Return a number for all channels, or one for each, to compute with images."""
-    found = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
-    if len(found) not in (1, channels) or not found.isfinite().all():
-        raise ValueError(f"{values} is not a number for each of {channels} channels")
-    return found
+    """Return one number for all channels, or one for each, as (1 or channels, 1, 1)."""
+    numbers = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    if len(numbers) not in (1, channels) or not numbers.isfinite().all():
+        raise ValueError(f"{values} is not a finite number for each of {channels} channels")
+    return numbers
 
 
 def _side(preprocessing: dict[str, Any]) -> tuple[int, int] | None:
-    """Find the height and width of what a classifier looks at; None if any will do."""
+    """Return the height and width of a classifier's input; None if it takes any."""
     crops = preprocessing.get("do_center_crop", False)
     if not crops and not preprocessing.get("do_resize", True):
         return None
@@ -134,21 +134,21 @@ def _side(preprocessing: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def resize_images(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-    """Scale images in [-1, 1] to a height and width, as Pillow's bicubic filter does."""
+    """Resize images in [-1, 1] to a height and width, as Pillow's bicubic filter does."""
     if size is None or images.shape[2:] == size:
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Round images in [-1, 1] to the 256 levels that a file has, uint8."""
+    """Round images in [-1, 1] to the 256 levels of image files, uint8."""
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 class Inception:
-    """The Inception network of published figures, as torch-fidelity ported it; tells no classes.
+    """The Inception network of published figures, by torch-fidelity; it predicts no classes.
 
-    That package downloads and unpickles the weights by itself.
+    That package downloads and unpickles the weights itself.
     """
 
     name, names, size = INCEPTION, list[str](), (299, 299)
@@ -156,8 +156,8 @@ class Inception:
     def __init__(self, device: str) -> None:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError(
-                "extractor: 'inception' needs a package: pip install torch-fidelity. Or give the "
-                "folder of a classifier"
+                "extractor: 'inception' requires a package: pip install torch-fidelity, or give a "
+                "classifier"
             )
         module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
         network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
@@ -166,20 +166,20 @@ class Inception:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Look at images; see `Classifier`."""
+        """Extract features; see `Classifier`."""
         pixels = to_uint8(images).expand(-1, 3, -1, -1).to(self.device)
         features = self.network(pixels)[0].float().cpu()
         return features, torch.zeros(len(features), dtype=torch.int64)
 
 
 class PixelFeatures:
-    """No network: features are the pixels, averaged over squares; tells no classes."""
+    """No network: features are pixels, averaged over squares; it predicts no classes."""
 
     name, names, size, device = "pixels", list[str](), None, "cpu"
     sha256 = hashlib.sha256(f"pixels {PIXELS}".encode()).hexdigest()
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Look at images; see `Classifier`. Features are those of a map of 16 x 16 at most."""
+        """Extract features, of at most 16 x 16 squares; see `Classifier`."""
         square = [math.ceil(side / PIXELS) for side in images.shape[2:]]
         features = F.avg_pool2d(images.float().cpu(), square, ceil_mode=True).flatten(1)
         return features, torch.zeros(len(features), dtype=torch.int64)
@@ -189,77 +189,77 @@ Extractor = Classifier | Inception | PixelFeatures
 
 
 def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
-    """Load what a judge looks through, onto the GPU if there is one.
+    """Load an extractor of features, onto the GPU if there is one.
 
     Args:
         name: folder or Hub id of an image classifier in safetensors, or "inception".
         revision: a branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: there is no such classifier, or it lacks something.
+        ValueError: there is no such classifier, or its files are unsafe or incomplete.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == INCEPTION:
         return Inception(device)
     folder = download.fetch(name, revision, argument="extractor", hint=HINT)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would warn of a new head, which is refused
+    logging.set_verbosity_error()  # no warning of a new head, which is refused below
     try:
         with safety.opened(folder, argument="extractor") as private:
             preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(private)
-            model, told = AutoModelForImageClassification.from_pretrained(
+            model, report = AutoModelForImageClassification.from_pretrained(
                 private,
                 use_safetensors=True,
                 dtype=torch.float32,
                 trust_remote_code=False,  # the default asks on the terminal
                 output_loading_info=True,
             )
-            safe_weights.check_loaded(model, told)
+            safe_weights.check_loaded(model, report)
             return Classifier(model.eval().to(device), preprocessing, str(name))
     finally:
         logging.set_verbosity(verbosity)
 
 
 # ---------------------------------------------------------------------------------------------
-# What an extractor sees
+# Extraction
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in images."""
+    """Features and predicted classes of images."""
 
     features: np.ndarray  # (n, d), float32
-    classes: np.ndarray  # (n,), int64; all 0 from an extractor that tells none
+    classes: np.ndarray  # (n,), int64; all 0 from an extractor without classes
 
     def __len__(self) -> int:
         return len(self.features)
 
     def take(self, which: np.ndarray) -> Features:
-        """Return some of it."""
+        """Return those of some images."""
         return Features(self.features[which], self.classes[which])
 
 
 def extract(images: Images, extractor: Extractor) -> Features:
-    """Look at all images, a batch at a time."""
+    """Extract the features of all images, in batches."""
     height, width = extractor.size or images.size[1:]
     size = max(1, min(BATCH, VALUES // (3 * height * width)))
-    found = []
-    with tqdm(total=len(images), desc="looking", unit=" images", delay=2, leave=False) as bar:
+    batches = []
+    with tqdm(total=len(images), desc="features", unit=" images", delay=2, leave=False) as bar:
         for which in blocks(len(images), size):
-            found.append(extractor(images.batch(which)))
+            batches.append(extractor(images.batch(which)))
             bar.update(len(which))
-    features, classes = zip(*found, strict=True)
+    features, classes = zip(*batches, strict=True)
     return Features(torch.cat(features).numpy(), torch.cat(classes).numpy())
 
 
 def extract_cached(images: Images, extractor: Extractor) -> Features:
-    """Look at all images, or find in the cache what was seen: by their content and all weights."""
+    """Extract features, or read them from the cache, by the hashes of images and extractor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     what = json.dumps([VERSION, images.sha256, extractor.sha256, device, torch.__version__])
     path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.features.safetensors"
     if not path.exists():
-        seen = extract(images, extractor)
+        extracted = extract(images, extractor)
         with written_whole(path, shared=True) as scratch:
-            save_file({"features": seen.features, "classes": seen.classes}, scratch)
+            save_file({"features": extracted.features, "classes": extracted.classes}, scratch)
     saved = load_file(path)
     return Features(saved["features"], saved["classes"])

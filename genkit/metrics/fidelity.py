@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, by their features: Frechet and kernel distance."""
+"""Frechet and kernel distance between the features of generated and of real images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def as_features(values: npt.ArrayLike, name: str, least: int = 2) -> torch.Tenso
 
     Args:
         values: an array or a tensor, (n, d).
-        name: what to call it in errors.
-        least: how many rows there must be.
+        name: for messages.
+        least: smallest number of rows.
 
     Raises:
         ValueError: it has another shape, too few rows, or a number that is not finite.
@@ -40,7 +40,7 @@ def as_features(values: npt.ArrayLike, name: str, least: int = 2) -> torch.Tenso
 def as_pair(
     real: npt.ArrayLike, fake: npt.ArrayLike, least: int = 2
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check two sets of features that are to be compared; see `as_features`."""
+    """Check the features of real and of generated images; see `as_features`."""
     real, fake = as_features(real, "real", least), as_features(fake, "fake", least)
     if real.shape[1] != fake.shape[1]:
         raise ValueError(
@@ -53,23 +53,23 @@ def as_pair(
 
 
 def frechet_distance(real: npt.ArrayLike, fake: npt.ArrayLike) -> float:
-    """Measure the Frechet distance of two Gaussians that have the features' means and covariances.
+    """Return the Frechet distance of Gaussians with the features' means and covariances.
 
     |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½). With S = RᵀR the last trace is the sum of the singular
-    values of R1 R2ᵀ, and such an R comes from the features by a QR decomposition. So no covariance
-    is formed and no root of one taken, and fewer rows than columns do no harm.
+    values of R1 R2ᵀ, and a QR decomposition of the features gives R. So no covariance is formed and
+    no matrix root taken, and there may be fewer rows than columns.
 
-    It is biased: the fewer the rows, the larger. Compare figures of the same counts only.
+    It is biased upwards, more so for fewer rows. Compare figures of the same counts only.
 
     Args:
         real: (n, d).
         fake: (m, d).
 
     Returns:
-        The squared distance, as the Frechet Inception distance is; covariances have n - 1 below.
+        The squared distance, as in the Frechet Inception distance, of covariances over n - 1.
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
 
     Source: Heusel et al. 2017, equation 6, https://arxiv.org/abs/1706.08500
     """
@@ -77,7 +77,7 @@ def frechet_distance(real: npt.ArrayLike, fake: npt.ArrayLike) -> float:
     between = torch.linalg.svdvals(roots[0] @ roots[1].mT).sum()
     spreads = sum(root.square().sum() for root in roots)
     distance = (means[0] - means[1]).square().sum() + spreads - 2 * between
-    return max(0.0, distance.item())  # of equal features it is a rounding error of either sign
+    return max(0.0, distance.item())  # for equal features it is a rounding error of either sign
 
 
 def _moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +92,7 @@ def _moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """The squared maximum mean discrepancy, and how sure that is."""
+    """The squared maximum mean discrepancy, and its standard error."""
 
     value: float
     standard_error: float
@@ -105,21 +105,21 @@ def kernel_distance(
     subset_size: int | None = None,
     seed: int = 0,
 ) -> KernelDistance:
-    """Measure the squared maximum mean discrepancy under the kernel (x·y / d + 1)³.
+    """Estimate the squared maximum mean discrepancy under the kernel (x·y / d + 1)³.
 
-    The mean of an unbiased estimate over subsets, so it can be below 0. Their spread s tells the
-    standard error of the whole: subsets of m out of n rows spread by √(n/m - 1) times as much (the
-    delete-d jackknife), while s / √subsets would vanish with more subsets of the same rows.
+    The mean of an unbiased estimate over subsets, so it can be below 0. The standard deviation s
+    over subsets of m of n rows is √(n/m - 1) times the standard error of the whole (the delete-d
+    jackknife), while s / √subsets would vanish with more subsets of the same rows.
 
     Args:
         real: (n, d).
         fake: (n', d).
-        subsets: how many to draw, each without replacement.
-        subset_size: rows of each; unless given 1,000, or half of what there is if that is less.
+        subsets: number of subsets, each drawn without replacement.
+        subset_size: rows of each; default: 1,000, or half of the rows if that is less.
         seed: of the subsets.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with the value it got.
+        ValueError: an argument is invalid.
 
     Source: Binkowski et al. 2018, section 3, https://arxiv.org/abs/1801.01401; Shao and Wu 1989,
     https://doi.org/10.1214/aos/1176347263
@@ -142,7 +142,7 @@ def _some(features: torch.Tensor, size: int, rng: np.random.Generator) -> torch.
 
 
 def _mmd2(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Estimate the squared discrepancy of two sets of the same size without bias."""
+    """Return the unbiased estimate for two sets of the same size."""
     size = len(x)
     same = _kernel(x, x) + _kernel(y, y)
     within = (same.sum() - same.trace()) / (size * (size - 1))

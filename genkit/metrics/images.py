@@ -1,4 +1,4 @@
-"""What images show, and how well they are rebuilt: classes, labels, reconstruction error."""
+"""Metrics of images: class shares, label accuracy, reconstruction error."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ import torch
 
 
 def class_shares(classes: npt.ArrayLike, count: int) -> np.ndarray:
-    """Return the part of the images that each class has, (count,).
+    """Return the share of images of each class, (count,).
 
     Args:
         classes: of each image, (n,), between 0 and count - 1.
-        count: how many classes there are.
+        count: number of classes.
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
     """
-    found = _classes(classes, "classes")
-    beyond = np.flatnonzero((found < 0) | (found >= count))
+    indices = _classes(classes, "classes")
+    beyond = np.flatnonzero((indices < 0) | (indices >= count))
     if beyond.size:
         raise ValueError(
-            f"classes[{beyond[0]}] must be between 0 and {count - 1}, got {found[beyond[0]]}"
+            f"classes[{beyond[0]}] must be between 0 and {count - 1}, got {indices[beyond[0]]}"
         )
-    return np.bincount(found, minlength=count) / len(found)
+    return np.bincount(indices, minlength=count) / len(indices)
 
 
 def histogram_distance(real: npt.ArrayLike, fake: npt.ArrayLike) -> float:
-    """Return the part of the images that would have to change class for two histograms to agree.
+    """Return the total variation distance of two class histograms, from 0 to 1.
 
-    This is their total variation: 0 if they are the same, 1 if they share no class.
+    It is the share of images that would have to change class for the histograms to agree.
 
     Args:
-        real: parts that add up to 1, (classes,).
-        fake: the same of generated images.
+        real: shares that add up to 1, (classes,).
+        fake: those of generated images, (classes,).
     """
     return float(np.abs(np.asarray(real) - np.asarray(fake)).sum() / 2)
 
 
 def label_accuracy(classes: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return the part of the images that show what they were asked to.
+    """Return the share of images whose predicted class is their label.
 
     Args:
-        classes: what a classifier holds each for, (n,).
-        labels: what each should be, (n,).
+        classes: predicted by a classifier, (n,).
+        labels: the class that each should show, (n,).
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
     """
-    found, wanted = _classes(classes, "classes"), _classes(labels, "labels")
-    if found.shape != wanted.shape:
-        raise ValueError(f"labels must be {found.shape} as classes, got {wanted.shape}")
-    return float((found == wanted).mean())
+    predicted, wanted = _classes(classes, "classes"), _classes(labels, "labels")
+    if predicted.shape != wanted.shape:
+        raise ValueError(f"labels must be {predicted.shape} as classes, got {wanted.shape}")
+    return float((predicted == wanted).mean())
 
 
 def _classes(values: npt.ArrayLike, name: str) -> np.ndarray:
-    found = np.asarray(values)
-    if found.ndim != 1 or not found.size:
-        raise ValueError(f"{name} must be (n,) with n above 0, got the shape {found.shape}")
-    if not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(f"{name} must be integers, got {found.dtype}")
-    return found
+    classes = np.asarray(values)
+    if classes.ndim != 1 or not classes.size:
+        raise ValueError(f"{name} must be (n,) with n above 0, got the shape {classes.shape}")
+    if not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(f"{name} must be integers, got {classes.dtype}")
+    return classes
 
 
 # ---- reconstruction
@@ -77,10 +77,10 @@ def reconstruction_error(images: npt.ArrayLike, rebuilt: npt.ArrayLike) -> torch
 
     Args:
         images: in [-1, 1], (n, …).
-        rebuilt: the same after the way through a model.
+        rebuilt: their reconstructions, (n, …).
 
     Raises:
-        ValueError: they do not have the same shape.
+        ValueError: the shapes differ.
     """
     before, after = (torch.as_tensor(each, dtype=torch.float64) for each in (images, rebuilt))
     if before.shape != after.shape or before.ndim < 2 or not before.numel():
@@ -102,9 +102,9 @@ class ClassMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("int64")
         return evaluate.MetricInfo(
-            description="Whether generated images show what they were asked to.",
+            description="Whether generated images show their class.",
             citation="",
-            inputs_description="predictions: classes that a classifier tells. references: labels.",
+            inputs_description="predictions: classes by a classifier. references: labels.",
             features=datasets.Features({"predictions": number, "references": number}),
         )
 

@@ -1,4 +1,4 @@
-"""How well generated images match real ones, and what other real ones get in their place."""
+"""How well generated images match real ones, with margins and real-vs-real baselines."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from genkit.metrics.images import class_shares, histogram_distance, label_accura
 from genkit.metrics.neighbours import K, copy_rate, manifold, nearest_neighbours
 
 GIVEN = "the images given"
-HALVES = 40  # half samples that tell how sure a figure is
-SURE = 1.96  # standard errors on either side of a figure: 95 %
-SMALL = 1 << 12  # values of an image whose pixels are compared, too
+HALVES = 40  # half samples from which margins are estimated
+SURE = 1.96  # standard errors of a margin: half of a 95 % interval
+SMALL = 1 << 12  # values of the largest image whose pixels are compared, too
 FEW, FEW_A_FEATURE = 2000, 10  # images; with fewer a Frechet distance is mostly bias
-BLOCK = 4096  # images looked up at a time
-SHOWN = 3  # classes to tell, of those whose parts differ most
+BLOCK = 4096  # images in a block of a search
+SHOWN = 3  # classes to print, of those whose shares differ most
 
 Labels = Sequence[int] | np.ndarray | torch.Tensor
 
@@ -45,10 +45,10 @@ Labels = Sequence[int] | np.ndarray | torch.Tensor
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, how sure it is, and what real images get in the place of the generated ones."""
+    """A figure, its margin, and its baseline: the same figure of held-out real images."""
 
     value: float
-    margin: float  # half of a 95 % interval: what other images of the same number could change
+    margin: float  # half of a 95 % interval, over other samples of the same size
     baseline: float
 
 
@@ -59,37 +59,37 @@ class Protocol:
     images: str
     images_sha256: str
     count: int
-    seed: int | None  # image i is drawn with seed + i; None for images that were given
-    weights: str | None  # such as "raw" or "EMA", if told
+    seed: int | None  # image i is sampled with seed + i; None for given images
+    weights: str | None  # such as "raw" or "EMA", if known
     sampler: str | None
     evaluations: int | None  # of the network, for an image
     data: str
     data_sha256: str
-    real: int  # images compared with
-    held_out: int  # other real images, which make the baseline
-    split_seed: int  # of these two
-    train: str  # among which copies are looked for
+    real: int  # real images of the comparison
+    held_out: int  # other real images, for the baseline
+    split_seed: int  # of the split into these two
+    train: str  # images among which copies are searched
     train_sha256: str
     extractor: str
     extractor_sha256: str
     features: int
-    k: int  # the neighbour that makes the radius in precision, recall, density and coverage
+    k: int  # the neighbour that gives the radius in precision, recall, density and coverage
 
     def __str__(self) -> str:
         calls = "1 evaluation" if self.evaluations == 1 else f"{self.evaluations} evaluations"
-        how = [
+        sampling = [
             self.sampler,
             None if self.evaluations is None else f"{calls} an image",
-            f"{self.weights} weights" if self.weights else "weights not told",
+            f"{self.weights} weights" if self.weights else "unknown weights",
             None if self.seed is None else f"seed {self.seed}",
         ]
         return (
             f"{self.count:,} of {_name(self.images, self.images_sha256)}: "
-            f"{', '.join(part for part in how if part)}\n"
+            f"{', '.join(part for part in sampling if part)}\n"
             f"against {self.real:,} of {_name(self.data, self.data_sha256)}, split by seed "
             f"{self.split_seed}; baseline of {self.held_out:,} others\n"
             f"copies of {_name(self.train, self.train_sha256)}\n"
-            f"seen by {_name(self.extractor, self.extractor_sha256)}: {self.features:,} features, "
+            f"features of {_name(self.extractor, self.extractor_sha256)}: {self.features:,}, "
             f"k {self.k}"
         )
 
@@ -103,9 +103,9 @@ class Evaluation:
     """How well generated images match real ones, and how that was measured."""
 
     figures: dict[str, Figure]
-    classes: dict[str, tuple[float, float]]  # part of the generated and of the real images
-    nearest: list[int]  # the training image nearest to each, by features
-    distances: list[float]  # to it
+    classes: dict[str, tuple[float, float]]  # share of the generated and of the real images
+    nearest: list[int]  # index of the nearest training image of each, by features
+    distances: list[float]  # to that image
     protocol: Protocol
     warnings: list[str]
 
@@ -115,8 +115,8 @@ class Evaluation:
             numbers = (figure.value, figure.margin, figure.baseline)
             lines.append(f"{name:22}" + "".join(f"{number:10.4f}" for number in numbers))
         off = sorted(self.classes.items(), key=lambda item: -abs(item[1][0] - item[1][1]))
-        told = [f"{name} {fake:.1%} ({real:.1%})" for name, (fake, real) in off[:SHOWN]]
-        lines += ["", f"classes most off (real): {', '.join(told)}"] if told else []
+        shares = [f"{name} {fake:.1%} ({real:.1%})" for name, (fake, real) in off[:SHOWN]]
+        lines += ["", f"classes most off (real): {', '.join(shares)}"] if shares else []
         return "\n".join([*lines, "", str(self.protocol), *(f"! {w}" for w in self.warnings)])
 
 
@@ -125,23 +125,23 @@ class Evaluation:
 
 
 class Judge:
-    """Compares generated images with real ones; looks at the real ones once.
+    """Compares generated images with real ones, whose features are extracted once.
 
-    The real images are split in two: those compared with, and stand-ins, which are put in the place
-    of the generated images, as many as there are of these. What they get is the baseline: images
-    that are as good as real ones get no more.
+    The real images are split in two: those of the comparison, and held-out ones. The figures of as
+    many held-out images as there are generated ones are the real-vs-real baseline, which a perfect
+    generator would reach.
 
     Args:
-        data: real images, or where they are; see `images.load`.
-        extractor: see `load_extractor`, or what it returned.
-        train: images that a model learned from, to look for copies of; the data must not be among
-            them. Those compared with unless given.
-        real_count: how many real images to use, drawn by the seed; all unless given.
-        k: the neighbour that makes the radius in precision, recall, density and coverage.
+        data: real images, or their path; see `images.load_images`.
+        extractor: name of an image classifier, see `load_extractor`, or what that returned.
+        train: training images of the model, among which copies are searched; the data must not be
+            among them. Default: the real images of the comparison.
+        real_count: number of real images to use, a random subset; default: all.
+        k: the neighbour that gives the radius in precision, recall, density and coverage.
         seed: of the split, and of subsets and half samples.
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
     """
 
     def __init__(
@@ -174,12 +174,12 @@ class Judge:
             extract_cached(part, self.extractor)
             for part in (self.real_images, self.held_out_images)
         )
-        self.train_name, self.train, seen = "those compared with", self.real_images, self.real
+        self.train_name, self.train, extracted = "the real images", self.real_images, self.real
         if train is not None:
             self.train_name, self.train = load_named(train)
             _check_size(self.train, self.data, "train")
-            seen = extract_cached(self.train, self.extractor)
-        self._train_features = seen.features
+            extracted = extract_cached(self.train, self.extractor)
+        self._train_features = extracted.features
         self._unseen = self._nearest(self.held_out_images, self.held_out)
         self._check_unseen()
         self._baselines: dict[int, dict[str, float]] = {}
@@ -199,23 +199,24 @@ class Judge:
 
         Args:
             images: generated ones; a tensor is in [-1, 1], (n, channels, height, width), and is
-                rounded to the 256 levels that a file has.
-            labels: what each should show, as the images number their classes, or as the data
-                does if they have none; those that the images have unless given.
+                rounded to the 256 levels of image files.
+            labels: the class that each should show, numbered as the images' classes are, or the
+                data's if the images have none. Default: the images' own labels.
             name, seed, weights, sampler, evaluations: for the protocol.
 
         Raises:
-            ValueError: an argument cannot work; it is named.
+            ValueError: an argument is invalid.
         """
         fakes = as_images(images, labels, self.data.names or self.extractor.names)
         _check_size(fakes, self.data, "images")
         _check_enough(len(fakes), "images", self.k)
-        seen, floors = extract(fakes, self.extractor), self._floor(len(fakes))
-        near = self._nearest(fakes, seen)
+        extracted, baseline = extract(fakes, self.extractor), self._baseline(len(fakes))
+        near = self._nearest(fakes, extracted)
         distances, which = near["features"]
         return Evaluation(
-            figures=self._figures(seen, _known(fakes, self.extractor), floors) | self._copies(near),
-            classes=self._classes(seen),
+            figures=self._figures(extracted, _class_indices(fakes, self.extractor), baseline)
+            | self._copies(near),
+            classes=self._classes(extracted),
             nearest=which.tolist(),
             distances=distances.tolist(),
             protocol=Protocol(
@@ -235,49 +236,49 @@ class Judge:
                 train_sha256=self.train.sha256,
                 extractor=self.extractor.name,
                 extractor_sha256=self.extractor.sha256,
-                features=seen.features.shape[1],
+                features=extracted.features.shape[1],
                 k=self.k,
             ),
-            warnings=self._warnings(fakes, seen),
+            warnings=self._warnings(fakes, extracted),
         )
 
     def _figures(
-        self, seen: Features, wanted: np.ndarray | None, floors: dict[str, float]
+        self, extracted: Features, wanted: np.ndarray | None, baseline: dict[str, float]
     ) -> dict[str, Figure]:
-        """Compare what is seen in generated images with what is seen in real ones."""
-        of_all = self.real, seen, self.extractor.names, self.k
+        """Compare the features of generated images with those of real ones."""
+        of_all = self.real, extracted, self.extractor.names, self.k
         values, off = compute_figures(*of_all), half_sample_margins(*of_all, self.seed)
-        kernel = kernel_distance(self.real.features, seen.features, seed=self.seed)
+        kernel = kernel_distance(self.real.features, extracted.features, seed=self.seed)
         values["kernel distance"], off["kernel distance"] = (
             kernel.value,
             SURE * kernel.standard_error,
         )
-        figures = {what: Figure(values[what], off[what], floors[what]) for what in values}
-        if wanted is not None and "label accuracy" in floors:
-            right = label_accuracy(seen.classes, wanted)
-            figures["label accuracy"] = _part(right, len(wanted), floors["label accuracy"])
+        figures = {what: Figure(values[what], off[what], baseline[what]) for what in values}
+        if wanted is not None and "label accuracy" in baseline:
+            right = label_accuracy(extracted.classes, wanted)
+            figures["label accuracy"] = _part(right, len(wanted), baseline["label accuracy"])
         return figures
 
-    def _floor(self, count: int) -> dict[str, float]:
-        """Say what as many real images get."""
+    def _baseline(self, count: int) -> dict[str, float]:
+        """Return the figures of as many held-out real images."""
         if count not in self._baselines:
             some = np.arange(min(count, len(self.held_out)))
-            seen = self.held_out.take(some)
-            baseline = compute_figures(self.real, seen, self.extractor.names, self.k)
-            kernel = kernel_distance(self.real.features, seen.features, seed=self.seed)
+            held_out = self.held_out.take(some)
+            baseline = compute_figures(self.real, held_out, self.extractor.names, self.k)
+            kernel = kernel_distance(self.real.features, held_out.features, seed=self.seed)
             baseline["kernel distance"] = kernel.value
-            wanted = _known(self.held_out_images.take(some), self.extractor)
+            wanted = _class_indices(self.held_out_images.take(some), self.extractor)
             if wanted is not None:
-                baseline["label accuracy"] = label_accuracy(seen.classes, wanted)
+                baseline["label accuracy"] = label_accuracy(held_out.classes, wanted)
             self._baselines[count] = baseline
         return self._baselines[count]
 
     def _nearest(
-        self, images: Images, seen: Features
+        self, images: Images, extracted: Features
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Find the nearest training image of each by features, and by pixels if they are small."""
         parts = (self._train_features[which] for which in blocks(len(self.train), BLOCK))
-        found = {"features": nearest_neighbours(seen.features, parts)}
+        found = {"features": nearest_neighbours(extracted.features, parts)}
         if math.prod(images.size) <= SMALL:
             parts = (self.train.batch(w).flatten(1) for w in blocks(len(self.train), BLOCK))
             found["pixels"] = nearest_neighbours(
@@ -286,7 +287,7 @@ class Judge:
         return found
 
     def _copies(self, near: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Figure]:
-        """Say which part of generated images is as near to training images as few real ones are."""
+        """Measure the share of generated images that look like copies; see `copy_rate`."""
         figures = {}
         for space, (distances, _) in near.items():
             part, baseline = copy_rate(distances, self._unseen[space][0])
@@ -303,40 +304,42 @@ class Judge:
                 "train; give data that was not trained on, or leave train out"
             )
 
-    def _classes(self, seen: Features) -> dict[str, tuple[float, float]]:
-        """Return the parts of generated and of real images that each class has."""
+    def _classes(self, extracted: Features) -> dict[str, tuple[float, float]]:
+        """Return each class's share of generated and of real images."""
         names = self.extractor.names
         if not names:
             return {}
-        shares = (class_shares(each.classes, len(names)) for each in (seen, self.real))
+        shares = (class_shares(each.classes, len(names)) for each in (extracted, self.real))
         pairs = zip(*(share.tolist() for share in shares), strict=True)
         return dict(zip(names, pairs, strict=True))
 
-    def _warnings(self, fakes: Images, seen: Features) -> list[str]:
-        count, features = seen.features.shape
+    def _warnings(self, fakes: Images, extracted: Features) -> list[str]:
+        count, features = extracted.features.shape
         fewest, wanted = min(count, len(self.real)), max(FEW, FEW_A_FEATURE * features)
-        told = []
+        warnings = []
         if fewest <= features:
-            told.append(
-                f"{fewest:,} images cannot fill a covariance of {features:,} features: the "
+            warnings.append(
+                f"{fewest:,} images give a singular covariance of {features:,} features: the "
                 "Frechet distance is mostly bias"
             )
         elif fewest < wanted:
-            told.append(
-                f"{fewest:,} images are few for {features:,} features, {wanted:,} would do: part "
-                "of the Frechet distance is bias, so compare it with its baseline, and with "
-                "figures of as many images"
+            warnings.append(
+                f"{fewest:,} images are few for {features:,} features ({wanted:,} suffice): "
+                "part of the Frechet distance is bias, so compare it with its baseline, and "
+                "with figures of as many images"
             )
         if len(self.held_out) < count:
-            told.append(
+            warnings.append(
                 f"the baseline is of {len(self.held_out):,} real images for {count:,} generated "
-                "ones: the Frechet distance's is too high for that"
+                "ones: that of the Frechet distance is too high"
             )
-        if fakes.labels is not None and "label accuracy" not in self._floor(count):
-            told.append("no label accuracy: the data has no labels, or others than the extractor")
-        elif fakes.labels is not None and _known(fakes, self.extractor) is None:
-            told.append("no label accuracy: the images' classes are not the extractor's")
-        return told
+        if fakes.labels is not None and "label accuracy" not in self._baseline(count):
+            warnings.append(
+                "no label accuracy: the data has no labels, or others than the extractor"
+            )
+        elif fakes.labels is not None and _class_indices(fakes, self.extractor) is None:
+            warnings.append("no label accuracy: the images' classes are not the extractor's")
+        return warnings
 
 
 # ---------------------------------------------------------------------------------------------
@@ -344,7 +347,7 @@ class Judge:
 
 
 def compute_figures(real: Features, fake: Features, names: list[str], k: int) -> dict[str, float]:
-    """Compute the figures whose margins half samples tell."""
+    """Compute the figures whose margins come from half samples."""
     figures = {"Frechet distance": frechet_distance(real.features, fake.features)}
     figures |= asdict(manifold(real.features, fake.features, k))
     if names:
@@ -356,56 +359,59 @@ def compute_figures(real: Features, fake: Features, names: list[str], k: int) ->
 def half_sample_margins(
     real: Features, fake: Features, names: list[str], k: int, seed: int
 ) -> dict[str, float]:
-    """Tell how far figures could be off by chance: half of a 95 % interval.
+    """Return the margin of each figure, half of a 95 % interval.
 
-    From half samples drawn without replacement, whose figures spread as those of whole new samples
-    do (the delete-d jackknife at d = n / 2): a bootstrap with replacement would see duplicates,
-    which are no distance apart and narrow every neighbourhood and covariance. That half samples
-    have a larger Frechet distance shifts all of them alike and is not in the spread. Of Gaussians
-    such margins are 0.8 to 1.3 times what new draws give, and wider where real and generated are
-    alike.
+    The figures of half samples, drawn without replacement, vary as those of new samples of full
+    size do (the delete-d jackknife at d = n / 2). A bootstrap with replacement would have
+    duplicates, which are at distance 0 and narrow every neighbourhood and covariance. Half samples
+    have a larger Frechet distance, but all of them alike, which does not change the margin. For
+    Gaussians, margins are 0.8 to 1.3 times those of new samples, and wider where real and generated
+    images are alike.
 
     Source: Shao and Wu 1989, https://doi.org/10.1214/aos/1176347263
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, halves = np.random.default_rng(seed), []
     for _ in tqdm(range(HALVES), desc="half samples", delay=2, leave=False):
         some_real, some_fake = (
-            seen.take(rng.permutation(len(seen))[: len(seen) // 2]) for seen in (real, fake)
+            each.take(rng.permutation(len(each))[: len(each) // 2]) for each in (real, fake)
         )
-        found.append(compute_figures(some_real, some_fake, names, k))
-    return {name: SURE * float(np.std([each[name] for each in found], ddof=1)) for name in found[0]}
+        halves.append(compute_figures(some_real, some_fake, names, k))
+    spread = {name: np.std([each[name] for each in halves], ddof=1) for name in halves[0]}
+    return {name: SURE * float(value) for name, value in spread.items()}
 
 
 def _part(value: float, count: int, baseline: float) -> Figure:
-    """Make a figure of a part of images that are counted one by one; the margin is Wilson's."""
+    """Return a share of images as a figure, with Wilson's margin."""
     spread = value * (1 - value) / count + (SURE / (2 * count)) ** 2
     return Figure(value, SURE * math.sqrt(spread) / (1 + SURE**2 / count), baseline)
 
 
-def _known(images: Images, extractor: Extractor) -> np.ndarray | None:
-    """Look up labels as the extractor numbers them, by name; None if it does not know them."""
+def _class_indices(images: Images, extractor: Extractor) -> np.ndarray | None:
+    """Return labels as the extractor numbers its classes; None if it has other classes."""
     if images.labels is None or not set(images.names) <= set(extractor.names):
         return None
-    place = np.array([extractor.names.index(name) for name in images.names])
-    return place[images.labels[images.rows]]
+    index = np.array([extractor.names.index(name) for name in images.names])
+    return index[images.labels[images.rows]]
 
 
 # ---------------------------------------------------------------------------------------------
-# What may be given
+# Arguments
 
 
 def load_named(images: str | Path | Images) -> tuple[str, Images]:
-    """Load images unless they are loaded, and say what to call them."""
+    """Return a name for the protocol, and the images, loaded if necessary."""
     if isinstance(images, Images):
         return GIVEN, images
     return str(images), load_images(images)
 
 
 def as_images(images: Images | torch.Tensor, labels: Labels | None, names: list[str]) -> Images:
-    """Make images of a tensor, and give them labels.
+    """Return a tensor as `Images`, and add labels.
 
     Args:
-        names: of the classes that labels number, if the images have none of their own.
+        images: a tensor in [-1, 1], (n, channels, height, width), or `Images`.
+        labels: class of each image; default: the images' own.
+        names: of the classes, if the images have none.
     """
     if isinstance(images, torch.Tensor):
         _check_tensor(images)
@@ -416,7 +422,7 @@ def as_images(images: Images | torch.Tensor, labels: Labels | None, names: list[
         return images
     names, given = images.names or names, torch.as_tensor(labels).cpu().numpy()
     if not names:
-        raise ValueError("labels: neither the images nor the data nor the extractor names classes")
+        raise ValueError("labels need class names: of the images, the data or the extractor")
     if given.shape != (len(images),) or not np.issubdtype(given.dtype, np.integer):
         raise ValueError(
             f"labels must be {len(images):,} integers, one for each image, got {given.dtype} of "
@@ -436,7 +442,7 @@ def as_images(images: Images | torch.Tensor, labels: Labels | None, names: list[
 def _check_tensor(images: torch.Tensor) -> None:
     if images.ndim != 4 or not images.numel() or not images.is_floating_point():
         raise ValueError(
-            "images must be floats, (n, channels, height, width), none of them 0, got "
+            "images must be floats, (n, channels, height, width), not empty, got "
             f"{images.dtype} of the shape {tuple(images.shape)}"
         )
     wrong = (~(images.abs() <= 1 + 1e-4)).flatten(1).any(1).nonzero().flatten().tolist()
@@ -450,13 +456,13 @@ def _check_tensor(images: torch.Tensor) -> None:
 def _check_size(images: Images, data: Images, name: str) -> None:
     if images.size != data.size:
         raise ValueError(
-            f"{name}: they are {images.size} (channels, height, width), those of the data "
-            f"{data.size}; load one as the other is, by genkit.data.images.load_images(…, "
-            "resolution, channels)"
+            f"{name} must have the data's shape {data.size} (channels, height, width), got "
+            f"{images.size}; load both by genkit.data.images.load_images with the same resolution "
+            "and channels"
         )
 
 
 def _check_enough(count: int, name: str, k: int) -> None:
-    """Half samples must have a k-th neighbour."""
+    """Refuse too few images: half samples must have a k-th neighbour."""
     if count < 2 * (k + 1):
-        raise ValueError(f"{name}: {count} are too few for k = {k}; {2 * (k + 1)} are the fewest")
+        raise ValueError(f"{name} must be at least {2 * (k + 1)} for k={k}, got {count}")

@@ -1,4 +1,4 @@
-"""Who is near whom among features: precision, recall, density, coverage, and copies."""
+"""Nearest neighbours among features: precision, recall, density, coverage, and copies."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from genkit.metrics.fidelity import as_features, as_pair
 
 K = 5
 AT_ONCE = 1 << 23  # distances: 64 MB
-SLACK = 1e-11  # of squared norms: by how much products of matrices may round a squared distance
-NEAREST = 0.01  # the part of unseen real images whose nearness to training images makes a copy
+SLACK = 1e-11  # rounding error of squared distances by matrix products, relative to squared norms
+NEAREST = 0.01  # share of unseen real images that lie as near to training images as copies do
 
 
 @dataclass(frozen=True)
 class Manifold:
     """How two sets of features cover each other."""
 
-    precision: float  # part of the generated that are near a real one
-    recall: float  # part of the real that are near a generated one
-    density: float  # real neighbourhoods that a generated one is in, over k
-    coverage: float  # part of the real neighbourhoods that a generated one is in
+    precision: float  # share of generated points in a neighbourhood of a real one
+    recall: float  # share of real points in a neighbourhood of a generated one
+    density: float  # mean number of real neighbourhoods of a generated point, over k
+    coverage: float  # share of real neighbourhoods with a generated point
 
 
 def manifold(real: npt.ArrayLike, fake: npt.ArrayLike, k: int = K) -> Manifold:
-    """Measure how generated images lie among real ones, and real ones among generated.
+    """Measure how far generated images lie among real ones, and real ones among generated ones.
 
     The neighbourhood of a point is the closed ball that reaches to its k-th nearest neighbour of
-    its own set, itself not counted. Precision and recall are as in Kynkaanniemi et al., density and
+    its own set, without itself. Precision and recall are as in Kynkaanniemi et al., density and
     coverage as in Naeem et al. Density can be above 1. A set against itself has a density of
-    (k + 1) / k, and 1 for the others; against another draw of the same, precision and recall are
-    below 1, and less so the larger k is.
+    (k + 1) / k, and 1 for the others; against another sample of the same distribution, precision
+    and recall are below 1, and nearer to it for a larger k.
 
     Args:
         real: (n, d).
         fake: (m, d).
-        k: which neighbour makes the radius, below n and m.
+        k: the neighbour that gives the radius; below n and m.
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
 
     Source: Kynkaanniemi et al. 2019, equations 1 and 2, https://arxiv.org/abs/1904.06991; Naeem et
     al. 2020, equations 3 and 4, https://arxiv.org/abs/2002.09797
@@ -64,11 +64,11 @@ def manifold(real: npt.ArrayLike, fake: npt.ArrayLike, k: int = K) -> Manifold:
 
 def _radii(points: torch.Tensor, k: int) -> torch.Tensor:
     """Return the squared distance of each point to the k-th nearest of the others, (n,)."""
-    found = []
+    radii = []
     for rows, squares in _squares(points, points):
         squares[torch.arange(len(rows)), rows] = torch.inf
-        found.append(squares.topk(k, largest=False, sorted=True).values[:, -1])
-    return torch.cat(found)
+        radii.append(squares.topk(k, largest=False, sorted=True).values[:, -1])
+    return torch.cat(radii)
 
 
 def _inside(
@@ -87,7 +87,7 @@ def _inside(
 def _squares(
     left: torch.Tensor, right: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield which rows of `left`, (r,), and their squared distances to all of `right`, (r, m)."""
+    """Yield indices of rows of `left`, (r,), and their squared distances to `right`, (r, m)."""
     norms = right.square().sum(1)
     for rows in torch.arange(len(left)).split(max(1, AT_ONCE // len(right))):
         some = left[rows]
@@ -104,14 +104,14 @@ def nearest_neighbours(
 
     Args:
         points: (n, d).
-        others: (m, d) in blocks, as many as they are.
+        others: (m, d), in any number of blocks.
 
     Returns:
-        Its distance, exactly 0 for a copy, float64; and its place among all of the others, int64;
+        Its distance, exactly 0 for a copy, float64; and its index among all of the others, int64;
         (n,) each.
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
     """
     points = as_features(points, "points", least=1)
     best = torch.full((len(points),), torch.inf, dtype=torch.float64)
@@ -120,7 +120,9 @@ def nearest_neighbours(
     for block in others:
         block = as_features(block, "others", least=1)
         near = torch.cat([squares.argmin(1) for _, squares in _squares(points, block)])
-        distances = (points - block[near]).norm(dim=1)  # products would round a copy's above 0
+        distances = (points - block[near]).norm(
+            dim=1
+        )  # by differences: products would round that of a copy
         closer = distances < best
         best[closer], which[closer] = distances[closer], start + near[closer]
         start += len(block)
@@ -128,19 +130,19 @@ def nearest_neighbours(
 
 
 def copy_rate(fake: npt.ArrayLike, unseen: npt.ArrayLike) -> tuple[float, float]:
-    """Measure how many generated images are suspiciously near to what a model was trained on.
+    """Measure the share of generated images that are suspiciously near to a training image.
 
-    Images that the model has not seen tell how near a real image happens to be: one is called a
-    copy if it is as near as the nearest hundredth of these. A model that copies has many; but
-    pictures that are plainer than real ones are near to everything, so look at the pairs.
+    A copy is an image that is as near as the nearest hundredth of unseen real images. A model that
+    memorised training images has many copies; but images with less detail than real ones are near
+    to everything, so inspect the pairs.
 
     Args:
         fake: distances of generated images to their nearest training image, (n,).
         unseen: those of real images that were not trained on, (m,).
 
     Returns:
-        The part of the generated images that are so near, and that of the unseen ones: a hundredth,
-        or more where they have duplicates.
+        The share of copies among generated images, and among unseen ones: a hundredth, or more
+        where they have duplicates.
 
     Source: after Meehan et al. 2020, https://arxiv.org/abs/2004.05675, who compare these two sets
     of distances by their ranks, which a few copies would not change.

@@ -18,7 +18,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from genkit.metrics.collapse import Trouble
-from genkit.plots import save, smooth
+from genkit.plots import save_figure, smooth
 
 
 def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
@@ -53,7 +53,7 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
     axes.yaxis.set_minor_formatter("{x:.3g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 PANELS = {  # of a game: what is logged for each player, what a monitor says, and its colour
@@ -64,7 +64,7 @@ PANELS = {  # of a game: what is logged for each player, what a monitor says, an
     "variety of images": {"spread": "tab:blue", "duplicates": "tab:orange"},
     "classes": {"entropy": "tab:blue", "label_accuracy": "tab:orange"},
 }
-SHOWN_BY = {"saturated": "losses", "pinned": "losses", "vanished": "gradient norms"}
+SHOWN_BY = {"saturated": "losses", "at chance": "losses", "vanished": "gradient norms"}
 SHOWN_BY |= {"collapse": "variety of images"}
 
 
@@ -108,7 +108,7 @@ def game(
         axes.set(xlabel="step", xlim=(0, 1.02 * log[-1]["step"]))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _word(axes: matplotlib.axes.Axes, trouble: Trouble) -> None:

@@ -1,19 +1,20 @@
-"""`genkit.evaluate`: images, or a model that makes them, before the judge."""
+"""genkit.evaluate: measure a model of text or images, or generated images."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from genkit.data import image_files
-from genkit.data.images import Images, proportional
+from genkit.data import image_files, utf8
+from genkit.data.images import Images, proportional_labels
 from genkit.data.order import blocks
-from genkit.hub import download
+from genkit.hub import download, kinds
 from genkit.metrics.features import Extractor
 from genkit.metrics.images import reconstruction_error
 from genkit.metrics.judge import (
@@ -27,18 +28,20 @@ from genkit.metrics.judge import (
     load_named,
 )
 from genkit.metrics.neighbours import K
+from genkit.text.language_model import LanguageModel
+from genkit.text.perplexity import Perplexity, perplexity
 from genkit.vision import pipelines, sampling
 from genkit.vision.pipelines import Encoder
 
-MOST = 10_000  # images that are drawn from a model unless told
-BATCH = 256  # images drawn at a time
+MOST = 10_000  # images that are sampled from a model by default
+BATCH = 256  # images reconstructed at once
 
 
 def evaluate(
-    images: str | Path | Images | torch.Tensor,
-    data: str | Path | Images = image_files.DIGITS,
+    model: str | Path | LanguageModel | Images | torch.Tensor,
+    data: str | Path | Images | Sequence[str] = image_files.DIGITS,
     *,
-    extractor: str | Path | Extractor,
+    extractor: str | Path | Extractor | None = None,
     count: int | None = None,
     labels: Labels | None = None,
     train: str | Path | Images | None = None,
@@ -48,38 +51,81 @@ def evaluate(
     weights: str | None = None,
     sampler: str | None = None,
     evaluations: int | None = None,
-) -> Evaluation:
-    """Measure how well generated images match real ones.
+    stride: int | None = None,
+) -> Evaluation | Perplexity:
+    """Measure how well a language model predicts texts, or generated images match real ones.
 
     Args:
-        images: folder or Hub id of a saved image model, which is drawn from; or generated images:
-            what `images.load` takes or returns, or a tensor in [-1, 1], of the shape
-            (n, channels, height, width).
-        data: real images; see `Judge`.
-        extractor: folder or Hub id of an image classifier, "inception", or what
-            `features.load_extractor` returned.
-        count: images to draw, or the first of those given; unless given as many as half of the
-            data, but 10,000 at most, or all that are given.
-        labels: what each image should show; see `Judge.judge`. Of a model that is told classes, in
-            the data's proportions unless given.
-        train, real_count, k: see `Judge`.
-        seed: image i is drawn with seed + i; also that of `Judge`.
-        weights: for the protocol; also which to load, see `pipelines.load`.
-        sampler, evaluations: for the protocol of images that are given.
+        model: saved language or image model, a folder or Hub id; a loaded language model; or
+            generated images: a path, `Images`, or a tensor in [-1, 1], (n, channels, height,
+            width).
+        data: texts, or a text file, for a language model; otherwise real images, see `Judge`.
+        extractor: image classifier that gives features: folder, Hub id or inception; images only.
+        count: images to sample, or to use of those given; default: half as many as the real ones,
+            at most 10,000, or all that are given; images only.
+        labels: class that each image should show, see `Judge.judge`; default for a
+            class-conditional model: as in the real images; images only.
+        train: training images, among which copies are searched, see `Judge`; images only.
+        real_count: real images to use; default: all; images only.
+        k: the neighbour of precision, recall and coverage; default: 5; images only.
+        seed: image i is sampled with seed + i; images only.
+        weights: averaged or raw weights of a GAN; for given images a note; images only.
+        sampler, evaluations: notes in the protocol of given images; images only.
+        stride: tokens that a window moves at a time, see `perplexity`; text only.
 
     Returns:
-        The figures with margins, floors and protocol.
+        The figures with their protocol; of images also margins and baselines.
 
     Raises:
-        ValueError: an argument cannot work; it is named.
+        ValueError: an argument is invalid.
     """
+    options: dict[str, Any] = {"extractor": extractor, "count": count, "labels": labels}
+    options |= {"train": train, "real_count": real_count, "k": k, "seed": seed}
+    options |= {"weights": weights, "sampler": sampler, "evaluations": evaluations}
+    saved = download.find_model(model) if isinstance(model, str | Path) else None
+    if isinstance(model, LanguageModel) or (saved and kinds.kind_of(saved) == kinds.TEXT):
+        return _evaluate_text(model, data, stride, options)
+    if stride is not None:
+        raise ValueError(f"stride={stride} is for language models; leave it out")
+    return _evaluate_images(model, saved, data, **options)
+
+
+def _evaluate_text(
+    model: Any, data: Any, stride: int | None, image_options: dict[str, Any]
+) -> Perplexity:
+    """Measure the perplexity of a language model on texts, or on a text file."""
+    for name, value in image_options.items():
+        if value is not None and (name, value) not in (("k", K), ("seed", 0)):
+            raise ValueError(f"{name}={value!r:.80} is for image models; leave it out")
+    if isinstance(data, str | Path):
+        data = "".join(utf8.read_pieces(Path(data), "data"))
+    elif isinstance(data, Images):
+        raise ValueError("data must be a text file or a list of texts for a language model")
+    return perplexity(data, model=model, stride=stride)
+
+
+def _evaluate_images(
+    images: Any,
+    saved: Path | None,
+    data: Any,
+    *,
+    extractor: str | Path | Extractor | None,
+    count: int | None,
+    labels: Labels | None,
+    weights: str | None,
+    sampler: str | None,
+    evaluations: int | None,
+    **options: Any,
+) -> Evaluation:
+    """Compare the samples of a saved model, or given images, with real images; see `evaluate`."""
+    if extractor is None:
+        raise ValueError("extractor is required for images: give the output of train_classifier")
     if count is not None and count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
-    saved = download.find_model(images) if isinstance(images, str | Path) else None
     pipeline = None if saved is None else pipelines.load_pipeline(saved, weights)
-    judge = Judge(data, extractor=extractor, train=train, real_count=real_count, k=k, seed=seed)
+    judge = Judge(data, extractor=extractor, **options)
     if pipeline is not None:
-        return _evaluate_model(judge, pipeline, str(images), count, labels, seed, weights)
+        return _evaluate_pipeline(judge, pipeline, str(images), count, labels, weights)
     if isinstance(images, torch.Tensor):
         name, given = GIVEN, as_images(images, None, [])
     else:
@@ -93,62 +139,46 @@ def evaluate(
     )
 
 
-def _evaluate_model(
+def _evaluate_pipeline(
     judge: Judge,
     pipeline: Any,
     name: str,
     count: int | None,
     labels: Labels | None,
-    seed: int,
     weights: str | None,
 ) -> Evaluation:
-    """Draw from a saved model, and judge that and, if it encodes, how well it rebuilds images."""
+    """Evaluate samples of a pipeline and, if it has an encoder, its reconstructions."""
     pipeline.to(judge.extractor.device)
-    encodes, told = isinstance(pipeline, Encoder), pipelines.count_classes(pipeline) > 0
+    encodes, conditional = isinstance(pipeline, Encoder), pipelines.count_classes(pipeline) > 0
     count = count or min(MOST, len(judge.held_out))
-    if told and (encodes or labels is None):  # real images are rebuilt by their class, too
-        share = proportional(judge.real_images, count)
-        labels = share if labels is None else labels
-    how = sampling.resolve_sampler(pipeline)
+    if conditional and (encodes or labels is None):  # reconstruction needs labelled images, too
+        proportional = proportional_labels(judge.real_images, count)
+        labels = proportional if labels is None else labels
+    options = sampling.resolve_sampler(pipeline)
+    seeds = range(judge.seed, judge.seed + count)
     record = judge.judge(
-        sample(pipeline, count, labels, seed, **how.arguments),
+        sampling.draw_samples(pipeline, seeds, labels, options.arguments),
         labels,
         name=name,
-        seed=seed,
+        seed=judge.seed,
         weights=weights,
-        sampler=how.words,
-        evaluations=how.evaluations,
+        sampler=options.description,
+        evaluations=options.evaluations,
     )
     if not encodes:
         return record
     some = judge.held_out_images.take(np.arange(min(count, len(judge.held_out))))
-    rebuilding = {"reconstruction error": measure_reconstruction(pipeline, some, told)}
-    return dataclasses.replace(record, figures=record.figures | rebuilding)
+    error = {"reconstruction error": measure_reconstruction(pipeline, some, conditional)}
+    return dataclasses.replace(record, figures=record.figures | error)
 
 
-def measure_reconstruction(pipeline: Any, images: Images, told: bool) -> Figure:
-    """Measure how far reconstructions are from images, rebuilt by their class if it is `told`."""
+def measure_reconstruction(pipeline: Any, images: Images, conditional: bool) -> Figure:
+    """Return the mean squared error of reconstructions; conditional: with the images' classes."""
     errors = []
     for which in blocks(len(images), BATCH):
         batch = images.batch(which)
-        made = pipeline.reconstruct(batch, images.classes(which) if told else None)
-        errors.append(reconstruction_error(batch, made.cpu()))
+        rebuilt = pipeline.reconstruct(batch, images.classes(which) if conditional else None)
+        errors.append(reconstruction_error(batch, rebuilt.cpu()))
     every = torch.cat(errors)
     margin = SURE * every.std().item() / math.sqrt(len(every))
     return Figure(every.mean().item(), margin, 0.0)
-
-
-def sample(
-    pipeline: Any, count: int, labels: Labels | None = None, seed: int = 0, **options: Any
-) -> torch.Tensor:
-    """Draw images from a pipeline, image i with seed + i, whatever the batch.
-
-    Args:
-        pipeline: of any family.
-        labels: the class of each, (count,), for a model that is told.
-        options: of the call, such as a GAN's truncation.
-
-    Returns:
-        In [-1, 1], (count, channels, height, width).
-    """
-    return sampling.draw_samples(pipeline, range(seed, seed + count), labels, options)

@@ -1,4 +1,4 @@
-"""genkit.imagine: pictures from words, by any text-to-image pipeline of diffusers."""
+"""genkit.imagine: images from prompts, by any text-to-image pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genkit.seeds import is_whole, row_seeds
 from genkit.vision import image_grid, text2image
 from genkit.vision.text2image import DEFAULT, Source
 
-KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 AREA = 1 << 24  # pixels of the largest picture
 Size = int | tuple[int, int]
 
@@ -30,19 +30,19 @@ Size = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and what there is to know about it."""
+    """One picture, and how it was generated."""
 
     prompt: str
-    negative: str | None  # what was to be avoided
+    negative: str | None  # negative prompt
     image: Image.Image = field(repr=False)
-    seed: int  # imagine(prompt, seed=seed, …) draws this picture again
+    seed: int  # imagine(prompt, seed=seed, …) gives this picture again
     steps: int
-    guidance: float | None  # None: as the model guides itself
+    guidance: float | None  # None: the model has no such option
     scheduler: str
-    evaluations: int  # of the network, by one row each: guidance takes two a step
+    evaluations: int  # of the network; guidance takes two for each step
     seconds: float
     model: str
-    blanked: bool = False  # the model's own safety checker made it black
+    blanked: bool = False  # blacked out by the model's safety checker
 
     def __str__(self) -> str:
         guided = "" if self.guidance is None else f" at guidance {self.guidance:g}"
@@ -53,14 +53,14 @@ class Picture:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the picture, whole or not at all.
+        """Write the picture, completely or not at all.
 
         Raises:
-            ValueError: the name does not end in that of a kind that is known.
+            ValueError: the suffix is not that of a supported format.
         """
-        kind = KINDS.get(Path(path).suffix.lower())
+        kind = FORMATS.get(Path(path).suffix.lower())
         if kind is None:
-            raise ValueError(f"path: {str(path)!r} must end in one of {', '.join(KINDS)}")
+            raise ValueError(f"path: {str(path)!r} must end in one of {', '.join(FORMATS)}")
         image_grid.save(self.image, Path(path), kind)
 
 
@@ -69,10 +69,32 @@ class Picture:
 
 
 @overload
-def imagine(prompt: str, **options: Any) -> Picture: ...
+def imagine(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
+    prompt: str,
+    *,
+    model: str | Path = DEFAULT,
+    seed: int | Sequence[int] | None = None,
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: Size | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Picture: ...
 @overload
-def imagine(prompt: Sequence[str], **options: Any) -> list[Picture]: ...
-def imagine(  # type: ignore[misc]  # the options of the two above are those of this one
+def imagine(
+    prompt: Sequence[str],
+    *,
+    model: str | Path = DEFAULT,
+    seed: int | Sequence[int] | None = None,
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: Size | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[Picture]: ...
+def imagine(
     prompt: str | Sequence[str],
     *,
     model: str | Path = DEFAULT,
@@ -84,33 +106,31 @@ def imagine(  # type: ignore[misc]  # the options of the two above are those of 
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Picture | list[Picture]:
-    """Draw what a prompt says, or each of several.
+    """Generate an image from a prompt, or from each of several.
 
-    Rows are drawn one after the other, so that a picture depends on its own prompt and seed alone.
-    Global random state is neither read nor changed. The model is loaded once, and kept until
-    another is asked for: on a GPU in 16 bits, a network at a time if it has no room for all; on a
-    CPU in 32 bits, or in 16 if memory is short. A picture too large to decode at once is decoded
-    in tiles.
+    Pictures are generated one by one, so that each depends on its own prompt and seed alone. Global
+    random state is neither read nor changed. The model is loaded once, and kept until another is
+    used: on a GPU in 16 bits, one network at a time if memory is short; on a CPU in 32 bits, or in
+    16 if memory is short. A picture too large to decode at once is decoded in tiles.
 
     Args:
-        prompt: a text or several.
-        model: folder, or Hub id, of a text-to-image pipeline in diffusers' layout; Stable
-            Diffusion 1.5 unless told.
-        seed: a number, then row i has seed + i; or one number a row. None draws one.
-        negative: what to avoid.
-        steps: of the scheduler; as many as the pipeline takes unless told.
-        guidance: weight of the prompt in classifier-free guidance, which takes a second evaluation
-            a step; 1 or less is none. As the pipeline does unless told.
-        size: (width, height) in pixels, or the side of a square; the model's own unless told.
-        revision: a branch, tag or commit on the Hub.
-        trust_remote_code: run code that the model's networks bring along.
+        prompt: one, or several.
+        model: text-to-image pipeline of diffusers, as a folder or Hub id; default: Stable
+            Diffusion 1.5.
+        seed: one number, then picture i has seed + i; or one for each; default: random.
+        negative: negative prompt, for what to avoid.
+        steps: of the scheduler; default: as the pipeline has it.
+        guidance: scale of classifier-free guidance, which takes a second evaluation for each step;
+            1 or less for none; default: as the pipeline has it.
+        size: (width, height) in pixels, or the side of a square; default: the model's own.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the code in the model's folder.
 
     Returns:
         A `Picture` for one prompt, a list of them for several.
 
     Raises:
-        ValueError: an argument cannot work, or the model's files cannot be trusted; it is named,
-            with the value it got.
+        ValueError: an argument is invalid, or the model's files are unsafe.
     """
     prompts = _prompts(prompt)
     seeds = row_seeds(seed, len(prompts), "a prompt")
@@ -121,17 +141,17 @@ def imagine(  # type: ignore[misc]  # the options of the two above are those of 
     rows = tqdm(
         zip(prompts, seeds, strict=True),
         total=len(prompts),
-        desc="drawing",
+        desc="generating",
         unit=" images",
         delay=2,
         leave=False,
-        disable=len(prompts) == 1,  # a bar of its steps is enough
+        disable=len(prompts) == 1,  # the bar of its steps is enough
     )
-    pictures = [_draw(pipeline, source, text, own, options) for text, own in rows]
+    pictures = [_generate(pipeline, source, text, own, options) for text, own in rows]
     return pictures[0] if isinstance(prompt, str) else pictures
 
 
-def _draw(
+def _generate(
     pipeline: DiffusionPipeline, source: Source, prompt: str, seed: int, options: ImagineOptions
 ) -> Picture:
     started = time.perf_counter()
@@ -141,9 +161,9 @@ def _draw(
         torch.random.fork_rng(devices),
         text2image.numpy_as_it_was(),
         panics_are_errors(),
-        _counted(pipeline) as evaluated,
+        _count_evaluations(pipeline) as evaluated,
     ):
-        # for schedulers that heed no generator: other noise than what the picture starts from
+        # for schedulers that ignore the generator: other noise than the initial one
         torch.manual_seed(-1 - seed)
         result = pipeline(prompt, generator=generator, **_arguments(source, options))
     return Picture(
@@ -162,8 +182,8 @@ def _draw(
 
 
 @contextlib.contextmanager
-def _counted(pipeline: DiffusionPipeline) -> Iterator[list[int]]:
-    """Gather how many rows the denoising network gives, each time that it is called."""
+def _count_evaluations(pipeline: DiffusionPipeline) -> Iterator[list[int]]:
+    """Collect the number of rows of each call of the denoising network."""
     rows: list[int] = []
     networks = [part for name, part in pipeline.components.items() if _denoises(name)]
     hooks = [
@@ -183,7 +203,7 @@ def _denoises(component: str) -> bool:
 
 def _tile(pipeline: DiffusionPipeline, width: int, height: int) -> None:
     vae = pipeline.components.get("vae")
-    if getattr(vae, "use_tiling", None) is None:  # there is none, or it has no tiles
+    if getattr(vae, "use_tiling", None) is None:  # no VAE, or one without tiles
         return
     gpu = text2image.free_gpu()
     free = text2image.free_memory() if gpu is None else gpu
@@ -197,7 +217,7 @@ def _tile(pipeline: DiffusionPipeline, width: int, height: int) -> None:
 
 @dataclass(frozen=True)
 class ImagineOptions:
-    """How to draw; what was left out is filled in from the pipeline."""
+    """Options of `imagine`, with the pipeline's own where none were given."""
 
     negative: str | None
     steps: int
@@ -210,16 +230,16 @@ def _prompts(prompt: Any) -> list[str]:
         raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r:.80}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
-        raise ValueError("prompt: an empty list; give at least one text")
+        raise ValueError("prompt is an empty list; give at least one text")
     for i, text in enumerate(prompts):
         name = "prompt" if isinstance(prompt, str) else f"prompt[{i}]"
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name} must be a text that says what to draw, got {text!r:.80}")
+            raise ValueError(f"{name} must be a text that is not empty, got {text!r:.80}")
     return prompts
 
 
 def _options(source: Source, negative: Any, steps: Any, guidance: Any, size: Any) -> ImagineOptions:
-    """Check what was asked against the model's settings, before its weights are loaded."""
+    """Check options against the model's settings, before its weights are loaded."""
     if steps is None:
         steps = source.parameters["num_inference_steps"].default
     most = source.settings.get("scheduler", {}).get("num_train_timesteps", 1000)
@@ -250,11 +270,10 @@ def _check_negative(source: Source, negative: Any, guidance: float | None) -> No
         raise ValueError(f"negative must be a text, got {negative!r:.80}")
     distilled = source.network.get("time_cond_proj_dim")  # guidance is an input of the network
     if "negative_prompt" not in source.parameters or distilled:
-        raise ValueError(f"negative: {source.name} takes none, got {negative!r:.80}; leave it out")
+        raise ValueError(f"negative={negative!r:.80}: {source.name} takes no negative prompt")
     if guidance is not None and guidance <= 1:
         raise ValueError(
-            f"negative={negative!r:.80} does nothing at guidance={guidance:g}; give a guidance "
-            "above 1, or leave negative out"
+            f"negative={negative!r:.80} requires a guidance above 1, got guidance={guidance:g}"
         )
 
 
@@ -267,24 +286,24 @@ def _check_size(source: Source, size: Any) -> tuple[int, int]:
     if width % step or height % step:
         near = tuple(max(step, round(side / step) * step) for side in (width, height))
         raise ValueError(
-            f"size must be of multiples of {step} pixels for {source.name}, got {size}; give {near}"
+            f"size must be multiples of {step} pixels for {source.name}, got {size}; give {near}"
         )
     if width * height > AREA:
-        raise ValueError(f"size: {width} x {height} is more than {AREA:,} pixels; give less")
+        raise ValueError(f"size must be at most {AREA:,} pixels, got {width} x {height}")
     return width, height
 
 
 def _arguments(source: Source, options: ImagineOptions) -> dict[str, Any]:
-    """Turn options into what the pipeline calls them."""
+    """Return options by the pipeline's own names."""
     width, height = options.size or (None, None)
     negative = options.negative
     if source.guidance == "true_cfg_scale" and (options.guidance or 0) > 1:
-        negative = negative or ""  # without one these do not guide
-    asked = {
+        negative = negative or ""  # without one, these pipelines do not apply guidance
+    arguments = {
         "num_inference_steps": options.steps,
         source.guidance: options.guidance,
         "negative_prompt": negative,
         "width": width,
         "height": height,
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    return {name: value for name, value in arguments.items() if value is not None}

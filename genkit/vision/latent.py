@@ -1,7 +1,8 @@
-"""Walks in the latent space of any image model: scatter, plane, truncation, paths, concepts.
+"""The latent space of any image model: scatter, plane, truncation, interpolation, concepts.
 
-Latents of images come from `encode`, or from `project`, which every pipeline allows, others from
-`draw`; all else takes latents. For what a pipeline is, and for shapes, see genkit/pipelines.py.
+Latents of images come from `pipelines.encode`, or from `projection.project` where there is no
+encoder; random ones from `pipelines.draw_latents`. For pipelines and shapes see
+genkit/vision/pipelines.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from genkit.vision.pipelines import (
 )
 
 # ---------------------------------------------------------------------------------------------
-# Where latents lie
+# Scatter and plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +39,12 @@ class Scatter:
     points: torch.Tensor = field(repr=False)  # (n, 2), float64
     classes: torch.Tensor | None = field(repr=False)  # (n,), int64
     names: list[str]  # of the classes
-    explained: tuple[float, float] | None  # share of the variance along each; None: it is all there
-    latents: int  # of an image
+    explained: tuple[float, float] | None  # share of the variance of each component; None: all
+    latents: int  # dimensions of an image's latents
 
     @property
     def caption(self) -> str:
-        """How many latents, and how much of their variance is seen."""
+        """Number of images, and the share of the variance that is shown."""
         count = f"{len(self.points):,} images"
         if self.explained is None:
             return f"{count}, both latents"
@@ -51,47 +52,49 @@ class Scatter:
         return f"{count}, {share:.0f} % of the variance of {self.latents:,} latents"
 
     def __str__(self) -> str:
-        kinds = "" if self.classes is None else f", {len(self.classes.unique())} classes"
-        return self.caption + kinds
+        if self.classes is None:
+            return self.caption
+        return f"{self.caption}, {len(self.classes.unique())} classes"
 
     def save(self, path: str | Path) -> None:
-        """Draw the points, coloured by class, into a PNG."""
+        """Plot the points, coloured by class, into a PNG."""
         names = ["latent 0", "latent 1"]
         if self.explained is not None:
             names = [f"component {i} ({100 * e:.0f} %)" for i, e in enumerate(self.explained, 1)]
-        kinds = None if self.classes is None else self.classes.numpy()
+        classes = None if self.classes is None else self.classes.numpy()
         plots.latent_scatter(
-            self.points.numpy(), kinds, self.names, Path(path), names, self.caption
+            self.points.numpy(), classes, self.names, Path(path), names, self.caption
         )
 
 
 def scatter(
     latents: torch.Tensor, classes: IntLabels | None = None, names: Sequence[str] = ()
 ) -> Scatter:
-    """Lay latents out in a plane: the two that there are, or the first two principal components.
+    """Project latents to two dimensions: the two latents, or the first two principal components.
 
     Args:
-        latents: (n, …), three or more.
-        classes: of each, 0 and up: a colour each.
-        names: of the classes; their numbers unless given.
+        latents: (n, …), n of 3 or more.
+        classes: (n,), 0 or more; each class has a colour.
+        names: of the classes; default: their numbers.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
     """
     if latents.ndim < 2 or len(latents) < 3 or latents[0].numel() < 2:
         raise ValueError(
-            f"latents must be three or more of two or more numbers, got {tuple(latents.shape)}"
+            f"latents must be (n, …), n of 3 or more and 2 or more numbers each, got "
+            f"{tuple(latents.shape)}"
         )
     check_finite("latents", latents)
-    kinds = None if classes is None else as_int_labels("classes", classes, len(latents))
-    if kinds is not None and (kinds.min() < 0 or (names and kinds.max() >= len(names))):
-        most = len(names) - 1 if names else "any number"
-        raise ValueError(f"classes must be 0 to {most}, got {kinds.min()} to {kinds.max()}")
+    labels = None if classes is None else as_int_labels("classes", classes, len(latents))
+    if labels is not None and (labels.min() < 0 or (names and labels.max() >= len(names))):
+        wanted = f"0 to {len(names) - 1}" if names else "0 or more"
+        raise ValueError(f"classes must be {wanted}, got {labels.min()} to {labels.max()}")
     points, explained = latents.detach().cpu().double().flatten(1), None
     if points.shape[1] > 2:
         points, explained = _principal(points)
-    numbers = [] if kinds is None else [str(i) for i in range(int(kinds.max()) + 1)]
-    return Scatter(points, kinds, list(names) or numbers, explained, latents[0].numel())
+    numbers = [] if labels is None else [str(i) for i in range(int(labels.max()) + 1)]
+    return Scatter(points, labels, list(names) or numbers, explained, latents[0].numel())
 
 
 def _principal(values: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]:
@@ -99,26 +102,26 @@ def _principal(values: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]
     from sklearn.decomposition import PCA
 
     if (values == values[0]).all():
-        raise ValueError("latents: they are all the same")
-    found = PCA(2, svd_solver="arpack", random_state=0)  # exact, and fast for many latents
-    points = torch.from_numpy(found.fit_transform(values.numpy()).copy())  # no negative strides
-    first, second = found.explained_variance_ratio_.tolist()
+        raise ValueError(f"latents must differ, got {len(values)} equal ones")
+    pca = PCA(2, svd_solver="arpack", random_state=0)  # exact, and fast for many latents
+    points = torch.from_numpy(pca.fit_transform(values.numpy()).copy())  # no negative strides
+    first, second = pca.explained_variance_ratio_.tolist()
     return points, (first, second)
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """What is decoded over a plane of the latent space."""
+    """Images decoded over a plane of the latent space."""
 
     images: torch.Tensor = field(repr=False)  # (side * side, …), row by row from the top
     latents: torch.Tensor = field(repr=False)  # of each image
-    quantiles: list[float]  # of the normal distribution: where images lie along both sides
-    dims: tuple[int, int]  # the latent that grows to the right, the one that grows upwards
+    quantiles: list[float]  # of the normal distribution: the coordinates along both sides
+    dims: tuple[int, int]  # the latent that increases to the right, the one that increases upwards
 
     def __str__(self) -> str:
         side, (right, up) = len(self.quantiles), self.dims
         return (
-            f"{side} x {side} images: latent {right} grows to the right and latent {up} upwards, "
+            f"{side} x {side} images: latent {right} increases to the right, latent {up} upwards, "
             f"from {self.quantiles[0]:.2f} to {self.quantiles[-1]:.2f} standard deviations"
         )
 
@@ -130,36 +133,37 @@ class Plane:
 def plane(
     pipeline: Decoder, side: int = 15, dims: tuple[int, int] = (0, 1), label: int | None = None
 ) -> Plane:
-    """Decode a square of latents: equal shares of the prior's probability along two dimensions.
+    """Decode a grid over two dimensions of the prior, spaced by equal shares of probability.
 
-    Places along a side are the normal quantiles of (i + 0.5) / side (Kingma and Welling 2014,
-    appendix A, https://arxiv.org/abs/1312.6114); all other numbers are 0. They are `place`d.
+    Coordinates are the normal quantiles of (i + 0.5) / side (Kingma and Welling 2014, appendix A,
+    https://arxiv.org/abs/1312.6114); the noise in all other dimensions is 0.
 
     Args:
+        pipeline: with latent vectors.
         side: images along a side, two or more.
-        dims: which numbers vary: to the right, and upwards.
-        label: the class, for a model that is told.
+        dims: dimensions that vary to the right, and upwards.
+        label: the class, if the model is class-conditional.
 
     Raises:
-        ValueError: an argument cannot work, or latents are feature maps and not a vector.
+        ValueError: an argument is invalid, or latents are feature maps and not vectors.
     """
     if len(pipeline.latent_shape) != 1:
         raise ValueError(
-            f"pipeline: its latents are feature maps of {pipeline.latent_shape}, which two numbers "
-            "do not span; `interpolate` walks among them"
+            f"pipeline: a plane needs latent vectors, got feature maps of {pipeline.latent_shape}; "
+            "use `interpolate`"
         )
     if side < 2:
         raise ValueError(f"side must be 2 or more, got {side}")
     length = pipeline.latent_shape[0]
     if len(dims) != 2 or dims[0] == dims[1] or not all(0 <= d < length for d in dims):
         raise ValueError(f"dims must be two different ones of 0 to {length - 1}, got {dims}")
-    places = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side)
+    quantiles = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side)
     noise = torch.zeros(side, side, length)
-    noise[..., dims[0]] = places.float()
-    noise[..., dims[1]] = places.float().flip(0)[:, None]
+    noise[..., dims[0]] = quantiles.float()
+    noise[..., dims[1]] = quantiles.float().flip(0)[:, None]
     latents = noise_to_latent(pipeline, noise.flatten(0, 1))
     images = decode(pipeline, latents, _one_label(label, side**2))
-    return Plane(images, latents, places.tolist(), (dims[0], dims[1]))
+    return Plane(images, latents, quantiles.tolist(), (dims[0], dims[1]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -168,16 +172,16 @@ def plane(
 
 @dataclass(frozen=True, eq=False)
 class Truncation:
-    """The same draws, from less and less cut-off normal distributions."""
+    """Images of the same seeds at several truncations."""
 
     images: torch.Tensor = field(repr=False)  # (limits, count, channels, height, width)
-    limits: list[float | None]  # of the size of the numbers drawn; None for none
+    limits: list[float | None]  # largest absolute values of the noise; None for no truncation
 
     def __str__(self) -> str:
         return f"{self.images.shape[1]} images at truncations {', '.join(_limits(self.limits))}"
 
     def save(self, path: str | Path) -> None:
-        """Write a row a limit into a PNG."""
+        """Write a row for each limit into a PNG."""
         image_grid.rows(dict(zip(_limits(self.limits), self.images, strict=True)), Path(path))
 
 
@@ -188,17 +192,18 @@ def truncate(
     seed: int = 0,
     labels: IntLabels | None = None,
 ) -> Truncation:
-    """Draw images of the same seeds at several truncations: alike and good to varied and odd.
+    """Sample images of the same seeds at several truncations; low ones trade variety for quality.
 
     Args:
-        limits: the largest size that a number behind the latents can have, all different; None for
-            no limit; see `gan.truncate`.
-        count: images.
-        seed: image i is drawn with seed + i.
-        labels: the class of each, for a model that is told.
+        pipeline: of any family with latents.
+        limits: largest absolute values of the noise, all different; None for no truncation; see
+            `gan.truncate`.
+        count: number of images.
+        seed: image i is sampled with seed + i.
+        labels: the class of each image, if the model is class-conditional.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
 
     Source: Brock et al. 2019, https://arxiv.org/abs/1809.11096
     """
@@ -215,24 +220,24 @@ def _limits(limits: Sequence[float | None]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Paths
+# Interpolation
 
 
 @dataclass(frozen=True, eq=False)
 class Interpolation:
-    """Images on two ways from one place to another."""
+    """Images on a linear and on a spherical path between two latents."""
 
     linear: torch.Tensor = field(repr=False)  # images, (steps, …)
     spherical: torch.Tensor = field(repr=False)
     linear_latents: torch.Tensor = field(repr=False)
     spherical_latents: torch.Tensor = field(repr=False)
-    angle: float  # between the ends, in radians, where latents are standard normal
+    angle: float  # between the noise of the ends, in radians
 
     def __str__(self) -> str:
         return f"{len(self.linear)} steps, ends {math.degrees(self.angle):.0f}° apart"
 
     def save(self, path: str | Path) -> None:
-        """Write both ways as rows into a PNG."""
+        """Write both paths as rows into a PNG."""
         image_grid.rows({"linear": self.linear, "spherical": self.spherical}, Path(path))
 
 
@@ -243,47 +248,47 @@ def interpolate(
     steps: int = 8,
     label: int | None = None,
 ) -> Interpolation:
-    """Walk between two latents, on the straight line and on the great circle.
+    """Interpolate between two latents, linearly and spherically.
 
-    Normal vectors of many dimensions lie near a sphere. The straight line leaves it, for places of
-    which a model has learnt little; the great circle does not (White 2016,
-    https://arxiv.org/abs/1609.04468). That sphere is where numbers are standard normal, before
-    `place`: if it moves and stretches them, latents are taken back, led around, and placed.
+    Normal vectors of many dimensions lie near a sphere. The straight line leaves it, into regions
+    that are rare in training; the great circle does not (White 2016,
+    https://arxiv.org/abs/1609.04468). The spherical path is that of the standard normal noise: by
+    `latent_to_noise`, `slerp`, and `noise_to_latent`.
 
     Args:
-        start, end: latents of one image each; (…) as `latent_shape` says.
+        pipeline: of any family with latents.
+        start, end: latents of one image each, (*latent_shape,).
         steps: images, both ends included; two or more.
-        label: the class, for a model that is told.
+        label: the class, if the model is class-conditional.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
     """
     check_latents(pipeline, "start", start)
     check_latents(pipeline, "end", end)
     if steps < 2:
         raise ValueError(f"steps must be 2 or more, got {steps}")
     if start.numel() < 2:
-        raise ValueError("pipeline: of one latent; a great circle needs two or more")
+        raise ValueError(f"pipeline: slerp needs latent_dim >= 2, got {start.numel()}")
     t = torch.linspace(0, 1, steps, dtype=torch.float64)
     ends = torch.stack([start, end]).detach().cpu().float()
-    straight = torch.lerp(ends[0].double(), ends[1].double(), _column(t, start.ndim)).float()
+    linear = torch.lerp(ends[0].double(), ends[1].double(), _column(t, start.ndim)).float()
     noise = latent_to_noise(pipeline, ends)
-    around = noise_to_latent(pipeline, slerp(noise[0], noise[1], t))
-    around[0], around[-1] = ends  # to the bit
-    told = _one_label(label, steps)
-    images, others = (decode(pipeline, latents, told) for latents in (straight, around))
-    return Interpolation(images, others, straight, around, _angle(*_directions(*noise)))
+    spherical = noise_to_latent(pipeline, slerp(noise[0], noise[1], t))
+    spherical[0], spherical[-1] = ends  # bit for bit
+    labels = _one_label(label, steps)
+    images, others = (decode(pipeline, latents, labels) for latents in (linear, spherical))
+    return Interpolation(images, others, linear, spherical, _angle(*_directions(*noise)))
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Interpolate spherically: the direction turns evenly, the length changes evenly.
+    """Interpolate spherically: direction and length change linearly.
 
-    Vectors of one length stay at that length. Of opposite directions no great circle is the
-    shortest: the one through the axis that is farthest from them is taken. A vector of zeros has no
-    direction, and takes the other's.
+    Between opposite directions every great circle is shortest; the one through the coordinate axis
+    farthest from them is taken. A zero vector takes the other's direction.
 
     Args:
-        start, end: of one shape, two numbers or more.
+        start, end: of the same shape, two numbers or more.
         t: (steps,), from 0 to 1.
 
     Returns:
@@ -301,13 +306,13 @@ def slerp(start: torch.Tensor, end: torch.Tensor, t: torch.Tensor) -> torch.Tens
     across /= across.norm()
     turn = t.double()[:, None] * angle
     lengths = torch.lerp(start.double().norm(), end.double().norm(), t.double())[:, None]
-    found = lengths * (turn.cos() * first + turn.sin() * across)
-    found[t == 0], found[t == 1] = start.double().flatten(), end.double().flatten()
-    return found.unflatten(1, start.shape).to(start.dtype)
+    path = lengths * (turn.cos() * first + turn.sin() * across)
+    path[t == 0], path[t == 1] = start.double().flatten(), end.double().flatten()
+    return path.unflatten(1, start.shape).to(start.dtype)
 
 
 def _directions(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two vectors at length 1, flat; one of zeros as the other."""
+    """Return the directions of two vectors, flat, of length 1; a zero vector takes the other's."""
     first, last = start.double().flatten(), end.double().flatten()
     if not first.any() and not last.any():
         first = torch.ones_like(first)
@@ -316,7 +321,7 @@ def _directions(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _angle(first: torch.Tensor, last: torch.Tensor) -> float:
-    """Tell the angle between two directions; near 0 and pi an arccosine would be inexact."""
+    """Return the angle between two directions; an arccosine would be inexact near 0 and pi."""
     return 2 * math.atan2((first - last).norm().item(), (first + last).norm().item())
 
 
@@ -325,19 +330,19 @@ def _angle(first: torch.Tensor, last: torch.Tensor) -> float:
 
 
 def concept(latents: torch.Tensor, has_it: Sequence[bool] | torch.Tensor) -> torch.Tensor:
-    """Find the direction of a concept: the mean of latents that have it less that of the others.
+    """Return a concept vector: the mean of latents with an attribute less that of those without.
 
-    `latents + strength * concept` has more of it; `shift` shows that.
+    `latents + strength * concept` has more of the attribute; see `shift`.
 
     Args:
         latents: of examples, (n, …).
-        has_it: (n,), whether each is an example of the concept or of its absence.
+        has_it: whether each has the attribute, (n,).
 
     Returns:
         (…).
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
 
     Source: Larsen et al. 2016, https://arxiv.org/abs/1512.09300
     """
@@ -345,11 +350,13 @@ def concept(latents: torch.Tensor, has_it: Sequence[bool] | torch.Tensor) -> tor
     mask = torch.as_tensor(has_it, device=latents.device)
     if mask.dtype != torch.bool or mask.shape != latents.shape[:1]:
         raise ValueError(
-            f"has_it must be {len(latents)} of True and False, got {tuple(mask.shape)} of "
+            f"has_it must be {len(latents)} booleans, got {tuple(mask.shape)} of "
             f"{str(mask.dtype).removeprefix('torch.')}"
         )
     if mask.all() or not mask.any():
-        raise ValueError(f"has_it: {int(mask.sum())} of {len(mask)}; a concept needs both kinds")
+        raise ValueError(
+            f"has_it needs both True and False, got {int(mask.sum())} of {len(mask)} True"
+        )
     values = latents.detach().double()
     return (values[mask].mean(0) - values[~mask].mean(0)).to(latents.dtype)
 
@@ -365,7 +372,7 @@ class Shift:
         return f"{self.images.shape[1]} images at strengths {', '.join(_names(self.strengths))}"
 
     def save(self, path: str | Path) -> None:
-        """Write a row a strength into a PNG."""
+        """Write a row for each strength into a PNG."""
         named = zip(_names(self.strengths), self.images, strict=True)
         image_grid.rows(dict(named), Path(path))
 
@@ -380,23 +387,24 @@ def shift(
     """Decode latents moved along a direction, such as a concept.
 
     Args:
+        pipeline: of any family with latents.
         latents: (n, *latent_shape).
         direction: (*latent_shape,).
         strengths: multiples of the direction to add, all different.
-        labels: the class of each, for a model that is told.
+        labels: the class of each image, if the model is class-conditional.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
     """
     check_latents(pipeline, "latents", latents, many=True)
     check_latents(pipeline, "direction", direction)
     check_finite("strengths", torch.tensor(strengths))
     if not strengths or len(set(_names(strengths))) < len(strengths):
         raise ValueError(f"strengths must be different numbers, got {list(strengths)}")
-    told = None if labels is None else as_int_labels("labels", labels, len(latents))
+    classes = None if labels is None else as_int_labels("labels", labels, len(latents))
     scale = _column(torch.tensor(strengths), latents.ndim)
     moved = (latents.detach().cpu() + scale * direction.detach().cpu()).flatten(0, 1)
-    images = decode(pipeline, moved, None if told is None else told.repeat(len(strengths)))
+    images = decode(pipeline, moved, None if classes is None else classes.repeat(len(strengths)))
     return Shift(images.unflatten(0, (len(strengths), -1)), list(strengths))
 
 
@@ -405,7 +413,7 @@ def _names(strengths: Sequence[float]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Small things
+# Helpers
 
 
 def _column(values: torch.Tensor, dims: int) -> torch.Tensor:

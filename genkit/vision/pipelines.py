@@ -1,8 +1,8 @@
-"""Saved image models of every family, and what is done with all of them alike.
+"""Pipelines of every image family: loading, encoding, decoding, and latents of noise.
 
-A pipeline is any object that decodes (`Decoder`); some encode, too (`Encoder`). Images are in
-[-1, 1], (n, channels, height, width); latents are (n, *pipeline.latent_shape). What is returned
-lies on the CPU.
+A pipeline is any object that decodes (`Decoder`); some also encode (`Encoder`). Images are in
+[-1, 1], (n, channels, height, width); latents are (n, *pipeline.latent_shape). Returned tensors
+are on the CPU.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from genkit.hub import kinds, safe_weights, safety
 from genkit.models import autoencoder, diffusion, gan
 from genkit.vision import pixel_lm
 
-ROWS = 64  # images that a model sees at a time
+ROWS = 64  # images in a batch
 IntLabels = Sequence[int] | np.ndarray | torch.Tensor
 
 
 class Decoder(Protocol):
-    """A pipeline as every image family has it."""
+    """What the pipeline of every image family can do."""
 
     @property
     def device(self) -> torch.device:
-        """Where its models are."""
+        """Device of its networks."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one image's latents."""
 
     def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
-        """Turn standard normal numbers into latents, by an affine map or not at all."""
+        """Turn standard normal noise into latents, by an affine map or unchanged."""
 
     def decode(self, latents: torch.Tensor, labels: Any = None) -> torch.Tensor:
         """Return images; gradients pass."""
@@ -45,7 +45,7 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A pipeline that finds the latents of images by itself."""
+    """What the pipeline of a family with an encoder can do."""
 
     def encode(self, images: torch.Tensor, labels: Any = None) -> torch.Tensor:
         """Return latents."""
@@ -57,27 +57,24 @@ Pipeline = (
     | diffusion.DenoisingPipeline
     | pixel_lm.PixelPipeline
 )
-RECIPES = (
-    "train_autoencoder.py, train_vae.py, train_vaegan.py, train_gan.py, train_diffusion.py and "
-    "train_pixels.py"
-)
+RECIPES = "train_autoencoder, train_vae, train_vaegan, train_gan, train_diffusion or train_pixels"
 
 
 def load_pipeline(folder: str | Path, weights: str | None = None) -> Pipeline:
-    """Load a saved image model of any family, running none of the code beside it.
+    """Load a saved image model of any family without running the code in its folder.
 
     Args:
         folder: of the model.
-        weights: of a generative adversarial network, "averaged" or "raw"; averaged unless given.
+        weights: of a GAN, "averaged" or "raw"; default: averaged.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the folder holds no image model.
     """
     kind = kinds.kind_of(Path(folder))
     if kind not in kinds.IMAGES:
         raise ValueError(
-            f"model: {str(folder)!r} holds a model of the kind {kind}; image models of the recipes "
-            f"{RECIPES} are known"
+            f"model: {str(folder)!r} holds a model of the kind {kind}; give an image model, by "
+            f"{RECIPES}"
         )
     if kind == kinds.PIXELS:
         return pixel_lm.load_pixel_lm(folder)
@@ -98,34 +95,39 @@ def _load(kind: str, folder: Path, weights: str) -> Pipeline:
 
 
 def count_classes(pipeline: Pipeline) -> int:
-    """Return how many classes a model is told; 0 for none."""
+    """Return the number of classes; 0 for an unconditional model."""
     if isinstance(pipeline, gan.GANPipeline):
         return pipeline.generator.config.labels
     if isinstance(pipeline, autoencoder.AutoencoderPipeline):
-        return pipeline.vae.config.get("labels", 0)  # AutoencoderKL is told none
+        return pipeline.vae.config.get("labels", 0)  # AutoencoderKL is unconditional
     return pipeline.labels
 
 
 # ---------------------------------------------------------------------------------------------
-# From noise to latents to images, and back
+# Noise, latents, images
 
 
 def draw_latents(
     pipeline: Decoder, count: int, seed: int = 0, truncation: float | None = None
 ) -> torch.Tensor:
-    """Draw latents, row i with seed + i: those of the image that the pipeline draws by this seed.
+    """Sample latents, row i with seed + i: those of the pipeline's image with that seed.
 
     Args:
-        truncation: the largest size of the normal numbers behind them; see `gan.truncate`.
+        pipeline: of any family with latents.
+        count: number of rows.
+        seed: of the first row.
+        truncation: largest absolute value of the noise; see `gan.truncate`.
 
     Returns:
         (count, *latent_shape).
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
     """
     if isinstance(pipeline, pixel_lm.PixelPipeline):
-        raise ValueError("pipeline: a model of pixels has no latents; genkit.sample draws from it")
+        raise ValueError(
+            "pipeline: an autoregressive pixel model has no latents; use genkit.sample"
+        )
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
     if seed < 0:
@@ -140,48 +142,51 @@ def draw_latents(
 def encode(
     pipeline: Decoder, images: Images | torch.Tensor, labels: IntLabels | None = None
 ) -> torch.Tensor:
-    """Encode any number of images, some at a time.
+    """Encode any number of images, in batches.
 
     Args:
-        labels: the class of each image, for a model that is told.
+        pipeline: with an encoder.
+        images: to encode.
+        labels: the class of each image, if the model is class-conditional.
 
     Returns:
         Latents, (n, *latent_shape).
 
     Raises:
-        ValueError: the pipeline has no encoder, or the images are not such as it makes.
+        ValueError: the pipeline has no encoder, or the images do not fit it.
     """
     if not isinstance(pipeline, Encoder):
         raise ValueError(
-            f"pipeline: {type(pipeline).__name__} has no encoder; `project` finds latents without"
+            f"pipeline: {type(pipeline).__name__} has no encoder; use `project` to find latents"
         )
-    told = check_images(pipeline, images, labels)
-    found = []
+    classes = check_images(pipeline, images, labels)
+    latents = []
     with tqdm(total=len(images), desc="encoding", unit=" images", delay=2, leave=False) as bar:
         for which in blocks(len(images), ROWS):
-            classes = None if told is None else told[which]
-            found.append(pipeline.encode(image_batch(images, which), classes).cpu())
+            some = None if classes is None else classes[which]
+            latents.append(pipeline.encode(image_batch(images, which), some).cpu())
             bar.update(len(which))
-    return torch.cat(found)
+    return torch.cat(latents)
 
 
 @torch.no_grad()
 def decode(
     pipeline: Decoder, latents: torch.Tensor, labels: IntLabels | None = None
 ) -> torch.Tensor:
-    """Decode any number of latents, some at a time.
+    """Decode any number of latents, in batches.
 
     Args:
+        pipeline: of any family with latents.
         latents: (n, *latent_shape).
-        labels: the class of each, for a model that is told.
+        labels: the class of each image, if the model is class-conditional.
 
     Raises:
-        ValueError: an argument cannot work; it is named, with what it got.
+        ValueError: an argument is invalid.
     """
     check_latents(pipeline, "latents", latents, many=True)
-    told = None if labels is None else as_int_labels("labels", labels, len(latents))
+    classes = None if labels is None else as_int_labels("labels", labels, len(latents))
     parts = [
-        pipeline.decode(latents[which], None if told is None else told[which]).cpu()
+        pipeline.decode(latents[which], None if classes is None else classes[which]).cpu()
         for which in blocks(len(latents), ROWS)
     ]
     return torch.cat(parts)
@@ -189,15 +194,15 @@ def decode(
 
 @torch.no_grad()
 def noise_to_latent(pipeline: Decoder, noise: torch.Tensor) -> torch.Tensor:
-    """Turn standard normal numbers into latents."""
+    """Turn standard normal noise into latents."""
     return pipeline.noise_to_latent(noise.to(pipeline.device)).cpu()
 
 
 @torch.no_grad()
 def latent_to_noise(pipeline: Decoder, latents: torch.Tensor) -> torch.Tensor:
-    """Undo `place`: return the standard normal numbers that it would turn into these latents."""
+    """Return the standard normal noise of latents: the inverse of `noise_to_latent`."""
     if torch.equal(noise_to_latent(pipeline, latents), latents):
-        return latents  # it does nothing, as for most models
+        return latents  # the map is the identity, as for most models
     axes = torch.eye(latents[0].numel()).unflatten(1, latents.shape[1:])
     origin = noise_to_latent(pipeline, torch.zeros_like(latents[:1]))
     matrix = (noise_to_latent(pipeline, axes) - origin).flatten(1).double()
@@ -210,27 +215,26 @@ def latent_to_noise(pipeline: Decoder, latents: torch.Tensor) -> torch.Tensor:
 
 
 def image_batch(images: Images | torch.Tensor, which: np.ndarray) -> torch.Tensor:
-    """Return some images as a tensor."""
+    """Return some images as a float tensor."""
     return images.batch(which) if isinstance(images, Images) else images.detach()[which].float()
 
 
 def check_images(
     pipeline: Decoder, images: Images | torch.Tensor, labels: IntLabels | None
 ) -> torch.Tensor | None:
-    """Check images, and return their labels as a tensor."""
+    """Check that images and labels fit the model, and return the labels as a tensor."""
     if not len(images):
         raise ValueError("images: there are none")
-    told = None if labels is None else as_int_labels("labels", labels, len(images))
-    kinds = None if told is None else told.unique()
-    origins = torch.zeros(1 if kinds is None else len(kinds), *pipeline.latent_shape)
-    made = decode(
-        pipeline, noise_to_latent(pipeline, origins), kinds
-    )  # it refuses labels that are wrong
+    classes = None if labels is None else as_int_labels("labels", labels, len(images))
+    different = None if classes is None else classes.unique()
+    origins = torch.zeros(1 if different is None else len(different), *pipeline.latent_shape)
+    # this refuses wrong labels
+    decoded = decode(pipeline, noise_to_latent(pipeline, origins), different)
     size = images.size if isinstance(images, Images) else tuple(images.shape[1:])
-    if size != tuple(made.shape[1:]):
+    if size != tuple(decoded.shape[1:]):
         raise ValueError(
-            f"images must be of {tuple(made.shape[1:])} (channels, height, width), as the model "
-            f"makes them, got {tuple(size)}"
+            f"images must have the model's shape {tuple(decoded.shape[1:])} (channels, height, "
+            f"width), got {tuple(size)}"
         )
     if isinstance(images, torch.Tensor):
         if not images.is_floating_point():
@@ -238,30 +242,30 @@ def check_images(
         check_finite("images", images)
         if images.abs().max() > 1:
             raise ValueError(f"images must be in [-1, 1], got {images.min():g} to {images.max():g}")
-    return told
+    return classes
 
 
 def check_latents(pipeline: Decoder, name: str, latents: torch.Tensor, many: bool = False) -> None:
-    """Refuse latents of another shape than the pipeline's; `many` have a row each."""
+    """Refuse latents that are not of the pipeline's shape; `many`: with a row for each image."""
     shape = tuple(latents.shape[1:] if many else latents.shape)
     if shape != tuple(pipeline.latent_shape) or not len(latents):
         wanted = f"(n, *{pipeline.latent_shape})" if many else str(pipeline.latent_shape)
-        raise ValueError(f"{name} must be of {wanted}, got {tuple(latents.shape)}")
+        raise ValueError(f"{name} must have the shape {wanted}, got {tuple(latents.shape)}")
     check_finite(name, latents)
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
-    """Refuse values that are infinite or not numbers."""
+    """Refuse infinite and NaN values."""
     bad = int((~values.isfinite()).sum())
     if bad:
         raise ValueError(f"{name}: {bad:,} of {values.numel():,} values are not finite")
 
 
 def as_int_labels(name: str, values: IntLabels, count: int) -> torch.Tensor:
-    """Return whole numbers, one an image, as int64."""
-    found = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if found.dtype.kind not in "iu" or found.shape != (count,):
+    """Return whole numbers, one for each image, as int64, (count,)."""
+    array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if array.dtype.kind not in "iu" or array.shape != (count,):
         raise ValueError(
-            f"{name} must be {count} whole numbers, got {found.shape} of {found.dtype}"
+            f"{name} must be {count} whole numbers, got {array.shape} of {array.dtype}"
         )
-    return torch.from_numpy(found.astype(np.int64))
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Text-to-image pipelines of diffusers: found, looked at before they are loaded, and placed."""
+"""Text-to-image pipelines of diffusers: their settings, checks before loading, and loading."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from genkit.hub import download, model_files, safe_configs, safe_weights, safety
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 HINT = "Give the folder or the Hub id of a text-to-image pipeline in safetensors"
-ROOM = 0.8  # of a memory that may be taken at once: there is more to keep than what is counted
+ROOM = 0.8  # part of free memory that weights may take: activations need the rest
 FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)  # of files
-DECODING = 6 << 10  # bytes a pixel that a decoder takes in 32 bits, at its widest
+DECODING = 6 << 10  # bytes for each pixel that a decoder needs in 32 bits, at its widest layer
 
 # ---------------------------------------------------------------------------------------------
-# What a model says of itself, before its weights are loaded
+# Settings of a model, before its weights are loaded
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model whose files can be trusted, and its settings."""
+    """A model with safe files, and its settings."""
 
     name: str
-    folder: Path  # of the Hub's cache for an id, at a commit
+    folder: Path  # for a Hub id that of the cache, at a commit
     pipeline: type[DiffusionPipeline]
     settings: Mapping[str, Mapping[str, Any]] = field(compare=False)  # of each component
-    absent: tuple[str, ...] = ()  # components that it was saved without
+    absent: tuple[str, ...] = ()  # optional components that it was saved without
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """What a call of the pipeline takes."""
+        """Parameters of the pipeline's call."""
         return inspect.signature(self.pipeline.__call__).parameters
 
     @property
@@ -66,47 +66,47 @@ class Source:
 
     @property
     def factor(self) -> int:
-        """How many times larger a side of the picture is than one of its latents."""
+        """Downsampling factor of the VAE: side of the picture over side of its latents."""
         return 2 ** (len(self.settings.get("vae", {}).get("block_out_channels", range(4))) - 1)
 
     @property
     def multiple(self) -> int:
-        """What sides must be a multiple of: that factor times a patch's side."""
+        """Number that sides must be a multiple of: that factor times the patch size."""
         latents = self.settings.get("vae", {}).get("latent_channels")
         packed = math.isqrt(self.network.get("in_channels", 1) // latents) if latents else 1
         return self.factor * max(packed, 1) * int(np.max(self.network.get("patch_size") or 1))
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """Width and height that the pipeline draws unless told, as far as its settings say."""
+        """Width and height that the pipeline generates by default, by its settings."""
         side = self.factor * int(np.max(self.network.get("sample_size") or 128))
         return side, side
 
 
 @functools.cache
 def text_to_image() -> dict[str, type[DiffusionPipeline]]:
-    """Return diffusers' pipelines that need words alone and one repository, by name."""
-    known = {}
+    """Return diffusers' pipelines that need only a prompt and one repository, by name."""
+    pipelines = {}
     for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values():
         takes = inspect.signature(pipeline.__call__).parameters.keys()
         guided = {"guidance_scale", "true_cfg_scale"} & takes
         needs_image = "Control" in pipeline.__name__
         is_film, spread = "num_frames" in takes, pipeline._load_connected_pipes
         if guided and not needs_image and not is_film and not spread:
-            known[pipeline.__name__] = pipeline
-    return known
+            pipelines[pipeline.__name__] = pipeline
+    return pipelines
 
 
 def find_source(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Source:
-    """Find a model, and check its settings; of an id on the Hub, its weights are not fetched yet.
+    """Find a model and check its settings, without fetching its weights.
 
     Args:
         model: folder or Hub id.
         revision: a branch, tag or commit on the Hub.
-        trust_remote_code: let its networks be of classes that it brings along.
+        trust_remote_code: accept networks whose classes are in its folder.
 
     Raises:
-        ValueError: there is none, it draws no pictures from words, or its files cannot be trusted.
+        ValueError: there is no such model, it is of another kind, or its files are unsafe.
     """
     if revision is None and model == DEFAULT and not Path(model).is_dir():
         revision = REVISION
@@ -123,13 +123,13 @@ def find_source(model: str, revision: str | None = None, trust_remote_code: bool
     pipeline = text_to_image().get(name) if isinstance(name, str) else None
     if pipeline is None:
         raise ValueError(
-            f"model: {model!r} is a {name}, which is none of diffusers' text-to-image pipelines; "
-            "give one of them, such as a StableDiffusionPipeline"
+            f"model: {model!r} is a {name}; give a text-to-image pipeline of diffusers, such as a "
+            "StableDiffusionPipeline"
         )
     absent = tuple(part for part, kind in index.items() if kind == [None, None])
     for part in absent:
         if part in ("scheduler", "vae", "unet", "transformer", "tokenizer", "text_encoder"):
-            raise ValueError(f"model: {model!r} lacks its {part}; give a whole one")
+            raise ValueError(f"model: {model!r} lacks its {part}; give a complete one")
     return Source(model, folder, pipeline, settings, absent)
 
 
@@ -151,23 +151,23 @@ def _settings(folder: Path) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a pipeline runs, and in which precision."""
+    """Device and precision of a pipeline."""
 
     device: str
     dtype: torch.dtype
-    offload: bool = False  # networks lie in the machine's memory, and come to the GPU one at a time
+    offload: bool = False  # networks stay in main memory, and move to the GPU one at a time
 
 
 def choose_placement(
     parameters: int, memory: int, gpu: int | None, bfloat16: bool = True
 ) -> Placement:
-    """Choose where a pipeline runs.
+    """Choose the device and precision of a pipeline.
 
     Args:
         parameters: of all its networks.
-        memory: bytes free in the machine's memory.
-        gpu: bytes free on the GPU; None where there is none.
-        bfloat16: whether the GPU computes in it; without, float16.
+        memory: free bytes of main memory.
+        gpu: free bytes of GPU memory; None without a GPU.
+        bfloat16: whether the GPU supports it; otherwise float16 is used.
     """
     if gpu is None:
         fits = 4 * parameters <= ROOM * memory
@@ -177,37 +177,37 @@ def choose_placement(
 
 
 def needs_tiles(width: int, height: int, free: int, itemsize: int = 4) -> bool:
-    """Whether a picture is too large to decode at once.
+    """Return whether a picture is too large to decode at once.
 
     Args:
         width, height: in pixels.
         free: bytes of memory.
-        itemsize: bytes of a number.
+        itemsize: bytes of a number of the decoder.
     """
     return width * height * DECODING * itemsize // 4 > ROOM * free
 
 
 def free_memory() -> int:
-    """Bytes free in the machine's memory."""
+    """Return the free bytes of main memory."""
     return int(psutil.virtual_memory().available)
 
 
 def free_gpu() -> int | None:
-    """Bytes free on the GPU; None where there is none."""
+    """Return the free bytes of GPU memory; None without a GPU."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
 def load_text2image(source: Source, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """Load a pipeline where it runs best; the last one is kept, and reused.
+    """Load a pipeline onto the best device; the last one is cached.
 
     Args:
-        source: what `find` returned.
-        trust_remote_code: run code that its networks bring along.
+        source: by `find_source`.
+        trust_remote_code: run the code in its folder.
 
     Raises:
-        ValueError: files are missing, damaged, or not such as can be trusted.
+        ValueError: files are missing, damaged or unsafe.
     """
-    on_hub = not Path(source.name).is_dir()  # where a commit never changes
+    on_hub = not Path(source.name).is_dir()  # the files of a commit never change
     return _load(
         source, 0 if on_hub else model_files.last_written(source.folder), trust_remote_code
     )
@@ -243,7 +243,7 @@ def _load(source: Source, written: int, trust_remote_code: bool) -> DiffusionPip
 
 
 def _download(source: Source, options: dict[str, Any]) -> None:
-    """Fetch the weights of a model on the Hub, into the cache."""
+    """Download the weights of a model on the Hub into the cache."""
     try:  # the folder's name is that of its commit
         source.pipeline.download(source.name, revision=source.folder.name, **options)
     except FAULTS as error:
@@ -251,7 +251,7 @@ def _download(source: Source, options: dict[str, Any]) -> None:
 
 
 def _check_whole(name: str, part: torch.nn.Module, held: int) -> None:
-    """Refuse a component that has more numbers than its files: the rest was drawn at random."""
+    """Refuse a component with more parameters than its files: the others would be random."""
     numbers = sum(parameter.numel() for parameter in part.parameters())
     if numbers > held:
         raise ValueError(
@@ -260,7 +260,7 @@ def _check_whole(name: str, part: torch.nn.Module, held: int) -> None:
 
 
 def _count(folder: Path) -> int:
-    """Count the parameters of a component by the heads of its files."""
+    """Count the parameters of a component by the headers of its files."""
     weights = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
     total = 0
     for file in folder.glob("*.safetensors"):
@@ -273,7 +273,7 @@ def _count(folder: Path) -> int:
 
 @contextlib.contextmanager
 def numpy_as_it_was() -> Iterator[None]:
-    """Let diffusers' schedulers turn tensors into arrays, of which NumPy 2 complains to torch."""
+    """Ignore NumPy 2's warning that diffusers' schedulers turn tensors into arrays."""
     with warnings.catch_warnings():
         message = "__array__ implementation doesn't accept a copy keyword"
         warnings.filterwarnings("ignore", message, DeprecationWarning)
@@ -282,7 +282,7 @@ def numpy_as_it_was() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Show no bars of diffusers and transformers: loading is short, or a download."""
+    """Hide progress bars of diffusers and transformers: loading is short."""
     libraries = [diffusers.utils.logging, transformers.utils.logging]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in shown:
