@@ -15,9 +15,11 @@ EXAMPLES = """\
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("prompt", nargs="+", help="one text or several; - for the input's lines")
-    own = ("compile", "trust_remote_code")  # are flags of loading
+    """Add the command's arguments."""
+    parser.add_argument(
+        "prompt", nargs="+", help="one text or several; - reads lines of standard input"
+    )
+    own = ("compile", "trust_remote_code")  # flags that add_loading adds
     flags.add(parser, flags.from_verb("genkit.text.generation", "generate", skip=own))
     common.add_loading(parser)
     common.add_json(parser)
@@ -25,13 +27,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: dict[str, Any]) -> None:
     """Print prompts with their completions; a single one while it is written."""
-    options = common.said(arguments)
-    as_json, prompts = options.pop("json"), common.lines("prompt", options.pop("prompt"))
+    options = common.written_options(arguments)
+    as_json, prompts = options.pop("json"), common.read_texts("prompt", options.pop("prompt"))
     from genkit.text.generation import generate, stream
     from genkit.text.language_model import DEFAULT, load_language_model
     from genkit.text.options import LOAD
 
-    common.quiet()
+    common.silence_libraries()
     loading = {name: options.pop(name) for name in LOAD if name in options}
     language = load_language_model(options.pop("model", DEFAULT), **loading)
     if "draft" in options:
