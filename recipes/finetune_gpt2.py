@@ -88,24 +88,18 @@ def main() -> None:
 
     with Run(settings) as run:
         # ---- data
+        source = settings.text, settings.text_column, settings.val_text, settings.val_fraction
         with run.accelerator.local_main_process_first():
             network, tokenizer = lm.load_lm(settings.init_from, settings.init_revision)
             settings.context = choose_context(settings, network)
-            parts = split_corpus(
-                settings.text,
-                settings.text_column,
-                settings.val_text,
-                settings.val_fraction,
-                settings.table_memory,
-            )
+            parts = split_corpus(*source, settings.table_memory)
             corpus = read_corpus(*parts, tokenizer, settings.context)
         train = Windows(corpus.train, settings.context, settings.seed)
 
         # ---- model
         corpus.facts["model_sha256"] = files.weights_hash(network)
-        network.set_attn_implementation(
-            machine.attention(run.device.type, settings.mixed_precision)
-        )
+        attention = machine.attention(run.device.type, settings.mixed_precision)
+        network.set_attn_implementation(attention)
         if settings.lora_rank:
             network = lora.add_adapters(network, settings.lora_rank)
         model = run.network("model", network, optimizers(network, settings))
@@ -196,20 +190,20 @@ def save_model(
     corpus: Corpus,
     network: PreTrainedModel,
     metrics: dict[str, float],
-    folder: Path,
+    path: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
     end = corpus.tokenizer.eos_token_id
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=end)
-    network.save_pretrained(folder)
-    lm.save_tokenizer(corpus.tokenizer, folder)
+    network.save_pretrained(path)
+    lm.save_tokenizer(corpus.tokenizer, path)
     evaluations = (line for line in run.folder.log() if "val_loss" in line)
     before = next((line for line in evaluations if line["step"] == 0), {})  # none in a lost log
     method = (
         f"adapters of rank {settings.lora_rank}, merged" if settings.lora_rank else "all weights"
     )
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title=f"{Path(settings.init_from).name}, fine-tuned",
         task="text-generation",

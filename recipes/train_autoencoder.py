@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from genkit import machine
 from genkit.data.images import Images
@@ -137,7 +138,7 @@ def main() -> None:
 # ---- loss
 
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 def make_batch(
@@ -156,12 +157,8 @@ def make_batch(
 
 
 def total_loss(
-    settings: Settings,
-    model: torch.nn.Module,
-    noisy: torch.Tensor,
-    clean: torch.Tensor,
-    labels: torch.Tensor | None,
-) -> torch.Tensor:
+    settings: Settings, model: nn.Module, noisy: Tensor, clean: Tensor, labels: Tensor | None
+) -> Tensor:
     """Return the reconstruction loss and, weighted, the cross-entropy of the head."""
     sign = -1 if settings.invert else 1
     out = model(sign * noisy)
@@ -195,7 +192,7 @@ def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def sum_metrics(settings: Settings, network: autoencoder.Autoencoder, batch: Batch) -> torch.Tensor:
+def sum_metrics(settings: Settings, network: autoencoder.Autoencoder, batch: Batch) -> Tensor:
     """Return sums over images: loss, mean squared error in [0, 1], right classes."""
     noisy, clean, labels = batch
     loss = total_loss(settings, network, *batch).item()
@@ -248,12 +245,7 @@ again = pipeline.decode(latents)
 
 
 def save_model(
-    run: Run,
-    settings: Settings,
-    train: Images,
-    val: Images,
-    metrics: dict[str, float],
-    folder: Path,
+    run: Run, settings: Settings, train: Images, val: Images, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as diffusers does, with its card and a Gaussian over its latents."""
     network = run.weights().eval()
@@ -261,7 +253,7 @@ def save_model(
     some = np.arange(0, len(train), -(-len(train) // FITTED))
     parts = (make_batch(settings, train, run.device, p)[1] for p in np.array_split(some, 10))
     network.fit_prior(torch.cat([pipeline.encode(part) for part in parts]))
-    vendoring.save_pipeline(pipeline, folder)
+    vendoring.save_pipeline(pipeline, path)
     network.train()
     names = ("resolution", "channels", "skip_corrupt")
     options = [f", {n}={v}" for n in names if (v := getattr(settings, n))]
@@ -270,7 +262,7 @@ def save_model(
         unit += f" plus {settings.head_weight:g} times the nats of a class"
     noise = f"{settings.noise} noise of {settings.amount:g}" if settings.noise else "no noise"
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="An autoencoder of images",
         task="unconditional-image-generation",

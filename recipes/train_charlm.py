@@ -95,16 +95,10 @@ def main() -> None:
         # ---- data
         origin = load_origin(settings.init_from) if settings.init_from else None
         context = origin.model.config.max_position_embeddings if origin else settings.context
+        source = settings.text, settings.text_column, settings.val_text, settings.val_fraction
         with run.accelerator.local_main_process_first():
-            corpus = characters.read_characters(
-                settings.text,
-                settings.text_column,
-                settings.val_text,
-                settings.val_fraction,
-                context,
-                origin.tokenizer if origin else None,
-                settings.table_memory,
-            )
+            tokenizer = origin.tokenizer if origin else None
+            corpus = characters.read_characters(*source, context, tokenizer, settings.table_memory)
         train = Windows(corpus.train, context, settings.seed)
 
         # ---- model
@@ -112,9 +106,8 @@ def main() -> None:
             network = lm.resize_embeddings(origin.model, corpus.tokenizer)
         else:
             network = make_network(settings, corpus)
-        network.set_attn_implementation(
-            machine.attention(run.device.type, settings.mixed_precision)
-        )
+        attention = machine.attention(run.device.type, settings.mixed_precision)
+        network.set_attn_implementation(attention)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.autocast(lm.loss)
         run.log(
@@ -148,15 +141,8 @@ def load_origin(name: str) -> LanguageModel:
 
 def make_network(settings: Settings, corpus: CharacterCorpus) -> PreTrainedModel:
     """Build a new model."""
-    return lm.make_model(
-        settings.architecture,
-        vocab_size=len(corpus.tokenizer),
-        context=settings.context,
-        depth=settings.depth,
-        width=settings.width,
-        heads=settings.heads,
-        dropout=settings.dropout,
-    )
+    shape = settings.depth, settings.width, settings.heads, settings.dropout
+    return lm.make_model(settings.architecture, len(corpus.tokenizer), settings.context, *shape)
 
 
 # ---- evaluate
@@ -190,19 +176,15 @@ print(genkit.generate("The ", model=model, seed=1))
 
 
 def save_model(
-    run: Run,
-    settings: Settings,
-    corpus: CharacterCorpus,
-    metrics: dict[str, float],
-    folder: Path,
+    run: Run, settings: Settings, corpus: CharacterCorpus, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as transformers does, with its card."""
     network = run.weights()
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
-    network.save_pretrained(folder)
-    lm.save_tokenizer(corpus.tokenizer, folder)
+    network.save_pretrained(path)
+    lm.save_tokenizer(corpus.tokenizer, path)
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A character language model",
         task="text-generation",

@@ -200,18 +200,13 @@ print(pipeline("image-classification", model)(Image.open("picture.png")))
 
 
 def save_model(
-    run: Run,
-    settings: Settings,
-    train: Images,
-    val: Images,
-    metrics: dict[str, float],
-    folder: Path,
+    run: Run, settings: Settings, train: Images, val: Images, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as transformers does, with its card."""
     network = run.weights()
-    classifier.save_classifier(network, train.size, folder)
+    classifier.save_classifier(network, train.size, path)
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A classifier of images",
         task="image-classification",

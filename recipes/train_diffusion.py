@@ -303,20 +303,20 @@ def save_model(
     train: Images,
     val: Images,
     metrics: dict[str, float],
-    folder: Path,
+    path: Path,
 ) -> None:
     """Write the model as diffusers does, with its card."""
     network = pipeline.unet
     if settings.conditional:
-        vendoring.save_pipeline(pipeline, folder)
+        vendoring.save_pipeline(pipeline, path)
         usage = CONDITIONAL_USAGE
     else:
-        DDPMPipeline(network, pipeline.scheduler).save_pretrained(folder)
+        DDPMPipeline(network, pipeline.scheduler).save_pretrained(path)
         usage = FLOW_USAGE if settings.objective == "flow" else USAGE
     sampler = sampling.resolve_sampler(pipeline, settings.eval_steps)
     labels = ", of classes in the training images' proportions," if settings.conditional else ""
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A diffusion model of images",
         task="unconditional-image-generation",
@@ -327,7 +327,7 @@ def save_model(
         usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "
-        f"{sampler.description}, without guidance, {sampler.evaluations} evaluations each, compared "
+        f"{sampler.description} without guidance, {sampler.evaluations} evaluations each, compared "
         f"with {len(val):,} validation images by {settings.extractor or 'their pixels'}; val_loss "
         f"of {len(take_evenly(val)):,} of these, evenly from all, at stratified times.",
         precision="bfloat16" if settings.mixed_precision == "bf16" else "float32",

@@ -338,21 +338,16 @@ def images_a_step(settings: Settings) -> int:
 
 
 def save_model(
-    run: Run,
-    settings: Settings,
-    train: Images,
-    val: Images,
-    metrics: dict[str, float],
-    folder: Path,
+    run: Run, settings: Settings, train: Images, val: Images, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as diffusers does, with its card, and beside it the raw weights."""
     network, raw = run.weights("generator"), run.networks["generator"].module
-    vendoring.save_pipeline(gan.GANPipeline(network), folder)
-    gan.Generator.save_pretrained(raw, folder / "generator", variant=gan.RAW)
+    vendoring.save_pipeline(gan.GANPipeline(network), path)
+    gan.Generator.save_pretrained(raw, path / "generator", variant=gan.RAW)
     shown = run.progress.step * images_a_step(settings)
     labels = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A generative adversarial network of images",
         task="unconditional-image-generation",

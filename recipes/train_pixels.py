@@ -86,9 +86,8 @@ def main() -> None:
         labels = train.count_classes() if settings.conditional else 0
         pixels = PixelFormat(train.size, settings.levels, labels, train.names[:labels])
         network = make_network(settings, pixels)
-        network.set_attn_implementation(
-            machine.attention(run.device.type, settings.mixed_precision)
-        )
+        attention = machine.attention(run.device.type, settings.mixed_precision)
+        network.set_attn_implementation(attention)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.autocast(lm.loss)
         get_batch = partial(make_batch, pixels, train, run.device)
@@ -116,13 +115,8 @@ def main() -> None:
 
 def make_network(settings: Settings, pixels: PixelFormat) -> PreTrainedModel:
     """Build a new model."""
-    return pixel_lm.make_model(
-        pixels,
-        depth=settings.depth,
-        width=settings.width,
-        heads=settings.heads,
-        dropout=settings.dropout,
-    )
+    shape = settings.depth, settings.width, settings.heads, settings.dropout
+    return pixel_lm.make_model(pixels, *shape)
 
 
 def make_batch(
@@ -195,19 +189,14 @@ network.generate(torch.tensor([[{start}]]))[0, 1:]
 
 
 def save_model(
-    run: Run,
-    settings: Settings,
-    train: Images,
-    val: Images,
-    metrics: dict[str, float],
-    folder: Path,
+    run: Run, settings: Settings, train: Images, val: Images, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as transformers does, with its card."""
     network = run.weights()
-    network.save_pretrained(folder)
+    network.save_pretrained(path)
     labels = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A language model of pixels",
         task="unconditional-image-generation",

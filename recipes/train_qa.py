@@ -142,9 +142,8 @@ def main() -> None:
         corpus = QuestionCorpus(tokenizer, parts[1], val_shard, impossible, facts)
 
         # ---- model
-        network.set_attn_implementation(
-            machine.attention(run.device.type, settings.mixed_precision)
-        )
+        attention = machine.attention(run.device.type, settings.mixed_precision)
+        network.set_attn_implementation(attention)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.autocast(training.loss)
         run.log(
@@ -253,14 +252,8 @@ def evaluate(run: Run, settings: Settings, corpus: QuestionCorpus) -> Metrics:
     figures = {"val_loss": nats / windows, **evaluation.figures, "temperature": temperature}
     if run.is_main:
         write_samples(run, corpus, evaluation)
-    calibration = reader.Calibration(
-        temperature,
-        evaluation.threshold,
-        corpus.impossible,
-        settings.max_seq_len,
-        settings.doc_stride,
-        settings.max_answer_len,
-    )
+    window = settings.max_seq_len, settings.doc_stride, settings.max_answer_len
+    calibration = reader.Calibration(temperature, evaluation.threshold, corpus.impossible, *window)
     return Metrics(figures, calibration, evaluation)
 
 
@@ -306,18 +299,18 @@ network = AutoModelForQuestionAnswering.from_pretrained(model)
 
 
 def save_model(
-    run: Run, settings: Settings, corpus: QuestionCorpus, metrics: Metrics, folder: Path
+    run: Run, settings: Settings, corpus: QuestionCorpus, metrics: Metrics, path: Path
 ) -> None:
     """Write the model as transformers does, with its card."""
     network, evaluation = run.weights(), metrics.evaluation
     network.config.calibration = asdict(metrics.calibration)
-    network.save_pretrained(folder)
-    lm.save_tokenizer(corpus.tokenizer, folder)
-    plot_reliability(evaluation.confidences, evaluation.right, folder / "calibration.png")
+    network.save_pretrained(path)
+    lm.save_tokenizer(corpus.tokenizer, path)
+    plot_reliability(evaluation.confidences, evaluation.right, path / "calibration.png")
     origin = "a new encoder" if settings.from_scratch else settings.init_from
     rules = "2.0" if squad.has_impossible(corpus.val) else "1.1"
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A model that finds answers in texts",
         task="question-answering",

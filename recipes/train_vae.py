@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from genkit import machine
 from genkit.data.images import Images
@@ -153,7 +154,7 @@ def main() -> None:
         run.log(f"the best model is in {run.folder.path}")
 
 
-def make_network(settings: Settings, train: Images) -> torch.nn.Module:
+def make_network(settings: Settings, train: Images) -> nn.Module:
     """Build a new model."""
     if settings.network == "spatial":
         vae = autoencoder.make_spatial(train.size, settings.widths, settings.latent_dim)
@@ -170,7 +171,7 @@ def make_network(settings: Settings, train: Images) -> torch.nn.Module:
     )
 
 
-def wrap(network: torch.nn.Module) -> autoencoder.AutoencoderPipeline:
+def wrap(network: nn.Module) -> autoencoder.AutoencoderPipeline:
     """Wrap a network in a pipeline."""
     spatial = isinstance(network, autoencoder.Spatial)
     return autoencoder.AutoencoderPipeline(network.vae if spatial else network)
@@ -179,13 +180,13 @@ def wrap(network: torch.nn.Module) -> autoencoder.AutoencoderPipeline:
 # ---- loss
 
 
-def kl_weight(settings: Settings, fraction: float) -> torch.Tensor:
+def kl_weight(settings: Settings, fraction: float) -> Tensor:
     """Return the weight of the KL divergence; a tensor, so that the loss compiles only once."""
     risen = min(1.0, fraction / settings.kl_warmup) if settings.kl_warmup else 1.0
     return torch.tensor(settings.beta * risen)
 
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 def make_batch(
@@ -208,12 +209,12 @@ def make_batch(
 
 def elbo_loss(
     settings: Settings,
-    model: torch.nn.Module,
-    images: torch.Tensor,
-    noise: torch.Tensor,
-    labels: torch.Tensor | None,
-    beta: torch.Tensor | float,
-) -> torch.Tensor:
+    model: nn.Module,
+    images: Tensor,
+    noise: Tensor,
+    labels: Tensor | None,
+    beta: Tensor | float,
+) -> Tensor:
     """Negative evidence lower bound, estimated with one sample."""
     pixels = settings.likelihood, settings.scale or 1.0
     out = model(images, noise, labels)
@@ -221,12 +222,8 @@ def elbo_loss(
 
 
 def bound_loss(
-    settings: Settings,
-    model: torch.nn.Module,
-    images: torch.Tensor,
-    noise: torch.Tensor,
-    labels: torch.Tensor | None,
-) -> torch.Tensor:
+    settings: Settings, model: nn.Module, images: Tensor, noise: Tensor, labels: Tensor | None
+) -> Tensor:
     """Negative importance-weighted bound, with one sample for each row of the noise."""
     pixels = settings.likelihood, settings.scale or 1.0
     out = model(images, noise, labels)
@@ -261,12 +258,8 @@ def evaluate(run: Run, settings: Settings, val: Images) -> dict[str, float]:
 
 @torch.inference_mode()
 def sum_metrics(
-    settings: Settings,
-    network: torch.nn.Module,
-    batch: Batch,
-    count: int,
-    generator: torch.Generator,
-) -> torch.Tensor:
+    settings: Settings, network: nn.Module, batch: Batch, count: int, generator: torch.Generator
+) -> Tensor:
     """Return sums over images: loss, images, KL; and nats of the first `count`, count."""
     images, noise, labels = batch
     pixels = settings.likelihood, settings.scale or 1.0
@@ -316,16 +309,11 @@ def save_pictures(run: Run, settings: Settings, pipeline: Any, val: Images) -> N
 
 
 def save_model(
-    run: Run,
-    settings: Settings,
-    train: Images,
-    val: Images,
-    metrics: dict[str, float],
-    folder: Path,
+    run: Run, settings: Settings, train: Images, val: Images, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as diffusers does, with its card."""
     network = run.weights()
-    vendoring.save_pipeline(wrap(network), folder)
+    vendoring.save_pipeline(wrap(network), path)
     bound = f"{settings.importance_samples} importance samples"
     plain = f"beta {settings.beta:g} and {settings.free_bits:g} nats free in each latent"
     loss = bound if settings.importance_samples > 1 else plain
@@ -335,7 +323,7 @@ def save_model(
     labels = f", labels={[i % len(val.names) for i in range(4)]}" if settings.conditional else ""
     count = min(settings.nll_images, len(val))
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A variational autoencoder of images",
         task="unconditional-image-generation",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from genkit import machine
 from genkit.data.images import Images
@@ -153,7 +154,7 @@ def make_networks(
 
 def make_batch(
     settings: Settings, train: Images, device: torch.device, which: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Look up images, and draw noise for their latents and for new ones, (2, n, latent_dim)."""
     noise = torch.randn(2, len(which), settings.latent_dim)
     return train.batch(which, device), noise.to(device)
@@ -161,12 +162,12 @@ def make_batch(
 
 def discriminator_loss(
     game: Game,
-    wrapped: torch.nn.Module,
+    wrapped: nn.Module,
     network: autoencoder.Autoencoder,
-    real: torch.Tensor,
-    noise: torch.Tensor,
+    real: Tensor,
+    noise: Tensor,
     penalty: float,
-) -> torch.Tensor:
+) -> Tensor:
     """Loss of the discriminator: real images against reconstructions and samples."""
     with torch.no_grad():
         latents = autoencoder.reparameterize(network.encode(real).latent_dist, noise[0])
@@ -178,11 +179,11 @@ def model_loss(
     settings: Settings,
     game: Game,
     discriminator: gan.Discriminator,
-    model: torch.nn.Module,
+    model: nn.Module,
     network: autoencoder.Autoencoder,
-    real: torch.Tensor,
-    noise: torch.Tensor,
-) -> torch.Tensor:
+    real: Tensor,
+    noise: Tensor,
+) -> Tensor:
     """Loss of the autoencoder: divergence, error of features, and the generator's loss.
 
     The adversarial loss has no gradient for the encoder. The paper weighs the reconstruction by
@@ -199,7 +200,7 @@ def model_loss(
     return settings.beta * kl + error + adversarial / settings.gamma
 
 
-def pair_images(real: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> Batch:
+def pair_images(real: Tensor, latents: Tensor, noise: Tensor) -> Batch:
     """Pair half of the real images with their reconstructions, the others with samples."""
     half = len(real) // 2
     u = torch.zeros(len(real), gan_losses.UNIFORMS, device=real.device)  # none is used
@@ -242,18 +243,13 @@ def save_pictures(run: Run, pipeline: autoencoder.AutoencoderPipeline, val: Imag
 
 
 def save_model(
-    run: Run,
-    settings: Settings,
-    train: Images,
-    val: Images,
-    metrics: dict[str, float],
-    folder: Path,
+    run: Run, settings: Settings, train: Images, val: Images, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as diffusers does, with its card."""
     network = run.weights()
-    vendoring.save_pipeline(autoencoder.AutoencoderPipeline(network), folder)
+    vendoring.save_pipeline(autoencoder.AutoencoderPipeline(network), path)
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A VAE-GAN of images",
         task="unconditional-image-generation",

@@ -73,24 +73,16 @@ def main() -> None:
 
     with Run(settings) as run:
         # ---- data
+        source = settings.text, settings.text_column, settings.val_text, settings.val_fraction
         with run.accelerator.local_main_process_first():
-            corpus = words.read_words(
-                settings.text,
-                settings.text_column,
-                settings.val_text,
-                settings.val_fraction,
-                settings.context,
-                settings.vocab_size,
-                settings.lower,
-                settings.table_memory,
-            )
+            vocabulary = settings.vocab_size, settings.lower
+            corpus = words.read_words(*source, settings.context, *vocabulary, settings.table_memory)
         train = Windows(corpus.train, settings.context, settings.seed)
 
         # ---- model
         network = make_network(settings, corpus)
-        network.set_attn_implementation(
-            machine.attention(run.device.type, settings.mixed_precision)
-        )
+        attention = machine.attention(run.device.type, settings.mixed_precision)
+        network.set_attn_implementation(attention)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.autocast(lm.loss)
         run.log(
@@ -116,15 +108,8 @@ def main() -> None:
 
 def make_network(settings: Settings, corpus: Corpus) -> PreTrainedModel:
     """Build a new model."""
-    network = lm.make_model(
-        settings.architecture,
-        vocab_size=len(corpus.tokenizer),
-        context=settings.context,
-        depth=settings.depth,
-        width=settings.width,
-        heads=settings.heads,
-        dropout=settings.dropout,
-    )
+    shape = settings.depth, settings.width, settings.heads, settings.dropout
+    network = lm.make_model(settings.architecture, len(corpus.tokenizer), settings.context, *shape)
     network.generation_config.suppress_tokens = [words.UNKNOWN_ID]  # it generates words only
     return network
 
@@ -166,15 +151,15 @@ print(genkit.generate("The", model=model, seed=1))
 
 
 def save_model(
-    run: Run, settings: Settings, corpus: Corpus, metrics: dict[str, float], folder: Path
+    run: Run, settings: Settings, corpus: Corpus, metrics: dict[str, float], path: Path
 ) -> None:
     """Write the model as transformers does, with its card."""
     network = run.weights()
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
-    network.save_pretrained(folder)
-    lm.save_tokenizer(corpus.tokenizer, folder)
+    network.save_pretrained(path)
+    lm.save_tokenizer(corpus.tokenizer, path)
     card.write_card(
-        folder,
+        path,
         run.folder.path,
         title="A language model over words",
         task="text-generation",

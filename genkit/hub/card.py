@@ -109,7 +109,7 @@ def card(
         figures: what was measured.
         protocol: how it was measured.
         data: what it was trained on: a file's name, or the id of a dataset on the Hub.
-        license: the Hub's name of the model's licence; unknown unless told.
+        license: the Hub's name of the license; default: unknown.
         library: which loads it, "transformers" or "diffusers".
     """
     packages = (library, "accelerate", "torch")
