@@ -1,11 +1,11 @@
-"""Every picture the library draws."""
+"""Plots of latents, losses and classes, and the helpers that all plots share."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import matplotlib.axes
@@ -19,20 +19,16 @@ import numpy as np
 
 from genkit import files
 
-if TYPE_CHECKING:
-    pass
-
-
-BANDS = 20  # of time, over which losses are averaged
+BANDS = 20  # of timesteps, over which losses are averaged
 
 
 def loss_by_time(times: np.ndarray, losses: np.ndarray, objective: str, path: Path) -> None:
-    """Draw how much a diffusion model errs at which time.
+    """Plot the loss of a diffusion model by timestep.
 
     Args:
-        times: in ascending order, (n,).
-        losses: of an image at that time each, (n,).
-        objective: what the network tells.
+        times: timesteps in ascending order, (n,).
+        losses: the loss of an image at each of them, (n,).
+        objective: what the network predicts.
         path: the PNG to write.
     """
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -41,10 +37,12 @@ def loss_by_time(times: np.ndarray, losses: np.ndarray, objective: str, path: Pa
     parts = [part for part in np.array_split(np.arange(len(times)), BANDS) if len(part)]
     middles, means = ([values[part].mean() for part in parts] for values in (times, losses))
     axes.plot(middles, means, "o-", color="tab:blue")
-    axes.set(xlabel="time (noise grows)", ylabel=f"mean squared error of {objective}", yscale="log")
+    axes.set(
+        xlabel="timestep (noise grows)", ylabel=f"mean squared error of {objective}", yscale="log"
+    )
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def latent_scatter(
@@ -55,7 +53,7 @@ def latent_scatter(
     axes_names: Sequence[str] = ("latent 0", "latent 1"),
     caption: str = "",
 ) -> None:
-    """Draw latents of images as points, a colour a class, its name at the middle of its points.
+    """Plot latents of images as points, a colour a class, its name at their median.
 
     Args:
         points: (n, 2).
@@ -63,11 +61,11 @@ def latent_scatter(
         names: of the classes.
         path: the PNG to write.
         axes_names: of the two dimensions.
-        caption: what is seen.
+        caption: what the plot shows.
     """
     figure = matplotlib.figure.Figure(figsize=(8, 7), dpi=120, layout="constrained")
     axes = figure.subplots()
-    order = np.random.default_rng(0).permutation(len(points))  # no class lies over the others
+    order = np.random.default_rng(0).permutation(len(points))  # no class hides the others
     x, y = points[order].T
     dots: dict[str, Any] = {"s": np.clip(20_000 / len(points), 3, 25), "linewidths": 0}
     if labels is None:
@@ -82,11 +80,11 @@ def latent_scatter(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(caption, fontsize=11, pad=12)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draw how often each class is taken for which, shaded so that rare mistakes are seen.
+    """Plot a confusion matrix, shaded so that rare mistakes can be seen.
 
     Args:
         matrix: counts, (true classes, predicted classes); a row may be empty.
@@ -101,12 +99,12 @@ def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     shade = axes.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.35, 0, 100))
     bar = figure.colorbar(shade, ax=axes, pad=0.02, label="share of the true class (%)")
     bar.set_ticks([0, 0.1, 1, 10, 50, 100], labels=["0", "0.1", "1", "10", "50", "100"])
-    places = range(0, count, -(-count // 50))  # more names than 50 cannot be read
-    labels = [drawable(shortened(names[i], 14)) for i in places]
+    ticks = range(0, count, -(-count // 50))  # more than 50 names cannot be read
+    labels = [drawable(shortened(names[i], 14)) for i in ticks]
     style: dict[str, Any] = {"fontsize": 10 if count <= 30 else 7, "parse_math": False}
     long = max(map(len, labels)) > 2
-    axes.set_xticks(places, labels, rotation=90 if long else 0, **style)
-    axes.set_yticks(places, labels, **style)
+    axes.set_xticks(ticks, labels, rotation=90 if long else 0, **style)
+    axes.set_yticks(ticks, labels, **style)
     for i, j in np.argwhere(matrix) if count <= 20 else ():
         ink = "white" if shares[i, j] > 20 else "black"
         axes.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", color=ink, fontsize=9)
@@ -114,7 +112,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.suptitle(f"{100 * right / total:.2f} % right · {total - right:,} of {total:,} wrong")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def captioned(images: np.ndarray, captions: Sequence[str], path: Path, columns: int = 6) -> None:
@@ -138,11 +136,11 @@ def captioned(images: np.ndarray, captions: Sequence[str], path: Path, columns: 
         top = bottom + tall - 0.08
         axes.imshow(image, extent=(left + 0.04, left + 0.96, bottom, top))
         lines = "\n".join(drawable(shortened(line, 24)) for line in caption.splitlines())
-        place: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5}
-        axes.text(left + 0.5, top + 0.02, lines, parse_math=False, linespacing=1.0, **place)
+        style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5}
+        axes.text(left + 0.5, top + 0.02, lines, parse_math=False, linespacing=1.0, **style)
     axes.set(xlim=(0, columns), ylim=(0, rows * (tall + head)), aspect="auto")
     axes.axis("off")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def name_classes(
@@ -152,7 +150,7 @@ def name_classes(
     names: Sequence[str],
     colours: np.ndarray,
 ) -> None:
-    """Write each class over its points and, as names may meet there, beside them."""
+    """Write each class over its points and, as names may overlap there, in a legend."""
     kinds, (axes,) = np.unique(labels), figure.axes
     written = [drawable(shortened(names[kind], 16)) for kind in kinds]
     large = len(kinds) <= 20 and max(map(len, written)) <= 3
@@ -164,13 +162,13 @@ def name_classes(
         axes.text(x, y, name, color=0.75 * colours[kind], **style)
     if len(kinds) <= 20:
         key = [axes.plot([], [], "o", color=colours[kind])[0] for kind in kinds]
-        place = {"loc": "outside right center", "frameon": False, "handletextpad": 0.2}
-        for text in figure.legend(key, written, **place).get_texts():
+        layout = {"loc": "outside right center", "frameon": False, "handletextpad": 0.2}
+        for text in figure.legend(key, written, **layout).get_texts():
             text.set_parse_math(False)
 
 
 def distinct_colours(count: int) -> np.ndarray:
-    """Return colours as unlike as can be, (count, 3)."""
+    """Return colours that differ as much as possible, (count, 3)."""
     if count <= 10:
         return matplotlib.colormaps["tab10"](np.arange(count))[:, :3]
     return matplotlib.colormaps["hsv"](np.arange(count) / count)[:, :3] * 0.9
@@ -183,8 +181,8 @@ def shortened(text: str, length: int) -> str:
 
 def drawable(text: str) -> str:
     """Write the characters that the font lacks as their code points."""
-    known = _characters_of_the_font()
-    return "".join(c if c == "\n" or ord(c) in known else f"U+{ord(c):04X}" for c in text)
+    available = _characters_of_the_font()
+    return "".join(c if c == "\n" or ord(c) in available else f"U+{ord(c):04X}" for c in text)
 
 
 @functools.cache
@@ -202,7 +200,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def save(figure: matplotlib.figure.Figure, path: Path) -> None:
-    """Write the picture whole or not at all."""
+def save_figure(figure: matplotlib.figure.Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     with files.written_whole(path) as scratch:
         figure.savefig(scratch, format="png")

@@ -1,4 +1,4 @@
-"""One seed a row, so that a row is the same in any batch."""
+"""One seed a row, so that a row is the same in any batch; whole numbers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ LIMIT = 1 << 63
 
 
 def row_seeds(seed: Any, rows: int, what: str) -> list[int]:
-    """Return one seed a row: a number and those that follow it, those that were given, or drawn.
+    """Return one seed a row.
 
     Args:
-        seed: a whole number, one a row, or None.
-        rows: how many.
-        what: a row is, for the message: "an image".
+        seed: a whole number, for it and those that follow it; one a row; None to draw a number.
+        rows: how many rows there are.
+        what: what a row is, for the message: "an image".
 
     Raises:
-        ValueError: there are too few or too many, or they are no seeds.
+        ValueError: `seed` has another length, or something in it is not a seed.
     """
     given: Any = secrets.randbits(31) if seed is None else seed
     if is_whole(given):
@@ -36,5 +36,5 @@ def row_seeds(seed: Any, rows: int, what: str) -> list[int]:
 
 
 def is_whole(value: Any) -> bool:
-    """Tell a whole number from all else, truth values among it."""
+    """Whether a value is a whole number; True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -530,6 +530,6 @@ def test_the_token_is_in_no_command_line(tmp_path, monkeypatch, capsys):
         token()
     with pytest.raises(SystemExit):
         cli.main(["app", "--help"])
-    told = capsys.readouterr().out
-    assert "GENKIT_TOKEN" in told and "--token_file" in told
+    text = capsys.readouterr().out
+    assert "GENKIT_TOKEN" in text and "--token-file" in text
     gc.collect()  # of those loops, while they are allowed

@@ -1,4 +1,4 @@
-"""genkit app: the page."""
+"""genkit app: serve the web page."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ EXAMPLES = """\
   genkit app                      # everything in runs/
   genkit app runs/charlm user/digits --port 8000
   genkit app runs --host 0.0.0.0  # for others, who need the token that is printed
-  genkit app runs --host 0.0.0.0 --token_file secret.txt
+  genkit app runs --host 0.0.0.0 --token-file secret.txt
 
-The token is read from --token_file, else from the variable GENKIT_TOKEN, else drawn for others than
-this machine. It is no option, as everybody on a machine can read the command lines of all.
+The token is read from --token-file, else from the variable GENKIT_TOKEN; else one is drawn if other
+machines can reach the page. There is no option for the token itself, as everybody on a machine can
+read all command lines.
 """
-LONGEST = 1000  # characters of a token's file
+LONGEST = 1000  # characters of a token file
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("models", nargs="*", default=["runs"], help="folders or Hub ids; runs")
+    """Add the arguments of the command."""
+    text = "folders or Hub ids (default: runs)"
+    parser.add_argument("models", nargs="*", default=["runs"], help=text)
+    text = "the address to listen at (default: this machine only)"
+    parser.add_argument("--host", default="127.0.0.1", help=text)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address; this machine only unless told"
+        "--port", type=int, default=7860, help="the port to listen at (default: 7860)"
     )
-    parser.add_argument("--port", type=int, default=7860, help="7860 unless told")
-    parser.add_argument("--token_file", type=Path, help="whose only line requests must bring")
+    parser.add_argument("--token-file", type=Path, help="a file whose only line is the token")
 
 
 def run(arguments: dict[str, Any]) -> None:
@@ -39,7 +42,7 @@ def run(arguments: dict[str, Any]) -> None:
 
 
 def read_token(file: Path) -> str:
-    """Read a token.
+    """Read a token from a file.
 
     Raises:
         ValueError: the file cannot be read.
@@ -48,4 +51,4 @@ def read_token(file: Path) -> str:
         with file.open(encoding="utf-8") as opened:
             return opened.read(LONGEST).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"token_file: cannot read {str(file)!r} ({error})") from None
+        raise ValueError(f"--token-file: cannot read {str(file)!r} ({error})") from None

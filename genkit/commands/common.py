@@ -1,4 +1,4 @@
-"""What subcommands share: flags from a table, texts from files and pipes, records as JSON."""
+"""Code shared by subcommands: flags from a table, texts from files and pipes, records as JSON."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from typing import Any
 
 from genkit.data import utf8
 
-PICTURES = (".png",)  # endings
+PICTURES = (".png",)  # endings of file names
 Flags = tuple[tuple[str, type, str], ...]  # name, type and help
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Flags, often: Sequence[str] = ()) -> None:
-    """Add a table of flags; those of `often` may be given again."""
+    """Add a table of flags; those of `often` may be repeated."""
     for name, kind, text in flags:
         action = "append" if name in often else "store"
         parser.add_argument(f"--{name}", type=kind, action=action, help=text)
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """Add how a model of text is loaded."""
+    """Add the flags for loading a model of text."""
     speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--eager", action="store_true", help="never compile")
-    speed.add_argument("--compile", action="store_true", help="compile before anything else")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
+    speed.add_argument("--eager", action="store_true", help="never compile the model")
+    speed.add_argument("--compile", action="store_true", help="compile the model first")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python files that the model brings along",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the flag for machines."""
+    """Add the flag for machine-readable output."""
     parser.add_argument("--json", action="store_true", help="print records as JSON")
 
 
-def said(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what was said; of compiling, nothing if it is to be done when it pays."""
+def written_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the user wrote; `compile` is False for --eager."""
     options = {name: value for name, value in arguments.items() if value is not None}
     if options.pop("eager", False):
         options["compile"] = False
@@ -46,11 +50,15 @@ def said(arguments: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def read(name: str, path: str) -> str:
-    """Read a text as it is, so that places in it are those of the file; - is the input.
+def read_text(name: str, path: str) -> str:
+    """Read a text without any change, so that offsets in it are those of the file.
+
+    Args:
+        name: of the argument, for messages.
+        path: a file; - is standard input.
 
     Raises:
-        ValueError: it is no regular file, no UTF-8, or empty.
+        ValueError: it is not a regular file, not UTF-8, or empty.
     """
     if path == "-":
         pieces = utf8.decode_pieces(sys.stdin.buffer, f"{name}: -")
@@ -62,15 +70,15 @@ def read(name: str, path: str) -> str:
     return text
 
 
-def lines(name: str, given: list[str]) -> list[str]:
-    """Return texts as they were given; - alone stands for the lines of the input."""
+def read_texts(name: str, given: list[str]) -> list[str]:
+    """Return texts as they were given; - alone stands for the lines of standard input."""
     if given != ["-"]:
         return given
-    return [line for line in read(name, "-").splitlines() if line.strip()]
+    return [line for line in read_text(name, "-").splitlines() if line.strip()]
 
 
-def quiet() -> None:
-    """Keep progress bars and advice of transformers off the output."""
+def silence_libraries() -> None:
+    """Turn off progress bars and advice of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -79,37 +87,37 @@ def quiet() -> None:
 
 def print_json(records: Any) -> None:
     """Print a record, or a list of them, without pictures and tensors."""
-    print(json.dumps(plain(records), ensure_ascii=False, indent=2))
+    print(json.dumps(as_json_value(records), ensure_ascii=False, indent=2))
 
 
-def plain(value: Any) -> Any:
-    """Turn a record into what JSON holds."""
+def as_json_value(value: Any) -> Any:
+    """Return a record as values that JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {name: plain(own) for name, own in named.items() if _tells(own)}
+        return {name: as_json_value(own) for name, own in named.items() if not _is_array(own)}
     if isinstance(value, dict):
-        return {str(name): plain(own) for name, own in value.items()}
+        return {str(name): as_json_value(own) for name, own in value.items()}
     if isinstance(value, str) or value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Iterable):
-        return [plain(own) for own in value]
+        return [as_json_value(own) for own in value]
     return str(value)
 
 
-def _tells(value: Any) -> bool:
-    """Whether a value is none of tensors, arrays and pictures."""
-    return not hasattr(value, "shape") and not hasattr(value, "getpixel")
+def _is_array(value: Any) -> bool:
+    """Whether a value is a tensor, an array or a picture."""
+    return hasattr(value, "shape") or hasattr(value, "getpixel")
 
 
-def picture(path: str, endings: tuple[str, ...] = PICTURES) -> Path:
-    """Return where a picture goes, before any is drawn.
+def check_output(path: str, endings: tuple[str, ...] = PICTURES) -> Path:
+    """Return the file that a picture will be written to.
 
     Raises:
-        ValueError: its name has another ending, or there is no such folder.
+        ValueError: its name has another ending, or its folder does not exist.
     """
-    place = Path(path)
-    if place.suffix.lower() not in endings:
-        raise ValueError(f"output must end in {' or '.join(endings)}, got {path!r}")
-    if not place.parent.is_dir():
-        raise ValueError(f"output: there is no folder {str(place.parent)!r}; make it first")
-    return place
+    file = Path(path)
+    if file.suffix.lower() not in endings:
+        raise ValueError(f"--output must end in {' or '.join(endings)}, got {path!r}")
+    if not file.parent.is_dir():
+        raise ValueError(f"--output: the folder {str(file.parent)!r} does not exist")
+    return file

@@ -14,16 +14,16 @@ EXAMPLES = """\
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("folder", help="of a model, or of a run: its best model so far")
+    """Add the arguments of the command."""
+    parser.add_argument("folder", help="a saved model, or a run: its best model so far")
     parser.add_argument("repository", help="its name on the Hub, user/name")
-    parser.add_argument("--private", action="store_true", help="for yourself only, if it is new")
-    parser.add_argument("--revision", help="a branch; the default one unless told")
+    parser.add_argument("--private", action="store_true", help="visible to you alone")
+    parser.add_argument("--revision", help="a branch (default: the main one)")
     common.add_json(parser)
 
 
 def run(arguments: dict[str, Any]) -> None:
-    """Push, and say where the model is."""
+    """Push, and print the model's address."""
     as_json = arguments.pop("json")
     from genkit.hub.pushing import push
 
