@@ -10,7 +10,7 @@ convolutional autoencoder; `throughput`, images a second at the same network, ba
 of pythae's trainer with its own dataset, which has no binarising to do, and with ours.
 
 genkit trains as its recipes do. pythae trains as its own trainer does, at the best of four settings
-by short runs that are judged on the first test images, for as many seconds plus those in which
+by short runs that are evaluated on the first test images, for as many seconds plus those in which
 genkit compiled. Neither's evaluation is counted; of both, the weights count that were best on the
 test images at an evaluation, of which pythae has one an epoch. It is given its images, binarised
 anew at each look, faster than by its own dataset.
@@ -38,10 +38,10 @@ from genkit.data import images
 from genkit.models import autoencoder, autoencoder_losses
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-BLOCK = 100  # images judged together
+BLOCK = 100  # images evaluated together
 WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64]}  # for the count of speed, with BATCH
 BATCH = 256
-JUDGED = 1000  # test images that short runs are judged on
+EVAL_SAMPLES = 1000  # test images that short runs are evaluated on
 # genkit's layers, so that pythae can be given the very same
 LAYERS = "\n".join(
     inspect.getsource(layers)
@@ -125,8 +125,8 @@ class Clock(TrainingCallback):
 
 def nats(x):
     # as genkit.models.autoencoder.negative_log_likelihood does
-    told, samples = model.encoder(x), asked["samples"]
-    mean, logvar = told.embedding, told.log_covariance
+    posterior, samples = model.encoder(x), asked["samples"]
+    mean, logvar = posterior.embedding, posterior.log_covariance
     noise = torch.randn(samples, *mean.shape, generator=draws)
     z = mean + (logvar / 2).exp() * noise
     on = model.decoder(z.flatten(0, 1))["reconstruction"].reshape(samples, *x.shape)
@@ -179,12 +179,12 @@ model.eval()
 draws = torch.Generator().manual_seed(0)
 judge = nats if variational else errors
 with torch.inference_mode():
-    figures = torch.cat([judge(x) for x in test[: asked["judged"]].split(100)])
+    figures = torch.cat([judge(x) for x in test[: asked["eval_samples"]].split(100)])
     own = 0.0
     if variational and len(figures):
         own = -model.get_nll(test[:20], asked["samples"], batch_size=asked["samples"])
-told = {"seconds": clock.seconds, "images": clock.images, "figure": figures.mean().item()}
-print(json.dumps(told | {"own": own, "ours": figures[:20].mean().item()}))
+report = {"seconds": clock.seconds, "images": clock.images, "figure": figures.mean().item()}
+print(json.dumps(report | {"own": own, "ours": figures[:20].mean().item()}))
 """
 )
 
@@ -356,7 +356,9 @@ def best(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float) -
     for batch_size in arguments.batches:
         for learning_rate in arguments.rates:
             setting = asked | {"batch_size": batch_size, "learning_rate": learning_rate}
-            short = pythae(arguments, setting | {"eval_samples": JUDGED}, arguments.trial_seconds)
+            short = pythae(
+                arguments, setting | {"eval_samples": EVAL_SAMPLES}, arguments.trial_seconds
+            )
             print(
                 f"short: pythae {short.setting}: {short.figure:.5g} after {short.seconds:.0f} s",
                 flush=True,
@@ -368,7 +370,7 @@ def best(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float) -
 
 
 def pythae(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float) -> Trained:
-    """Train pythae's model and have it judged."""
+    """Train and evaluate pythae's model."""
     files = {name: str(arguments.work / f"{name}.npy") for name in ("train", asked["test"])}
     asked = (
         {"own": 0}
@@ -385,12 +387,12 @@ def pythae(arguments: argparse.Namespace, asked: dict[str, Any], seconds: float)
         stdout=subprocess.PIPE,
         text=True,
     )
-    told = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(done.stdout.splitlines()[-1])
     if asked["kind"] != "AE" and asked["eval_samples"] is None:
-        print(f"judge: 20 images have {told['ours']:.2f} nats, by pythae {told['own']:.2f}")
+        print(f"judge: 20 images have {report['ours']:.2f} nats, by pythae {report['own']:.2f}")
     setting = "{kind}, {network} network, Adam {learning_rate:g}, batch {batch_size}, float32"
     setting = setting.format(**asked) + ", its own dataset" * asked["own"]
-    return Trained("pythae", setting, told["seconds"], told["images"], told["figure"])
+    return Trained("pythae", setting, report["seconds"], report["images"], report["figure"])
 
 
 # ---- output

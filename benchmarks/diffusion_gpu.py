@@ -46,7 +46,7 @@ def main() -> None:
     started = time.perf_counter()
     train_for(arguments, words)
     seconds = time.perf_counter() - started
-    print(f"trained in {seconds:.0f} s, all told", flush=True)
+    print(f"trained in {seconds:.0f} s in all", flush=True)
     share(arguments.output)
     judge(arguments)
 

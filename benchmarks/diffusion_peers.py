@@ -6,7 +6,7 @@
 The folder of MNIST has the parquet files of the Hub's ylecun/mnist; the extractor is a classifier
 by recipes/train_classifier.py. All see the 60,000 training images without labels, train in turn on
 the same machine, draw as many images with as many evaluations of the network (50 of DDIM), by their
-averaged weights, and are judged alike: distance is Fréchet's against all training images, coverage
+averaged weights, and are evaluated alike: distance is Fréchet's to all training images, coverage
 that of 2,000 of them at k = 5. The ratio is of our median distance to the better peer's. What the
 output folder has already is not trained again.
 
@@ -113,7 +113,7 @@ def main() -> None:
                 parser.error(f"output: {file} is of {kept['protocol']}; give another folder")
             rows[name].append(kept["figures"])
             seconds += rows[name][-1]["compiling"]  # the peers' time
-            told(f"{name} {seed}", rows[name][-1])
+            print_row(f"{name} {seed}", rows[name][-1])
     compare(rows)
 
 
@@ -124,12 +124,12 @@ def compare(rows: dict[str, list[dict[str, float]]]) -> None:
         for name, found in rows.items()
     }
     for name, found in middle.items():
-        told(f"{name} median", found)
+        print_row(f"{name} median", found)
     ours, *peers = (found["distance"] for found in middle.values())
     print(f"distance / the better peer's: {ours / min(peers):.3f}")
 
 
-def told(name: str, found: dict[str, float]) -> None:
+def print_row(name: str, found: dict[str, float]) -> None:
     cells = (f"{found[column]:>12{form}}" for column, form in COLUMNS.items())
     print(f"{name:28}" + "".join(cells), flush=True)
 

@@ -4,7 +4,7 @@
 
 An unconditional model that recipes/train_diffusion.py trained, the same sampler, steps, seeds and
 batch; each in turn, several rounds, compilation before the first. Differences are of images in
-[0, 1]. With MNIST and an extractor it also tells what bfloat16 does to the Frechet distance.
+[0, 1]. With MNIST and an extractor it also measures the effect of bfloat16 on the Frechet distance.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def ours(arguments: argparse.Namespace, dtype: str, compile: bool = False) -> Wa
 
 
 def compare(arguments: argparse.Namespace, ways: dict[str, Way]) -> None:
-    """Tell the distance from MNIST's training images in both precisions."""
+    """Print the distance from MNIST's training images in both precisions."""
     train = images.load_images(arguments.mnist / "train-00000-of-00001.parquet")
     extractor = load_extractor(arguments.extractor)
     real, found = extract_cached(train, extractor), {}

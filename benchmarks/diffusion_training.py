@@ -46,7 +46,7 @@ TIMES, WARMUP, EPOCHS = 1000, 500, 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True, help="such as MNIST's, a parquet file")
-    parser.add_argument("--widths", nargs="+", help="of the network; the recipe's own unless told")
+    parser.add_argument("--widths", nargs="+", help="of the network; default: the recipe's own")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=3)

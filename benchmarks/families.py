@@ -6,7 +6,7 @@
 The folder of MNIST has the parquet files of the Hub's ylecun/mnist; the extractor is a classifier
 by recipes/train_classifier.py. Figures are of --count images against all training images, those of
 pixels, which take long, of 2,000 at most; coverage and precision of 2,000 against 2,000 at k = 5;
-the last row is of the test images. All but the autoencoder are told a class. Minutes are of
+the last row is of the test images. All but the autoencoder are class-conditional. Minutes are of
 training, with what else a run does not counted; seconds for a thousand images are without what is
 done once, on the same machine by `genkit.sample`: diffusion by 10 steps of dpm++, flow by 6 of
 heun, both at guidance 1.3 and in bfloat16 if that is fast. A family that the output folder has
@@ -89,11 +89,11 @@ def main() -> None:
         if not model_files.is_model(folder):
             fit(family, folder, arguments)
         found = row(family, folder, arguments.count, train, real, extractor)
-        lines.append(told(family, found))
+        lines.append(as_line(family, found))
         strips[family] = drawn(family, folder, SHOWN, spread(train, SHOWN)).images
     some = test.take(np.random.default_rng(0).permutation(len(test))[: arguments.count])
     seen = extract_cached(some, extractor)
-    lines.append(told("test images", figures(seen, real, len(extractor.names))))
+    lines.append(as_line("test images", figures(seen, real, len(extractor.names))))
     (arguments.output / "families.txt").write_text("\n".join(lines) + "\n")
     image_grid.rows(strips, arguments.output / "families.png")
     print(f"table and samples: {arguments.output / 'families.txt'}, families.png")
@@ -119,8 +119,8 @@ def spread(train: Images, count: int) -> np.ndarray:
 
 
 def drawn(family: str, folder: Path, count: int, labels: np.ndarray) -> Any:
-    """Draw by classes from a model that is told them."""
-    told = (
+    """Sample every class from a class-conditional model."""
+    label = (
         labels[:count].tolist()
         if pipelines.count_classes(sampling.load_image_model(str(folder)))
         else None
@@ -128,7 +128,7 @@ def drawn(family: str, folder: Path, count: int, labels: np.ndarray) -> Any:
     way = WAYS.get(family, {})
     if way and machine.fast_bf16():
         way = way | {"dtype": "bfloat16"}
-    return genkit.sample(folder, count, label=told, seed=0, **way)
+    return genkit.sample(folder, count, label=label, seed=0, **way)
 
 
 def row(
@@ -190,7 +190,7 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def told(name: str, found: dict[str, float]) -> str:
+def as_line(name: str, found: dict[str, float]) -> str:
     """Print a row of the table, and return it."""
     cells = (
         f"{found[column]:>15{form}}" if column in found else f"{'':15}"

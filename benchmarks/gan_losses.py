@@ -50,7 +50,7 @@ from genkit.models import gan, gan_losses
 from genkit.models.gan_losses import Batch, Game
 from genkit.training.optim import averaging, rate_factor
 
-DRAWN = 10_000  # points judged
+DRAWN = 10_000  # points evaluated
 COVERED = 2000  # of them, for coverage
 DEVIATIONS = 3  # from a mode at most, for a good point
 DIRECTIONS = 64  # along which distances of points are measured
@@ -61,7 +61,7 @@ WIDTHS, SLOPE = [64] * 6, 0.2  # of the networks for points
 
 @dataclass(frozen=True)
 class Contender:
-    """A loss with what keeps it in bounds."""
+    """A loss with its regularizers."""
 
     loss: str
     bounds: tuple[str, ...] = ()  # arguments of a Game, weighted as the problem has them
@@ -88,34 +88,40 @@ class Training:
     """What all contenders on a problem have in common."""
 
     latent_dim: int
-    batch_size: int
     learning_rate: float
-    betas: tuple[float, float]
     decay: float  # part of the time over which the rate falls to 0
-    bounds: dict[str, float]
+    bounds: dict[str, float]  # weights of regularizers
+    batch_size: int = 128
+    betas: tuple[float, float] = (0.0, 0.99)
 
 
 POINTS = Training(
     latent_dim=2,
-    batch_size=128,
     learning_rate=3e-3,
-    betas=(0.0, 0.99),
     decay=1.0,
     bounds={"r1": 0.1, "r2": 0.1, "gradient_penalty": 1.0, "weight_clip": 0.1},
 )
 IMAGES = Training(
     latent_dim=64,
-    batch_size=128,
     learning_rate=5e-4,
-    betas=(0.0, 0.99),
     decay=0.5,
     bounds={"r1": 1.0, "r2": 1.0, "gradient_penalty": 10.0, "weight_clip": 0.01},
 )
 
 
 @dataclass(frozen=True)
+class Played:
+    """A generator after its training, and how that went."""
+
+    generator: torch.nn.Module
+    gradients: tuple[float, float]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Row:
-    """What came of a loss."""
+    """The figures of a loss; played: None for real points or images."""
 
     part: str
     name: str
@@ -125,9 +131,7 @@ class Row:
     even: float
     coverage: float
     distance: float
-    gradients: tuple[float, float]
-    steps: int
-    seconds: float
+    played: Played | None
 
 
 Shown = dict[tuple[str, str], np.ndarray]  # by part and name, what the picture shows
@@ -165,16 +169,6 @@ def main() -> None:
 # ---- the game
 
 
-@dataclass(frozen=True)
-class Played:
-    """A generator after its training, and how that went."""
-
-    generator: torch.nn.Module
-    gradients: tuple[float, float]
-    steps: int
-    seconds: float
-
-
 def play(
     contender: Contender,
     training: Training,
@@ -184,11 +178,7 @@ def play(
     seconds: float,
     seed: int,
 ) -> Played:
-    """Train both players for some seconds of a core.
-
-    Args:
-        real: draws a batch of what is real.
-    """
+    """Train both networks for some seconds of a core; `real` draws a batch of real data."""
     bounds: dict[str, Any] = {name: training.bounds[name] for name in contender.bounds}
     game = Game(contender.loss, **bounds)
     optimizers = [
@@ -227,11 +217,10 @@ def play(
 def update(
     player: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float
 ) -> float:
-    """Step down a player's loss; return the gradient's norm."""
+    """Take an optimizer step; return the gradient's norm."""
     loss.backward()
-    norm = torch.nn.utils.get_total_norm(
-        [p.grad for p in player.parameters() if p.grad is not None]
-    )
+    gradients = [p.grad for p in player.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -274,11 +263,7 @@ def grid() -> Mixture:
 
 
 def found(points: torch.Tensor, mixture: Mixture) -> tuple[int, float, float]:
-    """Return the modes found, the part of the points that are good, and how even they are.
-
-    Args:
-        points: (n, 2).
-    """
+    """Return the modes found, the share of good points, and how even they are; points: (n, 2)."""
     distances, nearest = torch.cdist(points, mixture.centres).min(1)
     good = distances <= DEVIATIONS * mixture.deviation
     counts = torch.bincount(nearest[good], minlength=len(mixture.centres))
@@ -287,11 +272,7 @@ def found(points: torch.Tensor, mixture: Mixture) -> tuple[int, float, float]:
 
 
 def sliced_distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return the mean over directions of the Wasserstein distance of the points' shadows.
-
-    Args:
-        first, second: as many points each, (n, 2).
-    """
+    """Return the sliced Wasserstein distance of two sets of points, (n, 2) each."""
     angles = torch.arange(DIRECTIONS) * (math.pi / DIRECTIONS)
     directions = torch.stack([angles.cos(), angles.sin()])
     shadows = [(points @ directions).sort(0).values for points in (first, second)]
@@ -299,7 +280,7 @@ def sliced_distance(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 class Scorer(torch.nn.Module):
-    """A discriminator that tells no classes."""
+    """A discriminator that predicts no classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -337,27 +318,24 @@ def on_points(part: str, mixture: Mixture, arguments: argparse.Namespace) -> Res
     """Yield a row and points for each loss and seed; the networks see data of unit variance."""
     scale = mixture.centres.std().item()
     judge = torch.Generator().manual_seed(1)
-    yield judged(part, mixture, "real", 0, mixture.draw(DRAWN, judge), None)
+    yield evaluated(part, mixture, "real", 0, mixture.draw(DRAWN, judge), None)
     for name in arguments.losses:
         for seed in arguments.seeds:
             torch.manual_seed(seed)
             generator, discriminator = Maker(POINTS.latent_dim), Scorer()
-            played = play(
-                CONTENDERS[name],
-                POINTS,
-                generator,
-                discriminator,
-                lambda chance: mixture.draw(POINTS.batch_size, chance) / scale,
-                arguments.seconds,
-                seed,
-            )
+
+            def real(chance: torch.Generator) -> torch.Tensor:
+                return mixture.draw(POINTS.batch_size, chance) / scale
+
+            seconds, players = arguments.seconds, (generator, discriminator)
+            played = play(CONTENDERS[name], POINTS, *players, real, seconds, seed)
             noise = torch.randn(DRAWN, POINTS.latent_dim, generator=judge)
             with torch.inference_mode():
                 points = played.generator(noise) * scale
-            yield judged(part, mixture, name, seed, points, played)
+            yield evaluated(part, mixture, name, seed, points, played)
 
 
-def judged(
+def evaluated(
     part: str, mixture: Mixture, name: str, seed: int, points: torch.Tensor, played: Played | None
 ) -> tuple[Row, np.ndarray]:
     """Measure points against the mixture, and against points drawn from it."""
@@ -372,9 +350,7 @@ def judged(
         even,
         manifold(real[:COVERED], points[:COVERED], K).coverage,
         sliced_distance(real, points),
-        played.gradients if played else (math.nan, math.nan),
-        played.steps if played else 0,
-        played.seconds if played else 0.0,
+        played,
     )
     print(" ".join(cells(row)), flush=True)
     return row, points.numpy()
@@ -387,7 +363,7 @@ def on_images(arguments: argparse.Namespace) -> Results:
     """Yield a row and images for each loss and seed."""
     train, test = images.load_images(arguments.train), images.load_images(arguments.test)
     extractor = load_extractor(arguments.extractor)
-    assert isinstance(extractor, Classifier), "Inception tells no digits"
+    assert isinstance(extractor, Classifier), "Inception predicts no digits"
     order = np.random.default_rng(0).permutation(len(test))
     seen = extract(test.take(order), extractor)
     yield compared("real", 0, train.take(np.arange(len(test))), extractor, seen, None)
@@ -400,9 +376,8 @@ def on_images(arguments: argparse.Namespace) -> Results:
                 player.to(memory_format=torch.channels_last)
 
             def real(chance: torch.Generator) -> torch.Tensor:
-                return train.batch(
-                    torch.randint(len(train), (IMAGES.batch_size,), generator=chance).numpy()
-                )
+                which = torch.randint(len(train), (IMAGES.batch_size,), generator=chance)
+                return train.batch(which.numpy())
 
             seconds = 60 * arguments.minutes
             played = play(CONTENDERS[name], IMAGES, generator, discriminator, real, seconds, seed)
@@ -433,9 +408,7 @@ def compared(
         counts.min() * len(counts) / counts.sum(),
         manifold(seen.features[:COVERED], fakes.features[:COVERED], K).coverage,
         frechet_distance(seen.features, fakes.features),
-        played.gradients if played else (math.nan, math.nan),
-        played.steps if played else 0,
-        played.seconds if played else 0.0,
+        played,
     )
     print(" ".join(cells(row)), flush=True)
     return row, made.batch(np.arange(STRIP**2)).numpy()
@@ -471,9 +444,10 @@ def cells(row: Row) -> list[str]:
     """Write the numbers of a row as wide as their columns are."""
     values = dict(vars(row))
     values["good"] = "" if row.good is None else f"{100 * row.good:.1f} %"
-    values["gradients"] = "{:.2g} · {:.2g}".format(*row.gradients) if row.steps else ""
-    values["steps"] = f"{row.steps:,}" if row.steps else ""
-    values["seconds"] = f"{row.seconds:.0f}" if row.steps else ""
+    played = row.played
+    values["gradients"] = "{:.2g} · {:.2g}".format(*played.gradients) if played else ""
+    values["steps"] = f"{played.steps:,}" if played else ""
+    values["seconds"] = f"{played.seconds:.0f}" if played else ""
     return [form.format(**values) for form in HEADINGS.values()]
 
 

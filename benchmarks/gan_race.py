@@ -3,8 +3,8 @@
     python benchmarks/gan_race.py --mnist mnist --extractor runs/classifier
 
 The first run is the preset ac_wgan with its 25,000 generator steps: hours on a GPU, days on a CPU
-(`--steps` for fewer). Both make a class on demand and are judged at 100 moments, by the recipe, on
-the test images; the second stops where its distance is first no larger than the first's at its end.
+(`--steps` for fewer). Both are class-conditional, and evaluated by the recipe at 100 moments on the
+test images; the second stops where its distance is first no larger than the first's at its end.
 """
 
 import argparse
@@ -25,19 +25,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25_000, help="of ac_wgan's generator")
     parser.add_argument("--minutes", type=float, default=20.0, help="of modern, at most")
     arguments = parser.parse_args()
-    slow = judged(arguments, "ac_wgan", ["--max_steps", str(arguments.steps)])
+    slow = evaluate_run(arguments, "ac_wgan", ["--max_steps", str(arguments.steps)])
     goal = slow[-1]["distance"]
-    told(f"ac_wgan, {arguments.steps:,} steps", slow[-1])
-    quick = judged(arguments, "modern", ["--conditional", "--max_minutes", str(arguments.minutes)])
+    print_entry(f"ac_wgan, {arguments.steps:,} steps", slow[-1])
+    quick = evaluate_run(
+        arguments, "modern", ["--conditional", "--max_minutes", str(arguments.minutes)]
+    )
     reached = next((entry for entry in quick if entry["distance"] <= goal), None)
     if reached is None:
-        told("modern did not get there", quick[-1])
+        print_entry("modern did not get there", quick[-1])
     else:
-        told("modern, as near", reached)
+        print_entry("modern, as near", reached)
         print(f"{slow[-1]['seconds'] / reached['seconds']:.1f} times as long")
 
 
-def judged(arguments: argparse.Namespace, preset: str, words: list[str]) -> list[dict[str, Any]]:
+def evaluate_run(
+    arguments: argparse.Namespace, preset: str, words: list[str]
+) -> list[dict[str, Any]]:
     """Train, and return what its evaluations say."""
     parts = [arguments.mnist / f"{part}-00000-of-00001.parquet" for part in ("train", "test")]
     with tempfile.TemporaryDirectory() as work:
@@ -49,7 +53,7 @@ def judged(arguments: argparse.Namespace, preset: str, words: list[str]) -> list
     return [entry for entry in map(json.loads, log) if "distance" in entry]
 
 
-def told(name: str, entry: dict[str, Any]) -> None:
+def print_entry(name: str, entry: dict[str, Any]) -> None:
     figures = [f"{key} {entry[key]:.4f}" for key in ("distance", "coverage", "label_accuracy")]
     print(f"{name}: {entry['seconds']:,.0f} s  {'  '.join(figures)}", flush=True)
 

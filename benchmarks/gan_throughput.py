@@ -56,10 +56,10 @@ def main() -> None:
             rates["recipe"].append(rate)
             rates["loop"].append(loop(arguments, preset, settings, device))
         for name, values in rates.items():
-            told = "  ".join(f"{value / 1000:.3f}" for value in values)
+            each = "  ".join(f"{value / 1000:.3f}" for value in values)
             print(
                 f"{preset:8} {name:7} {statistics.median(values) / 1000:8.3f} thousand images/s"
-                f"   of {told}",
+                f"   of {each}",
                 flush=True,
             )
         overhead = statistics.median(rates["loop"]) / statistics.median(rates["recipe"]) - 1
@@ -206,7 +206,7 @@ def dcgan(train: Images, settings: dict[str, Any], device: str) -> Step:
             fakes = generator(torch.randn(batch_size, latent_dim, device=device))
         loss = torch.zeros((), device=device)
         for seen, target in ((reals, 1.0), (fakes, 0.0)):
-            targets = target - noise * torch.rand(batch_size, device=device)
+            targets = target + noise * torch.rand(batch_size, device=device)
             scores, _ = discriminator(seen)
             loss = loss + F.binary_cross_entropy_with_logits(scores, targets)
         loss.backward()

@@ -90,7 +90,7 @@ def figures(fake: Features, real: Features, classes: int) -> dict[str, float]:
 
 
 def shown(folder: Path) -> dict[str, float]:
-    """Tell how many thousand real images the discriminator was shown."""
+    """Return how many thousand real images the discriminator was shown."""
     settings = json.loads((folder / "run.json").read_text())["settings"]
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     rows = settings["batch_size"] * settings["critic_steps"]

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("recipe_arguments", nargs="*", help="after --, flags for the recipe")
     arguments = parser.parse_args()
     classifier = load_extractor(arguments.classifier)
-    assert isinstance(classifier, Classifier), "Inception tells no digits"
+    assert isinstance(classifier, Classifier), "Inception predicts no digits"
     train, test = images.load_images(arguments.train), images.load_images(arguments.test)
     with tempfile.TemporaryDirectory() as work:
         table = Path(work) / "stacked.parquet"

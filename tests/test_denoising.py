@@ -507,7 +507,7 @@ def test_bad_strips_are_named(options, message):
 
 
 def test_what_a_model_without_classes_cannot_do_is_named():
-    with pytest.raises(ValueError, match="labels: .*unconditional"):
+    with pytest.raises(ValueError, match=r"labels: .*unconditional"):
         denoising.denoising_trajectory(real("flow"), label=1)
     with pytest.raises(ValueError, match=r"guidance: 2\.0 requires"):
         denoising.denoising_trajectory(real("flow"), guidance=2.0)

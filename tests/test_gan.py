@@ -318,7 +318,7 @@ def test_what_is_no_gan_is_refused(tmp_path, spoil, words):
 
 def test_raw_weights_that_are_not_there_are_refused(tmp_path):
     vendoring.save_pipeline(gan.GANPipeline(small()), tmp_path)
-    with pytest.raises(ValueError, match="model: .*raw weights"):
+    with pytest.raises(ValueError, match=r"model: .*raw weights"):
         gan.load_gan(tmp_path, "raw")
     with pytest.raises(ValueError, match="weights must be one of averaged, raw, got 'ema'"):
         gan.load_gan(tmp_path, "ema")

@@ -174,7 +174,7 @@ def test_labels_are_checked(labels):
 
 @pytest.mark.parametrize("kind", ["conv", "stock"])
 def test_labels_for_a_model_that_is_told_none_are_refused(kind):
-    with pytest.raises(ValueError, match="labels: .*unconditional"):
+    with pytest.raises(ValueError, match=r"labels: .*unconditional"):
         KINDS[kind]()(3, labels=[0, 1, 2])
 
 

@@ -1,4 +1,4 @@
-"""Images side by side in one picture, pixel by pixel."""
+"""Grids of images: pictures of rows and columns, progress pictures, and films."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genkit import files
 from genkit.data.order import blocks
 
 GAP = 2  # pixels of the images, between them
-SIDE = 56  # pixels that an image should have at least: smaller ones are enlarged
+SIDE = 56  # smallest side of an image, in pixels: smaller ones are enlarged
 FONT, SMALL = 18, 14
 COLOURS = 64  # of a film
 FRAME, LAST = 400, 2000  # milliseconds
@@ -30,7 +30,7 @@ def grid(images: torch.Tensor, path: Path, columns: int | None = None, gap: int 
     Args:
         images: in [-1, 1], (n, channels, height, width).
         path: the PNG to write.
-        columns: images in a row; as many as make a square unless given.
+        columns: images in a row; default: as many as make a square.
         gap: pixels between images; 0 for a seamless picture.
     """
     save(_sheet(_pixels(images), columns or math.ceil(math.sqrt(len(images))), gap), path)
@@ -39,13 +39,13 @@ def grid(images: torch.Tensor, path: Path, columns: int | None = None, gap: int 
 def rows(
     named: Mapping[str, torch.Tensor | Sequence[str]], path: Path, columns: int | None = None
 ) -> None:
-    """Lay out a row of images, or of words, for each name, which is written before it.
+    """Lay out a row of images, or of words, for each name, which stands before it.
 
     Args:
-        named: images in [-1, 1], (n, channels, height, width) each, to be compared by columns; or
-            n words, which stand under the images before them.
+        named: images in [-1, 1], (n, channels, height, width), whose columns belong together; or n
+            words, which stand under the images before them.
         path: the PNG to write.
-        columns: images in a row, after which all rows begin again below; all unless given.
+        columns: images in a row, after which all rows continue below; default: all.
     """
     count = len(next(iter(named.values())))
     names, strips = [], list[Image.Image]()
@@ -67,19 +67,20 @@ def _stack(names: Sequence[str], strips: Sequence[Image.Image], path: Path) -> N
     pen = ImageDraw.Draw(picture)
     for name, strip in zip(names, strips, strict=True):
         picture.paste(strip, (margin, top))
-        place = (margin - FONT // 2, top + strip.height // 2)
-        pen.text(place, name, INK, font, anchor="rm")
+        position = (margin - FONT // 2, top + strip.height // 2)
+        pen.text(position, name, INK, font, anchor="rm")
         top += strip.height
     save(picture, path)
 
 
 def progress(grids: Sequence[Path], names: Sequence[str], path: Path, side: int) -> None:
-    """Stack the first rows of pictures that `grid` wrote through training, the earliest on top.
+    """Stack the first rows of grids that were written in training, the earliest on top.
 
     Args:
-        grids: pictures of `side` rows each.
-        names: what to write before each.
+        grids: pictures by `grid`.
+        names: texts before each.
         path: the PNG to write.
+        side: rows of each grid.
     """
     strips = []
     for file in grids:
@@ -89,11 +90,11 @@ def progress(grids: Sequence[Path], names: Sequence[str], path: Path, side: int)
 
 
 def film(grids: Sequence[Path], names: Sequence[str], path: Path) -> None:
-    """Show pictures that `grid` wrote through training one after the other, again and again.
+    """Show grids that were written in training one after the other, in a loop.
 
     Args:
         grids: pictures of one size, the earliest first.
-        names: what to write above each.
+        names: texts above each.
         path: the GIF to write.
     """
     font, sheets = ImageFont.load_default(FONT), [_open(file) for file in grids]
@@ -116,7 +117,7 @@ def _open(file: Path) -> Image.Image:
     """Read a picture that `grid` wrote.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     try:
         with Image.open(file) as picture:
@@ -126,13 +127,13 @@ def _open(file: Path) -> Image.Image:
 
 
 def save(picture: Image.Image, path: Path, kind: str = "png", **options: Any) -> None:
-    """Write the picture whole or not at all."""
+    """Write a picture completely or not at all."""
     with files.written_whole(path) as scratch:
         picture.save(scratch, kind, **options)
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:
-    """Return (n, height, width, 3) uint8, enlarged by whole pixels if the images are small."""
+    """Return (n, height, width, 3) uint8; small images are enlarged by a whole factor."""
     levels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     values = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     times = max(1, math.ceil(SIDE / max(values.shape[1:3])))
