@@ -82,7 +82,7 @@ def test_samples_are_mean_and_noise():
     assert torch.equal(model(images)["latents"], seen["mean"][None])
 
 
-def test_what_a_model_is_told_changes_what_it_says():
+def test_conditional_autoencoder_depends_on_the_class():
     for kind in ("dense", "conv"):
         model = network(network=kind, labels=4, variational=True)
         images, latents = some_images(1), random(1, 3)

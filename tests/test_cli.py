@@ -333,6 +333,8 @@ def test_evaluate_tells_text_from_images(trained, drawer, text_file, tmp_path, c
 
     out = here(capsys, "evaluate", trained, "--data", text_file, "--stride", 16)
     assert out == f"{genkit.perplexity(text_file.read_text(), model=trained, stride=16)}\n"
+    for data in (text_file, [text_file.read_text()]):
+        assert out == f"{genkit.evaluate(trained, data, stride=16)}\n"
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(drawer), "--data", "digits"])
     assert "extractor is required" in capsys.readouterr().err

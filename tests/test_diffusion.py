@@ -72,7 +72,7 @@ def test_networks_fit_any_size_and_all_of_them_learns(size, widths, options):
     )
 
 
-def test_a_network_that_is_told_classes_has_one_more_for_none():
+def test_make_unet_has_one_more_class_for_no_class():
     unet = tiny(labels=5)
     assert unet.config.num_class_embeds == 6 and tiny().config.num_class_embeds is None
     images = normal(1, 1, 8, 8).expand(6, -1, -1, -1)
@@ -183,7 +183,7 @@ def test_the_largest_offset_does_not_lead_beyond_the_last_time():
 
 
 @pytest.mark.parametrize(("objective", "schedule"), KINDS)
-def test_what_a_network_tells_is_the_image_it_means(objective, schedule):
+def test_predicted_image_inverts_target(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)
     way = diffusion_losses.noising_at_quantiles(
         scheduler, 0.98 * even_ranks(64)
@@ -419,14 +419,14 @@ def test_ten_steps_of_a_solver_are_near_where_a_thousand_lead(name):
     assert error < {"dpm++": 0.01, "unipc": 0.04}[name] and error < plain / 2
 
 
-def test_nothing_is_told_of_settings_that_a_sampler_does_not_know(caplog, capfd):
+def test_make_sampler_warns_of_no_unknown_settings(caplog, capfd):
     diffusion.make_sampler(diffusion.make_scheduler("flow"))
     for name in diffusion.SAMPLERS:
         diffusion.make_sampler(diffusion.make_scheduler("epsilon"), name)
     assert caplog.text == "" and capfd.readouterr() == ("", "")
 
 
-def test_a_step_tells_all_of_itself():
+def test_denoise_yields_whole_steps():
     scheduler = diffusion.make_scheduler("flow")
     made, noise = diffusion.make_sampler(scheduler, "euler", 5), normal(2, 1, 4, 4)
     steps = list(diffusion.denoise(exact_network(scheduler), made, noise))
@@ -522,7 +522,7 @@ def test_gradients_pass_through_decoding():
     assert latents.grad.isfinite().all() and latents.grad.abs().sum() > 0
 
 
-def test_another_network_is_asked_in_the_units_place():
+def test_pipeline_calls_a_given_network_instead_of_the_unet():
     pipeline, asked = pipeline_of(), []
 
     def network(seen, times, labels):

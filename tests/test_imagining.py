@@ -144,7 +144,7 @@ def test_global_random_state_is_neither_read_nor_changed(folder):
     assert same(*pictures)
 
 
-def test_a_seed_that_was_drawn_is_told(sd):
+def test_imagine_records_a_random_seed(sd):
     first, second = (imagine("a fox", model=sd, steps=2) for _ in range(2))
     assert first.seed != second.seed and not same(first, second)
     assert same(first, imagine("a fox", model=sd, steps=2, seed=first.seed))
@@ -180,7 +180,7 @@ def test_evaluations_are_those_of_the_network(copy):
     assert picture.evaluations == sum(rows) == 14 and picture.scheduler == "HeunDiscreteScheduler"
 
 
-def test_the_pipelines_own_steps_and_guidance_are_told(folders):
+def test_imagine_records_default_steps_and_guidance(folders):
     source = text2image.find_source(str(folders["sd3"]))
     assert source.parameters["num_inference_steps"].default == 28
     picture = imagine("a fox", model=folders["sd3"], seed=1)
@@ -309,7 +309,7 @@ def test_pipelines_that_need_more_than_words_are_not_known():
         (12 * 10**9, 16 * GIB, 80 * GIB, True, Placement("cuda", torch.bfloat16)),
     ],
 )
-def test_a_pipeline_is_placed_by_what_the_machine_has(parameters, memory, gpu, bfloat16, wanted):
+def test_choose_placement_by_parameters_and_memory(parameters, memory, gpu, bfloat16, wanted):
     assert choose_placement(parameters, memory, gpu, bfloat16) == wanted
 
 
@@ -446,7 +446,7 @@ def test_an_adapter_that_leads_elsewhere_is_refused(copy):
     refused(copy, "adapter_config.json leads to weights elsewhere")
 
 
-def test_what_is_no_text_to_image_pipeline_is_told_of(copy, tmp_path):
+def test_find_source_refuses_other_pipelines(copy, tmp_path):
     refused(tmp_path, "model: .* holds no pipeline")
     (copy / "model_index.json").write_text("no JSON")
     refused(copy, "model: .*model_index.json cannot be read as JSON")
@@ -462,13 +462,13 @@ def test_what_is_no_text_to_image_pipeline_is_told_of(copy, tmp_path):
     refused(tmp_path / "ddpm", "is a DDPMPipeline; give a text-to-image")
 
 
-def test_damaged_settings_are_told_of(copy):
+def test_imagine_refuses_damaged_settings(copy):
     for damaged in ("no JSON", "[1]"):
         (copy / "unet" / "config.json").write_text(damaged)
         refused(copy, f"model: {copy / 'unet' / 'config.json'} ")
 
 
-def test_damaged_weights_are_told_of(copy):
+def test_imagine_refuses_damaged_weights(copy):
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     for damaged in (whole[:-100], b"", whole[:8] + b"\xff" * 40 + whole[48:]):

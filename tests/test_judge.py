@@ -200,7 +200,7 @@ def test_real_images_are_looked_at_once(classifier, monkeypatch, tmp_path):
 # ---- the figures
 
 
-def test_real_images_get_the_floor(judge):
+def test_judge_gives_held_out_images_the_baseline(judge):
     """The images that made the baseline, judged as generated ones: every figure is its baseline."""
     record = judge.judge(judge.held_out_images)
     assert len(record.figures) == 10
@@ -291,7 +291,7 @@ def test_margins_cover_what_new_draws_would_give(shift):
             assert 0.75 < told.mean() / (1.96 * drawn.std()) < 1.35, name
 
 
-def test_labels_are_judged_by_name(judge):
+def test_judge_matches_labels_by_name(judge):
     """The accuracy is of names, in whatever order the classes of images are numbered."""
     fakes, truth = digits(0, 200), DIGITS.labels[:200]
     right = judge.judge(fakes, truth).figures["label accuracy"]
@@ -334,7 +334,7 @@ def test_a_verdict_is_the_same_again_and_changes_no_random_state(judge):
     assert random.getstate() == pythons
 
 
-def test_the_record_tells_its_protocol(judge):
+def test_evaluation_prints_its_protocol(judge):
     told = {"weights": "EMA", "sampler": "DDIM", "evaluations": 50, "seed": 3}
     record = judge.judge(noisy(digits(0, 60), 0.3), name="runs/some", **told)
     text = str(record)
@@ -361,7 +361,7 @@ def save_autoencoder(folder: Path, labels: int = 0) -> Path:
     return folder
 
 
-def test_a_saved_model_is_drawn_from_and_judged(judge, classifier, tmp_path):
+def test_evaluate_samples_a_saved_autoencoder(judge, classifier, tmp_path):
     folder = save_autoencoder(tmp_path)
     record = genkit.evaluate(
         folder, "digits", extractor=classifier, count=40, seed=0, weights="raw"
@@ -380,7 +380,7 @@ def test_a_saved_model_is_drawn_from_and_judged(judge, classifier, tmp_path):
     assert "label accuracy" not in record.figures
 
 
-def test_a_model_that_is_told_classes_is_asked_for_those_of_the_data(classifier, tmp_path):
+def test_evaluate_samples_classes_as_in_the_data(classifier, tmp_path):
     folder = save_autoencoder(tmp_path, labels=10)
     record = genkit.evaluate(folder, "digits", extractor=classifier, count=40)
     assert 0 <= record.figures["label accuracy"].value <= 1
@@ -404,7 +404,7 @@ def save_gan(folder: Path, labels: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("weights", [None, "averaged", "raw"])
-def test_a_gan_is_drawn_from_and_judged(judge, classifier, tmp_path, weights):
+def test_evaluate_samples_a_saved_gan(judge, classifier, tmp_path, weights):
     folder = save_gan(tmp_path)
     given = {"extractor": classifier, "count": 40, "weights": weights}
     record = genkit.evaluate(folder, "digits", **given)
@@ -420,7 +420,7 @@ def test_a_gan_is_drawn_from_and_judged(judge, classifier, tmp_path, weights):
     assert (f"{weights} weights" if weights else "unknown weights") in str(record)
 
 
-def test_a_gan_that_is_told_classes_is_asked_for_those_of_the_data(judge, classifier, tmp_path):
+def test_evaluate_samples_a_conditional_gan_by_classes_of_the_data(judge, classifier, tmp_path):
     folder = save_gan(tmp_path, labels=10)
     record = genkit.evaluate(folder, "digits", extractor=classifier, count=40)
     labels = proportional_labels(judge.real_images, 40)
@@ -428,7 +428,7 @@ def test_a_gan_that_is_told_classes_is_asked_for_those_of_the_data(judge, classi
     assert "label accuracy" in record.figures and record.figures == expected.figures
 
 
-def test_unlabelled_images_judge_what_is_told_labels(judge, classifier, tmp_path):
+def test_evaluate_takes_labels_with_unlabelled_data(judge, classifier, tmp_path):
     plain = dataclasses.replace(DIGITS, labels=None, names=[])
     wanted = {"extractor": classifier, "count": 40, "labels": [3] * 40}
     record = genkit.evaluate(save_gan(tmp_path / "gan", labels=10), plain, **wanted)

@@ -256,7 +256,7 @@ def test_the_plane_follows_the_normal_quantiles(side, dims):
     torch.testing.assert_close(record.images, pipeline.decode(record.latents).detach())
 
 
-def test_the_plane_is_placed_where_the_latents_lie():
+def test_plane_maps_noise_to_latents():
     pipeline = linear(noise_to_latent=True)
     record = latent.plane(pipeline, 3, (0, 2))
     noise = torch.zeros(9, 3)
@@ -601,7 +601,7 @@ def test_the_record_says_what_was_found(request, kind, digits, tmp_path):
     assert assert_picture(tmp_path / "found.png").shape[0] == 3 * (56 + 4) + 2 * image_grid.SMALL
 
 
-def test_the_best_place_on_the_way_is_kept():
+def test_project_returns_the_best_point_of_the_descent():
     """A start is right, and a strong pull leads away from it."""
     pipeline = flat()
     noise = torch.randn(6, generator=torch.Generator().manual_seed(11))
@@ -649,7 +649,7 @@ def test_an_image_is_projected_alike_in_every_company(vae, digits, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["conditional", "conditional_drawer", "flat"])
-def test_projection_is_told_classes(request, kind):
+def test_project_conditions_on_classes(request, kind):
     pipeline = flat(labels=10) if kind == "flat" else request.getfixturevalue(kind)
     with torch.no_grad():
         target = pipeline.decode(draws(3, *pipeline.latent_shape), [1, 5, 9])
@@ -659,7 +659,7 @@ def test_projection_is_told_classes(request, kind):
     assert (wrong.error > 10 * right.error).all()
 
 
-def test_the_encoder_is_told_classes(conditional):
+def test_encode_conditions_on_classes(conditional):
     with torch.no_grad():
         target = conditional.decode(draws(3, DIM), [1, 5, 9])
     right = projection.project(conditional, target, steps=1, labels=[1, 5, 9])

@@ -99,7 +99,7 @@ def test_small_pixels_are_their_own_features():
 # ---- figures
 
 
-def test_real_images_get_their_floor(watching):
+def test_monitor_gives_real_images_the_baseline(watching):
     which = some(900)
     figures = watching.measure(TRAIN.batch(which), TRAIN.classes(which))
     assert set(figures) == set(watching.baseline)
@@ -133,7 +133,7 @@ def test_few_images_are_found_by_their_birthdays(extractor, classifier):
     assert found == sorted(found, reverse=True)
 
 
-def test_sorted_images_are_judged_as_shuffled_ones(watching):
+def test_measure_does_not_depend_on_order(watching):
     which = some(900)
     by_class = which[np.argsort(TRAIN.classes(which).numpy(), kind="stable")]
     first, second = (watching.measure(TRAIN.batch(each)) for each in (which, by_class))
@@ -260,7 +260,7 @@ def kinds(log: list[dict], loss: str = "non_saturating", baseline=FLOOR) -> list
     return [(trouble.step, trouble.kind) for trouble in find_troubles(log, loss, baseline)]
 
 
-def test_a_healthy_game_has_no_troubles():
+def test_find_troubles_finds_none_in_healthy_training():
     assert kinds(game_of(GOOD, GOOD, GOOD)) == []
     assert kinds([]) == kinds(game_of(GOOD, every=3)) == []
 
@@ -340,7 +340,7 @@ def test_a_saturated_discriminator(loss, value):
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "wasserstein"])
-def test_a_discriminator_that_is_told_nothing(loss):
+def test_find_troubles_finds_a_discriminator_at_chance(loss):
     scores = torch.linspace(-2, 2, 4001)
     values = torch.stack([discriminator_loss(loss, score, score) for score in scores])
     told_nothing = values.min().item()

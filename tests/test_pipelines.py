@@ -173,7 +173,7 @@ def test_labels_are_checked(labels):
 
 
 @pytest.mark.parametrize("kind", ["conv", "stock"])
-def test_labels_for_a_model_that_is_told_none_are_refused(kind):
+def test_unconditional_pipeline_refuses_labels(kind):
     with pytest.raises(ValueError, match=r"labels: .*unconditional"):
         KINDS[kind]()(3, labels=[0, 1, 2])
 
@@ -294,7 +294,7 @@ def test_weights_in_pickles_are_refused(kind, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-def test_what_is_no_autoencoder_is_told_of(tmp_path):
+def test_load_autoencoder_refuses_other_models(tmp_path):
     (folder,) = saved_kinds(tmp_path, "conv").values()
     index = folder / "model_index.json"
     facts = json.loads(index.read_text())

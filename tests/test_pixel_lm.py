@@ -422,6 +422,6 @@ ONE = torch.zeros(1, 1, 6, 5)
         (lambda: TOLD.complete(ONE[:0], [], 3), "images: there are none"),
     ],
 )
-def test_bad_input_is_told(call, message):
+def test_invalid_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -96,7 +96,7 @@ def test_more_rows_than_are_drawn_at_a_time(saved):
 
 
 @pytest.mark.parametrize("name", ["gan", "flow", "pixels"])
-def test_without_a_seed_one_is_drawn_and_told(saved, name):
+def test_sample_without_seed_records_a_random_one(saved, name):
     first, second = (genkit.sample(saved / name, 3) for _ in range(2))
     assert first.seeds != second.seeds and not torch.equal(first.images, second.images)
     assert first.seeds == list(range(first.seeds[0], first.seeds[0] + 3))
@@ -123,7 +123,7 @@ def test_global_random_state_is_neither_read_nor_changed(saved, name):
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_a_class_is_told_once_or_for_each(saved, name):
+def test_sample_takes_one_label_or_one_for_each(saved, name):
     options = {"seed": 0, "steps": 3 if name in DIFFUSION else None}
     one = genkit.sample(saved / name, 3, label=2, **options)
     assert one.labels == [2, 2, 2]
@@ -381,7 +381,7 @@ def test_a_network_that_is_not_compiled_is_not_kept():
 # ---- judged
 
 
-def test_a_diffusion_model_is_judged(saved):
+def test_evaluate_takes_a_diffusion_model(saved):
     options = {"extractor": features.PixelFeatures(), "count": 30}
     record = genkit.evaluate(saved / "flow", "digits", **options)
     assert (record.protocol.count, record.protocol.evaluations) == (30, 29)
@@ -451,12 +451,12 @@ def test_what_cannot_work_is_refused_by_name(saved, name, options, message):
 
 
 @pytest.mark.parametrize("model", ["nowhere/at-all", "no such folder 🦉", "a/b/c"])
-def test_what_is_neither_a_folder_nor_on_the_hub_is_told_of(model):
+def test_sample_refuses_an_unknown_model(model):
     with pytest.raises(ValueError, match=f"model: cannot load '{model}', neither from a folder"):
         genkit.sample(model)
 
 
-def test_a_folder_that_holds_no_model_is_told_of(tmp_path):
+def test_sample_refuses_a_folder_without_a_model(tmp_path):
     folder = tmp_path / "empty 🦉"
     folder.mkdir()
     with pytest.raises(ValueError, match=r"model: .*empty 🦉' holds no model .* a recipe"):
