@@ -62,10 +62,12 @@ class Settings(ImageSettings):
     spectral: bool = setting(False, "spectral normalisation of the discriminator")
     conditional: bool = setting(False, "class-conditional model; always so in ac_wgan")
     generator_conditioning: str | None = setting(
-        None, "class-conditioning of the generator", choices=gan.GENERATOR_CONDITIONING
+        None,
+        "class-conditioning of the generator, with --conditional",
+        choices=gan.GENERATOR_CONDITIONING,
     )
     discriminator_conditioning: str | None = setting(
-        None, "class-conditioning of the discriminator", choices=gan.DISCRIMINATOR_CONDITIONING
+        None, "class-conditioning of the discriminator, too", choices=gan.DISCRIMINATOR_CONDITIONING
     )
     loss: str = setting(CHOSEN, "loss of both networks", choices=gan_losses.LOSSES)
     critic_steps: int = setting(CHOSEN, "discriminator steps for each generator step", least=1)

@@ -81,7 +81,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     values: dict[str, Any] = {"batch_size": 64, "ema": 0.999, "optimizer": "muon"}
     values |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 5.0}
     values |= {"learning_rate": 1e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
-    return values | {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+    precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+    return values | precision | {"compile": False}
 
 
 def main() -> None:
