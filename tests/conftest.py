@@ -1,20 +1,24 @@
 import os
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# no network but with -m hub: set before huggingface_hub, which reads it once, is imported
+if "hub" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:  # which inherits it
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
 from builders import ACCELERATE, ROOT, TINY, Train
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No network, but with -m hub: before anything reads this variable; and no time limits."""
+    """No time limits of hypothesis; a core for each process of the tests."""
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=slow)
     hypothesis.settings.load_profile("patient")
-    if config.getoption("markexpr") != "hub":
-        os.environ["HF_HUB_OFFLINE"] = "1"
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):  # threads that share a core wait for each other
         cores = sorted(os.sched_getaffinity(0))
