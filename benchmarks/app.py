@@ -32,7 +32,7 @@ from app_models import (  # type: ignore[import-not-found]  # noqa: E402
 from visitors import DRAW, Visitor  # type: ignore[import-not-found]  # noqa: E402
 
 MODELS = ("language", "reader", "two_latents")
-SOME = ["told", "one after the other", 0, 16, "dpm++", 20, 1.0]  # images, and steps
+SOME = ["class_conditional", "one after the other", 0, 16, "dpm++", 20, 1.0]  # images, and steps
 
 
 def main() -> None:
@@ -51,21 +51,21 @@ def main() -> None:
             redraw(address)  # the model is loaded
             print(f"all loaded after {time.perf_counter() - start:.1f} s")
             times = in_browser(address, repeats) or [timed(address, i) for i in range(repeats)]
-    tell = 1000 * statistics.median(times), 1000 * sorted(times)[int(0.95 * len(times))]
-    print(f"redrawn in {tell[0]:.0f} ms (median), {tell[1]:.0f} ms (95 %), {repeats} times")
+    middle, late = 1000 * statistics.median(times), 1000 * sorted(times)[int(0.95 * len(times))]
+    print(f"redrawn in {middle:.0f} ms (median), {late:.0f} ms (95 %), {repeats} times")
     crowd(arguments.greedy)
 
 
 def crowd(count: int, times: int = 10) -> None:
-    """Tell how soon a visitor is served among so many greedy ones."""
+    """Measure how soon a visitor is served among so many greedy ones."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("language", "told"):
+        for name in ("language", "class_conditional"):
             MAKE[name](Path(folder) / name)
         with served([folder]) as address:
             redraw(address)
             greedy = [Visitor(address, f"greedy{i}") for i in range(count)]
             for each in greedy:
-                each.choose("told")
+                each.choose("class_conditional")
                 each.join("draw", DRAW)
                 each.listen()
             took = [served_in(address, f"other{i}") for i in range(times)]
@@ -83,7 +83,7 @@ def crowd(count: int, times: int = 10) -> None:
 def served_in(address: str, session: str) -> tuple[float, float]:
     """Return the seconds until a new visitor has some images, and the next token."""
     visitor = Visitor(address, session)
-    visitor.choose("told")
+    visitor.choose("class_conditional")
     start = time.perf_counter()
     visitor.join("draw", SOME)
     visitor.listen()

@@ -1,15 +1,15 @@
-"""Spoil saved folders, runs and requests at random, and see that nothing gets through.
+"""Corrupt saved folders, runs and requests at random, and check that nothing gets through.
 
     python benchmarks/fuzz.py --part folders --count 10000 --seed 0
     python benchmarks/fuzz.py --part runs --count 2000
     python benchmarks/fuzz.py --part requests --count 2000
-    python benchmarks/fuzz.py --part folders --seconds 60       # as many as there is time for
+    python benchmarks/fuzz.py --part folders --seconds 60       # for a minute
     python benchmarks/fuzz.py --part folders --example '{"kind": …}'   # one of those printed
 
-What has broken before comes first, then what hypothesis draws. Every example runs in a fork that is
-watched (see fuzz_watch.py): its answer must be a result or one line. Of each kind of failure one is
-made as small as it can be by leaving changes out, and printed. Two processes are two commands with
-other seeds. A Hub on loopback stands for the real one.
+Examples that failed in the past come first, then those that hypothesis draws. Every example runs in
+a fork that is watched (see fuzz_watch.py): its answer must be a result or one line. The first
+failure of each kind is made smaller by leaving changes out, and printed. To use two cores, run two
+commands with different seeds. A Hub on loopback stands in for the real one.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ Example = dict[str, Any]
 
 
 class Part(Protocol):
-    """What is spoilt: folders, runs or requests."""
+    """What is corrupted: folders, runs or requests."""
 
     seeds: list[Example]
     strategy: Any
 
     def run(self, example: Example) -> Any:
-        """Return the outcome of an example, or None where it cannot be made."""
+        """Return the outcome of an example, or None if it cannot be made."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("folders", "runs", "requests"), required=True)
-    parser.add_argument("--count", type=int, default=10**9, help="of examples, beside the seeds")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="to go on for")
+    parser.add_argument("--count", type=int, default=10**9, help="examples beside past failures")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--example", help="run this one alone, as it was printed")
-    parser.add_argument("--no_seeds", action="store_true", help="leave out what has broken before")
+    parser.add_argument("--example", help="run only this one, as it was printed")
+    parser.add_argument("--no_seeds", action="store_true", help="skip past failures")
     arguments = parser.parse_args()
     if arguments.count == 10**9 and arguments.seconds == float("inf"):
         arguments.count = 1000
@@ -66,13 +66,13 @@ def main() -> None:
             end = time.monotonic() + arguments.seconds
             for example in given:
                 tally.add(example)
-            _draw(tally, arguments.count, arguments.seed, end)
+            _draw_examples(tally, arguments.count, arguments.seed, end)
     print(tally)
     sys.exit(bool(tally.failures))
 
 
 def _environment(home: Path) -> None:
-    """Everything that is written goes below one folder, one thread works, and no Hub but ours."""
+    """Direct all files below one folder, and use one thread."""
     os.environ |= {
         "GENKIT_CACHE": str(home / "scratch/cache"),
         "TMPDIR": str(home / "scratch"),
@@ -86,7 +86,7 @@ def _environment(home: Path) -> None:
     tempfile.tempdir = str(home / "scratch")
 
 
-def _draw(tally: Tally, count: int, seed: int, end: float) -> None:
+def _draw_examples(tally: Tally, count: int, seed: int, end: float) -> None:
     """Draw examples and run them, until there are enough or the time is over."""
     import hypothesis
 
@@ -112,7 +112,7 @@ def _draw(tally: Tally, count: int, seed: int, end: float) -> None:
 
 
 class Tally:
-    """What came of the examples so far."""
+    """The outcomes of the examples so far."""
 
     def __init__(self, part: Part, name: str) -> None:
         self.part, self.name, self.started = part, name, time.monotonic()
@@ -121,7 +121,7 @@ class Tally:
         self.memory, self.longest = 0, 0.0
 
     def add(self, example: Example) -> None:
-        """Run an example, and print it if it fails as none before it did."""
+        """Run an example, and print it if its kind of failure is new."""
         outcome = self.part.run(example)
         if outcome is None:
             return
@@ -130,26 +130,26 @@ class Tally:
         self.longest = max(self.longest, outcome.seconds)
         if outcome.kind != "failure":
             return
-        sort = _sort(outcome.text)
-        self.failures[sort] += 1
-        if self.failures[sort] == 1:
-            small = self._smaller(example, sort)
+        kind = _failure_kind(outcome.text)
+        self.failures[kind] += 1
+        if self.failures[kind] == 1:
+            small = self._shrink(example, kind)
             print(f"FAILED: {outcome.text:.400}\n  --part {self.name} --example", end=" ")
             print(f"'{json.dumps(small)}'", flush=True)
 
-    def _smaller(self, example: Example, sort: str) -> Example:
+    def _shrink(self, example: Example, kind: str) -> Example:
         """Leave out changes, or headers, as long as the example fails in the same way."""
         name = "changes" if "changes" in example else "headers"
         for i in range(len(example[name])):
             fewer = example | {name: example[name][:i] + example[name][i + 1 :]}
             outcome = self.part.run(fewer)
-            if outcome and outcome.kind == "failure" and _sort(outcome.text) == sort:
-                return self._smaller(fewer, sort)
+            if outcome and outcome.kind == "failure" and _failure_kind(outcome.text) == kind:
+                return self._shrink(fewer, kind)
         return example
 
     def __str__(self) -> str:
         seconds, total = time.monotonic() - self.started, sum(self.counts.values())
-        kinds = ", ".join(f"{count} times: {sort}" for sort, count in self.failures.most_common())
+        kinds = ", ".join(f"{count} times: {kind}" for kind, count in self.failures.most_common())
         return (
             f"{self.name}: {total:,} examples in {seconds:,.0f} s, {self.counts['result']:,} "
             f"results, {self.counts['refusal']:,} refusals of one line, "
@@ -158,7 +158,7 @@ class Tally:
         )
 
 
-def _sort(text: str) -> str:
+def _failure_kind(text: str) -> str:
     """Return what failures of one kind have in common."""
     return re.sub(r"\(.*|'.*|[\d,.]+|/\S+", "", text.splitlines()[0] if text else "")[:60].strip()
 
@@ -173,8 +173,8 @@ def _part(name: str, home: Path) -> Any:
 
 @contextlib.contextmanager
 def _folders(home: Path) -> Iterator[Part]:
-    hub, told = _hub(home / "scratch/hf")
-    os.environ |= told
+    hub, variables = _start_hub(home / "scratch/hf")
+    os.environ |= variables
     import torch
 
     from benchmarks import fuzz_folders, fuzz_models, fuzz_watch
@@ -195,7 +195,7 @@ def _folders(home: Path) -> Iterator[Part]:
 
 
 def _warm(models: Any, folder: Path) -> None:
-    """Use everything once in this process, so that forks find it imported."""
+    """Use everything once in this process, so that forks have it imported."""
     for kind, uses in models.USES.items():
         for name, use in uses.items():
             if name not in (models.PUSH, "stage"):
@@ -203,8 +203,8 @@ def _warm(models: Any, folder: Path) -> None:
                     use(folder / kind)
 
 
-def _hub(cache: Path) -> tuple[int, dict[str, str]]:
-    """Start a Hub on loopback in a process of its own: its number, and what leads to it."""
+def _start_hub(cache: Path) -> tuple[int, dict[str, str]]:
+    """Start a Hub on loopback; return its process and the environment of its clients."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -214,9 +214,9 @@ def _hub(cache: Path) -> tuple[int, dict[str, str]]:
             os.write(send, json.dumps(hub.environment(cache)).encode())
             signal.pause()
     os.close(send)
-    told = json.loads(os.read(receive, 1 << 16))
+    variables = json.loads(os.read(receive, 1 << 16))
     os.close(receive)
-    return child, told
+    return child, variables
 
 
 @contextlib.contextmanager

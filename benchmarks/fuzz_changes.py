@@ -1,7 +1,7 @@
 """Small changes of single files: of JSON, of safetensors, of a file as a whole.
 
 In the values of changes `@outside` stands for a folder that nothing may touch, `@canary` for a file
-that only code of the example would make; `{"@repeat": [text, times]}`, `{"@list": count}` and
+that only code of the example would create; `{"@repeat": [text, times]}`, `{"@list": count}` and
 `{"@deep": depth}` for values that are long to print.
 """
 
@@ -39,28 +39,18 @@ EXTRA += [
     "-rf.json",
     "$(touch x).json",
 ]
-# what a change raises that does not go with those before it
+# what a change raises if an earlier change has made it impossible
 CANNOT: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, StopIteration)
 CANNOT += (AttributeError, RecursionError, ArithmeticError, struct.error)
 CODE = "from pathlib import Path\nPath({canary!r}).touch()\nclass Own: pass\nGenerator = X = Own\n"
 
 
-class Bomb:
-    """A pickle that makes the canary."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.canary,)
-
-
-def written(value: Any, world: World) -> Any:
-    """Write out what a value of a change stands for."""
+def expand(value: Any, world: World) -> Any:
+    """Return the value that a value of a change stands for."""
     if isinstance(value, str):
         return value.replace("@outside", str(world.outside)).replace("@canary", str(world.canary))
     if isinstance(value, list):
-        return [written(each, world) for each in value]
+        return [expand(each, world) for each in value]
     if not isinstance(value, dict):
         return value
     if "@repeat" in value:
@@ -71,10 +61,10 @@ def written(value: Any, world: World) -> Any:
     if "@tokens" in value:
         flags = dict.fromkeys(("special", "lstrip", "rstrip", "single_word", "normalized"), False)
         return [{"id": i, "content": f"t{i}", **flags} for i in range(value["@tokens"])]
-    return {written(key, world): written(each, world) for key, each in value.items()}
+    return {expand(key, world): expand(each, world) for key, each in value.items()}
 
 
-def edit(file: Path, keys: list[Any], value: Any, world: World) -> None:
+def edit_json(file: Path, keys: list[Any], value: Any, world: World) -> None:
     """Set, or with the value `@delete` drop, what lies at some keys of a JSON file."""
     found = json.loads(file.read_text(encoding="utf-8"))
     if not keys:
@@ -86,15 +76,15 @@ def edit(file: Path, keys: list[Any], value: Any, world: World) -> None:
         if value == "@delete":
             del inner[keys[-1]]
         else:
-            inner[written(keys[-1], world)] = written(value, world)
+            inner[expand(keys[-1], world)] = expand(value, world)
     text = json.dumps(found)
     if isinstance(value, dict) and "@deep" in value:
         text = text.replace(json.dumps(value), "[" * value["@deep"] + "]" * value["@deep"])
     file.write_text(text, encoding="utf-8")
 
 
-def spell(file: Path, how: str) -> None:
-    """Write a JSON file in another way, or in a wrong one."""
+def rewrite_json(file: Path, how: str) -> None:
+    """Write a JSON file in another encoding or spelling, or damage it."""
     text = file.read_text(encoding="utf-8")
     if how == "bom":
         file.write_text(text, encoding="utf-8-sig")
@@ -116,13 +106,13 @@ def spell(file: Path, how: str) -> None:
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
 
-def spoil(file: Path, how: str, number: int, world: World) -> None:
+def change_file(file: Path, how: str, number: int, world: World) -> None:
     """Change a file as a whole."""
     data, other = file.read_bytes(), world.outside / f"out{file.suffix}"
     if how in ("cut", "append", "flip", "empty"):
-        place = number % max(len(data), 1)
-        flipped = data[:place] + bytes([data[place] ^ (1 << number % 8)]) + data[place + 1 :]
-        made = {"cut": data[:place], "append": data + b"\0" * (number % 4096), "empty": b""}
+        offset = number % max(len(data), 1)
+        flipped = data[:offset] + bytes([data[offset] ^ (1 << number % 8)]) + data[offset + 1 :]
+        made = {"cut": data[:offset], "append": data + b"\0" * (number % 4096), "empty": b""}
         file.write_bytes(made.get(how, flipped))
         return
     file.unlink()
@@ -156,17 +146,17 @@ def spoil(file: Path, how: str, number: int, world: World) -> None:
         file.write_text(json.dumps({"secret": SECRET}))
 
 
-def head(file: Path, how: str, number: int) -> None:
+def change_header(file: Path, how: str, number: int) -> None:
     """Change the header, or the numbers, of a file of safetensors."""
     data = file.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     header, body = json.loads(data[8 : 8 + size]), bytearray(data[8 + size :])
-    told = {"longer": size + 99, "shorter": size - 9, "huge": 1 << 62, "negative": (1 << 64) - 1}
-    if how in told:
-        file.write_bytes(struct.pack("<Q", told[how]) + data[8:])
+    sizes = {"longer": size + 99, "shorter": size - 9, "huge": 1 << 62, "negative": (1 << 64) - 1}
+    if how in sizes:
+        file.write_bytes(struct.pack("<Q", sizes[how]) + data[8:])
         return
     names = [name for name in header if name != "__metadata__"]
-    if how in ("nan", "inf"):  # which whole numbers cannot be
+    if how in ("nan", "inf"):  # of floating-point numbers only
         names = [name for name in names if header[name]["dtype"] == "F32"]
     name = names[number % len(names)]
     tensor = header[name]
@@ -187,7 +177,7 @@ def head(file: Path, how: str, number: int) -> None:
     elif how == "transposed":
         tensor["shape"] = tensor["shape"][::-1]
     elif how == "missing":
-        return _without(file, name)
+        return _delete_tensor(file, name)
     elif how == "extra":
         header["extra"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}
         body += b"\0" * 4
@@ -206,8 +196,8 @@ def head(file: Path, how: str, number: int) -> None:
     return None
 
 
-def _without(file: Path, name: str) -> None:
-    """Leave out a tensor."""
+def _delete_tensor(file: Path, name: str) -> None:
+    """Write a file of safetensors anew without a tensor."""
     tensors = load_file(file)
     del tensors[name]
     save_file(tensors, file, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""Tiny saved models of every kind to spoil, and what is done with each."""
+"""Tiny saved models of every kind to corrupt, and the uses of each."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def sharded(folder: Path) -> None:
     for file, kept in parts.items():
         save_file({name: tensors[name] for name in kept}, folder / file, {"format": "pt"})
     index = {name: file for file, kept in parts.items() for name in kept}
-    told = {"metadata": {"total_size": whole.stat().st_size}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(told))
+    table = {"metadata": {"total_size": whole.stat().st_size}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(table))
     whole.unlink()
 
 
-def looker(folder: Path) -> None:
+def image_classifier(folder: Path) -> None:
     """An image classifier."""
     classifier.save_classifier(
         classifier.make_model("abc", (1, 8, 8), depth=1, width=4), (1, 8, 8), folder
@@ -71,29 +71,29 @@ MAKE: dict[str, Callable[[Path], None]] = {
     "text": app_models.language,
     "sharded": sharded,
     "answers": app_models.reader,
-    "classifier": looker,
+    "classifier": image_classifier,
     "autoencoder": builders.tiny_autoencoder,
     "gan": two_weights,
     "diffusion": builders.tiny_denoiser("epsilon"),
-    "told": builders.tiny_denoiser("v", 4, "cosine"),
+    "class_conditional": builders.tiny_denoiser("v", 4, "cosine"),
     "pixels": builders.tiny_pixels,
     "pictures": pictures,
 }
 
 
 def make(folder: Path) -> None:
-    """Write all of them into a folder."""
+    """Write all kinds into a folder."""
     for name, save in MAKE.items():
         torch.manual_seed(0)
         save(folder / name)
 
 
 # ---------------------------------------------------------------------------------------------
-# What is done with them
+# Uses
 
 
 def _finite(values: Any) -> None:
-    """Refuse to call a result what is not a number."""
+    """Fail if a value is not finite."""
     if not bool(torch.as_tensor(values).isfinite().all()):
         raise ArithmeticError("the result is not finite")
 
@@ -117,18 +117,18 @@ def _answer(folder: Path) -> object:
 
 
 def _sample(folder: Path) -> object:
-    drawn = genkit.sample(folder, 2, seed=1, **_few(folder))
+    drawn = genkit.sample(folder, 2, seed=1, **_sample_options(folder))
     _finite(drawn.images)
     return f"{len(drawn.images)} images"
 
 
-def _few(folder: Path) -> dict[str, Any]:
-    """Two steps where there are steps, and a label where one is told."""
+def _sample_options(folder: Path) -> dict[str, Any]:
+    """Return few steps for diffusion models, and a label for class-conditional ones."""
     options: dict[str, Any] = {"steps": 2} if (folder / "unet").exists() else {}
-    return options | ({"label": 1} if folder.name in ("told", "autoencoder") else {})
+    return options | ({"label": 1} if folder.name in ("class_conditional", "autoencoder") else {})
 
 
-def _look(folder: Path) -> object:
+def _extract_features(folder: Path) -> object:
     features, classes = load_extractor(folder)(torch.linspace(-1, 1, 256).view(4, 1, 8, 8))
     _finite(features)
     return f"features of {tuple(features.shape)}, classes {classes.tolist()}"
@@ -144,28 +144,28 @@ def _load(folder: Path) -> object:
 
 
 def _command(*words: str) -> Callable[[Path], object]:
-    """Return what runs the genkit command on a folder, as a user does."""
+    """Return a use that runs the genkit command on a folder."""
 
     def run(folder: Path) -> object:
-        out, told, status = io.StringIO(), io.StringIO(), 0
+        out, errors, status = io.StringIO(), io.StringIO(), 0
         here = contextlib.chdir(os.environ["TMPDIR"])
-        with here, contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
+        with here, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
             try:
                 cli.main([word.replace("FOLDER", str(folder)) for word in words])
             except SystemExit as stop:
                 status = int(stop.code or 0)
-        lines = [line for line in told.getvalue().splitlines() if line.startswith("error:")]
+        lines = [line for line in errors.getvalue().splitlines() if line.startswith("error:")]
         if status == 0:
             return out.getvalue()
-        if status != 2 or len(lines) != 1 or "Traceback" in told.getvalue():
-            raise RuntimeError(f"the command ended with {status}: {told.getvalue()[-300:]}")
+        if status != 2 or len(lines) != 1 or "Traceback" in errors.getvalue():
+            raise RuntimeError(f"the command ended with {status}: {errors.getvalue()[-300:]}")
         raise Refused(lines[0])
 
     return run
 
 
 def _stage(folder: Path) -> object:
-    """Stage what a push would send, as it does before it starts a program, and look at it."""
+    """Stage the copy that a push would send, and check its files."""
     kinds.kind_of(folder, "folder")
     safety.check(folder, argument="folder")
     staged = Path(os.environ["TMPDIR"]) / "staged"
@@ -176,7 +176,7 @@ def _stage(folder: Path) -> object:
         if file.suffix == ".py" and file.read_bytes() != (ours / file.name).read_bytes():
             raise RuntimeError(f"{file.name} would be pushed")
         if file.is_file() and SECRET.encode() in file.read_bytes():
-            raise RuntimeError(f"{file.name} tells a secret")
+            raise RuntimeError(f"{file.name} holds a secret")
     return "staged"
 
 
@@ -201,7 +201,7 @@ LANGUAGE = {
 }
 SAMPLE = ("sample", "FOLDER", "-n", "1", "--json")
 DRAWING = {"sample": _sample, "command": _command(*SAMPLE)}
-TOLD = DRAWING | {"command": _command(*SAMPLE, "--label", "1")}
+CONDITIONAL = DRAWING | {"command": _command(*SAMPLE, "--label", "1")}
 OF_KIND: dict[str, dict[str, Callable[[Path], object]]] = {
     "text": LANGUAGE,
     "sharded": LANGUAGE,
@@ -210,9 +210,9 @@ OF_KIND: dict[str, dict[str, Callable[[Path], object]]] = {
         "init_from": lambda folder: type(model.load_extractor(str(folder))[0]).__name__,
         "command": _command("answer", "Where?", "--context", __file__, "--model", "FOLDER"),
     },
-    "classifier": {"features": _look},
-    "told": TOLD,
-    "autoencoder": TOLD,
+    "classifier": {"features": _extract_features},
+    "class_conditional": CONDITIONAL,
+    "autoencoder": CONDITIONAL,
     "pictures": {"imagine": _imagine},
 }
 EVERY = {"load": _load, "stage": _stage, PUSH: _push}

@@ -1,4 +1,4 @@
-"""Requests to a live page spoilt in every part: framing, headers, paths, bodies, the page's events.
+"""Requests to a live page corrupted in every part: framing, headers, paths, bodies, events.
 
 After each request the page still answers, its memory is below 2 GiB, and the request was answered
 or its connection closed in time.
@@ -27,7 +27,7 @@ from benchmarks.fuzz_watch import MEMORY, SECONDS, SECRET, Outcome
 Example = dict[str, Any]
 PATIENCE = SECONDS + 5  # of a busy machine, whose page waits for 30 s itself
 JOIN = "/gradio_api/queue/join"
-MODELS = ("language", "reader", "two_latents", "gan", "told", "training", "game")
+MODELS = ("language", "reader", "two_latents", "gan", "class_conditional", "training", "game")
 METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PRI", "get", ""]
 TARGETS = [
     *("/", "/config", "/theme.css", "/assets/../../../etc/passwd", "/assets/%2e%2e/%2e%2e/secret"),
@@ -55,9 +55,18 @@ HEADERS = [
     *(("X-Forwarded-Host", "evil"), ("X-Gradio-Target", "http://127.0.0.1"), ("Cookie", "\x01")),
 ]  # fmt: skip
 LENGTHS = ["right", "none", "chunked", "both", "twice", "short", "long", "endless"]
-OFTEN = ["right"] * 30 + LENGTHS[:5] * 3 + LENGTHS  # what is waited for is rare
+OFTEN = ["right"] * 30 + LENGTHS[:5] * 3 + LENGTHS  # with few of those that take long
 VALUES: list[Any] = [None, True, 0, -1, 2.5, 1e308, "NaN", "", "The ", "x" * 10_000, [], {}, [[]]]
-VALUES += ["language", "reader", "two_latents", "gan", "told", "../x", "/etc/passwd", "@secret"]
+VALUES += [
+    "language",
+    "reader",
+    "two_latents",
+    "gan",
+    "class_conditional",
+    "../x",
+    "/etc/passwd",
+    "@secret",
+]
 VALUES += [10**9, 1 << 63, 10**400, "-1", {"path": "@secret"}, ["a"] * 1000, "<script>", "\ud800"]
 VALUES += [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"url": "http://evil/"}]
 BODIES = ["", "{", "null", "[]", "3", '{"data": 3}', "[" * 100_000, '{"data": [], "fn_index": 1e9}']
@@ -80,7 +89,7 @@ def strategy(events: list[tuple[int, int]]) -> st.SearchStrategy[Example]:
         events: of the page: the number of each and how many values it takes.
     """
     value = st.sampled_from(VALUES)
-    asked = st.sampled_from(events).flatmap(
+    call = st.sampled_from(events).flatmap(
         lambda event: st.fixed_dictionaries(
             {
                 "fn_index": st.sampled_from([event[0], event[0], event[0], -1, "x", None]),
@@ -92,7 +101,7 @@ def strategy(events: list[tuple[int, int]]) -> st.SearchStrategy[Example]:
             }
         )
     )
-    body = st.one_of(asked.map(json.dumps), asked.map(json.dumps), st.sampled_from(BODIES))
+    body = st.one_of(call.map(json.dumps), call.map(json.dumps), st.sampled_from(BODIES))
     join = st.fixed_dictionaries(
         {
             "method": st.just("POST"),
@@ -117,13 +126,13 @@ def strategy(events: list[tuple[int, int]]) -> st.SearchStrategy[Example]:
 
 
 def _seed(target: str, length: str, *headers: tuple[str, str], body: str = "{}") -> Example:
-    told = [list(header) for header in headers]
-    told += [["Host", "@host"], ["Content-Type", "application/json"]]
-    request = {"method": "POST", "target": target, "version": "HTTP/1.1", "headers": told}
+    lines = [list(header) for header in headers]
+    lines += [["Host", "@host"], ["Content-Type", "application/json"]]
+    request = {"method": "POST", "target": target, "version": "HTTP/1.1", "headers": lines}
     return request | {"length": length, "body": body}
 
 
-# What has broken before, first of all
+# Examples that failed in the past
 SEEDS = [_seed(JOIN, length) for length in LENGTHS]
 SEEDS += [_seed(JOIN, "right", header) for header in HEADERS]
 SEEDS += [
@@ -137,43 +146,43 @@ SEEDS += [_seed(JOIN, "right", body=body) for body in BODIES]
 
 
 class Requests:
-    """The part of the fuzzer that spoils requests.
+    """The part of the fuzzer that corrupts requests.
 
     Args:
         address: of the page.
-        secret: a file that the page must not tell.
-        process: which serves the page.
+        secret: a file that the page must not send.
+        process: the one that serves the page.
     """
 
     def __init__(self, address: str, secret: Path, process: psutil.Process) -> None:
         self.address, self.secret, self.process = address, secret, process
-        self.place = urlsplit(address)
-        with urllib.request.urlopen(f"{address}config") as told:
-            page = json.loads(told.read())
+        self.url = urlsplit(address)
+        with urllib.request.urlopen(f"{address}config") as response:
+            page = json.loads(response.read())
         events = [(each["id"], len(each["inputs"])) for each in page["dependencies"]]
         self.strategy, self.seeds = strategy(events), SEEDS
 
     def run(self, example: Example) -> Outcome:
-        """Send a request, and see how the page is afterwards."""
+        """Send a request, then check the page."""
         started = time.monotonic()
-        told = self._send(example)
+        answer = self._send(example)
         seconds = time.monotonic() - started
-        problem = self._problem(told, seconds) or self._alive()
+        problem = self._problem(answer, seconds) or self._alive()
         memory = self._memory()
         if problem is None and memory > MEMORY:
             problem = f"the page takes {memory >> 20} MiB"
-        line = told.splitlines()[0].decode("latin-1") if told else "closed"
+        line = answer.splitlines()[0].decode("latin-1") if answer else "closed"
         served = re.match(r"HTTP/1\.[01] [23]", line)
         kind = "failure" if problem else "result" if served else "refusal"
         return Outcome(kind, f"{problem} ({line})" if problem else line, memory, seconds)
 
-    def _problem(self, told: bytes, seconds: float) -> str | None:
+    def _problem(self, answer: bytes, seconds: float) -> str | None:
         if seconds > PATIENCE:
             return f"neither answered nor closed within {SECONDS:g} s"
-        if SECRET.encode() in told or b"root:x:0" in told:
-            return "a secret was told"
-        if b"Traceback (most recent" in told:
-            return "a traceback was told"
+        if SECRET.encode() in answer or b"root:x:0" in answer:
+            return "a secret was leaked"
+        if b"Traceback (most recent" in answer:
+            return "a traceback was leaked"
         return None
 
     def _alive(self) -> str | None:
@@ -185,7 +194,7 @@ class Requests:
             return f"the page does not answer: {error}"
 
     def _memory(self) -> int:
-        """Return what the page and its children take."""
+        """Return the memory of the page, or of the largest of its children."""
         with contextlib.suppress(psutil.NoSuchProcess):
             family = [self.process, *self.process.children(recursive=True)]
             return max(each.memory_info().rss for each in family)
@@ -194,7 +203,7 @@ class Requests:
     def _send(self, example: Example) -> bytes:
         """Send a request and return the answer; an event's stream is read for a second."""
         answer = b""
-        with socket.create_connection((self.place.hostname, self.place.port)) as there:
+        with socket.create_connection((self.url.hostname, self.url.port)) as there:
             there.settimeout(1)
             with contextlib.suppress(OSError):
                 for part in self._parts(example):
@@ -218,10 +227,10 @@ class Requests:
         body = self._filled(example["body"]).encode("utf-8", "surrogatepass")
         lines = [" ".join((example["method"], example["target"], example["version"]))]
         named = {name.lower() for name, _ in example["headers"]}
-        told = example["headers"] + ([] if "host" in named else [["Host", "@host"]])
-        told = told + ([] if "connection" in named else [["Connection", "close"]])
-        told = told + ([] if "content-type" in named else [["Content-Type", "application/json"]])
-        lines += [f"{name}: {value}" for name, value in told]
+        given = example["headers"] + ([] if "host" in named else [["Host", "@host"]])
+        given = given + ([] if "connection" in named else [["Connection", "close"]])
+        given = given + ([] if "content-type" in named else [["Content-Type", "application/json"]])
+        lines += [f"{name}: {value}" for name, value in given]
         length = example["length"]
         if length in ("right", "both", "twice"):
             lines += [f"Content-Length: {len(body)}"] * (2 if length == "twice" else 1)
@@ -240,12 +249,12 @@ class Requests:
             yield body
 
     def _filled(self, text: str) -> str:
-        text = text.replace("@secret", str(self.secret)).replace("@host", self.place.netloc)
-        return text.replace("@origin", f"http://{self.place.netloc}")
+        text = text.replace("@secret", str(self.secret)).replace("@host", self.url.netloc)
+        return text.replace("@origin", f"http://{self.url.netloc}")
 
 
 def _is_whole(answer: bytes) -> bool:
-    """Whether an answer that tells its length has arrived."""
+    """Whether an answer has arrived, by its length or its last chunk."""
     head, found, body = answer.partition(b"\r\n\r\n")
     if b"chunked" in head.lower():
         return body.endswith(b"0\r\n\r\n")
@@ -261,7 +270,7 @@ def serving(home: Path) -> Iterator[Requests]:
     secret.write_text(SECRET)
     os.environ["GRADIO_TEMP_DIR"] = str(home / "gradio")
     models = [str(home / "models" / name) for name in MODELS]
-    log = os.open(home / "log", os.O_WRONLY | os.O_CREAT)  # gradio tells it what it refuses
+    log = os.open(home / "log", os.O_WRONLY | os.O_CREAT)  # gradio logs what it refuses
     os.dup2(log, 2)
     with app_models.served(models) as address:
         process = psutil.Process().children()[-1]

@@ -1,8 +1,8 @@
-"""Training runs spoilt by small changes, then gone on with, or started anew in the same folder.
+"""Training runs corrupted by small changes, then resumed, or started anew in the same folder.
 
-An example is a list of changes and whether the run is resumed. The run may go on, or be refused in
-one line; what a user has put into its folder is there afterwards, byte by byte. A refusal changes
-nothing, and a folder that holds a run is never started anew unasked.
+An example is a list of changes and whether the run is resumed. The run may continue, or be
+refused in one line; files that a user has put into its folder stay, byte by byte. A refusal changes
+nothing, and a run in the folder is never replaced.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from typing import Any
 
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  imported before the first fork
+from builders import Bomb, listing  # type: ignore[import-not-found]
 from hypothesis import strategies as st
 
 from benchmarks.fuzz_changes import (
     CANNOT,
     CODE,
     SPELLINGS,
-    Bomb,
     Change,
-    edit,
-    head,
+    change_file,
+    change_header,
+    edit_json,
     paths,
-    spell,
-    spoil,
+    rewrite_json,
 )
 from benchmarks.fuzz_watch import SECRET, Outcome, Refused, World, watch
 from genkit.training import checkpoints
 from genkit.training import run as training  # noqa: F401
 
 Example = dict[str, Any]  # "resume" and "changes"
+Listing = dict[str, bytes | str]
 RECIPE = Path(__file__).parent.parent / "recipes/train_charlm.py"
 STEPS, SAVED = 13, (4, 8, 12)  # the last checkpoint is taken away, so that a step is left to do
 WORDS = "--depth 1 --width 32 --heads 2 --context 32 --batch_size 4 --compile no --ema 0.9"
@@ -64,7 +65,7 @@ HEADS = ["longer", "huge", "empty", "dtype", "shape", "missing", "extra", "nan",
 
 
 def _seal(file: Path) -> None:
-    """Let a checkpoint's manifest say that its files are as they were written."""
+    """Write a checkpoint's manifest anew, so that it fits its files."""
     home = file.parent
     manifest = {
         each.name: {
@@ -78,23 +79,23 @@ def _seal(file: Path) -> None:
 
 def change(folder: Path, made: Change, world: World) -> None:
     """Make one change of a run's folder."""
-    kind, name, *told = made
+    kind, name, *options = made
     file = folder / name
     if kind in ("set", "spell", "spoil", "head", "line") and (
         file.is_symlink() or not file.is_file()
     ):
         raise FileNotFoundError(file)
     if kind == "set":
-        edit(file, told[0], told[1], world)
+        edit_json(file, options[0], options[1], world)
     elif kind == "spell":
-        spell(file, told[0])
+        rewrite_json(file, options[0])
     elif kind == "spoil":
-        spoil(file, told[0], told[1], world)
+        change_file(file, options[0], options[1], world)
     elif kind == "head":
-        head(file, told[0], told[1])
+        change_header(file, options[0], options[1])
     elif kind == "line":
         lines = file.read_text().splitlines()
-        lines.insert(told[1] % (len(lines) + 1), told[0])
+        lines.insert(options[1] % (len(lines) + 1), options[0])
         file.write_text("\n".join(lines) + "\n")
     elif kind == "mine":
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +106,11 @@ def change(folder: Path, made: Change, world: World) -> None:
         file.unlink(missing_ok=True)  # it may be a link by now
         file.write_bytes(pickle.dumps(Bomb(world.canary)))
     if kind in ("set", "head") and name.startswith("checkpoints") and "manifest" not in name:
-        _seal(file)  # or nobody would read what is in it
+        _seal(file)  # or it would be refused before it is read
 
 
 class Runs:
-    """The part of the fuzzer that spoils training runs.
+    """The part of the fuzzer that corrupts training runs.
 
     Args:
         home: an empty folder.
@@ -143,16 +144,16 @@ class Runs:
             status = int(stop.code or 0)
         sys.stdout.flush()
         sys.stderr.flush()
-        said = self.world.output.read_text(errors="replace")
-        lines = [line for line in said.splitlines() if line.startswith("error:")]
+        printed = self.world.output.read_text(errors="replace")
+        lines = [line for line in printed.splitlines() if line.startswith("error:")]
         if status == 0:
             return "the run went on" if resume else "a run was started"
-        if status != 2 or len(lines) != 1 or "Traceback" in said:
-            raise RuntimeError(f"the recipe ended with {status}: {said[-300:]}")
+        if status != 2 or len(lines) != 1 or "Traceback" in printed:
+            raise RuntimeError(f"the recipe ended with {status}: {printed[-300:]}")
         raise Refused(lines[0])
 
     def run(self, example: Example) -> Outcome | None:
-        """Spoil a run and go on with it; None where the changes cannot be made together."""
+        """Corrupt a run and resume it; None if the changes cannot be made together."""
         folder = self.world.home / "scratch/case"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.whole, folder)
@@ -161,27 +162,30 @@ class Runs:
                 change(folder, made, self.world)
         except CANNOT:
             return None
-        before, mine = _contents(folder), _mine(folder, self.whole)
+        before = listing(folder)
+        mine = set(before) - set(listing(self.whole))
         resume, whole = bool(example["resume"]), checkpoints_left(folder)
-        told = watch(lambda: self._tried(folder, resume, before, mine), self.world)
-        if told.kind == "result" and not (resume and whole):
+        outcome = watch(lambda: self._train_and_compare(folder, resume, before, mine), self.world)
+        if outcome.kind == "result" and not (resume and whole):
             lost = "no checkpoint can be read, and yet" if resume else "there was a run, and yet"
-            return Outcome("failure", f"{lost} {told.text}", told.memory, told.seconds)
-        return told
+            return Outcome("failure", f"{lost} {outcome.text}", outcome.memory, outcome.seconds)
+        return outcome
 
-    def _tried(self, folder: Path, resume: bool, before: dict[str, str], mine: set[str]) -> str:
-        """Train, and see what is lost: in the fork, since what is written goes with it."""
+    def _train_and_compare(
+        self, folder: Path, resume: bool, before: Listing, mine: set[str]
+    ) -> str:
+        """Train, and look for lost files: in the fork, as the scratch folder goes with it."""
         try:
-            told = self.train(folder, resume)
+            text = self.train(folder, resume)
         except Refused:
-            _same(before, _contents(folder), set(before))
+            _check_same(before, listing(folder), set(before))
             raise
-        _same(before, _contents(folder), mine)
-        return told
+        _check_same(before, listing(folder), mine)
+        return text
 
 
 def checkpoints_left(folder: Path) -> bool:
-    """Whether any of a run's own checkpoints is as it was written."""
+    """Whether any of a run's own checkpoints is undamaged."""
     own = [folder / f"checkpoints/step-{step:08d}" for step in SAVED]
     return any(
         checkpoint.is_dir() and all(f.is_file() for f in checkpoint.iterdir())
@@ -190,24 +194,8 @@ def checkpoints_left(folder: Path) -> bool:
     )  # fmt: skip
 
 
-def _contents(folder: Path) -> dict[str, str]:
-    """Return what is in each file, and where each link leads."""
-    found = {}
-    for path in folder.rglob("*"):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = f"link to {path.readlink()}"
-        elif path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-def _mine(folder: Path, whole: Path) -> set[str]:
-    """Return the files that are none of the run's own."""
-    return set(_contents(folder)) - set(_contents(whole))
-
-
-def _same(before: dict[str, str], after: dict[str, str], names: set[str]) -> None:
+def _check_same(before: Listing, after: Listing, names: set[str]) -> None:
+    """Fail if one of some files is lost or changed."""
     lost = sorted(n for n in names if before[n] != after.get(n) and not n.endswith(".lock"))
     if lost:
         raise RuntimeError(f"lost or changed: {', '.join(lost)}")
@@ -243,16 +231,16 @@ def strategy(whole: Path) -> st.SearchStrategy[Example]:
 
 
 def _of_json(whole: Path, name: str) -> st.SearchStrategy[Any]:
-    places = [list(path) for path in paths(json.loads((whole / name).read_text()))] or [[]]
+    keys = [list(path) for path in paths(json.loads((whole / name).read_text()))] or [[]]
     values = st.sampled_from([*ODD, "@delete"])
-    return st.tuples(st.just("set"), st.just(name), st.sampled_from(places), values)
+    return st.tuples(st.just("set"), st.just(name), st.sampled_from(keys), values)
 
 
 def _seed(resume: bool, *changes: Change) -> Example:
     return {"resume": resume, "changes": list(changes)}
 
 
-# What has broken before, first of all
+# Examples that failed in the past
 LAST = f"checkpoints/step-{SAVED[-1]:08d}"
 SEEDS: list[Example] = [_seed(True), _seed(False)]
 SEEDS += [_seed(True, ["mine", name]) for name in FOREIGN]

@@ -1,9 +1,9 @@
-"""Run one thing in a fork of this process and watch it: memory, time, what it touches, its answer.
+"""Run an example in a fork of this process and watch it: memory, time, files, its answer.
 
-The fork has imported everything already, so that an example takes a tenth of a second. What counts
-as a failure: more than 2 GiB, more than 30 s, a signal; a canary, code or a pickle of the example,
-a program or a connection that was not asked for; a file outside that was opened or changed; a
-secret that is told; an error that is no ValueError of one line.
+The fork has imported everything already, so that an example takes a tenth of a second. Failures
+are: more than 2 GiB, more than 30 s, a signal; a canary, code or a pickle of the example,
+a program or a connection that is not allowed; a file outside that was opened or changed; a leaked
+secret; an error that is no ValueError of one line.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import torch
 
 MEMORY, SECONDS = 2 << 30, 30.0  # bytes and seconds that a process may take
 SECRET = "the-secret-of-this-machine"
-LONGEST = 4000  # characters of a line that somebody is meant to read
+LONGEST = 4000  # characters of a line for a user
 CODE = re.compile(r"custom code|remote code|trust_remote_code|Do you wish to run", re.IGNORECASE)
 FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-MOVES = ("os.rename", "os.link", "os.symlink")  # whose second path is the one that is made
+MOVES = ("os.rename", "os.link", "os.symlink")  # whose second path is the new one
 CHANGES = (*MOVES, "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 STARTS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec")
 CALLS = ("socket.connect", "socket.getaddrinfo")
@@ -41,7 +41,7 @@ CALLS = ("socket.connect", "socket.getaddrinfo")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an example."""
+    """The outcome of an example."""
 
     kind: str  # "result", "refusal" or "failure"
     text: str  # what it returned, the line of the refusal, or what is wrong
@@ -50,11 +50,11 @@ class Outcome:
 
 
 class Refused(Exception):  # noqa: N818
-    """What a child raises for a refusal that came by another way than a ValueError."""
+    """Raised in a child for a refusal that is no ValueError, such as an exit with status 2."""
 
 
 class World:
-    """A folder of what no example may touch, another for what it may write, and the canary.
+    """A folder that no example may touch, another in which it may write, and the canary.
 
     Args:
         home: an empty folder.
@@ -70,7 +70,7 @@ class World:
         self._events = self._libc.inotify_init1(os.O_NONBLOCK)
 
     def guard(self, opened: bool = True) -> None:
-        """Notice from now on what is changed outside, and what is `opened`."""
+        """From now on, record files outside that are changed or, with `opened`, opened."""
         for folder in (self.outside, *filter(Path.is_dir, self.outside.rglob("*"))):
             every = 0x002 | 0x004 | 0x040 | 0x080 | 0x100 | 0x200  # inotify(7)
             every |= 0x020 if opened else 0
@@ -104,12 +104,12 @@ class World:
 
 
 def _audit(world: World, network: bool, seen: list[str]) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return a hook that notes what an example must not do."""
+    """Return an audit hook that notes forbidden actions."""
     allowed = tuple(world.allowed)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if _is_write(event, arguments):
-            path = _place(event, arguments)
+            path = _written_path(event, arguments)
             if path and not path.startswith(allowed):
                 seen.append(f"{event} of {path}")
         elif event == "exec" and str(world.home) in getattr(arguments[0], "co_filename", ""):
@@ -130,7 +130,7 @@ def _is_write(event: str, arguments: tuple[Any, ...]) -> bool:
     return event in CHANGES
 
 
-def _place(event: str, arguments: tuple[Any, ...]) -> str:
+def _written_path(event: str, arguments: tuple[Any, ...]) -> str:
     """Return the path that a file operation makes, changes or removes; "" for an open file."""
     number = event in MOVES
     name, home = arguments[number], "."
@@ -185,7 +185,7 @@ def watch(
     network: bool = False,
     limit: float = SECONDS,
 ) -> Outcome:
-    """Run something in a fork, and say what became of it.
+    """Run something in a fork, and return its outcome.
 
     Args:
         act: what to run; what it returns is a result, a ValueError is a refusal.
@@ -193,7 +193,7 @@ def watch(
         network: whether it may connect, and start programs.
         limit: seconds that it may take.
     """
-    before = None if kept is None else listing(kept)
+    before = None if kept is None else file_states(kept)
     gc.freeze()  # a collection would copy all pages that a fork shares
     started = time.monotonic()
     receive, send = os.pipe()
@@ -205,23 +205,23 @@ def watch(
             os._exit(0)
     os.close(send)
     wrong = _wait(child, receive, started + limit, limit)
-    told = os.read(receive, 1 << 17) if not wrong else b""
+    message = os.read(receive, 1 << 17) if not wrong else b""
     os.close(receive)
     _, status, usage = os.wait4(child, 0)
     _end(child)
     seconds, memory = time.monotonic() - started, usage.ru_maxrss << 10
-    kind, text = json.loads(told) if told else ("failure", wrong or _ended(status))
+    kind, text = json.loads(message) if message else ("failure", wrong or _ended(status))
     if memory > MEMORY:
         kind, text = "failure", f"it took more than {MEMORY >> 30} GiB"
     problem = _problem(world, kind, text)
-    if before is not None and problem is None and listing(kept) != before:  # type: ignore[arg-type]
+    if before is not None and problem is None and file_states(kept) != before:  # type: ignore[arg-type]
         problem = f"the folder was changed ({kind}: {text})"
     world.clean()
     return Outcome("failure" if problem else kind, problem or text, memory, seconds)
 
 
 def _wait(child: int, pipe: int, end: float, limit: float) -> str | None:
-    """Wait until a child has said something or ends; kill one that takes too much."""
+    """Wait until a child has answered or ends; kill one that takes too much."""
     while True:
         if select.select([pipe], [], [], 0.02)[0]:
             return None
@@ -237,7 +237,7 @@ def _wait(child: int, pipe: int, end: float, limit: float) -> str | None:
 
 
 def _end(child: int) -> None:
-    """End what a child has started."""
+    """End the processes that a child has started."""
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
@@ -245,21 +245,21 @@ def _end(child: int) -> None:
 
 
 def _ended(status: int) -> str:
-    return f"it ended without a word, with {os.waitstatus_to_exitcode(status)}"
+    return f"it ended without an answer, with {os.waitstatus_to_exitcode(status)}"
 
 
 def _problem(world: World, kind: str, text: str) -> str | None:
-    """Say what is wrong with an answer, or with what was done before it."""
-    said = world.output.read_text(errors="replace") if world.output.exists() else ""
+    """Return what is wrong with an answer, or with the actions before it."""
+    printed = world.output.read_text(errors="replace") if world.output.exists() else ""
     touched = world.touched()
     if world.canary.exists():
         return f"the canary is there ({kind}: {text})"
     if touched:
         return f"opened or changed outside: {', '.join(touched)} ({kind}: {text})"
-    if SECRET in text or SECRET in said or "root:x:0" in text + said:
-        return f"a secret was told ({kind}: {text:.200})"
-    if CODE.search(said):
-        return f"a warning of running code: {said:.300}"
+    if SECRET in text or SECRET in printed or "root:x:0" in text + printed:
+        return f"a secret was leaked ({kind}: {text:.200})"
+    if CODE.search(printed):
+        return f"a warning of running code: {printed:.300}"
     if kind == "refusal" and len(text.splitlines()) != 1:
         return f"an error of {len(text.splitlines())} lines: {text:.300}"
     if kind == "refusal" and len(text) > LONGEST:
@@ -267,10 +267,10 @@ def _problem(world: World, kind: str, text: str) -> str | None:
     return None
 
 
-def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Return what tells whether a folder has changed: each file's kind, size and time."""
+def file_states(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Return each file's type, size and time of the last write: whether a folder has changed."""
     found = {}
     for path in folder.rglob("*"):
-        told = path.lstat()
-        found[str(path.relative_to(folder))] = (told.st_mode, told.st_size, told.st_mtime_ns)
+        state = path.lstat()
+        found[str(path.relative_to(folder))] = (state.st_mode, state.st_size, state.st_mtime_ns)
     return found

@@ -26,8 +26,8 @@ ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 LETTERS = "\n abcdefghijklmnopqrstuvwxyzT<>&"
-FLOOR = {"distance": 1.0, "entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 0.97}
-GOOD = FLOOR | {"distance": 50.0, "coverage": 0.5}
+BASELINE = {"distance": 1.0, "entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 0.97}
+GOOD = BASELINE | {"distance": 50.0, "coverage": 0.5}
 BAD = {"distance": 90.0, "entropy": 0.1, "duplicates": 0.9, "spread": 0.05, "coverage": 0.005}
 
 
@@ -90,7 +90,7 @@ MAKE = {
     "two_latents": two_latents,
     "autoencoder": tiny_autoencoder,
     "gan": tiny_gan,
-    "told": tiny_denoiser("v", 4, "cosine"),
+    "class_conditional": tiny_denoiser("v", 4, "cosine"),
     "training": training,
     "game": game,
 }
@@ -118,10 +118,10 @@ def served(models: list[str], **options: object) -> Iterator[str]:
 @contextlib.contextmanager
 def served_by(models: list[str], **options: object) -> Iterator[tuple[str, int]]:
     """Serve the page from a process; yield its address and the process."""
-    told = json.dumps({"models": models, "port": 0, **options})
+    arguments = json.dumps({"models": models, "port": 0, **options})
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, told], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", SERVE, arguments], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         assert process.stdout is not None

@@ -299,7 +299,7 @@ PLACE = "e => `${parseFloat(e.style.left) / 100} ${parseFloat(e.style.bottom) / 
 
 def test_a_diffusion_model_of_classes(page, models, artefacts):
     show(page, "Images")
-    choose(page, "Model", "told")
+    choose(page, "Model", "class_conditional")
     page.locator("#about", has_text="4 classes").wait_for()
     page.get_by_label("Steps").fill("3")
     choose(page, "Class", "2")
@@ -307,7 +307,7 @@ def test_a_diffusion_model_of_classes(page, models, artefacts):
     page.get_by_role("button", name="Draw").click()
     page.locator("#samples .hint", has_text="3 steps of dpm++").wait_for()
     shown = page.locator("#samples img").evaluate_all("all => all.map(e => e.src)")
-    wanted = genkit.sample(models / "told", 2, label=2, seed=0, steps=3).images
+    wanted = genkit.sample(models / "class_conditional", 2, label=2, seed=0, steps=3).images
     for address, image in zip(shown, wanted, strict=True):
         assert np.abs(pixels(address).astype(int) - levels(image)).max() <= 1
     page.get_by_role("button", name="Show how").click()
@@ -461,11 +461,16 @@ async def knock(guarded, token: str) -> None:
 # ---- what cannot be served
 
 
-def test_models_are_told_apart_by_their_files(models):
+def test_models_are_distinguished_by_their_files(models):
     index = model_index.find_models([str(models)])
     assert index.names(model_index.TEXT) == ["language"]
     assert index.names(model_index.ANSWERS) == ["reader"]
-    assert index.names(model_index.IMAGES) == ["autoencoder", "gan", "told", "two_latents"]
+    assert index.names(model_index.IMAGES) == [
+        "autoencoder",
+        "class_conditional",
+        "gan",
+        "two_latents",
+    ]
     assert index.names(model_index.RUNS) == ["game", "training"]
     assert index.resolve(model_index.RUNS, "game") == str(models / "game")
     with pytest.raises(ValueError, match="model: 'game'"):

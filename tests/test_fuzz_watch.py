@@ -1,4 +1,4 @@
-"""The fuzzer's watch tells of all that an example must not do."""
+"""The fuzzer's watch sees every action that is forbidden to examples."""
 
 import json
 import os
@@ -64,8 +64,8 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_seen(world, what):
     limit = 60.0 if "GiB" in what else 1.0
-    told = watch(lambda: WRONG[what](world), world, limit=limit)
-    assert told.kind == "failure" and what in told.text
+    outcome = watch(lambda: WRONG[what](world), world, limit=limit)
+    assert outcome.kind == "failure" and what in outcome.text
 
 
 def test_what_is_right_is_no_failure(world):
@@ -78,5 +78,5 @@ def test_what_is_right_is_no_failure(world):
 def test_a_folder_that_was_changed_is_seen(world):
     kept = world.scratch / "model"
     kept.mkdir()
-    told = watch(lambda: (kept / "x").touch(), world, kept)
-    assert told.kind == "failure" and "the folder was changed" in told.text
+    outcome = watch(lambda: (kept / "x").touch(), world, kept)
+    assert outcome.kind == "failure" and "the folder was changed" in outcome.text

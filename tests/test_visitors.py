@@ -41,13 +41,13 @@ from genkit.app import (  # noqa: E402
 from genkit.app.model_index import ModelIndex  # noqa: E402
 
 BLOCK = bytes(1 << 20)
-FEW = ["told", "one after the other", 0, 4, "dpm++", 5, 1.0]  # of images, and steps
+FEW = ["class_conditional", "one after the other", 0, 4, "dpm++", 5, 1.0]  # of images, and steps
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    for name in ("language", "told", "training"):
+    for name in ("language", "class_conditional", "training"):
         MAKE[name](folder / name)
     MAKE["language"](folder / "panics")
     tokenizer = Tokenizer.from_file(str(folder / "panics/tokenizer.json"))
@@ -55,7 +55,7 @@ def page(tmp_path_factory):
     tokenizer.save(str(folder / "panics/tokenizer.json"))
     with served_by([str(folder)]) as found:
         visitor = Visitor(found[0], "first")
-        visitor.choose("told")  # all is imported
+        visitor.choose("class_conditional")  # all is imported
         yield found
 
 
@@ -136,8 +136,8 @@ def test_an_origin_is_of_the_pages_scheme_and_port(address):
     for origin in (f"https://{host}", f"http://{name}", f"http://{name}:1", "null", host, ""):
         assert ask(f"{address}config", Origin=origin)[0] == 403, origin
         # nor does a header say what the scheme is
-        told = {"X_Forwarded_Proto": "https", "X_Forwarded_For": "1.2.3.4"}
-        assert ask(f"{address}config", Origin=origin, **told)[0] == 403, origin
+        forwarded = {"X_Forwarded_Proto": "https", "X_Forwarded_For": "1.2.3.4"}
+        assert ask(f"{address}config", Origin=origin, **forwarded)[0] == 403, origin
 
 
 @contextlib.contextmanager
@@ -238,16 +238,16 @@ def test_greedy_visitors_are_not_in_the_way(address):
     greedy = [Visitor(address, f"greedy{i}") for i in range(21)]
     try:
         for each in greedy:
-            each.choose("told")
+            each.choose("class_conditional")
             assert each.join("draw", DRAW) == 200
             each.listen()
         last = Visitor(address, "last")
-        last.choose("told")
+        last.choose("class_conditional")
         assert last.join("draw", FEW) == 200
         last.listen()
         assert "4 of 1 x 8 x 8" in last.wait()[0]
-        told = {"data": ["language", "The ", 1.0], "session_hash": "last"}
-        assert "nexts" in ask(f"{address}gradio_api/run/next_tokens", told)[1]
+        call = {"data": ["language", "The ", 1.0], "session_hash": "last"}
+        assert "nexts" in ask(f"{address}gradio_api/run/next_tokens", call)[1]
         assert not any(each.done for each in greedy)
     finally:
         for each in greedy:
@@ -256,7 +256,7 @@ def test_greedy_visitors_are_not_in_the_way(address):
 
 def test_work_is_within_a_budget_and_goes_with_its_visitor(address):
     visitor = Visitor(address, "leaving")
-    visitor.choose("told")
+    visitor.choose("class_conditional")
     assert visitor.join("draw", [*DRAW[:-1], 2.0]) == 200  # twice the network a step
     visitor.listen()
     assert "images times steps: 128,000 are too much" in visitor.wait()[0]

@@ -1,4 +1,4 @@
-"""Those who ask the page without a browser, by the queue or byte by byte."""
+"""Clients of the page without a browser, by its queue or byte by byte."""
 
 import json
 import os
@@ -11,7 +11,15 @@ from urllib.parse import urlsplit
 
 from app_models import ask
 
-DRAW = ["told", "one after the other", 0, 64, "ddpm", 1000, 1.0]  # as much as one may ask for
+DRAW = [
+    "class_conditional",
+    "one after the other",
+    0,
+    64,
+    "ddpm",
+    1000,
+    1.0,
+]  # the most that is allowed
 
 
 class Visitor:
@@ -71,8 +79,8 @@ class Visitor:
 
 def connect(address: str, seconds: float = 30) -> socket.socket:
     """Open a connection to the page."""
-    place = urlsplit(address)
-    return socket.create_connection((place.hostname, place.port), timeout=seconds)
+    url = urlsplit(address)
+    return socket.create_connection((url.hostname, url.port), timeout=seconds)
 
 
 def request(address: str, *headers: str, path: str = "gradio_api/run/refresh") -> bytes:
@@ -110,5 +118,5 @@ def forget(pid: int) -> None:
 
 
 def can_measure(pid: int) -> bool:
-    """Tell whether the most memory of a process can be known here."""
+    """Whether this system lets us measure the peak memory of a process."""
     return os.access(f"/proc/{pid}/clear_refs", os.W_OK)
