@@ -20,6 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from genkit.engine import compiled as compiling
 from genkit.engine import decoder
 from genkit.engine import packed as packing
 from genkit.engine.compiled import cache_path
@@ -89,7 +90,9 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
     """A random walk through steps, branches, chains and endings, twice beyond the context."""
     model, rng = make(name), random.Random(0)
     prompts = random_prompts(rng, 5, 20)
-    reader = kv_cache.read_prompts(decoder.Stepper(model, "float32", False), [*prompts, list(prompts[2])])
+    reader = kv_cache.read_prompts(
+        decoder.Stepper(model, "float32", False), [*prompts, list(prompts[2])]
+    )
     assert isinstance(reader, kv_cache.Tree) == (name in ("gpt2", "llama"))
     assert worst(reader) < 1e-4
     for step in range(90):
@@ -216,8 +219,8 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
     model = make("llama")
     eager, compiled = (decoder.Stepper(model, "int8", choice) for choice in (False, None))
     with monkeypatch.context() as now:  # in the middle of a text
-        now.setattr(decoder, "READYING", 0.0)
-        now.setattr(decoder, "COMPILING", 0.0)
+        now.setattr(compiling, "READYING", 0.0)
+        now.setattr(compiling, "COMPILING", 0.0)
         kv_cache.Tree(compiled, [[1, 2, 3]]).step([[5]])
     assert compiled._step is not None
     (path,) = (tmp_path / "compiled").iterdir()
@@ -234,7 +237,7 @@ def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch)
     stamp = path.stat().st_mtime_ns
     torch.manual_seed(5)
     sibling = decoder.Stepper(MODELS["llama"]().eval(), "int8", None)  # other weights, one shape
-    monkeypatch.setattr(decoder, "READYING", 0.0)
+    monkeypatch.setattr(compiling, "READYING", 0.0)
     reader = kv_cache.Tree(sibling, [[1, 2, 3]])
     assert sibling._step is None
     reader.step([[5]])
@@ -258,8 +261,8 @@ def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
     """A cache that cannot be written, in the middle of a text."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(decoder, "READYING", 0.0)
-    monkeypatch.setattr(decoder, "COMPILING", 0.0)
+    monkeypatch.setattr(compiling, "READYING", 0.0)
+    monkeypatch.setattr(compiling, "COMPILING", 0.0)
     reader = kv_cache.Tree(decoder.Stepper(make("gpt2"), "float32", None), [[1, 2, 3]])
     with pytest.warns(UserWarning, match="does not compile"):
         reader.step([[5]])
@@ -269,7 +272,7 @@ def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
 
 def test_what_pays_is_done_once(monkeypatch):
     """Not tried again at every step."""
-    monkeypatch.setattr(decoder, "READYING", 0.0)
+    monkeypatch.setattr(compiling, "READYING", 0.0)
     stepper, done = decoder.Stepper(make("gpt2"), "float32", None), []
     whole = stepper._improve
     monkeypatch.setattr(stepper, "_improve", lambda compile_now: done.append(whole(compile_now)))
@@ -281,7 +284,7 @@ def test_what_pays_is_done_once(monkeypatch):
 
 def test_matrices_are_packed_when_that_pays(monkeypatch):
     monkeypatch.setattr(packing, "WORTHWHILE", 1)
-    monkeypatch.setattr(decoder, "READYING", 0.0)
+    monkeypatch.setattr(compiling, "READYING", 0.0)
     model = make("gpt2")
     for choice, packed in ((None, True), (False, False)):
         stepper = decoder.Stepper(model, "float32", choice)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,9 @@ import torch
 from torch.export import Dim
 from transformers import Cache, PreTrainedModel
 
-from genkit import machine
-from genkit.engine.compiled import (
-    COMPILING,
-    READYING,
-    Compiled,
-    cache_path,
-    compile_ahead,
-    named_weights,
-    read_compiled,
-)
+from genkit.engine.compiled import CompileSchedule, cache_path, compile_ahead, named_weights
 from genkit.engine.packed import pack
+from genkit.engine.private_ops import Compiled, load_compiled
 
 
 class Pool(Cache):
@@ -114,24 +105,20 @@ def forward_arguments(
 class Stepper:
     """Runs steps of a model: by the stock model until something faster pays.
 
-    What is faster takes its time: packing the matrices and reading a compiled step from the cache
-    about as long as `READYING`, compiling one as long as `COMPILING`. Each is done when so much has
-    been spent on steps without: a short text never waits for it, and no text twice as long as it
-    must.
+    That is the same model with packed matrices, or a compiled step; `CompileSchedule` says when.
 
     Args:
         model: a decoder; in float32 and on a CPU if it is to be packed or compiled.
-        precision: of matrix products, see `packing`; below float32 they are packed at once.
+        precision: of matrix products, see `packed`; below float32 they are packed at once.
         compiled: True compiles at once; None when it pays; False leaves float32 as it is.
     """
 
     def __init__(self, model: PreTrainedModel, precision: str, compiled: bool | None) -> None:
-        self._precision, self._compiled = precision, compiled
-        self._packed, self._spent = precision != "float32", 0.0
+        self._precision, self._packed = precision, precision != "float32"
+        self._schedule = CompileSchedule(compiled, "this model's step")
         self.model = pack(model, precision) if self._packed else model
         self.exact = self.model  # what decides where rounding could: the same before and after
         self._step: Compiled | None = None
-        self._ready = False  # has done what was due at READYING
         if compiled:
             self._improve(compile_now=True)
 
@@ -150,22 +137,9 @@ class Stepper:
             return self._step(inputs)[0]
         start = time.perf_counter()
         logits = self.model(**forward_arguments(ids, positions, slots, seen, keys, values)).logits
-        self._spent += time.perf_counter() - start
-        if self._compiled is None and self._spent > (COMPILING if self._ready else READYING):
-            self._try_to_improve()
+        self._schedule.add(time.perf_counter() - start)
+        self._schedule.improve_if_due(self._improve)
         return logits
-
-    def _try_to_improve(self) -> None:
-        """Do what is due; a compiler that is not there, or fails, can be done without."""
-        late, can = self._spent > COMPILING, machine.can_compile()
-        try:
-            self._improve(compile_now=late and can)
-        except (OSError, RuntimeError, ValueError) as error:
-            warnings.warn(f"this model's step does not compile: {error}", stacklevel=3)
-            self._compiled = False
-        self._ready = True
-        if not can:
-            self._compiled = False
 
     @torch.inference_mode(False)
     def _improve(self, compile_now: bool) -> None:
@@ -176,7 +150,7 @@ class Stepper:
         if compile_now and not path.exists():
             _compile(self.model, self._weights, path)
         if path.exists():
-            self._step = read_compiled(path)
+            self._step = load_compiled(path)
 
     @functools.cached_property
     def _weights(self) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from genkit import machine
-from genkit.engine.compiled import (
-    COMPILING,
-    READYING,
-    Compiled,
-    cache_path,
-    compile_ahead,
-    named_weights,
-    read_compiled,
-)
+from genkit.engine.compiled import CompileSchedule, cache_path, compile_ahead, named_weights
 from genkit.engine.packed import pack
+from genkit.engine.private_ops import Compiled, load_compiled
 
 # ---------------------------------------------------------------------------------------------
 # Attention in bfloat16 where that is fast, and products are not in float32 anyway
@@ -115,8 +107,7 @@ class StockEncoder(torch.nn.Module):
 class SpanEncoder:
     """Reads windows: by the stock model with packed matrices, then by a compiled one.
 
-    The compiled one is read from the cache once as much time has been spent as reading it takes,
-    and compiled once as much time has been spent as compiling takes.
+    `CompileSchedule` says when the compiled one is read from the cache, or made.
 
     Args:
         model: an encoder; in float32 and on a CPU if it is to be packed or compiled.
@@ -131,37 +122,24 @@ class SpanEncoder:
     ) -> None:
         self._typed = typed
         self._stock, self._precision = model, precision
-        self._compiled = False if compiled is None and precision == "float32" else compiled
+        schedule = False if compiled is None and precision == "float32" else compiled
+        self._schedule = CompileSchedule(schedule, "this model")
         self._packed = _lowered(model, precision) if precision else model
-        self._spent = 0.0
-        self._due = READYING
         self._run: Compiled | None = None
         if compiled:
             self._improve(compile_now=True)
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits of starts and ends, (windows, tokens) each, for a model's inputs."""
-        if self._compiled is None and self._spent > self._due:
-            self._try_to_improve()
+        if self._run is None:
+            self._schedule.improve_if_due(self._improve)
         if self._run:
             start, end = self._run([*self._weights, *inputs.values()])
             return start, end
         began = time.perf_counter()
         output = self._packed(**inputs)
-        self._spent += time.perf_counter() - began
+        self._schedule.add(time.perf_counter() - began)
         return output.start_logits, output.end_logits
-
-    def _try_to_improve(self) -> None:
-        """Do what is due; a compiler that is not there, or fails, can be done without."""
-        late, can = self._due == COMPILING, machine.can_compile()
-        try:
-            self._improve(compile_now=late and can)
-        except (OSError, RuntimeError, ValueError) as error:
-            warnings.warn(f"this model does not compile: {error}", stacklevel=3)
-            self._compiled = False
-        if late or not can:
-            self._compiled = False
-        self._due = COMPILING
 
     @torch.inference_mode(False)
     def _improve(self, compile_now: bool) -> None:
@@ -175,7 +153,7 @@ class SpanEncoder:
         if compile_now and not path.exists():
             _compile(model, weights, self._typed, path)
         if path.exists():
-            self._run, self._packed = read_compiled(path), model
+            self._run, self._packed = load_compiled(path), model
             self._weights = list(weights.values())
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import warnings
 import weakref
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from genkit.engine import private_ops
+from genkit.engine.private_ops import Product
+
 WORTHWHILE = 1 << 18  # weights of a matrix: smaller ones stay in the core's own cache as they are
 
-Product = Callable[[torch.Tensor], torch.Tensor]
 _products: dict[int, Product] = {}
 _numbers = itertools.count()
 
@@ -91,7 +91,7 @@ class Int8Linear(nn.Module):
         """(…, inputs) to (…, outputs), float32 both."""
         largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
         rows = (x * (127 / largest)).round().to(torch.int8).flatten(0, -2)
-        y = torch._int_mm(rows, self.levels.t()).view(*x.shape[:-1], len(self.scales))
+        y = private_ops.multiply_int8(rows, self.levels.t()).view(*x.shape[:-1], len(self.scales))
         y = y * (largest / 127) * self.scales
         return y if self.bias is None else y + self.bias
 
@@ -103,13 +103,11 @@ def _levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _float32(weight: torch.Tensor) -> Product:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    linear = torch.ops.mkldnn._linear_pointwise.default  # the overload: not to be looked for again
-    return lambda x: linear(x, packed, None, "none", [], "")
+    return private_ops.packed_product(weight)
 
 
 def _bfloat16(weight: torch.Tensor) -> Product:
-    if torch.cpu._is_avx512_supported():
+    if private_ops.has_avx512():
         return _float32(weight.bfloat16())
     product = _float32(weight.bfloat16().float())  # the same numbers where the CPU knows no others
     return lambda x: product(x.float()).bfloat16()
@@ -117,20 +115,14 @@ def _bfloat16(weight: torch.Tensor) -> Product:
 
 def _int8(weight: torch.Tensor) -> Product:
     levels, scales = _levels(weight)
-    if not torch.cpu._is_vnni_supported():  # FBGEMM adds two products in 16 bits there, which clips
+    if not private_ops.has_vnni():  # FBGEMM adds two products in 16 bits there, which clips
         return functools.partial(_exact_int8, levels=levels.t(), scales=scales / 127)
-    zeros = torch.zeros(len(scales), dtype=torch.int64)
-    with warnings.catch_warnings():  # torch will drop this format one day; 2.13 has no other
-        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
-        quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
-    packed = torch.ops.quantized.linear_prepack(quantized, None)
-    linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-    return lambda x: linear(x, 1 / 127, 128, packed)  # x is in [-1, 1]
+    return private_ops.packed_int8_product(levels, scales)
 
 
 def _exact_int8(x: torch.Tensor, levels: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     rows = (x * 127).round().to(torch.int8).flatten(0, -2)
-    return (torch._int_mm(rows, levels) * scales).view(*x.shape[:-1], len(scales))
+    return (private_ops.multiply_int8(rows, levels) * scales).view(*x.shape[:-1], len(scales))
 
 
 def pack(

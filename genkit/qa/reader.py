@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
 
+from genkit.engine.compiled import weights_version
 from genkit.engine.encoder import SpanEncoder
 from genkit.engine.precision import check_compiler, check_precision, to_device
 from genkit.hub import download, model_files, safe_weights, safety
@@ -54,7 +55,7 @@ class Reader:
     @property
     def encoder(self) -> SpanEncoder:
         """The model as it runs here: made at the first use, and anew when weights have changed."""
-        version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
+        version = weights_version(self.model)
         if self._encoder is None or self._encoder[0] != version:
             cpu = self.model.device.type == "cpu"
             typed = takes_types(self.model, read_template(self.tokenizer))

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from genkit.data import characters
+from genkit.engine.compiled import weights_version
 from genkit.engine.decoder import Stepper, takes_trees
 from genkit.engine.precision import check_compiler, check_precision, to_device
 from genkit.hub import download, safe_weights, safety
@@ -48,7 +49,7 @@ class LanguageModel:
     @property
     def stepper(self) -> Stepper:
         """The steps of the model: made at the first use, and again when weights have changed."""
-        version = tuple((id(p), p._version, p.device) for p in self.model.parameters())
+        version = weights_version(self.model)
         if self._stepper is None or self._stepper[0] != version:
             cpu, trees = self.model.device.type == "cpu", takes_trees(self.model)
             self._stepper = (
