@@ -1,15 +1,19 @@
 """Draw the pictures of the README from four short runs.
 
-genkit train charlm --max_steps 600
-genkit train vae --max_steps 800 --latent_dim 2
-genkit train diffusion --max_steps 1500 --conditional
-genkit train gan --max_steps 1500 --evaluations 24
-python benchmarks/pictures.py --runs runs --output docs/images
+    genkit train charlm --max_steps 600 --evaluations 2 --compile no
+    genkit train vae --max_steps 800 --latent_dim 2 --nll_images 0 --evaluations 2 --compile no
+    genkit train diffusion --max_steps 1500 --conditional --evaluations 1 --eval_samples 100 \\
+        --compile no
+    genkit train gan --max_steps 1500 --evaluations 24 --eval_samples 100 --compile no
+    python benchmarks/pictures.py --runs runs --output docs/images
+
+These are the commands with which the pictures in docs/images were made.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -21,11 +25,13 @@ from genkit.models import diffusion
 from genkit.text import pages
 from genkit.vision import denoising, image_grid, latent, pipelines
 
-COLUMNS, LINES = 32, 16  # characters of the text
+COLUMNS, LINES = 24, 10  # characters of the text: all within the model's context
 FONT = 20
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (120, 120, 120)
-SHOWN = 6  # rows and columns of digits
-CELL = 58  # pixels of a digit in a grid of samples, with its gap
+DIGITS = 6  # rows and columns of digits
+SIDE, GAP = 10, 10  # digits along a side of the plane; pixels between digits
+SHOWN, COLUMN = 9, [0, 3, 4, 5, 6]  # moments of a denoising trajectory, and those that are drawn
+ENLARGED, APART = 56, 2  # pixels of a digit in the samples of a run, and between them
 FRAMES, COLOURS = 24, 16
 FRAME, LAST = 250, 2000  # milliseconds
 
@@ -74,21 +80,22 @@ def draw_text(folder: Path, path: Path, seed: int) -> None:
 
 def draw_plane(folder: Path, path: Path) -> None:
     """Decode a plane of the latent space."""
-    latent.plane(pipelines.load_pipeline(folder), side=12).save(path)
+    plane = latent.plane(pipelines.load_pipeline(folder), side=SIDE)
+    image_grid.grid(plane.images, path, SIDE, GAP)
 
 
 def draw_denoising(folder: Path, path: Path) -> None:
     """Draw a digit a row, from noise on the left to the image on the right."""
     pipeline, rows = diffusion.load_diffusion(folder), []
-    for label in range(SHOWN):
+    for label in range(DIGITS):
         way = denoising.denoising_trajectory(pipeline, label, label, shown=SHOWN)
-        rows.append(torch.cat([way.mixed[:-1], way.image[None]]))
-    image_grid.grid(torch.cat(rows).clamp(-1, 1), path, SHOWN)
+        rows.append(torch.cat([way.mixed[COLUMN], way.image[None]]))
+    image_grid.grid(torch.cat(rows).clamp(-1, 1), path, DIGITS, GAP)
 
 
 def draw_film(folder: Path, path: Path) -> None:
     """Show the same seeds at every evaluation of a run."""
-    side, bar = SHOWN * CELL + 2, 2 * FONT
+    side, bar = DIGITS * (ENLARGED + GAP) + GAP, 2 * FONT
     files = sorted((folder / "samples").glob("step-*.png"))[-FRAMES:]
     reel = Image.new("RGB", (side, len(files) * (side + bar)), PAPER)
     pen, font = ImageDraw.Draw(reel), ImageFont.load_default(FONT)
@@ -97,7 +104,11 @@ def draw_film(folder: Path, path: Path) -> None:
         name = f"step {int(file.stem.removeprefix('step-')):,}"
         pen.text((side // 2, top + bar // 2), name, INK, font, anchor="mm")
         with Image.open(file) as picture:
-            reel.paste(picture.convert("RGB").crop((0, 0, side, side)), (0, top + bar))
+            for row, column in itertools.product(range(DIGITS), repeat=2):
+                left, upper = (APART + x * (ENLARGED + APART) for x in (column, row))
+                digit = picture.crop((left, upper, left + ENLARGED, upper + ENLARGED))
+                x, y = (GAP + x * (ENLARGED + GAP) for x in (column, row))
+                reel.paste(digit.convert("RGB"), (x, top + bar + y))
     reel = reel.quantize(COLOURS, dither=Image.Dither.NONE)  # frames that share colours are smaller
     tops = range(0, reel.height, side + bar)
     first, *rest = (reel.crop((0, top, side, top + side + bar)) for top in tops)
