@@ -1,4 +1,4 @@
-"""A small Hub on loopback: enough of its protocol for the real client to push, look and fetch."""
+"""A small Hub on loopback: enough of its protocol for the real client to push and fetch."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Repository:
     def commit(self, branch: str, tree: dict[str, bytes]) -> str:
         """Make a tree the newest of a branch."""
         names = sorted((path, hashlib.sha1(data).hexdigest()) for path, data in tree.items())
-        told = json.dumps([names, len(self.commits)]).encode()
-        sha = hashlib.sha1(told).hexdigest()
+        content = json.dumps([names, len(self.commits)]).encode()
+        sha = hashlib.sha1(content).hexdigest()
         self.commits[sha] = tree
         self.branches[branch] = sha  # the one moment at which anybody sees it
         return sha
 
-    def find(self, revision: str) -> str | None:
+    def find_commit(self, revision: str) -> str | None:
         """Return the commit that a branch or the start of a commit's name stands for."""
         if revision in self.branches:
             return self.branches[revision]
@@ -45,7 +45,7 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server, its repositories and what it was asked."""
+    """The server, its repositories and the requests it has had."""
 
     daemon_threads = True
 
@@ -134,8 +134,8 @@ class Handler(BaseHTTPRequestHandler):
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def _send(self, status: int, told: Any, headers: dict[str, str] | None = None) -> None:
-        data = told if isinstance(told, bytes) else json.dumps(told).encode()
+    def _send(self, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
             self.send_header(name, value)
@@ -178,16 +178,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, name: str, revision: str = "main") -> None:
         repository = self.server.repositories.get(name)
-        sha = repository.find(revision) if repository else None
+        sha = repository.find_commit(revision) if repository else None
         if repository is None or sha is None:
             return self._missing("RepoNotFound" if repository is None else "RevisionNotFound")
         files = [{"rfilename": path} for path in repository.commits[sha]]
-        told = {"id": name, "modelId": name, "sha": sha, "private": repository.private}
-        return self._send(200, told | {"siblings": files, "tags": [], "downloads": 0, "likes": 0})
+        about = {"id": name, "modelId": name, "sha": sha, "private": repository.private}
+        return self._send(200, about | {"siblings": files, "tags": [], "downloads": 0, "likes": 0})
 
     def files(self, name: str, revision: str, path: str = "") -> None:
         repository = self.server.repositories[name]
-        sha = repository.find(revision)
+        sha = repository.find_commit(revision)
         if sha is None:
             return self._missing("RevisionNotFound")
         listed, folders = [], set()
@@ -204,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         repository = self.server.repositories.get(name)
-        sha = repository.find(revision) if repository else None
+        sha = repository.find_commit(revision) if repository else None
         if repository is None or sha is None:
             return self._missing("RepoNotFound" if repository is None else "RevisionNotFound")
         data = repository.commits[sha].get(path)
@@ -215,14 +215,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, name: str, revision: str) -> None:
         repository = self.server.repositories[name]
-        sha = repository.find(revision)
+        sha = repository.find_commit(revision)
         tree = repository.commits[sha] if sha else {}
-        told = []
+        listed = []
         for file in json.loads(self.body)["files"]:
             large = file["path"].endswith((".safetensors", ".png", ".gif"))
             known = tree.get(file["path"])
             oid = None if known is None else hashlib.sha256(known).hexdigest()
-            told.append(
+            listed.append(
                 {
                     "path": file["path"],
                     "uploadMode": "lfs" if large else "regular",
@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
                     "oid": oid if large or known is None else blob(known),
                 }
             )
-        self._send(200, {"files": told})
+        self._send(200, {"files": listed})
 
     def batch(self, name: str) -> None:
         objects = []
@@ -263,8 +263,8 @@ class Handler(BaseHTTPRequestHandler):
             elif kind == "deletedFile":
                 del tree[value["path"]]
         sha = repository.commit(revision, tree)
-        told = {"commitOid": sha, "commitUrl": f"{self._page(name)}/commit/{sha}", "success": True}
-        return self._send(200, told)
+        url = f"{self._page(name)}/commit/{sha}"
+        return self._send(200, {"commitOid": sha, "commitUrl": url, "success": True})
 
     def _page(self, name: str) -> str:
         return f"{self.server.address}/{name}"

@@ -1,4 +1,4 @@
-"""The gate that a folder passes: every way out of it that was found is closed, in one line."""
+"""The checks that a folder passes: every known way out of it is refused, in one line."""
 
 import json
 import os
@@ -42,19 +42,19 @@ def make(kind: str, parent: Path) -> Path:
 
 
 def refused(kind, folder, *named, push=True):
-    """By its verb, by genkit.load and by a push, in one line that says what; nothing has run.
+    """By its verb, by genkit.load and by a push, in one line that names what; nothing has run.
 
-    What only building the network tells is found in a process that a push starts, which is slow.
+    A fault that only building the network shows is found in a process of the push, which is slow.
     """
     before = sorted(folder.parent.rglob("*"))
     pushes = [lambda path: genkit.push(path, "user/name")] if push else []
     for use in (USE[kind], genkit.load, *pushes):
-        with pytest.raises(ValueError, match=r"\A(model|folder): ") as told:
+        with pytest.raises(ValueError, match=r"\A(model|folder): ") as raised:
             use(folder)
-        assert len(str(told.value).splitlines()) == 1
+        assert len(str(raised.value).splitlines()) == 1
         for name in named:
-            assert name in str(told.value)
-        assert "genkit-scratch" not in str(told.value)
+            assert name in str(raised.value)
+        assert "genkit-scratch" not in str(raised.value)
     assert sorted(folder.parent.rglob("*")) == before  # nor was anything written
 
 
@@ -185,11 +185,11 @@ def test_settings_that_lead_nowhere_are_fine(tmp_path):
     folder = make("text", tmp_path)
     edit(folder / "config.json", _name_or_path="user/base", auto_map={}, rope_theta=1e6)
     edit(folder / "config.json", quantization_config=None, _attn_implementation="sdpa")
-    told = {
+    origins = {
         "name_or_path": "user/base",
         "special_tokens_map_file": "/home/me/special_tokens_map.json",
     }
-    edit(folder / "tokenizer_config.json", vocab_file="vocab.json", init_inputs=[], **told)
+    edit(folder / "tokenizer_config.json", vocab_file="vocab.json", init_inputs=[], **origins)
     USE["text"](folder)
 
 
@@ -437,7 +437,7 @@ def test_only_files_that_the_card_lists_are_staged(kind, folder, tmp_path):
 
 @pytest.mark.parametrize("where", ["README.md", "config.json", "metrics.jsonl", "loss.png"])
 @pytest.mark.parametrize("what", ["home", "folder"])
-def test_a_file_that_tells_of_this_machine_is_refused(tmp_path, where, what):
+def test_a_file_that_identifies_this_machine_is_refused(tmp_path, where, what):
     folder = make("text", tmp_path)
     path = Path.home() / "data" if what == "home" else tmp_path / "data"
     if where == "config.json":
