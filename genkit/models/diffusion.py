@@ -195,7 +195,8 @@ def check_steps(scheduler: Any, steps: Any) -> int:
     whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
     if not whole or not 1 <= steps <= most:
         raise ValueError(
-            f"steps must be a whole number from 1 to {most} timesteps of training, got {steps!r}"
+            f"steps must be a whole number from 1 to {most}, the timesteps of training, got "
+            f"{steps!r}"
         )
     return int(steps)
 

@@ -31,13 +31,13 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     trained = [(e["step"], e["loss"]) for e in log if e.get("loss") is not None]
-    judged = [(e["step"], e["val_loss"]) for e in log if e.get("val_loss") is not None]
+    validated = [(e["step"], e["val_loss"]) for e in log if e.get("val_loss") is not None]
     if trained:
         steps, losses = np.array(trained, dtype=float).T
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1)
         axes.plot(steps, smooth(losses), color="tab:blue", label="training")
-    if judged:
-        steps, losses = np.array(judged, dtype=float).T
+    if validated:
+        steps, losses = np.array(validated, dtype=float).T
         axes.plot(steps, losses, "o-", color="tab:orange", label="validation")
         best = int(losses.argmin())
         axes.annotate(
@@ -47,7 +47,7 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
             textcoords="offset points",
             ha="center",
         )
-    positive = all(loss > 0 for _, loss in (*trained, *judged))  # log-densities need not be
+    positive = all(loss > 0 for _, loss in (*trained, *validated))  # log-densities need not be
     axes.set(xlabel="step", ylabel="loss (nats)", yscale="log" if positive else "linear")
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_minor_formatter("{x:.3g}")
@@ -56,7 +56,7 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-PANELS = {  # of a game: what is logged for each player, what a monitor says, and its colour
+PANELS = {  # of a game: metrics of each player and of the monitor, and their colours
     "losses": {"discriminator_loss": "tab:purple", "generator_loss": "tab:green"},
     "gradient norms": {"discriminator_grad_norm": "tab:purple", "generator_grad_norm": "tab:green"},
     "Frechet distance": {"distance": "tab:blue"},
@@ -68,14 +68,14 @@ SHOWN_BY = {"saturated": "losses", "at chance": "losses", "vanished": "gradient 
 SHOWN_BY |= {"collapse": "variety of images"}
 
 
-def game(
+def plot_game(
     log: list[dict[str, Any]], baseline: dict[str, float], troubles: Sequence[Trouble], path: Path
 ) -> None:
     """Draw how an adversarial game goes: both players' losses and gradients, figures, troubles.
 
     Args:
-        log: an entry a step; see `monitor.troubles`.
-        baseline: what real images get in place of the generated ones, drawn dashed.
+        log: an entry a step; see `collapse.find_troubles`.
+        baseline: figures of held-out real images, drawn dashed.
         troubles: of this log, drawn as red lines.
         path: the PNG to write.
     """
@@ -94,7 +94,7 @@ def game(
             else:
                 axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
                 axes.plot(steps, smooth(values), color=colour, label=label)
-        if not axes.lines:  # no classifier tells classes
+        if not axes.lines:  # no classifier, no figures of classes
             axes.remove()
             continue
         if title in ("gradient norms", "Frechet distance"):
@@ -103,7 +103,7 @@ def game(
         for trouble in troubles:
             axes.axvline(trouble.step, color="tab:red", linewidth=0.8)
             if SHOWN_BY[trouble.kind] == title:
-                _word(axes, trouble)
+                _label_trouble(axes, trouble)
         axes.set_title(title, fontsize=12)
         axes.set(xlabel="step", xlim=(0, 1.02 * log[-1]["step"]))
         axes.grid(alpha=0.3)
@@ -111,8 +111,8 @@ def game(
     save_figure(figure, path)
 
 
-def _word(axes: matplotlib.axes.Axes, trouble: Trouble) -> None:
-    """Write what happened along its line."""
+def _label_trouble(axes: matplotlib.axes.Axes, trouble: Trouble) -> None:
+    """Write the kind of a trouble along its line."""
     outline = [matplotlib.patheffects.withStroke(linewidth=3, foreground="white")]
     style: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "color": "tab:red"}
     style |= {"fontsize": 10, "path_effects": outline, "transform": axes.get_xaxis_transform()}
