@@ -21,7 +21,6 @@ from PIL import Image
 from genkit.commands import common
 from genkit.data import image_files, images, squad, table_formats, tables
 from genkit.data import text as data
-from genkit.training import image_data
 
 ROOT = Path(__file__).parent.parent
 ODD = ["a[1]", "b*", "c?", "{d,e}", "**", "http:x", "a::b"]  # in names
@@ -380,11 +379,13 @@ def test_rows_that_the_file_has_no_room_for_are_refused(tmp_path):
         (b"text\n\xff\n", "can't decode byte"),
     ],
 )
-def test_a_broken_csv_file_is_an_error(tmp_path, text, message):
+def test_a_broken_csv_file_is_an_error(tmp_path, monkeypatch, text, message):
     (tmp_path / "t.csv").write_bytes(text)
+    file = (tmp_path / "t.csv").open("rb")  # which the end of a process would close
+    monkeypatch.setattr(table_formats, "open_regular", lambda path: file)
     request = tables.Request("csv", [str(tmp_path / "t.csv")], 64, ["text"], None, None, 0)
     errors = (table_formats._TableError, csv.Error, UnicodeDecodeError)
-    with pytest.raises(errors, match=message):
+    with file, pytest.raises(errors, match=message):
         list(table_formats._read_csv(request)[1])
 
 
@@ -443,6 +444,8 @@ def _children() -> list[str]:
 
 
 def test_every_recipe_of_images_has_the_caps_as_flags():
+    from genkit.training import image_data  # with accelerate, which takes seconds to import
+
     recipes = [
         p for p in sorted((ROOT / "recipes").glob("*.py")) if "load_for_run(" in p.read_text()
     ]
