@@ -335,8 +335,8 @@ def test_a_verdict_is_the_same_again_and_changes_no_random_state(judge):
 
 
 def test_evaluation_prints_its_protocol(judge):
-    told = {"weights": "EMA", "sampler": "DDIM", "evaluations": 50, "seed": 3}
-    record = judge.judge(noisy(digits(0, 60), 0.3), name="runs/some", **told)
+    options = {"weights": "EMA", "sampler": "DDIM", "evaluations": 50, "seed": 3}
+    record = judge.judge(noisy(digits(0, 60), 0.3), name="runs/some", **options)
     text = str(record)
     for name, figure in record.figures.items():
         row = rf"^{name} +{figure.value:.4f} +{figure.margin:.4f} +{figure.baseline:.4f}$"
@@ -346,7 +346,7 @@ def test_evaluation_prints_its_protocol(judge):
     assert not [part for part in parts if part not in text]
     assert "60 images are few for 24 features (2,000 suffice)" in text
     json.dumps(dataclasses.asdict(record))
-    assert "cannot fill a covariance of 24" in str(judge.judge(digits(0, 20)))
+    assert "singular covariance of 24" in str(judge.judge(digits(0, 20)))
     assert "baseline is of 898 real images for 1,797" in str(judge.judge(DIGITS))
 
 

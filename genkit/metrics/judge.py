@@ -89,8 +89,8 @@ class Protocol:
             f"against {self.real:,} of {_name(self.data, self.data_sha256)}, split by seed "
             f"{self.split_seed}; baseline of {self.held_out:,} others\n"
             f"copies of {_name(self.train, self.train_sha256)}\n"
-            f"features of {_name(self.extractor, self.extractor_sha256)}: {self.features:,}, "
-            f"k {self.k}"
+            f"extractor {_name(self.extractor, self.extractor_sha256)}: "
+            f"{self.features:,} features, k {self.k}"
         )
 
 
