@@ -1,8 +1,8 @@
-"""What starting costs: the first short call of a process, and a compiled step read from the cache.
+"""Seconds of the first short call of a process, and of loading a compiled step from the cache.
 
     python benchmarks/first_call.py --tokenizer FOLDER_OF_GPT2S_TOKENIZER
 
-GPT-2's configuration with random weights. Every figure is that of a fresh process, best of some.
+GPT-2's configuration with random weights. Every figure is the best of several fresh processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ print(json.dumps([ready, time.perf_counter() - start]))
 
 
 def in_a_process(folder: str, compile: bool | None, tokens: int) -> tuple[float, float]:
-    """Seconds until the model is ready, and until the first call has returned."""
+    """Return the seconds until the model is ready, and until the first call has returned."""
     words = [sys.executable, "-c", CODE, json.dumps([folder, compile, tokens])]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     ready, whole = json.loads(done.stdout.splitlines()[-1])

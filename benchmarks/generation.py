@@ -33,7 +33,7 @@ PROMPT = " the" * 32
 
 
 def measured(write: Callable[[int], int], tokens: int, repeat: int) -> float:
-    """Tokens per second, median, of a function that writes so many tokens a row."""
+    """Return the median tokens per second of a function that writes so many tokens for each row."""
     write(8)
     rates = []
     for _ in range(repeat):

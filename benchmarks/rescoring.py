@@ -225,7 +225,7 @@ def report(
 
 
 def print_words(clean: list[str], wrong: list[str], found: list[str], lexicon: Lexicon) -> None:
-    """Tell what became of hit and of intact words, by whether the lexicon has the right word."""
+    """Print what became of hit and of intact words, by whether the lexicon has the right word."""
     texts = zip(clean, wrong, found, strict=True)
     triples = [each for three in texts for each in zip(*map(words, three), strict=True)]
     for known in (True, False):

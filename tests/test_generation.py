@@ -106,7 +106,7 @@ def test_seeds_may_come_from_numpy(language):
     assert rows == genkit.generate(["abc"] * 2, model=language, seed=np.int64(5))
 
 
-def test_without_a_seed_the_record_still_tells_it(language):
+def test_without_a_seed_the_record_has_the_drawn_one(language):
     first, second = (genkit.generate("abc", model=language) for _ in range(2))
     assert first.seed != second.seed  # the texts may be equal: this model likes to repeat itself
     assert genkit.generate("abc", model=language, seed=first.seed) == first

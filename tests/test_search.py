@@ -420,7 +420,7 @@ def test_a_wrong_argument_of_a_stream_is_refused_at_once(llama):
 # ---- looking into a beam
 
 
-def test_a_trace_tells_every_candidate(llama):
+def test_a_trace_has_every_candidate(llama):
     trace, best = generation.trace_beams("abc", model=llama, beams=3, max_new_tokens=6)
     assert [r.tokens for r in [best]] == [
         genkit.generate("abc", model=llama, strategy="beam", beams=3, max_new_tokens=6).tokens
