@@ -46,17 +46,17 @@ def measure(words: list[str], target: float) -> None:
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         settings = json.loads((folder / "run.json").read_text())["settings"]
         context = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
-    judged = [line for line in log if "val_loss" in line]
-    best, last = min(judged, key=lambda line: line["val_loss"]), log[-1]
+    evaluated = [line for line in log if "val_loss" in line]
+    best, last = min(evaluated, key=lambda line: line["val_loss"]), log[-1]
     compiled = re.search(r"compiled in (\d+) s", done.stdout)
     characters = last["step"] * settings["batch_size"] * context
     print(
         f"{' '.join(words[2:])}: val_loss {best['val_loss']:.4f}, at the end "
-        f"{judged[-1]['val_loss']:.4f}; {last['step']} steps in {last['seconds']:.0f} s, "
+        f"{evaluated[-1]['val_loss']:.4f}; {last['step']} steps in {last['seconds']:.0f} s, "
         f"{characters / last['seconds']:,.0f} characters/s; compiled in "
         f"{compiled[1] if compiled else 0} s; {wall:.0f} s in all"
     )
-    reached = next((line for line in judged if line["val_loss"] <= target), None)
+    reached = next((line for line in evaluated if line["val_loss"] <= target), None)
     if reached:
         print(
             f"  {target} reached by step {reached['step']}, {reached['seconds']:.0f} s", flush=True

@@ -189,7 +189,7 @@ def checkpoints_left(folder: Path) -> bool:
     own = [folder / f"checkpoints/step-{step:08d}" for step in SAVED]
     return any(
         checkpoint.is_dir() and all(f.is_file() for f in checkpoint.iterdir())
-        and checkpoints.problem(checkpoint) is None
+        and checkpoints.find_damage(checkpoint) is None
         for checkpoint in own
     )  # fmt: skip
 

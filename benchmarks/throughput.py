@@ -63,10 +63,10 @@ def genkit_step(ids: np.ndarray, half: bool) -> Callable[[], None]:
     torch.manual_seed(0)
     model = lm.make_model("llama", VOCABULARY, CONTEXT, 4, 128, 4, 0.0)
     model.set_attn_implementation("eager" if half else "sdpa")
-    told = RunSettings(
+    settings = RunSettings(
         optimizer="adamw", learning_rate=1e-3, muon_learning_rate=1e-3, weight_decay=0.1
     )
-    (optimizer,) = optim.optimizers(model, told)
+    (optimizer,) = optim.optimizers(model, settings)
     windows = Windows(ids, CONTEXT, seed=0)
     count = [0]
 

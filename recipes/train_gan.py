@@ -304,7 +304,9 @@ def plot_curves(
 ) -> None:
     """Plot losses and metrics, with the troubles that they show; on the main process."""
     assert monitor is not None, "only the main process draws"
-    curves.game(log, monitor.baseline, find_troubles(log, settings.loss, monitor.baseline), path)
+    curves.plot_game(
+        log, monitor.baseline, find_troubles(log, settings.loss, monitor.baseline), path
+    )
 
 
 def report_collapse(run: Run, settings: Settings, monitor: Monitor | None) -> bool:

@@ -157,7 +157,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 def weights_of(folder: Path) -> tuple[str, bytes, str]:
     """Name and bytes of the last checkpoint, and the hash of the published model."""
-    last, problems = checkpoints.newest(folder / "checkpoints")
+    last, problems = checkpoints.find_newest(folder / "checkpoints")
     assert last is not None and problems == []
     published = [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]
     model = hashlib.sha256(published[0].read_bytes()).hexdigest()

@@ -82,7 +82,7 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 10, 11):
         checkpoints.save_checkpoint(tmp_path, step, state(step), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
-    assert checkpoints.newest(tmp_path) == (tmp_path / "step-00000011", [])
+    assert checkpoints.find_newest(tmp_path) == (tmp_path / "step-00000011", [])
 
 
 def flip_a_bit(path: Path) -> None:
@@ -101,13 +101,13 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, harm, name):
     good = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=5)
     bad = checkpoints.save_checkpoint(tmp_path, 2, state(2), keep=5)
     harm(bad / name)
-    found, problems = checkpoints.newest(tmp_path)
+    found, problems = checkpoints.find_newest(tmp_path)
     assert found == good
     assert len(problems) == 1 and str(bad) in problems[0] and "damaged" in problems[0]
     with pytest.raises(checkpoints.CheckpointError, match="damaged"):
         checkpoints.load_checkpoint(bad)
     checkpoints.save_checkpoint(tmp_path, 2, state(2), keep=5)
-    assert checkpoints.newest(tmp_path) == (bad, [])
+    assert checkpoints.find_newest(tmp_path) == (bad, [])
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -116,10 +116,10 @@ def test_damaged_checkpoints_never_push_out_good_ones(tmp_path, keep):
         checkpoints.save_checkpoint(tmp_path, step, state(step), keep=5)
     flip_a_bit(tmp_path / "step-00000045" / checkpoints.TENSORS)
     flip_a_bit(tmp_path / "step-00000040" / checkpoints.TENSORS)
-    found, problems = checkpoints.newest(tmp_path)
+    found, problems = checkpoints.find_newest(tmp_path)
     assert found.name == "step-00000030" and len(problems) == 2
     checkpoints.save_checkpoint(tmp_path, 35, state(35), keep=keep)
-    assert checkpoints.newest(tmp_path) == (tmp_path / "step-00000035", [])
+    assert checkpoints.find_newest(tmp_path) == (tmp_path / "step-00000035", [])
     names = sorted(path.name for path in tmp_path.iterdir())
     aside = ["step-00000040.aside-1", "step-00000045.aside-1"]
     assert names == ["step-00000030", "step-00000035"][-keep:] + aside
@@ -132,16 +132,16 @@ def test_every_single_flipped_byte_is_found(tmp_path):
         whole = (path / name).read_bytes()
         for i in range(len(whole)):
             (path / name).write_bytes(whole[:i] + bytes([whole[i] ^ 0x80]) + whole[i + 1 :])
-            assert checkpoints.problem(path) is not None
+            assert checkpoints.find_damage(path) is not None
         (path / name).write_bytes(whole)
-    assert checkpoints.problem(path) is None
+    assert checkpoints.find_damage(path) is None
 
 
 def test_leftovers_of_a_killed_process_are_swept(tmp_path):
     checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=1)
     (tmp_path / ".writing-step-00000002").mkdir()
     (tmp_path / ".deleting-step-00000000").mkdir()
-    checkpoints.clean(tmp_path)
+    checkpoints.remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -165,11 +165,11 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     folder = tmp_path / "checkpoints"
     foreign(folder, elsewhere)
     before = listing(tmp_path)
-    assert checkpoints.newest(folder) == (None, [])
+    assert checkpoints.find_newest(folder) == (None, [])
     for step in (1, 2, 3):
         checkpoints.save_checkpoint(folder, step, state(step), keep=1)
-    checkpoints.clean(folder)
-    assert checkpoints.newest(folder) == (folder / "step-00000003", [])
+    checkpoints.remove_leftovers(folder)
+    assert checkpoints.find_newest(folder) == (folder / "step-00000003", [])
     after = listing(tmp_path)
     ours = {name for name in after if name.startswith("checkpoints/step-00000003")}
     assert {name: after[name] for name in after.keys() - ours} == before
@@ -187,13 +187,13 @@ def test_what_stands_in_a_checkpoints_place_is_set_aside(tmp_path, kind):
             checkpoints.save_checkpoint(tmp_path, 9, state(9), keep=1)
             flip_a_bit(place / checkpoints.TENSORS)
         checkpoints.save_checkpoint(tmp_path, 9, state(9), keep=1)
-        assert checkpoints.newest(tmp_path) == (place, [])
+        assert checkpoints.find_newest(tmp_path) == (place, [])
         assert os.path.lexists(f"{place}.aside-{turn}")
-        checkpoints.delete(place)
+        checkpoints.delete_checkpoint(place)
     for turn in range(3, checkpoints.ASIDE + 1):
         Path(f"{place}.aside-{turn}").mkdir()
     place.write_text("mine")
-    with pytest.raises(checkpoints.CheckpointError, match="look at this disk, and delete them"):
+    with pytest.raises(checkpoints.CheckpointError, match="check this disk, and delete them"):
         checkpoints.save_checkpoint(tmp_path, 9, state(9), keep=1)
     assert place.read_text() == "mine"
 
@@ -201,7 +201,7 @@ def test_what_stands_in_a_checkpoints_place_is_set_aside(tmp_path, kind):
 def test_steps_of_nine_digits_come_after_those_of_eight(tmp_path):
     for step in (99_999_999, 100_000_000):
         checkpoints.save_checkpoint(tmp_path, step, state(1), keep=2)
-    found, _ = checkpoints.newest(tmp_path)
+    found, _ = checkpoints.find_newest(tmp_path)
     assert checkpoints.step_of(found) == 100_000_000
 
 
@@ -230,18 +230,21 @@ def test_what_cannot_be_read_is_no_damage(tmp_path, harm, name):
     away = checkpoints.save_checkpoint(tmp_path, 2, state(2), keep=5)
     harm(away / name)
     before = listing(tmp_path)
-    for look in (lambda: checkpoints.newest(tmp_path), lambda: checkpoints.load_checkpoint(away)):
+    for look in (
+        lambda: checkpoints.find_newest(tmp_path),
+        lambda: checkpoints.load_checkpoint(away),
+    ):
         with pytest.raises(checkpoints.CheckpointError, match="step-00000002 cannot be read"):
             look()
     assert listing(tmp_path) == before
 
 
 def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path):
-    assert checkpoints.newest(tmp_path / "checkpoints") == (None, [])
+    assert checkpoints.find_newest(tmp_path / "checkpoints") == (None, [])
     for target in ("checkpoints", "/mnt/away"):
         (tmp_path / "checkpoints").symlink_to(target)
         with pytest.raises(checkpoints.CheckpointError, match="checkpoints cannot be read"):
-            checkpoints.newest(tmp_path / "checkpoints")
+            checkpoints.find_newest(tmp_path / "checkpoints")
         (tmp_path / "checkpoints").unlink()
 
 
@@ -257,7 +260,7 @@ def test_what_nobody_may_read_is_no_damage(tmp_path, name):
         if os.geteuid() == 0:  # who may read all
             os.seteuid(65534)
         with pytest.raises(checkpoints.CheckpointError) as refused:
-            checkpoints.newest(folder)
+            checkpoints.find_newest(folder)
     finally:
         os.seteuid(os.getuid())
     (folder / name).chmod(0o755)
@@ -294,7 +297,7 @@ def test_a_state_of_odd_shape_is_named(tmp_path, odd):
         n: checkpoints._seal(checkpoint / n) for n in (checkpoints.TENSORS, checkpoints.STATE)
     }
     (checkpoint / checkpoints.MANIFEST).write_text(json.dumps(sealed))
-    assert checkpoints.problem(checkpoint) is None
+    assert checkpoints.find_damage(checkpoint) is None
     with pytest.raises(checkpoints.CheckpointError, match="step-00000001 holds no state of a run"):
         checkpoints.load_checkpoint(checkpoint)
 
@@ -303,7 +306,7 @@ def test_a_state_of_odd_shape_is_named(tmp_path, odd):
 def test_a_manifest_of_odd_shape_is_damage(tmp_path, odd):
     checkpoint = checkpoints.save_checkpoint(tmp_path, 1, state(1), keep=5)
     (checkpoint / checkpoints.MANIFEST).write_text(odd, encoding="latin-1")
-    found, (problem,) = checkpoints.newest(tmp_path)
+    found, (problem,) = checkpoints.find_newest(tmp_path)
     assert found is None and "step-00000001 is damaged: manifest.json" in problem
 
 
@@ -327,4 +330,4 @@ def test_a_refusing_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
     assert "step-00000002" in str(refused.value) and "intact" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
-    assert checkpoints.newest(tmp_path) == (good, [])
+    assert checkpoints.find_newest(tmp_path) == (good, [])

@@ -141,7 +141,7 @@ def frozen_run(folder, resume=False):
 
 def test_a_checkpoint_holds_what_is_trained(tmp_path):
     run = frozen_run(tmp_path)
-    found, _ = checkpoints.newest(tmp_path / "checkpoints")
+    found, _ = checkpoints.find_newest(tmp_path / "checkpoints")
     state = checkpoints.load_checkpoint(found)["model"]
     assert state["module"].keys() == {"1.weight", "1.bias"}
     assert state["average"].keys() == {"n_averaged", "module.1.weight", "module.1.bias"}
@@ -155,10 +155,10 @@ def test_a_checkpoint_holds_what_is_trained(tmp_path):
 def test_a_checkpoint_that_lacks_a_trained_weight_is_refused():
     network = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
     network[0].requires_grad_(False)
-    state = checkpoints.trained(network)
-    checkpoints.put_back(network, state)
+    state = checkpoints.trained_state(network)
+    checkpoints.load_trained_state(network, state)
     with pytest.raises(RuntimeError, match=r"1\.bias"):
-        checkpoints.put_back(network, {"1.weight": state["1.weight"]})
+        checkpoints.load_trained_state(network, {"1.weight": state["1.weight"]})
 
 
 # ---- a text as ids
@@ -198,7 +198,7 @@ def test_a_run_leaves_all_that_it_promises(tuned):
 
 def test_the_published_model_is_the_base_and_its_adapters(tuned, base):
     """W + 2 B A by hand, from the base and the checkpoint: no weight of the base has moved."""
-    last, _ = checkpoints.newest(tuned / "checkpoints")
+    last, _ = checkpoints.find_newest(tuned / "checkpoints")
     adapters = checkpoints.load_checkpoint(last)["model"]["module"]
     assert all("lora_" in name for name in adapters) and len(adapters) == 2 * 2 * 4
     expected = load_file(base / "model.safetensors")

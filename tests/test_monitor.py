@@ -552,7 +552,7 @@ def test_a_run_that_collapses_is_stopped(tmp_path, capsys):
 
 
 def picture(log: list[dict], baseline: dict[str, float], found: list[Trouble], path: Path):
-    curves.game(log, baseline, found, path)
+    curves.plot_game(log, baseline, found, path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 

@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on_exactly(train, trained, text_file, tmp_path):
     assert running.returncode == 0
     stopped = re.search(r"stopped after step (\d+)", told)
     assert stopped and 3 <= int(stopped[1]) < 40
-    found, _ = checkpoints.newest(folder / "checkpoints")
+    found, _ = checkpoints.find_newest(folder / "checkpoints")
     assert int(found.name[5:]) == int(stopped[1])
     done = train("--output_dir", folder, "--resume")
     assert f"resumed after step {stopped[1]}" in done.stdout
@@ -110,7 +110,7 @@ def test_a_run_whose_launcher_is_stopped_saves_and_ends(train, text_file, tmp_pa
     launcher.wait()
     last = filelock.FileLock(folder / ".lock")
     with last.acquire(timeout=60):
-        found, problems = checkpoints.newest(folder / "checkpoints")
+        found, problems = checkpoints.find_newest(folder / "checkpoints")
     assert problems == [] and int(found.name[5:]) == len(log_of(folder)) > 3
 
 

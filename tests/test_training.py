@@ -182,11 +182,11 @@ def test_minutes_end_a_run_and_drive_the_schedule(tmp_path):
 
 def test_a_step_draws_the_same_whenever_it_is_done(tmp_path):
     def draws(folder, stop_at, resume=False):
-        told = settings(folder, max_steps=6, resume=resume)
+        given = settings(folder, max_steps=6, resume=resume)
         seen = {}
-        with Run(told) as run:
+        with Run(given) as run:
             network = torch.nn.Linear(1, 1)
-            run.network("model", network, optim.optimizers(network, told))
+            run.network("model", network, optim.optimizers(network, given))
             run.restore()
             for step in run.steps():
                 seen[step] = (torch.rand(1).item(), np.random.rand(), next(run.rows()).tolist())
@@ -279,7 +279,7 @@ def test_a_run_that_is_stopped_has_saved(tmp_path, capsys):
             if step == 3:
                 run.stop()
     assert stop.value.code == 0 and "stopped after step 3" in capsys.readouterr().out
-    assert checkpoints.newest(tmp_path / "checkpoints")[0].name == "step-00000003"
+    assert checkpoints.find_newest(tmp_path / "checkpoints")[0].name == "step-00000003"
 
 
 def test_patience_ends_a_run(tmp_path):
@@ -324,7 +324,7 @@ def test_a_hopeless_run_stops_with_a_reason(tmp_path):
         pytest.raises(TrainingDivergedError, match="learning_rate"),
     ):
         linear_run(run, poison=set(range(1, 1000)))
-    found, problems = checkpoints.newest(tmp_path / "checkpoints")
+    found, problems = checkpoints.find_newest(tmp_path / "checkpoints")
     assert problems == []
     assert torch.isfinite(checkpoints.load_checkpoint(found)["model"]["module"]["weight"]).all()
 
@@ -357,13 +357,18 @@ def test_bad_settings_are_named(tmp_path, words, message):
 
 
 def test_the_preset_fills_what_was_left_open():
-    def preset(told, device):
+    def preset(given, device):
         assert device == "cpu"
         return {"batch_size": 7, "max_minutes": 3.0, "ema": 0.5}
 
     assert parse(RunSettings, preset, []).max_minutes == 3.0
-    told = parse(RunSettings, preset, ["--max_steps", "5", "--ema", "0"])
-    assert (told.batch_size, told.max_steps, told.max_minutes, told.ema) == (7, 5, None, 0.0)
+    filled = parse(RunSettings, preset, ["--max_steps", "5", "--ema", "0"])
+    assert (filled.batch_size, filled.max_steps, filled.max_minutes, filled.ema) == (
+        7,
+        5,
+        None,
+        0.0,
+    )
 
 
 def test_resuming_takes_the_runs_settings_and_refuses_others(tmp_path):
@@ -492,8 +497,8 @@ def finished_run(folder: Path) -> None:
 
 def resume(folder: Path, **changes) -> Run:
     """Go on with it for ten steps more."""
-    told = parse(RunSettings, no_preset, ["--output_dir", str(folder), "--resume"])
-    with Run(dataclasses.replace(told, max_steps=30, **changes)) as run:
+    saved = parse(RunSettings, no_preset, ["--output_dir", str(folder), "--resume"])
+    with Run(dataclasses.replace(saved, max_steps=30, **changes)) as run:
         run.identify(data="abc")
         linear_run(run)
     return run
@@ -554,7 +559,7 @@ def test_a_run_killed_before_its_first_step_starts_again(tmp_path, capsys):
 
 
 def damage_all(folder: Path) -> None:
-    for checkpoint in checkpoints.steps(folder / "checkpoints"):
+    for checkpoint in checkpoints.list_checkpoints(folder / "checkpoints"):
         (checkpoint / checkpoints.TENSORS).write_bytes(b"short")
 
 
@@ -578,7 +583,7 @@ def take_away(folder: Path) -> None:
 
 
 def make_unreadable(folder: Path) -> None:
-    manifest = checkpoints.steps(folder / "checkpoints")[0] / checkpoints.MANIFEST
+    manifest = checkpoints.list_checkpoints(folder / "checkpoints")[0] / checkpoints.MANIFEST
     manifest.unlink()
     manifest.symlink_to(checkpoints.MANIFEST)
 
@@ -608,9 +613,9 @@ def test_a_damaged_checkpoint_is_kept_for_who_wants_to_look(tmp_path, capsys):
     newest = tmp_path / "checkpoints" / "step-00000020"
     (newest / checkpoints.TENSORS).write_bytes(b"short")
     assert resume(tmp_path).progress.step == 30
-    told = capsys.readouterr().out
-    assert "step-00000020 is damaged" in told and "it is now step-00000020.aside-1" in told
-    assert "resumed after step 10" in told
+    log = capsys.readouterr().out
+    assert "step-00000020 is damaged" in log and "it is now step-00000020.aside-1" in log
+    assert "resumed after step 10" in log
     aside = newest.with_name("step-00000020.aside-1")
     assert (aside / checkpoints.TENSORS).read_bytes() == b"short"
 
@@ -744,8 +749,8 @@ def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, name, limit):
     before = listing(tmp_path)
     with full_disk(limit), pytest.raises(OSError, match="could not write") as refused:
         write(file)
-    told = str(refused.value)
-    assert str(tmp_path) in told and "as it was; make room" in told and "\n" not in told
+    message = str(refused.value)
+    assert str(tmp_path) in message and "as it was; make room" in message and "\n" not in message
     assert listing(tmp_path) == before
     write(file)
     if name == "metrics.jsonl":
@@ -767,7 +772,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(tmp_path):
 
     with pytest.raises((OSError, ValueError), match="make room"):
         train_until_it_is_full()
-    assert checkpoints.newest(tmp_path / "checkpoints")[1] == []
+    assert checkpoints.find_newest(tmp_path / "checkpoints")[1] == []
     assert resume(tmp_path).progress.step == 30
 
 
@@ -803,7 +808,7 @@ def test_a_model_has_the_modes_that_the_umask_says(tmp_path, umask):
 
 def newest_is_last(folder: Path) -> bool:
     """Whether a run that ended has saved its last step."""
-    found, _ = checkpoints.newest(folder / "checkpoints")
+    found, _ = checkpoints.find_newest(folder / "checkpoints")
     return checkpoints.step_of(found) == log_of(folder)[-1]["step"] > 0
 
 

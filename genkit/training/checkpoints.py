@@ -5,7 +5,7 @@
         tensors.safetensors   every tensor of the state
         state.json            everything else, pointing at the tensors by name
         manifest.json         size and SHA-256 of the two files above; written last
-      step-….aside-1        what was no whole checkpoint, and stood where one belongs
+      step-….aside-1        a damaged checkpoint, or something else with the name of one
       .writing-…, .deleting-… a save or a deletion that was under way
 
 A folder named `step-…` exists only after all of its bytes, and its manifest, are on the disk.
@@ -37,7 +37,7 @@ FILES = (TENSORS, STATE, MANIFEST)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint could not be written, or what was read is not what was written."""
+    """A checkpoint could not be written, or differs from what was written."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -88,20 +88,20 @@ def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-def trained(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def trained_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return a network's state without its frozen parameters: they are as they were loaded."""
     named = module.named_parameters(remove_duplicate=False)
     frozen = {name for name, parameter in named if not parameter.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
-def put_back(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+def load_trained_state(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Undo `trained`.
 
     Raises:
         RuntimeError: the state is that of another network.
     """
-    whole, changing = module.state_dict(), trained(module)
+    whole, changing = module.state_dict(), trained_state(module)
     frozen = {name: value for name, value in whole.items() if name not in changing}
     module.load_state_dict(frozen | state)
 
@@ -115,7 +115,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 
     At every instant the newest complete checkpoint is untouched. A step that is already saved
     and intact is left as it is. Those of later steps are damaged, or the run would have gone on
-    from them: they are set aside, as is whatever else stands in the new one's place.
+    from them: they are set aside, as is anything else that has the new one's name.
 
     Raises:
         CheckpointError: the disk refused (full, read-only, …); earlier checkpoints are intact.
@@ -125,17 +125,17 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(final):
-            if not final.is_symlink() and final.is_dir() and problem(final) is None:
+            if not final.is_symlink() and final.is_dir() and find_damage(final) is None:
                 return final
             set_aside(final)
         _write(scratch, state)
         scratch.rename(final)
         files.sync(folder)
-        found = steps(folder)
+        found = list_checkpoints(folder)
         for later in (other for other in found if step_of(other) > step):
             set_aside(later)
         for old in [other for other in found if step_of(other) <= step][keep:]:
-            delete(old)
+            delete_checkpoint(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(
@@ -170,15 +170,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def delete(checkpoint: Path) -> None:
+def delete_checkpoint(checkpoint: Path) -> None:
     """Delete by renaming first, so that a half-deleted checkpoint never looks like one.
 
     What the user has put into it stays, in a folder that is set aside.
     """
     if {entry.name for entry in os.scandir(checkpoint)} - set(FILES):
-        place = set_aside(checkpoint)
+        aside = set_aside(checkpoint)
         for name in FILES:
-            (place / name).unlink(missing_ok=True)
+            (aside / name).unlink(missing_ok=True)
         return
     doomed = checkpoint.with_name(f".deleting-{checkpoint.name}")
     shutil.rmtree(doomed, ignore_errors=True)
@@ -187,25 +187,25 @@ def delete(checkpoint: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what stands in a checkpoint's place and is no whole one: nothing of it is lost.
+    """Rename a damaged checkpoint, or what has the name of one: nothing of it is lost.
 
     Raises:
         CheckpointError: many were set aside before.
     """
     if len(list(path.parent.glob("step-*.aside-*"))) >= ASIDE:
         raise CheckpointError(
-            f"{path.parent} holds {ASIDE} checkpoints that were damaged (step-….aside-…): look at "
-            "this disk, and delete them to go on"
+            f"{path.parent} holds {ASIDE} checkpoints that were damaged (step-….aside-…): check "
+            "this disk, and delete them to continue"
         )
     names = (path.with_name(f"{path.name}.aside-{number}") for number in itertools.count(1))
-    place = next(name for name in names if not os.path.lexists(name))
-    path.rename(place)
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.rename(aside)
     files.sync(path.parent)
-    return place
+    return aside
 
 
-def clean(folder: Path) -> None:
-    """Remove what a killed process left half written or half deleted."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove checkpoints that a killed process left half written or half deleted."""
     for leftover in folder.glob(".*"):
         if LEFTOVER.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
@@ -215,7 +215,7 @@ def clean(folder: Path) -> None:
 # Reading
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
+def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     """Find the newest complete checkpoint in `folder`.
 
     Returns:
@@ -225,15 +225,15 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
         CheckpointError: the folder, or a checkpoint in it, cannot be read.
     """
     problems: list[str] = []
-    for checkpoint in steps(folder):
-        found = problem(checkpoint)
+    for checkpoint in list_checkpoints(folder):
+        found = find_damage(checkpoint)
         if found is None:
             return checkpoint, problems
         problems.append(f"{checkpoint} is damaged: {found}")
     return None, problems
 
 
-def steps(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in `folder`, newest first.
 
     Raises:
@@ -257,10 +257,10 @@ def steps(folder: Path) -> list[Path]:
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    """Tell a checkpoint, whole or not, from a folder that the user gave such a name."""
+    """Distinguish a checkpoint, whole or not, from a folder that the user gave such a name."""
     try:
         return any(file.name in FILES for file in Path(entry.path).iterdir())
-    except OSError:  # which whoever reads it will say
+    except OSError:  # reported when it is read
         return True
 
 
@@ -269,8 +269,8 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def problem(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None when every byte is as it was written.
+def find_damage(checkpoint: Path) -> str | None:
+    """Describe what is wrong with a checkpoint; None if every byte is as it was written.
 
     Raises:
         CheckpointError: it cannot be read, which is no damage: its disk may come back.
@@ -307,7 +307,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: any byte differs from what was written, or it cannot be read.
     """
-    found = problem(checkpoint)
+    found = find_damage(checkpoint)
     if found is not None:
         raise CheckpointError(f"{checkpoint} is damaged: {found}")
     try:

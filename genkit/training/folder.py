@@ -5,7 +5,7 @@ runs/mybook/
   run.json         settings, and the data by hash
   metrics.jsonl    one line an entry
   loss.png, samples.md
-  checkpoints/     see genkit/checkpoints.py
+  checkpoints/     see genkit/training/checkpoints.py
 """
 
 from __future__ import annotations
@@ -61,30 +61,30 @@ class RunFolder:
                 "name a folder that can be created or written"
             ) from None
         try:
-            self._check_places()
+            self._check_paths()
             if resume:
                 self.log()  # which must be readable, before anything is set aside
                 self.start = self.newest()
             else:
-                self._make_room()
-            checkpoints.clean(self.checkpoints)
+                self._check_empty()
+            checkpoints.remove_leftovers(self.checkpoints)
         except BaseException:
             self.release()
             raise
 
-    def _check_places(self) -> None:
-        """Refuse folders where files of the run go, before a step is made."""
+    def _check_paths(self) -> None:
+        """Refuse folders that have the names of files of the run, before a step is made."""
         for name in (RUN_FILE, LOG_FILE, "loss.png", *list_model(self.path)):
             if (self.path / name).is_dir():
                 raise ValueError(f"output_dir: {self.path / name} is a folder; move it elsewhere")
 
-    def _make_room(self) -> None:
-        """Refuse what a new run would overwrite; one that never made a step is nothing, and goes.
+    def _check_empty(self) -> None:
+        """Refuse what a new run would overwrite; delete a run that never made a step.
 
         Raises:
             ValueError: there is a log, a checkpoint or a model, whatever else is missing.
         """
-        saved = checkpoints.steps(self.checkpoints)
+        saved = checkpoints.list_checkpoints(self.checkpoints)
         unstarted = (self.path / RUN_FILE).exists() and not any(map(checkpoints.step_of, saved))
         if self._logged() or (saved and not unstarted):
             raise ValueError(
@@ -98,7 +98,7 @@ class RunFolder:
                 "name another folder"
             )
         for checkpoint in saved:
-            checkpoints.delete(checkpoint)
+            checkpoints.delete_checkpoint(checkpoint)
 
     def _logged(self) -> bool:
         return self.log_file.exists() and self.log_file.stat().st_size > 0
@@ -113,21 +113,23 @@ class RunFolder:
             ValueError: something cannot be read, or the run has made steps and no checkpoint of it
                 is whole: to start again would replace its log and its model.
         """
-        found, problems = checkpoints.newest(self.checkpoints)
+        found, problems = checkpoints.find_newest(self.checkpoints)
         if found is None and (problems or self._has_begun()):
             what = "; ".join(problems) or f"{self.checkpoints} holds no checkpoint"
             raise ValueError(
                 f"resume: {what}. Nothing was changed: put back a copy of a checkpoint (is a disk "
                 f"away?), or start in another folder, or delete {self.path} and start again"
             )
-        told = []
-        for line, damaged in zip(problems, checkpoints.steps(self.checkpoints), strict=False):
-            place = checkpoints.set_aside(damaged)
-            told.append(f"{line}; it is now {place.name}, and an earlier one is used")
-        return found, told
+        lines = []
+        for line, damaged in zip(
+            problems, checkpoints.list_checkpoints(self.checkpoints), strict=False
+        ):
+            aside = checkpoints.set_aside(damaged)
+            lines.append(f"{line}; it is now {aside.name}, and an earlier one is used")
+        return found, lines
 
     def _has_begun(self) -> bool:
-        """Whether the run has made a step, as far as its log tells, or a model without a log."""
+        """Whether the run has made a step, by its log, or by a model without a log."""
         if self.log_file.exists():
             return any(line["step"] > 0 for line in self.log())
         return bool(list_model(self.path))
@@ -189,8 +191,8 @@ class RunFolder:
         entries = [_entry(line) for line in lines]
         if None in entries:
             raise ValueError(
-                f"{self.log_file} is damaged: line {entries.index(None) + 1} is no step of a run; "
-                "delete that line"
+                f"{self.log_file} is damaged: line {entries.index(None) + 1} is not an entry of "
+                "a step; delete that line"
             )
         return [entry for entry in (*entries, _entry(last)) if entry is not None]
 
@@ -238,12 +240,12 @@ class RunFolder:
         for file in files:
             file.chmod(mode)
             sync(file)
-        places = [self.path / file.relative_to(scratch) for file in files]
-        folders = {self.path, *(place.parent for place in places)}
+        targets = [self.path / file.relative_to(scratch) for file in files]
+        folders = {self.path, *(target.parent for target in targets)}
         for folder in folders:
             folder.mkdir(exist_ok=True)
-        for file, place in zip(files, places, strict=True):
-            file.replace(place)
+        for file, target in zip(files, targets, strict=True):
+            file.replace(target)
         for folder in folders:
             sync(folder)
 
@@ -262,7 +264,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     file = folder / RUN_FILE
     if not os.path.lexists(file):
-        kept = [*checkpoints.steps(folder / "checkpoints"), *folder.glob(LOG_FILE)]
+        kept = [*checkpoints.list_checkpoints(folder / "checkpoints"), *folder.glob(LOG_FILE)]
         if not kept and not list_model(folder):
             raise ValueError(f"output_dir: there is no run to resume in {folder}")
         raise ValueError(f"output_dir: {file} is missing, the settings of the run; {ELSEWHERE}")

@@ -1,4 +1,4 @@
-"""Was the run launched as it was meant to be? Checked before anything is written."""
+"""Checks of how a run was launched, before anything is written."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HOW_TO = (
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
-def check() -> None:
+def check_launch() -> None:
     """Refuse a launch that would not train what was asked for.
 
-    accelerate starts a single process, or N unconnected ones, for some of its own flags on a
-    machine without GPUs, and says nothing.
+    For some of its own flags, on a machine without GPUs, accelerate starts a single process or N
+    unconnected ones without a warning.
 
     Raises:
         ValueError: fewer processes are connected than were asked for, or they are connected in a
@@ -44,13 +44,13 @@ def check() -> None:
 
 
 def requested_processes() -> int:
-    """How many processes the launcher was asked to start."""
+    """Return how many processes the launcher was asked to start."""
     if "WORLD_SIZE" in os.environ:  # torchrun, and accelerate when it uses torchrun
         return int(os.environ["WORLD_SIZE"])
-    words = _accelerate_words()
-    if words is None:
+    arguments = _accelerate_arguments()
+    if arguments is None:
         return 1
-    args, _ = launch_command_parser().parse_known_args(words)
+    args, _ = launch_command_parser().parse_known_args(arguments)
     if args.num_processes is None:
         default = default_config_file if Path(default_config_file).is_file() else None
         config = args.config_file or default
@@ -58,19 +58,19 @@ def requested_processes() -> int:
     return args.num_processes
 
 
-def launcher() -> int | None:
+def find_launcher() -> int | None:
     """Return the process that launched this one, if it is accelerate's or torch's launcher."""
-    launched = "WORLD_SIZE" in os.environ or _accelerate_words() is not None
+    launched = "WORLD_SIZE" in os.environ or _accelerate_arguments() is not None
     return os.getppid() if launched else None
 
 
-def _accelerate_words() -> list[str] | None:
-    """What was said to `accelerate launch`, if that started this process."""
-    words = psutil.Process(os.getppid()).cmdline()
-    for i, word in enumerate(words):
-        name, before = Path(word).name, Path(words[i - 1]).name
+def _accelerate_arguments() -> list[str] | None:
+    """Return the arguments of `accelerate launch`, if it started this process."""
+    arguments = psutil.Process(os.getppid()).cmdline()
+    for i, word in enumerate(arguments):
+        name, before = Path(word).name, Path(arguments[i - 1]).name
         if (before, name) in (("accelerate", "launch"), ("-m", "accelerate.commands.launch")):
-            return words[i + 1 :]
+            return arguments[i + 1 :]
         if name == "accelerate-launch":
-            return words[i + 1 :]
+            return arguments[i + 1 :]
     return None

@@ -59,16 +59,16 @@ class Network:
     def state(self) -> dict[str, Any]:
         """Return everything a checkpoint must hold."""
         return {
-            "module": checkpoints.trained(self.module),
+            "module": checkpoints.trained_state(self.module),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": checkpoints.trained(self.average) if self.average else None,
+            "average": checkpoints.trained_state(self.average) if self.average else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Undo `state`, but keep rates and decays: they are settings, checked elsewhere."""
-        checkpoints.put_back(self.module, state["module"])
+        checkpoints.load_trained_state(self.module, state["module"])
         if self.average is not None:
-            checkpoints.put_back(self.average, state["average"])
+            checkpoints.load_trained_state(self.average, state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
             optimizer.load_state_dict(saved)

@@ -19,8 +19,8 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
     output head and vectors are not matrices in that sense, a convolution's kernel is, flattened.
     Vectors are not decayed, frozen parameters not changed.
     """
-    assert settings.learning_rate and settings.muon_learning_rate, "the preset fills in the rates"
-    assert settings.weight_decay is not None, "the preset fills in the decay"
+    assert settings.learning_rate and settings.muon_learning_rate, "the preset chooses the rates"
+    assert settings.weight_decay is not None, "the preset chooses the decay"
     decay, embeddings = settings.weight_decay, _embeddings(model)
     groups: dict[str, list[torch.nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
     for parameter in (p for p in model.parameters() if p.requires_grad):
@@ -58,8 +58,8 @@ def player_optimizers(
         betas: of AdamW's averages.
         momentum: of Muon.
     """
-    assert settings.learning_rate and settings.muon_learning_rate, "the preset fills in the rates"
-    assert settings.weight_decay is not None, "the preset fills in the decay"
+    assert settings.learning_rate and settings.muon_learning_rate, "the preset chooses the rates"
+    assert settings.weight_decay is not None, "the preset chooses the decay"
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "rmsprop":
         return [torch.optim.RMSprop(player.parameters(), rate, weight_decay=decay)]

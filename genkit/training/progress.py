@@ -30,14 +30,14 @@ class Progress:
     skips: int = 0  # non-finite steps in a row
 
     def __post_init__(self) -> None:
-        """Refuse what a checkpoint cannot have held.
+        """Refuse values that no checkpoint holds.
 
         Raises:
-            TypeError: a value is no number.
+            TypeError: a value is not a number.
         """
         for name, value in asdict(self).items():
             if type(value) not in (int, float) and not (name == "best" and value is None):
-                raise TypeError(f"progress: {name} is no number: {value!r}")
+                raise TypeError(f"progress: {name} is not a number: {value!r}")
 
     def fraction(self, max_steps: int | None, max_minutes: float | None) -> float:
         """How much of the run is done, by steps or by time, whichever is further."""

@@ -19,7 +19,7 @@ from genkit.hub.download import check_name
 from genkit.training import launch
 from genkit.training.folder import ELSEWHERE, RUN_FILE, read_record
 
-UNSET = object()  # what the command line did not say
+UNSET = object()  # a setting that the command line does not give
 TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run")  # of one start, not of the run
 HARMLESS = (
     *TRANSIENT, "save_minutes", "save_steps", "keep_checkpoints", "report_to",
@@ -199,7 +199,7 @@ def parse(cls: type[S], preset: Preset[S], argv: list[str] | None = None) -> S:
         _parser(cls, {n: v for n, v in filled.items() if n not in given}).print_help()
         raise SystemExit(0)
     settings = _resumed(cls, given) if given.get("resume") else cls(**given)
-    launch.check()
+    launch.check_launch()
     return _fill(settings, preset(settings, device))
 
 
@@ -211,7 +211,7 @@ def _parser(cls: type[S], chosen: dict[str, Any]) -> argparse.ArgumentParser:
     """Make the parser of a recipe's settings.
 
     Args:
-        chosen: defaults that stand in --help in place of the fields' own.
+        chosen: defaults to show in --help instead of the fields' own.
     """
     hints = get_type_hints(cls)
     flags = [

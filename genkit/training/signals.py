@@ -22,7 +22,7 @@ class Signals:
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
-        self._launcher = launch.launcher()
+        self._launcher = launch.find_launcher()
         self._number = 0  # of the first signal that ends the run
         self._time = 0.0  # when it came
         self._continued = False
