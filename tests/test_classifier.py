@@ -315,7 +315,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--images {tmp}/plain", "labels: these images have none"),
+        ("--images {tmp}/plain", "labels: these images have no"),
         ("--images {tmp}/single", "images: .*'cat'"),
         ("--images {tmp}/mixed", "pass --resolution"),
         ("--images nowhere", "images: 'nowhere' is no folder, table or dataset"),

@@ -173,7 +173,7 @@ def test_two_processes_learn_what_one_does(train, runs, tmp_path, kind):
     ("recipe", "words", "message"),
     [
         ("train_vae", "--images nowhere", "images: 'nowhere' is no folder, table or dataset"),
-        ("train_vae", "--images {tmp}/plain --conditional", "labels: these images have none"),
+        ("train_vae", "--images {tmp}/plain --conditional", "labels: these images have no"),
         ("train_vae", "--images {tmp}/mixed", "pass --resolution"),
         ("train_vae", "--images {tmp}/bad", "bad.png is no image"),
         ("train_vae", "--network deep", "network.*got 'deep'"),

@@ -232,8 +232,8 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--images {tmp}/plain --conditional", "labels: these images have none"),
-        ("--images {tmp}/plain --preset ac_wgan", "labels: these images have none"),
+        ("--images {tmp}/plain --conditional", "labels: these images have no"),
+        ("--images {tmp}/plain --preset ac_wgan", "labels: these images have no"),
         ("--widths 8 8 8 8", "resolution: a generator .* multiples of 16"),
         ("--discriminator_widths 8 8 8 8", "resolution: a discriminator of these widths"),
         ("--images {tmp}/odd", "resolution: .* multiples of 4 pixels, .*17 x 17"),

@@ -144,7 +144,7 @@ def test_two_processes_train_as_one(train, runs, tmp_path):
     [
         ("--levels 1", "levels.*got 1"),
         ("--levels 257", "levels.*got 257"),
-        ("--images {tmp}/plain --conditional", "labels: these images have none"),
+        ("--images {tmp}/plain --conditional", "labels: these images have no"),
         ("--images {tmp}/nowhere", "is no folder, table or dataset"),
         ("--val_images {tmp}/plain", "val_images: they are .1, 9, 9."),
         ("--val_fraction 1", "val_fraction.*got 1"),
