@@ -31,10 +31,11 @@ RECIPES = {
     "autoencoder": "train_vae --network dense --widths 32 --latent_dim 4 --conditional",
     "gan": "train_gan --widths 8 --discriminator_widths 8 --eval_samples 16 --conditional",
     "diffusion": "train_diffusion --widths 8 16 --eval_samples 16",
-    "told": "train_diffusion --widths 8 16 --eval_samples 16 --conditional --objective flow",
+    "class_conditional": "train_diffusion --widths 8 16 --eval_samples 16 --conditional "
+    "--objective flow",
     "pixels": "train_pixels --depth 1 --width 32 --heads 2 --levels 8",
 }
-IMAGES = ("autoencoder", "gan", "diffusion", "told")
+IMAGES = ("autoencoder", "gan", "diffusion", "class_conditional")
 CONTEXT = "The zorp is blue. The mig is tal."
 
 
@@ -103,11 +104,11 @@ from transformers import (
 )
 from PIL import Image
 
-found, told = {}, {}
+found, said = {}, {}
 write = pipeline("text-generation", "user/text")
-told["text"] = write("the ", do_sample=False, max_new_tokens=20)[0]["generated_text"]
+said["text"] = write("the ", do_sample=False, max_new_tokens=20)[0]["generated_text"]
 picture = Image.open(sys.argv[1])
-told["classifier"] = pipeline("image-classification", "user/classifier")(picture)
+said["classifier"] = pipeline("image-classification", "user/classifier")(picture)
 tokenizer = AutoTokenizer.from_pretrained("user/answers")
 network = AutoModelForQuestionAnswering.from_pretrained("user/answers")
 with torch.inference_mode():
@@ -115,7 +116,7 @@ with torch.inference_mode():
     found["pixels"] = AutoModelForCausalLM.from_pretrained("user/pixels")(
         torch.arange(8)[None]
     ).logits
-for name in ("autoencoder", "gan", "diffusion", "told"):
+for name in ("autoencoder", "gan", "diffusion", "class_conditional"):
     draw = DiffusionPipeline.from_pretrained(f"user/{name}", trust_remote_code=True)
     seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     if name == "diffusion":
@@ -124,7 +125,7 @@ for name in ("autoencoder", "gan", "diffusion", "told"):
         labels = {"labels": [1, 2]}
         found[name] = draw(2, seeds, output_type="np", **labels).images
 np.savez(sys.argv[3], **found)
-print(json.dumps(told))
+print(json.dumps(said))
 """
 
 
@@ -134,11 +135,11 @@ def test_every_family_comes_back_where_there_is_no_genkit(models, pushed, enviro
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(picture)
     done = python(WITHOUT, environment_of(), picture, CONTEXT, arrays)
     assert done.returncode == 0, done.stderr
-    told, found = json.loads(done.stdout.splitlines()[-1]), np.load(arrays)
+    said, found = json.loads(done.stdout.splitlines()[-1]), np.load(arrays)
 
     text = genkit.generate("the ", model=models["text"], strategy="greedy", max_new_tokens=20)
-    assert told["text"] == text.text
-    classes = {record["label"]: record["score"] for record in told["classifier"]}
+    assert said["text"] == text.text
+    classes = {record["label"]: record["score"] for record in said["classifier"]}
     classifier = genkit.load(models["classifier"])
     shade = torch.from_numpy(np.asarray(Image.open(picture)).copy()).float() / 127.5 - 1
     with torch.inference_mode():
@@ -172,15 +173,15 @@ import numpy as np
 import genkit
 
 commits = json.loads(sys.argv[1])
-told = {"text": genkit.generate("the ", model="user/text", seed=1, max_new_tokens=20).text}
-told["answers"] = genkit.answer("What is the zorp?", sys.argv[2], model="user/answers").score
-told["classifier"] = genkit.load("user/classifier", revision=commits["classifier"]).names
+said = {"text": genkit.generate("the ", model="user/text", seed=1, max_new_tokens=20).text}
+said["answers"] = genkit.answer("What is the zorp?", sys.argv[2], model="user/answers").score
+said["classifier"] = genkit.load("user/classifier", revision=commits["classifier"]).names
 found = {}
-for name in ("autoencoder", "gan", "diffusion", "told", "pixels"):
-    label = {"label": [1, 2]} if name in ("autoencoder", "gan", "told") else {}
+for name in ("autoencoder", "gan", "diffusion", "class_conditional", "pixels"):
+    label = {"label": [1, 2]} if name in ("autoencoder", "gan", "class_conditional") else {}
     found[name] = genkit.sample(f"user/{name}", 2, seed=3, revision=commits[name], **label).images
 np.savez(sys.argv[3], **found)
-print(json.dumps(told))
+print(json.dumps(said))
 """
 
 
@@ -189,14 +190,14 @@ def test_every_family_comes_back_by_genkit(models, pushed, environment_of, tmp_p
     arrays = tmp_path / "found.npz"
     done = python(WITH, environment_of(), json.dumps(pushed), CONTEXT, arrays)
     assert done.returncode == 0, done.stderr
-    told, found = json.loads(done.stdout.splitlines()[-1]), np.load(arrays)
+    said, found = json.loads(done.stdout.splitlines()[-1]), np.load(arrays)
     text = genkit.generate("the ", model=models["text"], seed=1, max_new_tokens=20).text
-    assert told["text"] == text
+    assert said["text"] == text
     asked = genkit.answer("What is the zorp?", CONTEXT, model=models["answers"])
-    assert told["answers"] == pytest.approx(asked.score, abs=1e-6)
-    assert told["classifier"] == genkit.load(models["classifier"]).names
+    assert said["answers"] == pytest.approx(asked.score, abs=1e-6)
+    assert said["classifier"] == genkit.load(models["classifier"]).names
     for name in (*IMAGES, "pixels"):
-        label = {"label": [1, 2]} if name in ("autoencoder", "gan", "told") else {}
+        label = {"label": [1, 2]} if name in ("autoencoder", "gan", "class_conditional") else {}
         drawn = genkit.sample(models[name], 2, seed=3, **label).images.numpy()
         assert np.abs(found[name] - drawn).max() < 1e-4, name
 
@@ -208,7 +209,7 @@ def test_what_is_pushed_is_a_clean_copy(models, pushed, server):
         assert {"README.md", "metrics.jsonl", "loss.png"} <= set(tree)
         assert len([path for path in tree if path.startswith("samples/")]) <= 1
         code = {path for path in tree if path.endswith(".py")}
-        assert bool(code) == (name in ("autoencoder", "gan", "told")), name
+        assert bool(code) == (name in ("autoencoder", "gan", "class_conditional")), name
         for path in code:
             module = ROOT / "genkit/models" / Path(path).name
             assert tree[path] == module.read_bytes()
@@ -265,7 +266,14 @@ def test_a_cards_dataset_is_named_if_it_is_on_the_hub(tmp_path):
 
 # ---- again, elsewhere, refused
 
-AGAIN = """
+# `pushed` has shown that these models load in a process of their own
+QUICK = """
+from genkit.hub import staging
+staging.validate = lambda staged, kind: None
+"""
+AGAIN = (
+    QUICK
+    + """
 import sys
 import genkit
 from genkit.hub import download
@@ -279,6 +287,7 @@ second = genkit.push(sys.argv[2], "user/again").commit
 assert download.fetch("user/again").name == second
 print(first, draft, second)
 """
+)
 
 
 def test_a_push_takes_the_place_of_what_was_there(models, server, environment_of):
@@ -304,7 +313,9 @@ def kept(tree: dict[str, bytes]) -> dict[str, bytes]:
     }
 
 
-REFUSED = """
+REFUSED = (
+    QUICK
+    + """
 import sys
 import genkit
 try:
@@ -312,6 +323,7 @@ try:
 except ValueError as error:
     print(error)
 """
+)
 
 
 def test_refusals_are_one_line_without_the_token(models, server, environment_of):
@@ -325,13 +337,26 @@ def test_refusals_are_one_line_without_the_token(models, server, environment_of)
     assert done.stdout.startswith("repository: user/refused cannot be pushed to: "), done.stderr
 
 
-def test_who_may_only_read_is_told_before_anything_is_sent(pushed, server, environment_of):
-    code = "from genkit.hub import pushing\ntry:\n"
-    code += "    pushing.prepare_repository('user/text')\n"
-    code += "except ValueError as error:\n    print(error)"
-    done = python(code, environment_of() | {"HF_TOKEN": READER})
+READ_ONLY = """
+import os, sys
+from genkit.hub import pushing
+
+pushing.prepare_repository("user/text")
+right, os.environ["HF_TOKEN"] = os.environ["HF_TOKEN"], sys.argv[1]
+try:
+    pushing.prepare_repository("user/text")
+except ValueError as error:
+    print(error)
+os.environ["HF_TOKEN"] = right
+pushing.prepare_repository("user/text")
+print("fine")
+"""
+
+
+def test_a_token_that_may_only_read_is_refused_before_anything_is_sent(pushed, environment_of):
+    done = python(READ_ONLY, environment_of(), READER)
     assert done.stdout.startswith("repository: user/text cannot be pushed to: "), done.stderr
-    assert python(code, environment_of()).stdout == ""
+    assert done.stdout.endswith("\nfine\n")
 
 
 def test_a_model_that_is_not_genkits_stays(models, pushed, server, environment_of):
@@ -499,7 +524,9 @@ def test_settings_of_a_push_that_cannot_be(given, message):
 
 # ---- refused
 
-REFUSALS = """
+REFUSALS = (
+    QUICK
+    + """
 import sys
 import genkit
 for repository, revision, private in [
@@ -513,6 +540,7 @@ for repository, revision, private in [
     except ValueError as error:
         print(error)
 """
+)
 
 
 def test_a_refused_push_changes_nothing_on_the_hub(models, pushed, server, environment_of):
@@ -526,7 +554,7 @@ def test_a_refused_push_changes_nothing_on_the_hub(models, pushed, server, envir
     assert after == before
 
 
-def test_cards_and_copies_tell_nothing_of_this_machine(models, pushed, server):
+def test_cards_and_copies_do_not_identify_this_machine(models, pushed, server):
     """Neither paths of data and runs, nor any file that the card does not list."""
     for name in models:
         tree = server.tree(f"user/{name}")

@@ -1,4 +1,4 @@
-"""Code shared by subcommands: flags from a table, texts from files and pipes, records as JSON."""
+"""Code shared by subcommands: flags, texts from files and pipes, records as JSON."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from genkit.data import utf8
 
 PICTURES = (".png",)  # endings of file names
-Flags = tuple[tuple[str, type, str], ...]  # name, type and help
-
-
-def add_flags(parser: argparse.ArgumentParser, flags: Flags, often: Sequence[str] = ()) -> None:
-    """Add a table of flags; those of `often` may be repeated."""
-    for name, kind, text in flags:
-        action = "append" if name in often else "store"
-        parser.add_argument(f"--{name}", type=kind, action=action, help=text)
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
