@@ -17,6 +17,7 @@ FLOORS = [  # from the ground up; packages of one floor do not import each other
     {"app"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 TRAVELLING = ("models/autoencoder.py", "models/gan.py", "models/diffusion.py")
