@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import http.server
 import inspect
+import io
 import json
 import os
 import socket
@@ -379,13 +380,11 @@ def test_rows_that_the_file_has_no_room_for_are_refused(tmp_path):
         (b"text\n\xff\n", "can't decode byte"),
     ],
 )
-def test_a_broken_csv_file_is_an_error(tmp_path, monkeypatch, text, message):
-    (tmp_path / "t.csv").write_bytes(text)
-    file = (tmp_path / "t.csv").open("rb")  # which the end of a process would close
-    monkeypatch.setattr(table_formats, "open_regular", lambda path: file)
-    request = tables.Request("csv", [str(tmp_path / "t.csv")], 64, ["text"], None, None, 0)
+def test_a_broken_csv_file_is_an_error(monkeypatch, text, message):
+    monkeypatch.setattr(table_formats, "open_regular", lambda path: io.BytesIO(text))
+    request = tables.Request("csv", ["t.csv"], 64, ["text"], None, None, 0)
     errors = (table_formats._TableError, csv.Error, UnicodeDecodeError)
-    with file, pytest.raises(errors, match=message):
+    with pytest.raises(errors, match=message):
         list(table_formats._read_csv(request)[1])
 
 
