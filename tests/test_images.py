@@ -177,7 +177,7 @@ def test_a_process_that_dies_is_an_error(flat, monkeypatch):
     monkeypatch.setattr(workers, "FILES", 2)
     monkeypatch.setattr(workers, "START", "import sys; sys.stdin.buffer.readline()")
     monkeypatch.setattr(images, "VERSION", -2)
-    with pytest.raises(ChildProcessError, match=r"image 0 .*was ended.*memory"):
+    with pytest.raises(ChildProcessError, match=r"image 0 .*was killed.*memory"):
         images.load_images(flat)
     monkeypatch.undo()
     assert len(images.load_images(flat)) == 5
