@@ -182,6 +182,7 @@ def test_positions_survive_characters_that_a_tokenizer_drops(pointing, ending):
 # Batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_batch(kind, monkeypatch):
     contexts = some_contexts(14, 60)

@@ -252,6 +252,7 @@ def here(page) -> np.ndarray:
     return pixels(page.locator("#here img").get_attribute("src"))
 
 
+@pytest.mark.slow
 def test_samples_and_a_drag_across_the_plane(page, models, artefacts):
     show(page, "Images")
     choose(page, "Model", "two_latents")
@@ -297,6 +298,7 @@ def test_samples_and_a_drag_across_the_plane(page, models, artefacts):
 PLACE = "e => `${parseFloat(e.style.left) / 100} ${parseFloat(e.style.bottom) / 100}`"
 
 
+@pytest.mark.slow
 def test_a_diffusion_model_of_classes(page, models, artefacts):
     show(page, "Images")
     choose(page, "Model", "class_conditional")

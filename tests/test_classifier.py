@@ -183,6 +183,7 @@ def test_rare_mistakes_and_strange_names_are_drawn(tmp_path):
 # ---- it learns, and what it leaves is an ordinary model
 
 
+@pytest.mark.slow
 def test_it_learns_the_digits(learned):
     assert best(learned)["accuracy"] > 0.95
 
@@ -205,6 +206,7 @@ print(json.dumps(rows))
 """
 
 
+@pytest.mark.slow
 def test_the_stock_pipeline_is_right_as_often_as_the_card_says(learned, tmp_path):
     _, val = images.load_train_val("digits", None, 0.1)
     for i, row in enumerate(val.rows):
@@ -237,6 +239,7 @@ def test_a_run_leaves_all_that_it_promises(trained):
     assert all(digest in card for digest in facts.values())
 
 
+@pytest.mark.slow
 def test_a_model_without_mistakes_has_no_picture_of_them(tmp_path):
     """And a class may be missing from what it is validated on."""
     folder = squares(tmp_path / "images", [16] * 12)
@@ -259,6 +262,7 @@ def test_a_process_without_images_predicts_none():
 # ---- it goes on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 4])
 def test_a_run_goes_on_exactly(trained, tmp_path, kept):
     shutil.copytree(trained, tmp_path / "run")
@@ -271,6 +275,7 @@ def test_a_run_goes_on_exactly(trained, tmp_path, kept):
         assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_judge_one_model(train, tmp_path):
     """Each has running statistics of its own; those of the main process are judged and saved."""
     words = (*EVERY, "--batch_size", "16", "--learning_rate", "0.1", "--max_steps", "20")

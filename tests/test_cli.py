@@ -105,6 +105,7 @@ def test_generate_prints_the_text(trained):
     assert done.stdout == f"{records[0]}\n\n{records[1]}\n"
 
 
+@pytest.mark.slow
 def test_one_text_is_printed_while_it_is_written(trained):
     words = (
         "generate",
@@ -125,6 +126,7 @@ def test_one_text_is_printed_while_it_is_written(trained):
     assert done.stdout == f"{genkit.generate('the ', model=trained, **options)}\n"
 
 
+@pytest.mark.slow
 def test_without_a_model_or_a_network_the_error_says_what_would_do(tmp_path):
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     words = [GENKIT, "generate", "I am a"]
@@ -162,6 +164,7 @@ def course(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_answer_prints_the_sentence_and_the_score(reader, course, capsys, monkeypatch):
     import genkit
 
@@ -230,6 +233,7 @@ def test_what_is_wrong_with_an_answer_is_one_line(
     assert len(shown.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_language_model_is_no_reader(trained, course):
     done = run("answer", "--context", str(course), "--model", str(trained), "Where?")
     assert done.returncode == 2 and "has no trained span head" in done.stderr
@@ -263,6 +267,7 @@ def test_prompts_come_by_a_pipe_and_records_go_as_json(trained, capsys, monkeypa
     assert out == "\n\n".join(str(row) for row in rows) + "\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error(trained):
     command = f"{GENKIT} generate the rain --model {trained} --max-new-tokens 40 | head -c 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)

@@ -77,6 +77,7 @@ def test_draws_follow_the_filtered_distribution(filters):
     assert statistic <= freedom + 4 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_a_sure_draw_survives_rounding(filters):
     """Noise larger than another batch's rounding changes no draw that is called sure."""

@@ -342,6 +342,7 @@ def test_samplers_without_noise_follow_the_probability_flow(objective, name):
     assert errors[0] / errors[1] > 3  # a quarter of the step, at most a third of the error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "schedule"), KINDS[:-1])
 def test_ancestral_sampling_draws_the_data(objective, schedule):
     scheduler = diffusion.make_scheduler(objective, schedule)

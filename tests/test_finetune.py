@@ -227,6 +227,7 @@ print(len(pipeline("text-generation", folder)("the", max_new_tokens=9)[0]["gener
 """
 
 
+@pytest.mark.slow
 def test_the_folder_loads_without_genkit_and_peft(tuned):
     command = [sys.executable, "-c", WITHOUT_GENKIT_AND_PEFT, str(tuned)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

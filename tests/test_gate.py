@@ -109,6 +109,7 @@ def test_component_without_a_folder_is_refused(tmp_path):
     refused("gan", folder, "model_index.json", "other")
 
 
+@pytest.mark.slow
 def test_code_of_a_folder_is_neither_staged_nor_run(tmp_path):
     folder, staged = make("gan", tmp_path), tmp_path / "staged"
     for name in ("LICENSE.py", "generator/diffusers.py", "generator/LICENSE.py", "conftest.py"):

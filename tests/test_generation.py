@@ -62,15 +62,18 @@ def test_beams_find_what_greedy_misses(language):
     "options",
     [
         {"strategy": "stochastic"},
-        {"temperature": 0.7},
-        {"top_k": 5},
-        {"top_p": 0.8},
-        {"min_p": 0.1},
-        {"typical_p": 0.7},
         {"temperature": 1.3, "top_k": 10, "top_p": 0.9, "min_p": 0.01},
-        {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "no_repeat_ngram": 3},
         {"temperature": 0.7, "lookup": 4, "stop": "ab", "bad_words": "c"},
-        {"strategy": "greedy"},
+        pytest.param({"temperature": 0.7}, marks=pytest.mark.slow),
+        pytest.param({"top_k": 5}, marks=pytest.mark.slow),
+        pytest.param({"top_p": 0.8}, marks=pytest.mark.slow),
+        pytest.param({"min_p": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"typical_p": 0.7}, marks=pytest.mark.slow),
+        pytest.param(
+            {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "no_repeat_ngram": 3},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"strategy": "greedy"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_row_does_not_depend_on_its_batch(language, options):
@@ -249,6 +252,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantize": "int8"}])
 def test_lower_precisions_write_nearly_as_well(folder, options):
     """Log-probabilities of texts that float32 wrote, under a model that is packed."""
@@ -333,6 +337,7 @@ def test_a_retrained_folder_is_read_again(tmp_path):
     assert not torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
 
 
+@pytest.mark.slow
 def test_the_folder_is_an_ordinary_model(trained):
     model = AutoModelForCausalLM.from_pretrained(trained)
     assert sum(p.numel() for p in model.parameters()) > 1000

@@ -129,6 +129,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_every_family_comes_back_where_there_is_no_genkit(models, pushed, environment_of, tmp_path):
     """The stock classes, by name from the Hub, against genkit on the folders that were pushed."""
     picture, arrays = tmp_path / "picture.png", tmp_path / "found.npz"
@@ -326,6 +327,7 @@ except ValueError as error:
 )
 
 
+@pytest.mark.slow
 def test_refusals_are_one_line_without_the_token(models, server, environment_of):
     done = python(REFUSED, environment_of() | {"HF_TOKEN": "hf_wrong"}, models["text"])
     assert done.stdout.startswith("repository: user/refused cannot be pushed to: "), done.stderr
@@ -353,12 +355,14 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_a_token_that_may_only_read_is_refused_before_anything_is_sent(pushed, environment_of):
     done = python(READ_ONLY, environment_of(), READER)
     assert done.stdout.startswith("repository: user/text cannot be pushed to: "), done.stderr
     assert done.stdout.endswith("\nfine\n")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_genkits_stays(models, pushed, server, environment_of):
     tree = {"README.md": b"# Another model", "config.json": b"{}", "model.safetensors": b"weights"}
     server.repositories["user/other"] = Repository(private=False)
@@ -389,6 +393,7 @@ def test_the_sample_that_a_card_shows_is_pushed_with_it(models, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_what_is_public_is_not_pushed_to_as_private(models, pushed, server, environment_of):
     before = server.repositories["user/text"].branches["main"]
     code = REFUSED.replace("user/refused", "user/text")
@@ -468,6 +473,7 @@ def test_a_killed_push_leaves_a_whole_model(models, server, environment_of, tmp_
 # ---- by a recipe
 
 
+@pytest.mark.slow
 def test_a_recipe_pushes_while_it_trains_and_at_its_end(
     text_file, server, environment_of, tmp_path
 ):
@@ -492,6 +498,7 @@ def test_a_recipe_pushes_while_it_trains_and_at_its_end(
     assert not (tmp_path / "run" / ".pushing").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_may_not_push_ends_before_it_begins(text_file, environment_of, tmp_path):
     words = [*TINY, "--max_steps", "5", "--text", str(text_file), "--push_to_hub", "user/run2"]
     command = [
@@ -543,6 +550,7 @@ for repository, revision, private in [
 )
 
 
+@pytest.mark.slow
 def test_a_refused_push_changes_nothing_on_the_hub(models, pushed, server, environment_of):
     tree = {"README.md": b"# Another model", "config.json": b"{}", "model.safetensors": b"weights"}
     server.repositories["user/theirs"] = Repository(private=False)

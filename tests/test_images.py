@@ -155,6 +155,7 @@ def test_large_files_are_handed_over_one_by_one(flat, monkeypatch):
     assert same(here, images.load_images(flat))
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard(flat, tmp_path):
     """The processes that decode do not import the script that asked, and find what it found."""
     (tmp_path / "genkit").mkdir()
@@ -615,6 +616,7 @@ images.load_images(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 def test_a_kill_leaves_nothing_that_is_used_and_no_process(classes, tmp_path, monkeypatch):
     cache = tmp_path / "cache"

@@ -272,6 +272,7 @@ def test_training_images_may_be_others(classifier):
         Judge(test, extractor=classifier, train="digits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_margins_cover_what_new_draws_would_give(shift):
     """As far as they go new draws spread; where the two sides are the same, not as far."""

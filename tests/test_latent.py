@@ -542,6 +542,7 @@ def test_the_pull_leads_towards_the_middle_of_the_prior():
     assert free[:, 1].abs().mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flat", "drawer", "vae", "plain", "maps"])
 def test_what_was_decoded_is_found_again(request, kind):
     pipeline = flat() if kind == "flat" else request.getfixturevalue(kind)
@@ -635,6 +636,7 @@ def test_draws_are_of_the_prior_and_of_their_own_seeds(vae, digits):
     torch.testing.assert_close(few.started[1, 0], error)
 
 
+@pytest.mark.slow
 def test_an_image_is_projected_alike_in_every_company(vae, digits, monkeypatch):
     some = digits.batch(np.arange(20))
     together = projection.project(vae, some, steps=100, seed=50)

@@ -522,6 +522,7 @@ def test_a_run_of_the_recipe(tmp_path):
     assert np.array_equal(drawn, picture(log, baseline, [], tmp_path / "game.png"))
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_is_stopped(tmp_path, capsys):
     small = ("--widths", "8", "8", "8", "--discriminator_widths", "8", "8", "--compile", "no")
     small += (

@@ -96,6 +96,7 @@ def test_one_window_is_the_loss_of_transformers(language, length):
         assert record.tokens_scored == length - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2, 5, 8, 15, 16])
 def test_windows_are_a_token_by_token_reading(language, stride):
     for length in (15, 16, 17, 18, 31, 32, 33, 34, 70):
@@ -393,6 +394,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_keep_their_texts_apart(tmp_path):
     language = small_model("llama")
     folder = tmp_path / "model"

@@ -262,6 +262,7 @@ def stranger(tmp_path_factory) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_genkit_the_same_is_drawn(stranger, kind):
     images = torch.load(stranger[0] / kind / "images.pt", weights_only=True)

@@ -319,6 +319,7 @@ save_file({"lines": lines, "logits": model(input_ids=lines).logits}, sys.argv[2]
 """
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_stock_model_without_genkit(folder, tmp_path):
     told = tmp_path / "told.safetensors"
     command = [sys.executable, "-W", "error", "-c", WITHOUT_GENKIT, str(folder), str(told)]

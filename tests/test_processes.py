@@ -21,6 +21,7 @@ def test_several_processes_are_one_run(text_file, tmp_path, processes):
     assert len(gaps) == 1 and gaps[0] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_readmes_two_process_launch(train, trained, text_file, tmp_path):
     config = ("--config_file", "accelerate_config.yaml", "--num_processes", "2")
     words = [*TINY, "--text", text_file, "--output_dir", tmp_path / "run", "--max_steps", "8"]
@@ -51,6 +52,7 @@ def test_a_stop_of_any_process_is_no_training(tmp_path):
     assert float((tmp_path / "lost").read_text()) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), TWO])
 def test_a_launch_that_gets_fewer_processes_is_refused(train, tmp_path, launcher):
     done = train("--output_dir", tmp_path / "run", launcher=launcher)

@@ -85,6 +85,7 @@ def worst(reader) -> float:
     return max((reader.logits[i, b] - reader.read_alone(i, b)).abs().max().item() for i, b in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
     """A random walk through steps, branches, chains and endings, twice beyond the context."""
@@ -213,6 +214,7 @@ def test_packed_weights_are_freed_with_their_model():
 # ---- compiled steps
 
 
+@pytest.mark.slow
 def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch):
     """One artefact for any batch, width, and length; kept in the cache, made once."""
     monkeypatch.setenv("GENKIT_CACHE", str(tmp_path))

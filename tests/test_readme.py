@@ -194,7 +194,9 @@ QUICKER = {
 }
 
 
-@pytest.mark.parametrize("name", PYTHON)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "README.md")) for n in PYTHON]
+)
 def test_python(home, server, name):
     """The blocks of a page go on from one another."""
     names = {"__name__": "__main__"}

@@ -54,6 +54,7 @@ print(len(pipeline("text-generation", folder)("the ")[0]["generated_text"]) > 4)
 """
 
 
+@pytest.mark.slow
 def test_the_folder_loads_without_genkit(trained):
     command = [sys.executable, "-c", WITHOUT_GENKIT, str(trained)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -83,6 +84,7 @@ def test_a_stopped_run_goes_on_exactly(train, trained, text_file, tmp_path):
     assert log_of(folder) == log_of(trained)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(text_file, tmp_path):
     """In a step of a minute, the first signal waits for its end; the second does not."""
     slow = "--depth 4 --width 128 --context 64 --batch_size 16384 --gradient_accumulation 1024"
@@ -99,6 +101,7 @@ def test_a_second_signal_ends_at_once(text_file, tmp_path):
     assert running.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_run_whose_launcher_is_stopped_saves_and_ends(train, text_file, tmp_path):
     folder = tmp_path / "run"
     words = [*TINY, "--text", str(text_file), "--output_dir", str(folder)]
@@ -114,6 +117,7 @@ def test_a_run_whose_launcher_is_stopped_saves_and_ends(train, text_file, tmp_pa
     assert problems == [] and int(found.name[5:]) == len(log_of(folder)) > 3
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_itself(trained, text_file, tmp_path, capsys):
     folder = tmp_path / "run"
     length = ("--max_steps", "40", "--evaluations", "3", "--save_steps", "15")
@@ -146,6 +150,7 @@ def test_fine_tuning_adds_characters(trained, tmp_path, capsys):
     assert "resumed after step 30" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_gpt2_with_everything_switched_on(train, text_file, tmp_path):
     folder = tmp_path / "run"
     words = ["--architecture", "gpt2", "--dropout", "0.1", "--ema", "0.9", "--optimizer", "muon"]
@@ -158,6 +163,7 @@ def test_gpt2_with_everything_switched_on(train, text_file, tmp_path):
     assert list(folder.rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_a_compiled_run(text_file, tmp_path, capsys):
     words = [*TINY, "--compile", "yes", "--max_steps", "4", "--evaluations", "1"]
     run_here("train_charlm", *words, "--text", text_file, "--output_dir", tmp_path / "run")

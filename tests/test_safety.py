@@ -167,6 +167,7 @@ class Own(LlamaForCausalLM):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 def test_a_config_that_asks_for_remote_code(tmp_path, known):
     """Code of a type that transformers lacks is refused; of one that it has, its own is taken."""
@@ -188,6 +189,7 @@ def test_a_config_that_asks_for_remote_code(tmp_path, known):
     assert not (tmp_path / CANARY).exists()
 
 
+@pytest.mark.slow
 def test_code_beside_a_pipeline_is_not_run(tmp_path):
     """Not by genkit, which has the class itself; a push puts genkit's own in its place."""
     folder, staged = tmp_path / "model", tmp_path / "staged"

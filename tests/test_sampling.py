@@ -68,6 +68,7 @@ def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
 # ---- rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_image_depends_on_its_own_seed_alone(saved, name):
     labels = told(name, 64)
@@ -273,6 +274,7 @@ def stranger(saved, tmp_path_factory):
     return load_file(folder / "images.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scheduler"), [("diffusion", "ddpm"), ("flow", "euler")])
 def test_the_stock_pipeline_draws_the_same(saved, stranger, name, scheduler):
     ours = genkit.sample(saved / name, 3, seed=3, scheduler=scheduler, steps=12).images

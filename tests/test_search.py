@@ -232,6 +232,7 @@ def contrastive_reference(language, prompt, top_k, alpha, length):
     return row[start:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top_k", "alpha"), [(4, 0.6), (2, 0.3), (5, 1.0), (1, 0.6)])
 def test_contrastive_search_is_that_of_the_paper(top_k, alpha):
     for name, text in itertools.product(("gpt2", "llama"), prompts(4, 12, seed=9)):
@@ -262,6 +263,7 @@ def test_contrastive_search_without_contrast_is_greedy(language):
 # ---- speculation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -336,6 +338,7 @@ def test_rules_hold_for_every_strategy(language, name):
         assert len(set(pairs)) == len(pairs)
 
 
+@pytest.mark.slow
 def test_a_text_may_not_end_before_its_shortest_length(language):
     """The most likely token made the end token: it is always chosen, but not before."""
     settings = language.model.generation_config

@@ -71,6 +71,7 @@ KINDS = [".csv", ".jsonl", ".parquet", ""]
 # ---- names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, ".txt"])
 def test_names_are_never_patterns(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)  # so that the name is all that is given
@@ -206,6 +207,7 @@ def requests():
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "scheme"),
     [
@@ -343,6 +345,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "kind"), BOMBS, ids=str)
 def test_what_does_not_fit_is_one_line(tmp_path, what, kind):
     path = bomb(tmp_path / f"bomb{kind}", what)

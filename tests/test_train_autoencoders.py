@@ -63,6 +63,7 @@ def test_a_head_tells_the_class(tmp_path):
     assert log_of(tmp_path / "run")[-1]["accuracy"] > 0.85
 
 
+@pytest.mark.slow
 def test_a_variational_one_learns_what_its_bounds_say(tmp_path):
     words = ["--latent_dim", "8", "--binarize", "--conditional"]
     words += ["--max_steps", "500", "--evaluations", "2"]
@@ -122,6 +123,7 @@ for i, folder in enumerate(sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 def test_the_folders_draw_the_same_without_genkit(runs, tmp_path):
     folders = [runs("conv"), runs("vae"), runs("spatial")]
     command = [sys.executable, "-c", WITHOUT_GENKIT, str(tmp_path), *map(str, folders)]

@@ -72,6 +72,7 @@ def validation(kind):
 LEARNED = {"epsilon": 0.3, "v": 0.75, "x0": 0.4, "flow": 0.6}  # of what silence costs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", diffusion.OBJECTIVES)
 def test_every_objective_is_learned(tmp_path, objective):
     words = ["--objective", objective, "--max_steps", "80", "--evaluations", "2"]
@@ -90,6 +91,7 @@ def test_every_objective_is_learned(tmp_path, objective):
 # ---- it is right
 
 
+@pytest.mark.slow
 def test_gradients_at_two_processes_and_accumulated_are_those_of_one(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

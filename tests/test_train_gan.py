@@ -52,6 +52,7 @@ def runs(tmp_path_factory):
 # ---- it learns
 
 
+@pytest.mark.slow
 def test_the_modern_preset_learns_to_draw_digits(tmp_path):
     words = ["--max_steps", "400", "--evaluations", "2", "--mixed_precision", "no"]
     words += ["--batch_size", "32", "--eval_samples", "180", "--conditional"]
@@ -71,6 +72,7 @@ def test_the_modern_preset_learns_to_draw_digits(tmp_path):
 # ---- it is right
 
 
+@pytest.mark.slow
 def test_gradients_at_two_processes_and_accumulated_are_those_of_one(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -124,6 +126,7 @@ def test_two_processes_play_the_game_of_one(train, runs, tmp_path):
     assert log_of(tmp_path / "again") == log_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_clipped_weights_stay_inside(runs):
     name, tensors, _ = weights_of(runs("ac_wgan"))
     state = load_file(runs("ac_wgan") / "checkpoints" / name / "tensors.safetensors")
@@ -199,6 +202,7 @@ for i, folder in enumerate(sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 def test_the_folders_draw_the_same_without_genkit(runs, tmp_path):
     folders = [runs("modern"), runs("dcgan"), runs("ac_wgan")]
     command = [sys.executable, "-c", WITHOUT_GENKIT, str(tmp_path), *map(str, folders)]

@@ -46,6 +46,7 @@ def runs(train, tmp_path_factory):
 # ---- it learns
 
 
+@pytest.mark.slow
 def test_it_learns_more_than_how_light_each_pixel_is(tmp_path):
     words = ["--max_steps", "150", "--evaluations", "1", "--width", "64", "--depth", "2"]
     words += ["--levels", "16", "--batch_size", "16", "--compile", "no", "--mixed_precision", "no"]
@@ -111,6 +112,7 @@ def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch):
 # ---- it goes on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     shutil.copytree(runs(kind), tmp_path / "run")

@@ -148,6 +148,7 @@ print(model(**pair).start_logits.argmax(1).item(), type(model).__name__)
 """
 
 
+@pytest.mark.slow
 def test_the_folder_loads_without_genkit(trained):
     command = [sys.executable, "-c", WITHOUT_GENKIT, str(trained)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -412,6 +412,7 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
         Run(settings(tmp_path, gradient_accumulation=3))
 
 
+@pytest.mark.slow
 def test_a_folder_is_one_runs_at_a_time(tmp_path):
     with Run(settings(tmp_path)):
         code = (
@@ -812,6 +813,7 @@ def newest_is_last(folder: Path) -> bool:
     return checkpoints.step_of(found) == log_of(folder)[-1]["step"] > 0
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_saves(tmp_path):
     """The hang-up comes, and from then on nothing can be printed."""
     ours, theirs = pty.openpty()
@@ -828,6 +830,7 @@ def test_a_closed_terminal_saves(tmp_path):
     assert newest_is_last(tmp_path)
 
 
+@pytest.mark.slow
 def test_nohup_is_heeded_and_a_stop_is_no_training(tmp_path):
     """SIGHUP ends nothing that was started under nohup; SIGSTOP counts no minutes."""
     command = ["nohup", sys.executable, "-c", STEPPING, str(tmp_path)]

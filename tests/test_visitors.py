@@ -77,6 +77,7 @@ FRAMINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_a_large_request_takes_no_memory(page, framing):
     address, pid = page
@@ -163,6 +164,7 @@ async def fine(scope, receive, send):
         await send({"type": "http.response.body", "body": b"fine"})
 
 
+@pytest.mark.slow
 def test_whoever_is_slow_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(wire, "HEADERS", 0.3)
     monkeypatch.setattr(wire, "LINGER", 0.3)
