@@ -37,14 +37,13 @@ class Filters:
 
 
 def mask_kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
-    """Return masks of the tokens that the filters keep.
+    """Return three masks of the tokens that the filters keep, (3, rows, vocabulary).
 
     Args:
         scaled: logits divided by the temperature, (rows, vocabulary).
 
     Returns:
-        Three masks, (3, rows, vocabulary): the tokens kept whatever the rounding, the tokens kept,
-        and the tokens that rounding could make the filters keep.
+        The tokens kept whatever the rounding, those kept, and those that some rounding would keep.
     """
     mask = torch.ones(3, *scaled.shape, dtype=torch.bool, device=scaled.device)
     near = NEAR_LOGIT / min(1.0, filters.temperature)

@@ -78,16 +78,7 @@ def check_options(options: GenerationOptions) -> GenerationOptions:
     Raises:
         ValueError: an option cannot work; the message names it and its value.
     """
-    if options.strategy not in STRATEGIES:
-        names = ", ".join(STRATEGIES)
-        raise ValueError(f"strategy must be one of {names}, got {options.strategy!r}")
-    for name, owners in _OWNERS.items():
-        value = getattr(options, name)
-        if value is not None and options.strategy not in owners:
-            owned = " or ".join(repr(owner) for owner in owners)
-            raise ValueError(
-                f"{name}={value!r} is for strategy={owned}, not for {options.strategy!r}"
-            )
+    _check_strategy(options)
     _check_numbers(options)
     texts = {name: getattr(options, name) for name in ("stop", "bad_words")}
     texts = {name: (x,) if isinstance(x, str) else tuple(x or ()) for name, x in texts.items()}
@@ -98,6 +89,20 @@ def check_options(options: GenerationOptions) -> GenerationOptions:
         if word in options.prefix:
             raise ValueError(f"bad_words: {word!r} is in the prefix {options.prefix!r}")
     return replace(options, **texts)
+
+
+def _check_strategy(options: GenerationOptions) -> None:
+    """Check that there is such a strategy, and that no option belongs to another one."""
+    if options.strategy not in STRATEGIES:
+        names = ", ".join(STRATEGIES)
+        raise ValueError(f"strategy must be one of {names}, got {options.strategy!r}")
+    for name, owners in _OWNERS.items():
+        value = getattr(options, name)
+        if value is not None and options.strategy not in owners:
+            owned = " or ".join(repr(owner) for owner in owners)
+            raise ValueError(
+                f"{name}={value!r} is for strategy={owned}, not for {options.strategy!r}"
+            )
 
 
 # Option, lowest, highest, and whether it may be the lowest

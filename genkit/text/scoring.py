@@ -126,15 +126,9 @@ def log_probabilities(texts: list[str], language: LanguageModel) -> list[float]:
     <eos>. A text beyond the model's context is read in windows, each from the middle of the one
     before.
     """
-    context = kv_cache.context_length(language.model)
-    step = context - context // 2
-    windows = []  # text, tokens, how many of them are scored; batches have similar lengths
-    for i, row in enumerate(encode_after_start(texts, language)):
-        windows.append((i, row[:context], len(row[:context]) - 1))
-        for end in range(context, len(row), step):
-            tokens = row[end - context // 2 : end + step]
-            windows.append((i, tokens, len(row[end : end + step])))
-    windows.sort(key=lambda window: len(window[1]))
+    rows = encode_after_start(texts, language)
+    windows = _cut_windows(rows, kv_cache.context_length(language.model))
+    windows.sort(key=lambda window: len(window[1]))  # batches have similar lengths
     totals = [0.0] * len(texts)
     while windows:
         longest, vocabulary = len(windows[-1][1]), language.model.config.vocab_size
@@ -144,6 +138,21 @@ def log_probabilities(texts: list[str], language: LanguageModel) -> list[float]:
         for (i, _, count), logs in zip(batch, read, strict=True):
             totals[i] += sum(logs[len(logs) - count :])
     return totals
+
+
+def _cut_windows(rows: list[list[int]], context: int) -> list[tuple[int, list[int], int]]:
+    """Cut rows of tokens into windows that overlap by half the context.
+
+    Returns:
+        For each window the index of its row, its tokens, and how many of them are scored.
+    """
+    windows, step = [], context - context // 2
+    for i, row in enumerate(rows):
+        windows.append((i, row[:context], len(row[:context]) - 1))
+        for end in range(context, len(row), step):
+            tokens = row[end - context // 2 : end + step]
+            windows.append((i, tokens, len(row[end : end + step])))
+    return windows
 
 
 class ScoringReader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,12 +156,14 @@ def start_strategy(
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     starts = tuple(len(lines[0]) for lines in reader.lines)
     sampler = strategies.TokenSampler(rules, logits.Filters(**asked), task.seeds, starts)
-    propose: strategies.Propose | None = (
-        strategies.prompt_lookup(options.lookup) if options.lookup else None
-    )
+    return strategies.sample(reader, sampler, _make_proposer(task, sampler))
+
+
+def _make_proposer(task: Task, sampler: strategies.TokenSampler) -> strategies.Propose | None:
+    """Return what proposes tokens for the model to verify: a draft model, or the text so far."""
     if task.draft and max(map(len, task.rows)) <= kv_cache.context_length(task.draft.model):
-        propose = strategies.Draft(kv_cache.Tree(task.draft.stepper, task.rows), sampler, length=5)
-    return strategies.sample(reader, sampler, propose)
+        return strategies.Draft(kv_cache.Tree(task.draft.stepper, task.rows), sampler, length=5)
+    return strategies.prompt_lookup(task.options.lookup) if task.options.lookup else None
 
 
 def _rules(task: Task) -> strategies.Rules:
@@ -169,13 +171,6 @@ def _rules(task: Task) -> strategies.Rules:
     ends = settings.eos_token_id
     seq2seq = task.language.model.config.is_encoder_decoder
     banned = [words[0] for words in settings.bad_words_ids or () if len(words) == 1]
-    plain = functools.partial(task.language.tokenizer.decode, clean_up_tokenization_spaces=False)
-    anchor = [] if seq2seq else task.rows[0][-1:]  # some tokenizers drop the first token's space
-    start = len(plain(anchor))
-
-    def decode(tokens: list[int]) -> str:
-        return str(plain(anchor + tokens)[start:])
-
     return strategies.Rules(
         longest=options.max_new_tokens,
         shortest=options.min_new_tokens,
@@ -188,5 +183,18 @@ def _rules(task: Task) -> strategies.Rules:
         penalties=logits.Penalties(
             options.repetition_penalty, options.frequency_penalty, options.no_repeat_ngram
         ),
-        decode=decode,
+        decode=_completion_decoder(task),
     )
+
+
+def _completion_decoder(task: Task) -> Callable[[list[int]], str]:
+    """Return a function that decodes the tokens of a completion, as they follow its prompt."""
+    plain = functools.partial(task.language.tokenizer.decode, clean_up_tokenization_spaces=False)
+    seq2seq = task.language.model.config.is_encoder_decoder
+    anchor = [] if seq2seq else task.rows[0][-1:]  # some tokenizers drop the first token's space
+    start = len(plain(anchor))
+
+    def decode(tokens: list[int]) -> str:
+        return str(plain(anchor + tokens)[start:])
+
+    return decode
