@@ -69,9 +69,7 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
         return _folder(path, source)
     is_id = source.name.count("/") == 1 and not source.name.startswith((".", "~", "/"))
     if is_id and not path.exists():
-        splits = load_hub_dataset("images", source.name)
-        files = take_split("images", source.name, splits, source.split)
-        return _table(tables.ARROW, files, _hub_folder(source.name), source)
+        return _hub_dataset(source)
     raise ValueError(
         f"images: {source.name!r} is no folder, table or dataset; give a folder of images, a "
         f"parquet file, the id of a Hub dataset, or {DIGITS!r}, which needs no download"
@@ -102,15 +100,16 @@ def _encode_png(value: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def _hub_dataset(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
+    """Find the images of one split of a Hub dataset."""
+    splits = load_hub_dataset("images", source.name)
+    files = take_split("images", source.name, splits, source.split)
+    return _table(tables.ARROW, files, _hub_folder(source.name), source)
+
+
 def _folder(path: Path, source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
     """Find the images of a folder, or of the folders in it, which are classes."""
-    names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if names and set(names) <= SPLITS:
-        one = "train" if "train" in names else names[0]
-        raise ValueError(
-            f"images: {path} holds {names}, which look like splits; give one of them as "
-            f"--images, such as {path / one}, and another as --val_images"
-        )
+    names = _class_names(path)
     loose = [p for p in path.iterdir() if _looks_like_image(p)]
     if bool(names) == bool(loose):
         what = f"{loose[0].name} beside the folders {names}" if loose else "no image"
@@ -129,6 +128,18 @@ def _folder(path: Path, source: ImageSource) -> tuple[str, Callable[[], EncodedI
     identity = json.dumps([str(folder), file_stats(found)])
     files = ((str(p), _read_file(p, source)) for p in found)
     return identity, lambda: EncodedImages(len(found), files, labels, names)
+
+
+def _class_names(path: Path) -> list[str]:
+    """List the folders in a folder of images; refuse splits, which are no classes."""
+    names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if names and set(names) <= SPLITS:
+        one = "train" if "train" in names else names[0]
+        raise ValueError(
+            f"images: {path} holds {names}, which look like splits; give one of them as "
+            f"--images, such as {path / one}, and another as --val_images"
+        )
+    return names
 
 
 def _check_inside(folder: Path, file: Path, what: str, source: ImageSource) -> None:

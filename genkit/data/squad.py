@@ -33,14 +33,13 @@ def read_examples(
     """Read questions, contexts and answers.
 
     Args:
-        source: a file in the format of SQuAD 1.1 or 2.0; or a table with SQuAD's columns on the
-            Hub, `COLUMNS`: in a file (json, jsonl, parquet), in a dataset saved by `datasets`, or
-            in one on the Hub, by its id.
+        source: a file in the format of SQuAD 1.1 or 2.0; or a table with SQuAD's `COLUMNS`: a file
+            (json, jsonl, parquet), a dataset saved by `datasets`, or the id of one on the Hub.
         table_memory: MiB of memory of the process that reads a table; also the most bytes of its
             rows, if its files are small.
 
     Returns:
-        Examples to train on, and the examples of the dataset's validation split, if it has one.
+        Examples to train on, and those of the dataset's validation split, if it has one.
 
     Raises:
         ValueError: there is no such data, or it is in another format; the message names the row.

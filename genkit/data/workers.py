@@ -23,6 +23,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from subprocess import PIPE
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -165,12 +166,7 @@ class _Worker:
             header = json.dumps([(name, len(data)) for name, data in chunk])
             to.write(header.encode() + b"\n" + b"".join(data for _, data in chunk))
             to.flush()
-            return [
-                ImageError(report)
-                if isinstance(report, str)
-                else _as_array(back.read(math.prod(report)), report)
-                for report in json.loads(back.readline())
-            ]
+            return [_read_result(back, report) for report in json.loads(back.readline())]
         except (OSError, ValueError):  # of a broken pipe; of JSON and arrays that are cut short
             self.close()
             if -self._process.returncode not in CRASHES:
@@ -182,8 +178,11 @@ class _Worker:
         return None
 
 
-def _as_array(data: bytes, shape: list[int]) -> np.ndarray:
-    return np.frombuffer(data, np.uint8).reshape(shape)
+def _read_result(pipe: IO[bytes], report: str | list[int]) -> Result:
+    """Read an image of the shape that a decoder reports, unless it reports an error."""
+    if isinstance(report, str):
+        return ImageError(report)
+    return np.frombuffer(pipe.read(math.prod(report)), np.uint8).reshape(report)
 
 
 def serve_decoder() -> None:
