@@ -56,11 +56,7 @@ def from_verb(module: str, verb: str, skip: Iterable[str] = ()) -> list[Flag]:
     Raises:
         ValueError: a parameter has no entry in the docstring's Args.
     """
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, f"{module} has no source"
-    tree = ast.parse(Path(spec.origin).read_text())
-    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == verb]
-    function = functions[-1]  # the overloads come before it
+    function = _parse_function(module, verb)
     texts = _parse_args(ast.get_docstring(function, clean=False) or "")
     flags = []
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
@@ -72,6 +68,15 @@ def from_verb(module: str, verb: str, skip: Iterable[str] = ()) -> list[Flag]:
         constant = default.value if isinstance(default, ast.Constant) else None
         flags.append(Flag(argument.arg, annotation, constant, texts[argument.arg]))
     return flags
+
+
+def _parse_function(module: str, name: str) -> ast.FunctionDef:
+    """Parse the source of a module and return a function at its top level."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, f"{module} has no source"
+    tree = ast.parse(Path(spec.origin).read_text())
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]
+    return functions[-1]  # the overloads come before it
 
 
 def add(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genkit.commands import common, flags
+
+if TYPE_CHECKING:
+    from genkit.text.language_model import LanguageModel
 
 EXAMPLES = """\
   genkit generate "The " --model runs/charlm --temperature 0.5 --seed 1
@@ -29,7 +32,7 @@ def run(arguments: dict[str, Any]) -> None:
     """Print prompts with their completions; a single one while it is written."""
     options = common.written_options(arguments)
     as_json, prompts = options.pop("json"), common.read_texts("prompt", options.pop("prompt"))
-    from genkit.text.generation import generate, stream
+    from genkit.text.generation import generate
     from genkit.text.language_model import DEFAULT, load_language_model
     from genkit.text.options import LOAD
 
@@ -45,9 +48,16 @@ def run(arguments: dict[str, Any]) -> None:
         rows = generate(prompts, model=language, **options)
         print("\n\n".join(str(record) for row in rows for record in (row, *row.alternatives)))
     else:
-        pieces = stream(prompts[0], model=language, **options)
-        if not language.model.config.is_encoder_decoder:
-            print(prompts[0], end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+        _print_stream(prompts[0], language, options)
+
+
+def _print_stream(prompt: str, language: LanguageModel, options: dict[str, Any]) -> None:
+    """Print a prompt, then the pieces of its completion as they come."""
+    from genkit.text.generation import stream
+
+    pieces = stream(prompt, model=language, **options)
+    if not language.model.config.is_encoder_decoder:
+        print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
