@@ -274,13 +274,10 @@ def sum_metrics(
     nats = 0.0
     if count:
         own = labels[:count] if labels is not None else None
-        nats = (
-            autoencoder_losses.negative_log_likelihood(
-                network, images[:count], settings.nll_samples, *pixels, generator, own
-            )
-            .sum()
-            .item()
+        nll = autoencoder_losses.negative_log_likelihood(
+            network, images[:count], settings.nll_samples, *pixels, generator, own
         )
+        nats = nll.sum().item()
     sums = [len(images) * loss.item(), len(images), kl.item(), nats, count]
     return torch.tensor(sums, dtype=torch.float64)
 

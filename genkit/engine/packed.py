@@ -139,16 +139,19 @@ def pack(
     packed = copy.deepcopy(model, shared)
     for name, layer in list(packed.named_modules()):
         inside = model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
-        if isinstance(layer, nn.Linear | Conv1D) and (head or inside):
-            weight = layer.weight.detach()
-            if precision != "float32" or weight.numel() >= WORTHWHILE:
-                parent, _, leaf = name.rpartition(".")
-                matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
-                bias = None if layer.bias is None else layer.bias.detach()
-                new = (
-                    Int8Linear(matrix, bias)
-                    if compiled and precision == "int8"
-                    else PackedLinear(matrix, bias, precision)
-                )
-                setattr(packed.get_submodule(parent), leaf, new)
+        if not isinstance(layer, nn.Linear | Conv1D) or not (head or inside):
+            continue
+        if precision != "float32" or layer.weight.numel() >= WORTHWHILE:
+            parent, _, leaf = name.rpartition(".")
+            setattr(packed.get_submodule(parent), leaf, _pack_layer(layer, precision, compiled))
     return packed
+
+
+def _pack_layer(layer: nn.Linear | Conv1D, precision: str, compiled: bool) -> nn.Module:
+    """Return a layer of the same function with its matrix packed; see `pack`."""
+    weight = layer.weight.detach()
+    matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+    bias = None if layer.bias is None else layer.bias.detach()
+    if compiled and precision == "int8":
+        return Int8Linear(matrix, bias)
+    return PackedLinear(matrix, bias, precision)

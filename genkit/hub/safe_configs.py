@@ -181,6 +181,22 @@ def _check_components(file: Path, code: bool) -> None:
                 _check_class(file, name, value)
 
 
+def _data_classes() -> tuple[type, ...]:
+    """Return the base classes of components that hold data: networks, schedulers, processors."""
+    import diffusers
+    import transformers
+
+    return (
+        diffusers.ModelMixin,
+        diffusers.SchedulerMixin,
+        transformers.PreTrainedModel,
+        transformers.PreTrainedTokenizerBase,
+        transformers.ProcessorMixin,
+        transformers.FeatureExtractionMixin,
+        transformers.image_processing_base.ImageProcessingMixin,
+    )
+
+
 def _check_class(file: Path, name: str, value: list[Any]) -> None:
     """Refuse a component unless its class holds data, and is of a library or of genkit."""
     if tuple(map(str, value)) in kinds.COMPONENTS:
@@ -192,17 +208,8 @@ def _check_class(file: Path, name: str, value: list[Any]) -> None:
     library, cls = value if plain else ("", "")
     homes = {"diffusers": diffusers, "transformers": transformers}
     home = homes.get(library) or getattr(diffusers.pipelines, library or "none", None)
-    data = (
-        diffusers.ModelMixin,
-        diffusers.SchedulerMixin,
-        transformers.PreTrainedModel,
-        transformers.PreTrainedTokenizerBase,
-        transformers.ProcessorMixin,
-        transformers.FeatureExtractionMixin,
-        transformers.image_processing_base.ImageProcessingMixin,
-    )
     found = getattr(home, cls or "none", None)
-    if not isinstance(found, type) or not issubclass(found, data):
+    if not isinstance(found, type) or not issubclass(found, _data_classes()):
         raise ValueError(
             f"{file}: the {name} is of the class {value!r:.200}, which neither diffusers nor "
             "transformers has; if you trust its code, genkit.imagine takes trust_remote_code=True"

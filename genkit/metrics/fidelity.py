@@ -62,8 +62,7 @@ def frechet_distance(real: npt.ArrayLike, fake: npt.ArrayLike) -> float:
     It is biased upwards, more so for fewer rows. Compare figures of the same counts only.
 
     Args:
-        real: (n, d).
-        fake: (m, d).
+        real, fake: features, (n, d) and (m, d).
 
     Returns:
         The squared distance, as in the Frechet Inception distance, of covariances over n - 1.

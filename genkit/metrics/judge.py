@@ -333,13 +333,17 @@ class Judge:
                 f"the baseline is of {len(self.held_out):,} real images for {count:,} generated "
                 "ones: that of the Frechet distance is too high"
             )
-        if fakes.labels is not None and "label accuracy" not in self._baseline(count):
-            warnings.append(
-                "no label accuracy: the data has no labels, or others than the extractor"
-            )
-        elif fakes.labels is not None and _class_indices(fakes, self.extractor) is None:
-            warnings.append("no label accuracy: the images' classes are not the extractor's")
-        return warnings
+        return warnings + self._label_warnings(fakes, count)
+
+    def _label_warnings(self, fakes: Images, count: int) -> list[str]:
+        """Say why the metrics of images with labels lack the label accuracy."""
+        if fakes.labels is None:
+            return []
+        if "label accuracy" not in self._baseline(count):
+            return ["no label accuracy: the data has no labels, or others than the extractor"]
+        if _class_indices(fakes, self.extractor) is None:
+            return ["no label accuracy: the images' classes are not the extractor's"]
+        return []
 
 
 # ---------------------------------------------------------------------------------------------

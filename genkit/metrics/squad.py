@@ -71,10 +71,8 @@ def score_v1(
     if without:
         raise ValueError(f"answers: none for {_listed(without)}; such questions are of SQuAD 2.0")
     pairs = [(predictions[each], answers[each]) for each in answers if each in predictions]
-    same = sum(
-        any(compute_exact(prediction, gold) for gold in golds) for prediction, golds in pairs
-    )
-    shared = sum(max(compute_f1(prediction, gold) for gold in golds) for prediction, golds in pairs)
+    same = sum(any(compute_exact(text, gold) for gold in golds) for text, golds in pairs)
+    shared = sum(max(compute_f1(text, gold) for gold in golds) for text, golds in pairs)
     return {"exact_match": 100 * same / len(answers), "f1": 100 * shared / len(answers)}
 
 

@@ -84,8 +84,7 @@ def loss(
     """
     mixed = _wide(alpha) * images + _wide(sigma) * noise
     prediction = model(mixed, timesteps, class_labels=labels).sample.float()
-    wanted = target(images, noise, alpha, sigma, objective)
-    each = (prediction - wanted).square().mean((1, 2, 3))
+    each = (prediction - target(images, noise, alpha, sigma, objective)).square().mean((1, 2, 3))
     return (min_snr_weights(alpha, sigma, objective, min_snr) * each if min_snr else each).mean()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,17 +143,21 @@ def _load_cached(
         model, report = AutoModelForQuestionAnswering.from_pretrained(
             private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
         )
-        if report["missing_keys"]:
-            raise ValueError(
-                f"model: {name!r} has no trained span head: it lacks "
-                f"{min(report['missing_keys'])}; give a model trained for question answering, or "
-                "train it by recipes/train_qa.py"
-            )
+        _check_span_head(report["missing_keys"], name)
         safe_weights.check_loaded(model)
         check_tokenizer(tokenizer, name)
         safe_weights.check_tokens(model, tokenizer)
     precision = quantize or dtype or "float32"
     return Reader(model.to(device).eval(), tokenizer, name, precision, compile)
+
+
+def _check_span_head(missing: Collection[str], name: str) -> None:
+    """Refuse a model whose file lacks weights: transformers has drawn them at random."""
+    if missing:
+        raise ValueError(
+            f"model: {name!r} has no trained span head: it lacks {min(missing)}; give a model "
+            "trained for question answering, or train it by recipes/train_qa.py"
+        )
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:

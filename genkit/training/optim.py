@@ -21,11 +21,7 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
     """
     assert settings.learning_rate and settings.muon_learning_rate, "the preset chooses the rates"
     assert settings.weight_decay is not None, "the preset chooses the decay"
-    decay, embeddings = settings.weight_decay, _embeddings(model)
-    groups: dict[str, list[torch.nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        kind = "vector" if parameter.ndim < 2 else "hidden"
-        groups["embedding" if id(parameter) in embeddings else kind].append(parameter)
+    decay, groups = settings.weight_decay, _group_parameters(model)
     adamw: list[dict[str, Any]] = [
         {"params": groups["embedding"]},
         {"params": groups["vector"], "weight_decay": 0.0},
@@ -39,6 +35,16 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
         return [rest]
     muon = BatchedMuon(groups["hidden"], lr=settings.muon_learning_rate, weight_decay=decay)
     return [muon, rest]
+
+
+def _group_parameters(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
+    """Return the trainable parameters by kind: matrices inside the model, embeddings, vectors."""
+    embeddings = _embeddings(model)
+    groups: dict[str, list[torch.nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        kind = "vector" if parameter.ndim < 2 else "hidden"
+        groups["embedding" if id(parameter) in embeddings else kind].append(parameter)
+    return groups
 
 
 def player_optimizers(

@@ -136,10 +136,7 @@ def sample(
 
 
 def draw_samples(
-    pipeline: Any,
-    seeds: Sequence[int],
-    labels: Any = None,
-    arguments: dict[str, Any] | None = None,
+    pipeline: Any, seeds: Sequence[int], labels: Any = None, arguments: dict[str, Any] | None = None
 ) -> torch.Tensor:
     """Sample an image for each seed, in batches.
 
