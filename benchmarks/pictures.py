@@ -21,9 +21,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import genkit
-from genkit.models import diffusion
+from genkit.models import autoencoder, diffusion
 from genkit.text import pages
-from genkit.vision import denoising, image_grid, latent, pipelines
+from genkit.vision import denoising, image_grid, latent
 
 COLUMNS, LINES = 24, 10  # characters of the text: all within the model's context
 FONT = 20
@@ -80,7 +80,7 @@ def draw_text(folder: Path, path: Path, seed: int) -> None:
 
 def draw_plane(folder: Path, path: Path) -> None:
     """Decode a plane of the latent space."""
-    plane = latent.plane(pipelines.load_pipeline(folder), side=SIDE)
+    plane = latent.plane(autoencoder.load_autoencoder(folder), side=SIDE)
     image_grid.grid(plane.images, path, SIDE, GAP)
 
 

@@ -67,10 +67,8 @@ LONG = ["--stages", "--kills 5"]
 LONG += [f"--recipe {name} --kills 10 --processes {n}" for name in RECIPES for n in (1, 2)]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [*(pytest.param(words, marks=pytest.mark.slow) for words in LONG), "--kills 2 --processes 2"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [*LONG, "--kills 2 --processes 2"])
 def test_killed_runs_lose_nothing(words):
     command = [sys.executable, "benchmarks/crash.py", *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -99,8 +99,7 @@ def load_images(
         source: "digits", the 8 x 8 digits of scikit-learn; a folder of images, in which folders are
             classes; a table (parquet, json, jsonl, csv) or a dataset saved by `datasets`, with a
             column of images, or of paths from the table's folder; or the id of a Hub dataset.
-        resolution: side of squares to scale and crop images to; default: their own size, which
-            must be the same.
+        resolution: side of squares to scale and crop images to; default: the size that all have.
         channels: 1 for grey, 3 for colour; default: as the first image has.
         skip_corrupt: leave out unreadable files; `Images.skipped` lists them.
         column, label_column: of a table or a dataset.

@@ -124,38 +124,28 @@ def answer(
 ) -> Answer | list[Answer]:
     """Find the answer to a question in a text.
 
-    Scores are those of the question-answering pipeline that transformers had until 5.3: start and
-    end are softmaxes over the context of a window, a span has their product, and spans of a window
-    with the same text are one answer with the sum of their scores. An answer in several windows has
-    its highest score.
+    Scores are those of the pipeline that transformers had until 5.3: start and end are softmaxes
+    over a window's context, a span has their product, spans of a window with the same text are one
+    answer with the sum of their scores, and an answer in several windows has its highest score. A
+    text in which only white space is likely has no answer.
 
     Args:
         question: a question or several.
         context: the text, of any length; or one for each question.
-        model: folder or Hub id of a model for question answering (in Python, also what `load`
-            returned); default: DistilBERT trained on SQuAD.
+        model: folder or Hub id (in Python, also what `load` returned); default: DistilBERT trained
+            on SQuAD. A model of recipes/train_qa.py brings the defaults of its validation along.
         revision: branch, tag or commit on the Hub.
-        top_k: the most answers to return; those after the best are its alternatives, which differ
-            in their text and do not overlap.
-        max_seq_len: tokens of a window, question included; default: 384, or the model's limit if
-            that is less.
-        doc_stride: tokens of context that a window shares with the next; default: 128, or half a
-            window if that is less.
+        top_k: the most answers; those after the best are its alternatives, which do not overlap.
+        max_seq_len: tokens of a window with its question; default: 384, or the model's limit.
+        doc_stride: tokens of context that windows share; default: 128, or at most half a window.
         max_answer_len: the most tokens of an answer; default: 15.
-        handle_impossible: whether the answer may be "", for none in the text; default: if the model
-            was trained on questions without an answer.
-        threshold: log-odds of no answer against the best answer above which the answer is "";
-            default: what the model's validation chose, or 0.
-        align_to_words: extend answers to whole words; without it, spans of tokens as they are,
-            each with its own probability.
+        handle_impossible: whether the answer may be "", for none; default: if the model learned it.
+        threshold: log-odds of no answer above which the answer is ""; default: the model's, or 0.
+        align_to_words: extend answers to whole words, otherwise leave the spans of tokens.
         dtype: "float32" (default), "bfloat16", or on a GPU "float16".
         quantize: "int8", on a CPU.
         compile: whether to compile the model first; default: when it pays; see `load_reader`.
         trust_remote_code: run code that the model brings along.
-
-    The defaults of max_seq_len, doc_stride and max_answer_len of a model trained by
-    recipes/train_qa.py are those of its validation. A text in which only white space is likely has
-    no answer in any case.
 
     Returns:
         An `Answer` for one question and one context, otherwise a list of them.
@@ -168,8 +158,7 @@ def answer(
     _check_flags(handle_impossible=handle_impossible, align_to_words=align_to_words)
     reader = _as_reader(model, revision, dtype, quantize, compile, trust_remote_code)
     learned = reader.calibration_or_default
-    if max_answer_len is None:
-        max_answer_len = learned.max_answer_len
+    max_answer_len = learned.max_answer_len if max_answer_len is None else max_answer_len
     _check_count("max_answer_len", max_answer_len, 1)
     null_odds = _choose_null_odds(reader, handle_impossible, threshold)
     size = _choose_window_size(reader, max_seq_len, doc_stride)
