@@ -151,22 +151,16 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         train, val, order = load_for_run(run, settings)
-        parts = run.processes * settings.gradient_accumulation
-        if run.batch_size // parts % settings.packing:
-            raise ValueError(
-                f"--packing {settings.packing} does not divide the {run.batch_size // parts} rows "
-                f"of a process; give a --batch_size of {parts * settings.packing} times a number"
-            )
+        check_packing(settings, run)
 
         # ---- model
         generator, discriminator = make_networks(settings, train)
-        of_discriminator = dataclasses.replace(
-            settings, learning_rate=settings.discriminator_learning_rate
-        )
+        d_rate = settings.discriminator_learning_rate
+        d_settings = dataclasses.replace(settings, learning_rate=d_rate)
         rates = partial(player_optimizers, betas=settings.betas, momentum=settings.momentum)
         wrapped_generator = run.network("generator", generator, rates(generator, settings))
         wrapped_discriminator = run.network(
-            "discriminator", discriminator, rates(discriminator, of_discriminator), averaged=False
+            "discriminator", discriminator, rates(discriminator, d_settings), averaged=False
         )
         # each loss calls the other network unwrapped: only its own gradients are exchanged
         d_loss = run.autocast(partial(game.discriminator_loss, wrapped_discriminator, generator))
@@ -228,6 +222,16 @@ def make_game(settings: Settings) -> Game:
         )
     given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Game)}
     return Game(**given | {"augmentations": tuple(settings.augmentations)})
+
+
+def check_packing(settings: Settings, run: Run) -> None:
+    """Refuse rows of a process that cannot be packed for the discriminator."""
+    parts = run.processes * settings.gradient_accumulation
+    if run.batch_size // parts % settings.packing:
+        raise ValueError(
+            f"--packing {settings.packing} does not divide the {run.batch_size // parts} rows "
+            f"of a process; give a --batch_size of {parts * settings.packing} times a number"
+        )
 
 
 def make_networks(settings: Settings, train: Images) -> tuple[gan.Generator, gan.Discriminator]:
