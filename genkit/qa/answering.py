@@ -29,7 +29,13 @@ BATCH = {"cpu": 1024, "cuda": 1 << 15}  # tokens at once
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer found in a text, with its scores and the window that it was read in."""
+    """An answer found in a text, with its scores and the window that it was read in.
+
+    Scores are those of the question-answering pipeline that transformers had until 5.3: start and
+    end are softmaxes over the context of a window, a span has their product, and spans of a window
+    with the same text are one answer with the sum of their scores. An answer in several windows has
+    its highest score.
+    """
 
     question: str
     answer: str  # "" if the text has none
@@ -122,33 +128,32 @@ def answer(
     compile: bool | None = None,
     trust_remote_code: bool = False,
 ) -> Answer | list[Answer]:
-    """Find the answer to a question in a text.
-
-    Scores are those of the pipeline that transformers had until 5.3: start and end are softmaxes
-    over a window's context, a span has their product, spans of a window with the same text are one
-    answer with the sum of their scores, and an answer in several windows has its highest score. A
-    text in which only white space is likely has no answer.
+    """Find the answer to a question in a text, or to each of several; see `Answer` for the scores.
 
     Args:
         question: a question or several.
         context: the text, of any length; or one for each question.
-        model: folder or Hub id (in Python, also what `load` returned); default: DistilBERT trained
-            on SQuAD. A model of recipes/train_qa.py brings the defaults of its validation along.
+        model: folder or Hub id of a model for question answering (in Python, also what `load`
+            returned); default: DistilBERT trained on SQuAD.
         revision: branch, tag or commit on the Hub.
-        top_k: the most answers; those after the best are its alternatives, which do not overlap.
-        max_seq_len: tokens of a window with its question; default: 384, or the model's limit.
-        doc_stride: tokens of context that windows share; default: 128, or at most half a window.
+        top_k: the most answers; alternatives to the best differ in their text and do not overlap.
+        max_seq_len: tokens of a window with its question; default: 384, at most the model's limit.
+        doc_stride: tokens of context that windows share; default: 128, or half a window if less.
         max_answer_len: the most tokens of an answer; default: 15.
-        handle_impossible: whether the answer may be "", for none; default: if the model learned it.
-        threshold: log-odds of no answer above which the answer is ""; default: the model's, or 0.
-        align_to_words: extend answers to whole words, otherwise leave the spans of tokens.
+        handle_impossible: whether the answer may be "", for none in the text; default: if the model
+            was trained on questions without an answer.
+        threshold: log-odds of no answer against the best answer above which the answer is "";
+            default: what the model's validation chose, or 0.
+        align_to_words: extend answers to whole words; without it, spans of tokens as they are,
+            each with its own probability.
         dtype: "float32" (default), "bfloat16", or on a GPU "float16".
         quantize: "int8", on a CPU.
         compile: whether to compile the model first; default: when it pays; see `load_reader`.
         trust_remote_code: run code that the model brings along.
 
-    Returns:
-        An `Answer` for one question and one context, otherwise a list of them.
+    The defaults of max_seq_len, doc_stride and max_answer_len of a model trained by
+    recipes/train_qa.py are those of its validation. A text in which only white space is likely has
+    no answer in any case.
 
     Raises:
         ValueError: an argument cannot work; the message names it and its value.
@@ -157,18 +162,13 @@ def answer(
     _check_count("top_k", top_k, 1)
     _check_flags(handle_impossible=handle_impossible, align_to_words=align_to_words)
     reader = _as_reader(model, revision, dtype, quantize, compile, trust_remote_code)
-    learned = reader.calibration_or_default
-    max_answer_len = learned.max_answer_len if max_answer_len is None else max_answer_len
-    _check_count("max_answer_len", max_answer_len, 1)
+    options = _choose_span_options(reader, top_k, max_answer_len, align_to_words)
     null_odds = _choose_null_odds(reader, handle_impossible, threshold)
     size = _choose_window_size(reader, max_seq_len, doc_stride)
     windows = TokenWindows(questions, contexts, reader.tokenizer, *size)
-    options = SpanOptions(top_k, max_answer_len, align_to_words, learned.temperature)
     found = read_windows(reader, windows, contexts, options)
-    rows = [
-        _record(reader, *row, null_odds, top_k)
-        for row in zip(questions, contexts, found, strict=True)
-    ]
+    triples = zip(questions, contexts, found, strict=True)
+    rows = [_record(reader, *triple, null_odds, top_k) for triple in triples]
     return rows[0] if isinstance(question, str) and isinstance(context, str) else rows
 
 
@@ -262,6 +262,17 @@ def _choose_window_size(
         doc_stride = min(learned.doc_stride, max_seq_len // 2)
     _check_count("doc_stride", doc_stride, 0)
     return max_seq_len, doc_stride
+
+
+def _choose_span_options(
+    reader: Reader, top_k: int, max_answer_len: int | None, align_to_words: bool
+) -> SpanOptions:
+    """Return how spans are chosen, by the model's calibration where the user leaves it open."""
+    learned = reader.calibration_or_default
+    if max_answer_len is None:
+        max_answer_len = learned.max_answer_len
+    _check_count("max_answer_len", max_answer_len, 1)
+    return SpanOptions(top_k, max_answer_len, align_to_words, learned.temperature)
 
 
 def _choose_null_odds(

@@ -4,6 +4,17 @@ This follows Hannun et al. 2014 (Deep Speech, arXiv 1412.5567, section 2.2): of 
 of what was heard, x, take the one with the largest
 
     Q(c) = log P(c|x) + alpha log P_lm(c) + beta word_count(c)
+
+Here words are neither split nor joined, so that the word count would add the same to every text;
+there is no beta. The channel is that of Kernighan, Church and Gale 1990 with every edit equally
+likely, as in Norvig 2009 (Natural Language Corpus Data):
+
+    log P(word seen | word meant) = log keep                       if they are the same
+                                    log(1 - keep) - edit_cost n    if they are n edits apart
+
+A language model of characters or of parts of words finds misspelled words too likely. So a word
+meant has the further log-probability log unknown if the lexicon does not have it, and
+log(1 - unknown) if it does.
 """
 
 from __future__ import annotations
@@ -71,21 +82,14 @@ def correct(
 ) -> Correction | list[Correction]:
     """Correct the misspelled words of a text, or of each of several.
 
-    Every word may stay, or be replaced by a word of the lexicon a few edits away. The channel is
-    that of Kernighan, Church and Gale 1990 with every edit equally likely, as in Norvig 2009
-    (Natural Language Corpus Data):
+    Every word may stay, whether the lexicon has it or not, or be replaced by a word of the lexicon
+    a few edits away. A beam search from the first word to the last finds the text with about the
+    largest Q, which the docstring of this module defines.
 
-        log P(word seen | word meant) = log keep                       if they are the same
-                                        log(1 - keep) - edit_cost n    if they are n edits apart
-
-    Language models of characters or parts of words find misspelled words too likely. So a word
-    meant has the further log-probability log unknown if the lexicon does not have it, otherwise
-    log(1 - unknown). A beam search over the words finds the text with about the largest sum of
-    these and alpha log P_lm. Words are neither split nor joined.
-
-    Spaces, punctuation and case stay. So do words with digits, underscores or mixed case, which are
-    seldom prose, and words with a character that a character model has never seen; it reads the
-    text as if that character were not there.
+    Spaces, punctuation and the case of words stay. So do words with digits, underscores or mixed
+    case, which are seldom prose, and words or signs with a character that a character model has
+    never seen; it reads the text as if that character were not there. A text without a word, even
+    an empty one, comes back as it is.
 
     Args:
         text: one text or several.
@@ -97,8 +101,8 @@ def correct(
         candidates: replacements tried for a word, the closest and most frequent.
         keep: probability that a word was written as it was meant, in (0, 1).
         edit_cost: minus the log-probability of one edit among those of a word, in nats.
-        unknown: probability that a word meant is not in the lexicon, in (0, 1). A smaller one finds
-            more misspellings, and takes more rare names for one.
+        unknown: probability that a word that was meant is not in the lexicon, in (0, 1). The
+            smaller, the more misspellings are found, and the more rare names are taken for one.
         trust_remote_code: run code that the model brings along.
 
     Returns:
@@ -114,11 +118,9 @@ def correct(
     if not 0 <= edit_cost < math.inf:
         raise ValueError(f"edit_cost must be 0 or more, got {edit_cost}")
     listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
-    language = (
-        model
-        if isinstance(model, LanguageModel)
-        else load_language_model(model, trust_remote_code=trust_remote_code)
-    )
+    if not isinstance(model, LanguageModel):
+        model = load_language_model(model, trust_remote_code=trust_remote_code)
+    language = model
     channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost, unknown)
     bar = tqdm(texts, desc="correcting", disable=None if len(texts) > 1 else True)
     found = [_correct(each, channel, language, alpha, beams) for each in bar]

@@ -29,7 +29,13 @@ ROWS, LOGITS = 64, 1 << 26  # the most windows, and the most logits, of a batch
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text, and how that was measured."""
+    """How well a model predicts a text, and how that was measured.
+
+    For a text in one document, nats_per_token at the default stride is the val_loss of
+    recipes/train_charlm.py. The recipe's bits_per_character leaves the first character out of the
+    count, and is larger by a factor of n / (n - 1) for n characters. Of several documents the
+    recipe makes one text with end tokens between them, which gives other figures.
+    """
 
     perplexity: float  # exp(nats_per_token)
     nats_per_token: float  # mean over the tokens scored
@@ -66,28 +72,21 @@ def perplexity(
     """Measure how well a causal language model predicts a text.
 
     A window of the model's context slides over the tokens of each document, `stride` at a time,
-    and scores what no window before it has scored. This is the protocol of transformers' page, with
+    and scores what no window before it has scored. This is the protocol of the source below, with
     every token weighing the same and windows one token longer: the model reads `context` tokens and
     also scores the one after them. So windows that do not overlap leave no token out, and a stride
     of 1 gives every token all the context that the model can have.
 
-    The first token of a document is scored only where the tokenizer puts a start token before it;
-    its characters are counted in any case. Special tokens that the tokenizer adds at the end are
-    scored, too. A character that a character model does not know is scored as its bytes in UTF-8.
-
-    For one document, nats_per_token at the default stride is the val_loss of
-    recipes/train_charlm.py, whose bits_per_character is larger by n / (n - 1) for n characters, as
-    it does not count the first. Several documents are one text to the recipe, with end tokens.
+    A document's first token is scored only where the tokenizer puts a start token before it, but
+    its characters always count; later windows have no start token. Special tokens at the end are
+    scored, too. Characters that a character model does not know are scored as bytes in UTF-8.
 
     Args:
         text: one document or several.
         model: folder or Hub id (in Python, also what `load` returned); default: GPT-2. A model
             without a limit to its context reads each document whole.
         stride: how many tokens the window moves at a time, at most the context: 1 is exact and
-            slow; default: the context.
-
-    Returns:
-        The figures with their protocol.
+            slow; default: the context, so that windows do not overlap.
 
     Raises:
         ValueError: an argument cannot work; the message names it and its value.
