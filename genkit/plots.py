@@ -20,6 +20,7 @@ import numpy as np
 from genkit import files
 
 BANDS = 20  # of timesteps, over which losses are averaged
+CAPTION: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5, "linespacing": 1.0}
 
 
 def loss_by_time(times: np.ndarray, losses: np.ndarray, objective: str, path: Path) -> None:
@@ -136,8 +137,7 @@ def captioned(images: np.ndarray, captions: Sequence[str], path: Path, columns: 
         top = bottom + tall - 0.08
         axes.imshow(image, extent=(left + 0.04, left + 0.96, bottom, top))
         lines = "\n".join(drawable(shortened(line, 24)) for line in caption.splitlines())
-        style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5}
-        axes.text(left + 0.5, top + 0.02, lines, parse_math=False, linespacing=1.0, **style)
+        axes.text(left + 0.5, top + 0.02, lines, parse_math=False, **CAPTION)
     axes.set(xlim=(0, columns), ylim=(0, rows * (tall + head)), aspect="auto")
     axes.axis("off")
     save_figure(figure, path)

@@ -209,6 +209,11 @@ def _table(
     return identity, partial(_open_rows, table, folder, source)
 
 
+def _check_column(column: str, columns: list[str]) -> None:
+    if column not in columns:
+        raise ValueError(f"images: there is no column {column!r}; there are {columns}")
+
+
 def _open_rows(table: tables.Table, folder: Path, source: ImageSource) -> EncodedImages:
     """Check the labels and paths of all rows, before any image is decoded."""
     labels: list[Any] = []
@@ -216,10 +221,7 @@ def _open_rows(table: tables.Table, folder: Path, source: ImageSource) -> Encode
     count = 0
     columns = source.column, source.label_column
     with tables.open_table(table, columns, columns[0], columns[1]) as (head, rows):
-        if source.column not in head.columns:
-            raise ValueError(
-                f"images: there is no column {source.column!r}; there are {head.columns}"
-            )
+        _check_column(source.column, head.columns)
         labelled = source.label_column in head.columns
         for i, row in enumerate(rows):
             labels += [row.get(source.label_column)] if labelled else []

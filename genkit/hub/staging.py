@@ -35,22 +35,26 @@ def stage(source: Path, staged: Path, repository: str) -> None:
         ValueError: the folder cannot be trusted, a file identifies this machine, or a run keeps
             writing the model.
     """
+    _copy_settled(source, staged)
+    vendor(staged)
+    text = card.renamed(_read_card(source), repository)
+    names = [file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()]
+    (staged / card.FILE).write_text(card.listed(text, names), encoding="utf-8")
+    privacy.check(staged, source, repository)
+
+
+def _copy_settled(source: Path, staged: Path) -> None:
+    """Copy a model that no run is writing meanwhile; try again if one is."""
     for _ in range(TRIES):
         before = _write_times(source)
         with safety.opened(source, argument="folder") as private:
             _copy_model(private, staged)
         _copy_extras(source, staged)
         if _write_times(source) == before:
-            break
+            return
         shutil.rmtree(staged)  # a run has published a better model in between
         staged.mkdir()
-    else:
-        raise ValueError(f"folder: a run keeps writing the model in {source}; push it afterwards")
-    vendor(staged)
-    text = card.renamed(_read_card(source), repository)
-    names = [file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()]
-    (staged / card.FILE).write_text(card.listed(text, names), encoding="utf-8")
-    privacy.check(staged, source, repository)
+    raise ValueError(f"folder: a run keeps writing the model in {source}; push it afterwards")
 
 
 def _copy_model(private: Path, staged: Path) -> None:
