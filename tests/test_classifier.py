@@ -234,7 +234,7 @@ def test_a_run_leaves_all_that_it_promises(trained):
     for name in ("accuracy", "val_loss"):
         assert f"| {name} | {best(trained)[name]:.4f} |" in card
     assert "pipeline_tag: image-classification" in card
-    assert "All 180 validation images" in card and "averaged weights, float32" in card
+    assert "All 180 validation images" in card and "averaged weights in float32" in card
     facts = json.loads((trained / "run.json").read_text())["facts"]
     assert all(digest in card for digest in facts.values())
 

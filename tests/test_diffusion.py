@@ -116,7 +116,7 @@ def test_noise_grows_along_the_way(objective, schedule):
     assert (whole - 1).abs().max() < 1e-6
     assert (sigma.diff() > 0).all() and alpha.min() >= 0
     again = diffusion_losses.noising_at_timesteps(scheduler, way.timesteps)
-    for name in ("times", "signal", "grain"):
+    for name in ("timesteps", "alpha", "sigma"):
         torch.testing.assert_close(getattr(again, name), getattr(way, name), rtol=0, atol=1e-6)
 
 
@@ -406,7 +406,7 @@ def test_few_steps_of_a_solver_are_even_in_the_logarithm_of_noise(name, schedule
     *sigmas, last = made.sigmas.tolist()
     ratios = [later / sooner for sooner, later in itertools.pairwise(sigmas)]
     assert ratios == pytest.approx([ratios[0]] * 9, rel=1e-3)
-    assert last == 0 and 50 < sigmas[0] <= diffusion.FARTHEST
+    assert last == 0 and 50 < sigmas[0] <= diffusion.MOST_RATIO
     assert (made.timesteps.diff() < 0).all()
 
 

@@ -639,7 +639,7 @@ def test_any_token_can_be_drawn(name, tmp_path):
         ("temperature_series", {"temperatures": []}, r"temperatures: \[\]"),
         ("temperature_series", {"temperatures": [-1.0]}, "temperatures must be above 0, got -1.0"),
         ("temperature_series", {"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
-        ("temperature_series", {"max_new_tokens": 63}, "max_new_tokens: 66 tokens .* 65; give"),
+        ("temperature_series", {"max_new_tokens": 63}, "max_new_tokens: 66 tokens .* 65"),
         ("temperature_series", {"seed": -1}, "seed must be 0 or more and less than 2.63, got -1"),
         ("beam_tree", {"prompt": ""}, "prompt is empty"),
         ("beam_tree", {"beams": 0}, "beams must be 1 or more, got 0"),
@@ -647,14 +647,14 @@ def test_any_token_can_be_drawn(name, tmp_path):
         ("alternatives", {"text": ""}, "text is empty"),
         ("alternatives", {"text": "a"}, "text: 'a' is one token"),
         ("alternatives", {"text": "ab", "top": 0}, "top must be between 1 and .*, got 0"),
-        ("alternatives", {"text": "a" * 66}, "text: 66 tokens .* 65; give less"),
+        ("alternatives", {"text": "a" * 66}, "text: 66 tokens .* 65 "),
         ("alternatives", {"text": "a", "prompt": "é"}, "has never seen 'é'"),
     ],
 )
 def test_bad_arguments_are_named(letters, verb, options, message):
     first = {} if verb == "alternatives" else {"prompt": "abc"}
     with pytest.raises(ValueError, match=message):
-        getattr(explain, verb)(**(first | {"model": letters} | options))
+        getattr(genkit, verb)(**(first | {"model": letters} | options))
 
 
 def test_the_longest_text_is_read(letters):

@@ -186,6 +186,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_every_family_comes_back_by_genkit(models, pushed, environment_of, tmp_path):
     """Its verbs by name from the Hub, pinned to commits, against the same on the folders."""
     arrays = tmp_path / "found.npz"
@@ -203,6 +204,7 @@ def test_every_family_comes_back_by_genkit(models, pushed, environment_of, tmp_p
         assert np.abs(found[name] - drawn).max() < 1e-4, name
 
 
+@pytest.mark.slow
 def test_what_is_pushed_is_a_clean_copy(models, pushed, server):
     for name, folder in models.items():
         tree = server.tree(f"user/{name}")
@@ -221,6 +223,7 @@ def test_what_is_pushed_is_a_clean_copy(models, pushed, server):
 # ---- the card
 
 
+@pytest.mark.slow
 def test_cards_are_in_the_hubs_format(pushed, models, server):
     """Read back by the Hub's own client: figures with protocol, task, library, tags."""
     for name in models:

@@ -186,7 +186,7 @@ def test_real_images_are_looked_at_once(classifier, monkeypatch, tmp_path):
         raise AssertionError("looked again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "look", again)
+        patch.setattr(features, "extract", again)
         kept = extract_cached(some, load_extractor(classifier))
         assert np.array_equal(kept.features, seen.features)
         assert np.array_equal(kept.classes, seen.classes)

@@ -742,6 +742,7 @@ def test_latents_that_cannot_be_decoded_are_named(conditional_drawer, latents, l
         pipelines.decode(conditional_drawer, latents, labels)
 
 
+CHECKED = {"encode": pipelines.encode, "project": projection.project}
 IMAGES = torch.zeros(2, *SIZE)
 SPOILT = torch.zeros(2, *SIZE)
 SPOILT[0, 0, 3, 3] = torch.nan
@@ -751,19 +752,19 @@ SPOILT[0, 0, 3, 3] = torch.nan
     ("images", "options", "message"),
     [
         (IMAGES[:0], {}, "images: there are none"),
-        (IMAGES[0], {}, r"images must have \(1, 8, 8\) .* got \(8, 8\)"),
-        (torch.zeros(2, 3, 8, 8), {}, r"images must have \(1, 8, 8\) .* got \(3, 8, 8\)"),
-        (torch.zeros(2, 1, 16, 16), {}, r"images must have \(1, 8, 8\) .* got \(1, 16, 16\)"),
+        (IMAGES[0], {}, r"images must have .*\(1, 8, 8\).* got \(8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), {}, r"images must have .*\(1, 8, 8\).* got \(3, 8, 8\)"),
+        (torch.zeros(2, 1, 16, 16), {}, r"images must have .*\(1, 8, 8\).* got \(1, 16, 16\)"),
         (IMAGES.byte(), {}, r"images must be floats in \[-1, 1\], got torch.uint8"),
         (SPOILT, {}, "images: 1 of 128 values are not finite"),
         (IMAGES - 255, {}, r"images must be in \[-1, 1\], got -255 to -255"),
         (IMAGES, {"labels": [0, 1]}, "labels: .*unconditional"),
     ],
 )
-@pytest.mark.parametrize("verb", ["encode", "project"])
+@pytest.mark.parametrize("verb", CHECKED)
 def test_bad_images_are_named(vae, verb, images, options, message):
     with pytest.raises(ValueError, match=message):
-        getattr(latent, verb)(vae, images, **options)
+        CHECKED[verb](vae, images, **options)
 
 
 @pytest.mark.parametrize(
@@ -778,10 +779,10 @@ def test_bad_images_are_named(vae, verb, images, options, message):
         ([True, False], r"labels must be 2 whole numbers, got \(2,\) of bool"),
     ],
 )
-@pytest.mark.parametrize("verb", ["encode", "project"])
+@pytest.mark.parametrize("verb", CHECKED)
 def test_bad_labels_are_named(conditional, verb, labels, message):
     with pytest.raises(ValueError, match=message):
-        getattr(latent, verb)(conditional, IMAGES, labels=labels)
+        CHECKED[verb](conditional, IMAGES, labels=labels)
 
 
 def test_without_an_encoder_projection_is_named():
@@ -868,10 +869,10 @@ def test_one_latent_has_no_circle():
 @pytest.mark.parametrize(
     ("has_it", "message"),
     [
-        ([True, True], "has_it: 2 of 2; a concept needs both kinds"),
-        ([False, False], "has_it: 0 of 2; a concept needs both kinds"),
-        ([True], r"has_it must be 2 of True and False, got \(1,\) of bool"),
-        ([1, 0], r"has_it must be 2 of True and False, got \(2,\) of int64"),
+        ([True, True], "has_it.* 2 of 2"),
+        ([False, False], "has_it.* 0 of 2"),
+        ([True], r"has_it must be 2 .*got \(1,\) of bool"),
+        ([1, 0], r"has_it must be 2 .*got \(2,\) of int64"),
     ],
 )
 def test_bad_concepts_are_named(has_it, message):

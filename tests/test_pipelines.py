@@ -129,7 +129,7 @@ def test_one_generator_or_none_will_do(pipeline):
 
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_generators_are_counted(count):
-    with pytest.raises(ValueError, match=f"generator.* 3 .*{count}"):
+    with pytest.raises(ValueError, match=f"generator.* 3, got {count}"):
         drawn(KINDS["conv"](), 3, generator=generators(count))
 
 
@@ -159,7 +159,7 @@ def test_gradients_pass_through_the_decoder(pipeline):
 @pytest.mark.parametrize("labels", [None, [0, 1], [0, 1, 4], [0, -1, 1], 2, [[0], [1], [2]]])
 def test_labels_are_checked(labels):
     pipeline = KINDS["told"]()
-    what = "is told one of 4 classes" if labels is None else "labels must be 3 of 0 to 3, got"
+    what = r"labels.* \(4 classes\)" if labels is None else "labels must be 3 of 0 to 3, got"
     images = some_images(pipeline, 3)
     calls = (
         lambda: pipeline(3, labels=labels),
