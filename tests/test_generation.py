@@ -14,7 +14,7 @@ from genkit.text import generation
 from genkit.text.options import LOAD, GenerationOptions
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def language(request) -> generation.LanguageModel:
     return small_model(request.param)
 

@@ -294,7 +294,8 @@ print(first, draft, second)
 )
 
 
-def test_a_push_takes_the_place_of_what_was_there(models, server, environment_of):
+@pytest.mark.slow
+def test_a_push_takes_the_place_of_what_was_there(models, pushed, server, environment_of):
     """An earlier model goes in the commit that brings the new one; what is not of it stays."""
     done = python(AGAIN, environment_of(), models["gan"], models["text"])
     assert done.returncode == 0, done.stderr
@@ -376,6 +377,7 @@ def test_a_model_that_is_not_genkits_stays(models, pushed, server, environment_o
     assert server.repositories["user/other"].branches["main"] == before
 
 
+@pytest.mark.slow
 def test_the_sample_that_a_card_shows_is_pushed_with_it(models, tmp_path):
     """That of the best step, which need not be the last."""
     for number, steps in enumerate(([1, 2], [2])):
@@ -411,6 +413,7 @@ def test_names_that_cannot_be_are_refused_before_anything(trained, name):
         genkit.push(trained, name)
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_load_is_not_pushed(models, tmp_path):
     with pytest.raises(ValueError, match=r"folder: .* holds no model"):
         genkit.push(tmp_path, "user/name")
@@ -565,6 +568,7 @@ def test_a_refused_push_changes_nothing_on_the_hub(models, pushed, server, envir
     assert after == before
 
 
+@pytest.mark.slow
 def test_cards_and_copies_do_not_identify_this_machine(models, pushed, server):
     """Neither paths of data and runs, nor any file that the card does not list."""
     for name in models:

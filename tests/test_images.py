@@ -583,6 +583,7 @@ print(found.sha256, found.labels.tolist())
 """
 
 
+@pytest.mark.slow
 def test_processes_at_once_get_the_same(classes, tmp_path):
     environment = os.environ | {"GENKIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", LOAD, str(classes)]

@@ -294,6 +294,7 @@ def test_the_default_stride_is_the_protocol_of_training(language):
         assert record.bits_per_character * counted == pytest.approx(of_the_recipe, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trained_folder_has_the_figures_of_its_card(trained, text_file):
     text = text_file.read_text()
     record = perplexity(text[int(len(text) * 0.9) :], model=trained)

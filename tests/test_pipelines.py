@@ -269,6 +269,7 @@ def test_without_genkit_the_same_is_drawn(stranger, kind):
     torch.testing.assert_close(images, drawn(KINDS[kind]()), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_trust_nothing_is_run(stranger):
     folder, told = stranger
     assert told.pop("ran") is False and told.keys() == KINDS.keys()

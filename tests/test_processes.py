@@ -11,6 +11,7 @@ import pytest
 from builders import ON_CPU, PORT, ROOT, STEPPING, TINY, TWO, wait_for_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["2", pytest.param("4", marks=pytest.mark.slow)])
 def test_several_processes_are_one_run(text_file, tmp_path, processes):
     command = [sys.executable, "benchmarks/processes.py", "--processes", "1", processes]

@@ -281,6 +281,7 @@ def test_the_stock_pipeline_draws_the_same(saved, stranger, name, scheduler):
     assert_same(ours, 2 * stranger[name] - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["told", "told_flow"])
 def test_the_code_that_travels_draws_the_same(saved, stranger, name):
     ours = genkit.sample(saved / name, 3, seed=3, label=[2, 0, 1]).images

@@ -44,7 +44,10 @@ def encoder_decoder(name: str) -> LanguageModel:
     return LanguageModel(model.eval(), tokenizer, name)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "t5", "bart"])
+@pytest.fixture(
+    scope="module",
+    params=["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "t5", "bart"))],
+)
 def language(request) -> LanguageModel:
     made = encoder_decoder if request.param in ("t5", "bart") else small_model
     return made(request.param)

@@ -25,6 +25,10 @@ KINDS = {
     "iwae": ("train_vae", "--network conv --widths 4 --binarize --importance_samples 3"),
     "spatial": ("train_vae", "--network spatial --widths 4 8 --latent_dim 1 --nll_samples 3"),
 }
+TIERS = [
+    pytest.param(k, marks=[pytest.mark.slow] * (k not in ("dense", "iwae", "spatial")))
+    for k in KINDS
+]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,7 @@ def test_a_variational_one_learns_what_its_bounds_say(tmp_path):
 # ---- what they leave
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_a_run_leaves_all_that_it_promises(runs, kind):
     folder = runs(kind)
     names = {path.name for path in folder.iterdir()}
@@ -138,7 +142,7 @@ def test_the_folders_draw_the_same_without_genkit(runs, tmp_path):
 # ---- they go on
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     shutil.copytree(runs(kind), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")

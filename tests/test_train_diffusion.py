@@ -231,7 +231,15 @@ def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch, kind):
 # ---- it goes on
 
 
-@pytest.mark.parametrize(("kind", "back"), [("epsilon", 1), ("flow", 2), ("told", 1), ("told", 2)])
+@pytest.mark.parametrize(
+    ("kind", "back"),
+    [
+        pytest.param("epsilon", 1, marks=pytest.mark.slow),
+        ("flow", 2),
+        pytest.param("told", 1, marks=pytest.mark.slow),
+        ("told", 2),
+    ],
+)
 def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
     shutil.copytree(runs(kind), tmp_path / "run")
     for checkpoint in ("step-00000008", "step-00000004")[:back]:  # from the middle, or the start

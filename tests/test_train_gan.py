@@ -33,6 +33,10 @@ KINDS = {
     "spectral": f"--preset dcgan {SMALL} --discriminator_widths 8 8 --loss hinge --spectral "
     "--augmentations colour translation cutout --packing 2 --optimizer rmsprop",
 }
+TIERS = [
+    pytest.param(k, marks=[pytest.mark.slow] * (k not in ("modern", "wgan_gp", "ac_wgan")))
+    for k in KINDS
+]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +142,7 @@ def test_clipped_weights_stay_inside(runs):
 # ---- what it leaves
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_a_run_leaves_all_that_it_promises(runs, kind):
     folder = runs(kind)
     names = {path.name for path in folder.iterdir()}
@@ -217,7 +221,7 @@ def test_the_folders_draw_the_same_without_genkit(runs, tmp_path):
 # ---- it goes on
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     shutil.copytree(runs(kind), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")

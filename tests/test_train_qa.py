@@ -72,6 +72,7 @@ def trained(possible, tmp_path_factory):
 # ---- it learns
 
 
+@pytest.mark.slow
 def test_it_learns_to_answer_and_when_not_to(learned):
     folder, data = learned
     last = log_of(folder)[-1]
