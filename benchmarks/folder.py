@@ -13,7 +13,7 @@ import sys
 import time
 
 import genkit
-from genkit.text.generation import LanguageModel
+from genkit.text.language_model import LanguageModel
 
 CODE = """
 import sys

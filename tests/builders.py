@@ -39,7 +39,7 @@ from genkit.models import diffusion, gan, lm
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
-from genkit.text import generation
+from genkit.text.language_model import LanguageModel
 from genkit.training import checkpoints
 from genkit.vision import pixel_lm
 from genkit.vision.pixel_lm import PixelFormat
@@ -272,7 +272,7 @@ def facts_file(path, seed, articles, own_words, impossible=False):
 LETTERS = "abcdefghijklmnop .\n"
 
 
-def small_model(architecture: str, context: int = 64) -> generation.LanguageModel:
+def small_model(architecture: str, context: int = 64) -> LanguageModel:
     """A random model with rather peaked predictions, as trained ones have."""
     torch.manual_seed(1)
     tokenizer = characters.make_tokenizer(LETTERS)
@@ -281,7 +281,7 @@ def small_model(architecture: str, context: int = 64) -> generation.LanguageMode
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
         model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
-    return generation.LanguageModel(model.eval(), tokenizer, architecture)
+    return LanguageModel(model.eval(), tokenizer, architecture)
 
 
 SIZE = (1, 8, 8)

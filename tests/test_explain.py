@@ -24,6 +24,7 @@ import genkit
 from genkit.data import characters
 from genkit.models import lm
 from genkit.text import alternatives, explain, generation, token_names
+from genkit.text.language_model import LanguageModel
 from genkit.text.logits import Candidate
 from genkit.text.pictures import _planar, beam_tree, next_tokens
 
@@ -39,24 +40,24 @@ def peaked(model):
     return model.eval()
 
 
-def by_character() -> generation.LanguageModel:
+def by_character() -> LanguageModel:
     torch.manual_seed(1)
     tokenizer = characters.make_tokenizer(LETTERS)
     model = peaked(lm.make_model("llama", len(tokenizer), 64, 2, 32, 2, 0.0))
     with torch.no_grad():
         model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
-    return generation.LanguageModel(model, tokenizer, "characters", compiled=False)
+    return LanguageModel(model, tokenizer, "characters", compiled=False)
 
 
-def gpt2_like(tokenizer: PreTrainedTokenizerFast, name: str) -> generation.LanguageModel:
+def gpt2_like(tokenizer: PreTrainedTokenizerFast, name: str) -> LanguageModel:
     torch.manual_seed(1)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     shape = {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **ends))
-    return generation.LanguageModel(peaked(model), tokenizer, name, compiled=False)
+    return LanguageModel(peaked(model), tokenizer, name, compiled=False)
 
 
-def byte_level() -> generation.LanguageModel:
+def byte_level() -> LanguageModel:
     """A tokenizer of GPT-2's kind, of too few merges to have a whole emoji."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -69,7 +70,7 @@ def byte_level() -> generation.LanguageModel:
     return gpt2_like(PreTrainedTokenizerFast(tokenizer_object=backend, **options), "bytes")
 
 
-def sentence_piece() -> generation.LanguageModel:
+def sentence_piece() -> LanguageModel:
     """A tokenizer of Llama's kind: ▁ for spaces, one before every text, a start token, bytes."""
     spaces_first = pre_tokenizers.Metaspace(prepend_scheme="first")
     learner = Tokenizer(models.BPE())
@@ -100,17 +101,17 @@ BUILDERS = {"characters": by_character, "bytes": byte_level, "pieces": sentence_
 
 
 @functools.cache
-def built(kind: str) -> generation.LanguageModel:
+def built(kind: str) -> LanguageModel:
     return BUILDERS[kind]()
 
 
 @pytest.fixture(params=list(BUILDERS))
-def language(request) -> generation.LanguageModel:
+def language(request) -> LanguageModel:
     return built(request.param)
 
 
 @pytest.fixture
-def letters() -> generation.LanguageModel:
+def letters() -> LanguageModel:
     return built("characters")
 
 
@@ -679,7 +680,7 @@ def test_a_record_brings_its_own_prompt(letters):
 def test_a_model_that_answers_is_refused(letters):
     shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     model = T5ForConditionalGeneration(T5Config(vocab_size=300, decoder_start_token_id=0, **shape))
-    answering = generation.LanguageModel(model.eval(), letters.tokenizer, "t5")
+    answering = LanguageModel(model.eval(), letters.tokenizer, "t5")
     with pytest.raises(ValueError, match="model: t5 "):
         explain.next_tokens("ab", model=answering)
 

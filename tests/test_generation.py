@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM
 import genkit
 from genkit.models import lm
 from genkit.text import generation
+from genkit.text.language_model import LanguageModel
 from genkit.text.options import LOAD, GenerationOptions
 
 
 @pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
-def language(request) -> generation.LanguageModel:
+def language(request) -> LanguageModel:
     return small_model(request.param)
 
 
@@ -280,7 +281,7 @@ def test_options_of_loading_reach_the_model(folder):
 
 def test_changed_weights_are_seen(language):
     """Packed weights are copies: they are made again."""
-    packed = generation.LanguageModel(language.model, language.tokenizer, "packed", "int8")
+    packed = LanguageModel(language.model, language.tokenizer, "packed", "int8")
     embeddings = language.model.get_input_embeddings().weight
     matrices = [p for p in language.model.parameters() if p.ndim > 1 and p is not embeddings]
 

@@ -16,15 +16,15 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from genkit.data import characters
 from genkit.models import lm
-from genkit.text import generation
 from genkit.text import perplexity as module
+from genkit.text.language_model import LanguageModel
 from genkit.text.perplexity import PerplexityMetric, perplexity
 
 LETTERS = "abcdefghijklmnop .\n"
 CONTEXT = 16
 
 
-def small_model(architecture: str, context: int = CONTEXT) -> generation.LanguageModel:
+def small_model(architecture: str, context: int = CONTEXT) -> LanguageModel:
     """A random model whose predictions differ from token to token and depend on what was read."""
     torch.manual_seed(1)
     tokenizer = characters.make_tokenizer(LETTERS)
@@ -32,11 +32,11 @@ def small_model(architecture: str, context: int = CONTEXT) -> generation.Languag
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
-    return generation.LanguageModel(model.eval(), tokenizer, architecture)
+    return LanguageModel(model.eval(), tokenizer, architecture)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
-def language(request) -> generation.LanguageModel:
+def language(request) -> LanguageModel:
     return small_model(request.param)
 
 
@@ -141,7 +141,7 @@ def test_a_model_without_a_limit_reads_a_text_whole():
     torch.manual_seed(0)
     tokenizer = characters.make_tokenizer(LETTERS)
     config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=2)
-    language = generation.LanguageModel(BloomForCausalLM(config).eval(), tokenizer, "bloom")
+    language = LanguageModel(BloomForCausalLM(config).eval(), tokenizer, "bloom")
     text = some_text(50)
     record = perplexity([text, text[:20]], model=language)
     first, second = (
@@ -260,7 +260,7 @@ def test_the_text_is_named_by_the_hash_of_its_bytes(tmp_path, language):
 
 
 def test_it_prints_every_figure_and_its_protocol(language):
-    half = generation.LanguageModel(
+    half = LanguageModel(
         small_model(language.name).model.to(torch.bfloat16), language.tokenizer, "half"
     )
     record = perplexity(["abc def", "ab"], model=half, stride=4)

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from genkit.data import characters
 from genkit.models import lm
-from genkit.text import correction, generation, lexicon, rescoring
+from genkit.text import correction, lexicon, rescoring
+from genkit.text.language_model import LanguageModel
 
 SENTENCES = [
     "what is the weather like in boston right now",
@@ -107,7 +108,7 @@ def test_a_word_error_rate_of_nothing_is_refused():
 # ---- the probability of a text
 
 
-def joining_model() -> generation.LanguageModel:
+def joining_model() -> LanguageModel:
     """A random model whose tokens run across the borders of words."""
     backend = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<s>"], show_progress=False)
@@ -118,10 +119,10 @@ def joining_model() -> generation.LanguageModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
-    return generation.LanguageModel(model.eval(), tokenizer, "joining")
+    return LanguageModel(model.eval(), tokenizer, "joining")
 
 
-def word_model() -> generation.LanguageModel:
+def word_model() -> LanguageModel:
     """A random model whose tokens are words, with one for all that it does not know."""
     vocabulary = {"<unk>": 0, "<eos>": 1, "in": 2, "boston": 3, "now": 4}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -131,10 +132,10 @@ def word_model() -> generation.LanguageModel:
     )
     torch.manual_seed(3)
     model = lm.make_model("llama", 5, 64, 1, 32, 2, 0.0)
-    return generation.LanguageModel(model.eval(), tokenizer, "words")
+    return LanguageModel(model.eval(), tokenizer, "words")
 
 
-def log_probability(language: generation.LanguageModel, start: int, text: str) -> float:
+def log_probability(language: LanguageModel, start: int, text: str) -> float:
     """Token by token, each from a text read by itself."""
     row, total = [start], 0.0
     for token in language.tokenizer(text, add_special_tokens=False).input_ids:
@@ -145,7 +146,7 @@ def log_probability(language: generation.LanguageModel, start: int, text: str) -
     return total
 
 
-def log_language(language: generation.LanguageModel, texts: list[str]) -> list[float]:
+def log_language(language: LanguageModel, texts: list[str]) -> list[float]:
     return [rescoring.rescore([(text, 0.0)], model=language)[0].log_language for text in texts]
 
 
@@ -255,7 +256,7 @@ def test_a_text_beyond_the_context_keeps_all_but_its_words():
 
 
 @pytest.fixture(scope="module")
-def trained_language() -> generation.LanguageModel:
+def trained_language() -> LanguageModel:
     """A character model that has learned a few sentences nearly by heart."""
     tokenizer = characters.make_tokenizer(ALPHABET)
     torch.manual_seed(0)
@@ -270,7 +271,7 @@ def trained_language() -> generation.LanguageModel:
         optimizer.zero_grad()
         lm.loss(model, rows[:, :-1], rows[:, 1:]).backward()
         optimizer.step()
-    return generation.LanguageModel(model.eval(), tokenizer, "weather")
+    return LanguageModel(model.eval(), tokenizer, "weather")
 
 
 @pytest.fixture(scope="module")

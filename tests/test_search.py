@@ -15,7 +15,7 @@ import genkit
 from genkit.data import characters
 from genkit.models import lm
 from genkit.text import generation, kv_cache
-from genkit.text.generation import LanguageModel
+from genkit.text.language_model import LanguageModel
 from tests.test_generation import LETTERS, prompts, small_model
 from tests.test_reading import BART, T5
 

@@ -12,8 +12,8 @@ import torch
 
 from genkit.errors import panics_are_errors
 from genkit.text import pages, task, token_names
-from genkit.text.generation import Generation, LanguageModel
-from genkit.text.language_model import DEFAULT
+from genkit.text.generation import Generation
+from genkit.text.language_model import DEFAULT, LanguageModel
 from genkit.text.scoring import (
     as_language,
     check_context,

@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from genkit.text import generation, pictures, task, token_names
-from genkit.text.generation import Generation, LanguageModel
-from genkit.text.language_model import DEFAULT
+from genkit.text.generation import Generation
+from genkit.text.language_model import DEFAULT, LanguageModel
 from genkit.text.logits import Candidate
 from genkit.text.scoring import (
     as_language,
