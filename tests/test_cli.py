@@ -136,6 +136,7 @@ def test_without_a_model_or_a_network_the_error_says_what_would_do(tmp_path):
     assert "recipes/train_charlm.py --output_dir NAME" in done.stderr
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(trained):
     done = run("generate", "the ", "--model", str(trained), "--temperature", "0")
     assert done.returncode == 2

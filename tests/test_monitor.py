@@ -501,6 +501,7 @@ def test_a_discriminator_that_hardly_scores():
 # ---- on the recipe's log
 
 
+@pytest.mark.slow
 def test_a_run_of_the_recipe(tmp_path):
     small = (
         "--widths",

@@ -219,6 +219,7 @@ def test_bad_input_ends_with_one_clear_line(trained, tmp_path, capsys, words, me
     assert re.match(f"error: .*{message}", capsys.readouterr().err.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_launch_with_bad_input_ends_with_one_clear_line(train, tmp_path):
     done = train("--output_dir", tmp_path / "run", *TINY, "--val_fraction", "1.5")
     assert done.returncode != 0 and "Traceback" not in done.stderr.split("error: ")[0]

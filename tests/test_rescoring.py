@@ -314,6 +314,7 @@ def test_texts_without_errors_stay(repair):
         assert found.score_after == found.score_before
 
 
+@pytest.mark.slow
 def test_every_single_edit_of_a_long_word_is_undone(repair):
     rng = random.Random(0)
     for word in ("boston", "weather", "morning", "harbour"):

@@ -65,7 +65,7 @@ def test_it_learns_more_than_how_light_each_pixel_is(tmp_path):
 # ---- what it leaves
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "told", "colour"])
 def test_a_run_leaves_all_that_it_promises(runs, kind):
     folder = runs(kind)
     names = {path.name for path in folder.iterdir()}

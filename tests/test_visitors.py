@@ -502,6 +502,7 @@ def test_files_of_any_size_are_not_read(run, monkeypatch):
 # ---- the token
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # gradio leaves event loops open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_token_is_in_no_command_line(tmp_path, monkeypatch, capsys):
