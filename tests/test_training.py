@@ -818,7 +818,9 @@ def test_a_closed_terminal_saves(tmp_path):
     """The hang-up comes, and from then on nothing can be printed."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", STEPPING, str(tmp_path)]
-    lead = "import os, fcntl, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY); "
+    # these tests may run under nohup themselves, whose children ignore a hang-up
+    lead = "import os, fcntl, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    lead += "os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY); "
     lead += "os.execv(sys.argv[1], sys.argv[1:])"
     running = subprocess.Popen(
         [sys.executable, "-c", lead, *command], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT
