@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from genkit import machine
 from genkit.hub import download, kinds
 from genkit.text.language_model import DEFAULT, HINT, REVISION
 
@@ -17,6 +18,7 @@ def load(
     quantize: str | None = None,
     compile: bool | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> Any:
     """Load a saved model of any kind; a second call returns the same one.
 
@@ -25,6 +27,7 @@ def load(
         revision: a branch, tag or commit on the Hub.
         dtype, quantize, compile, trust_remote_code: of language models and readers of answers, see
             `language.load` and `qa.load`; others take none of them.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
         What its verb takes as a model: `genkit.generate` a language model, `genkit.answer` a
@@ -34,6 +37,7 @@ def load(
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
     """
+    machine.find_device(device)
     if model == DEFAULT and revision is None and not Path(model).is_dir():
         revision = REVISION
     kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
@@ -43,11 +47,13 @@ def load(
     if kind == kinds.TEXT:
         from genkit.text import language_model
 
-        return language_model.load_language_model(model, revision=revision, **options)
+        return language_model.load_language_model(
+            model, revision=revision, device=device, **options
+        )
     if kind == kinds.ANSWERS:
         from genkit.qa import reader
 
-        return reader.load_reader(model, revision=revision, **options)
+        return reader.load_reader(model, revision=revision, device=device, **options)
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(
@@ -56,9 +62,9 @@ def load(
     if kind == kinds.CLASSIFIER:
         from genkit.metrics import features
 
-        return features.load_extractor(model, revision)
+        return features.load_extractor(model, revision, device)
     if kind in kinds.IMAGES:
         from genkit.vision import sampling
 
-        return sampling.load_image_model(str(model), revision)
+        return sampling.load_image_model(str(model), revision, device)
     raise ValueError(f"model: {str(model)!r} makes images from text; pass it to genkit.imagine")

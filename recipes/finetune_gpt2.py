@@ -67,18 +67,19 @@ class Settings(TextSettings):
             )
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    run: dict[str, Any] = {"batch_size": 16 if device == "cuda" else 4}
+    run: dict[str, Any] = {"batch_size": 16 if device == "accelerator" else 4}
     if not (settings.epochs or settings.max_steps or settings.max_minutes):
-        run |= {"epochs": 3.0} if device == "cuda" else {"max_minutes": 10.0}
+        run |= {"epochs": 3.0} if device == "accelerator" else {"max_minutes": 10.0}
     if not Path(settings.init_from).is_dir():
         run |= {"init_revision": REVISION if settings.init_from == DEFAULT else "main"}
     rates = {"learning_rate": 5e-5, "muon_learning_rate": 2e-3, "weight_decay": 0.01}
     if settings.lora_rank:  # adapters start at zero
         rates |= {"learning_rate": 5e-4}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
-    compiled = device == "cuda" and machine.can_compile()  # on a CPU it costs more than it saves
+    # on a CPU it costs more than it saves
+    compiled = device == "accelerator" and machine.can_compile()
     return run | rates | precision | {"optimizer": "adamw", "ema": 0.0, "compile": compiled}
 
 

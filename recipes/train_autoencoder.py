@@ -79,11 +79,11 @@ BLOCK = 500  # images evaluated together, with random numbers of their own
 FITTED = 10_000  # most training images that the Gaussian over the latents is fitted to
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
     run: dict[str, Any] = {"widths": WIDTHS[settings.network], "batch_size": 64}
     run |= {"amount": 0.5 if settings.noise else None, "ema": 0.0}
-    run |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 2.0}
+    run |= {"max_steps": 20_000} if device == "accelerator" else {"max_minutes": 2.0}
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
     rates |= {"optimizer": "adamw" if settings.network == "dense" else "muon"}

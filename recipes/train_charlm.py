@@ -60,9 +60,9 @@ class Settings(TextSettings):
             self.output_dir = "runs/charlm-tuned"
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    if device == "cuda":
+    if device == "accelerator":
         depth, width_per_layer = settings.depth or 6, 64
         run: dict[str, Any] = {"batch_size": 64, "max_steps": 2500}
     else:

@@ -58,14 +58,14 @@ BLOCK = 500  # images evaluated together
 SHOWN = 24  # mistakes in the picture
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    if device == "cuda":
+    if device == "accelerator":
         run: dict[str, Any] = {"depth": 2, "width": 64, "batch_size": 256}
     else:
         run = {"depth": 1, "width": 32, "batch_size": 128}
     if not (settings.epochs or settings.max_steps or settings.max_minutes):
-        run |= {"epochs": 30.0} if device == "cuda" else {"max_minutes": 3.5}
+        run |= {"epochs": 30.0} if device == "accelerator" else {"max_minutes": 3.5}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.05}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     # on a CPU, compiled convolutions are slower than oneDNN's own

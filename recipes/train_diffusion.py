@@ -95,9 +95,9 @@ GROWTH = (1, 2, 6, 8)  # of the channels, where the map gets smaller
 VAL_ROWS = 1024  # most images whose loss is measured
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    if device == "cuda":
+    if device == "accelerator":
         run: dict[str, Any] = {"max_steps": 20_000, "batch_size": 256}
     else:
         run = {"max_minutes": 5.0, "batch_size": 64}
@@ -105,8 +105,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     run |= {"cond_dropout": 0.1} if settings.conditional else {}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.008, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
-    compiles = device == "cuda" and machine.can_compile()
-    if settings.compile and device != "cuda":
+    compiles = device == "accelerator" and machine.can_compile()
+    if settings.compile and device != "accelerator":
         raise ValueError(
             "--compile requires a GPU: on a CPU, torch's compiler gets the gradient of upsampled "
             "features wrong"

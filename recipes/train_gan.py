@@ -126,7 +126,7 @@ class Settings(ImageSettings):
 LIMIT = 8  # the largest side of the smallest feature map of modern networks
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
     values = choose_values(
         settings.preset,
@@ -135,7 +135,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
         learning_rate=settings.learning_rate,
         conditional=settings.conditional,
     )
-    steps = values.pop("max_steps") or (50_000 if device == "cuda" else None)
+    steps = values.pop("max_steps") or (50_000 if device == "accelerator" else None)
     run = {"max_steps": steps} if steps else {"max_minutes": 5.0}
     rates = {"muon_learning_rate": 0.02, "weight_decay": 0.0}
     half = settings.preset == "modern" and machine.fast_bf16()

@@ -57,9 +57,9 @@ class Settings(ImageSettings):
 HALVES, TRIES = 12, 3  # images that are completed, and completions of each
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    if device == "cuda":
+    if device == "accelerator":
         depth, width_per_layer = settings.depth or 6, 64
         run: dict[str, Any] = {"batch_size": 64, "max_steps": 10_000, "eval_samples": 10_000}
     else:
@@ -69,7 +69,8 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     # on a CPU, compiling takes as long as the digits do
-    step = {"optimizer": "muon", "ema": 0.0, "compile": device == "cuda" and machine.can_compile()}
+    compiles = device == "accelerator" and machine.can_compile()
+    step = {"optimizer": "muon", "ema": 0.0, "compile": compiles}
     return shape | run | rates | precision | step
 
 

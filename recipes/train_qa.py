@@ -95,12 +95,12 @@ class Settings(RunSettings):
 SAMPLES = 12
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
-    run: dict[str, Any] = {"batch_size": 32 if device == "cuda" else 16}
+    run: dict[str, Any] = {"batch_size": 32 if device == "accelerator" else 16}
     rates = {"learning_rate": 4e-5, "muon_learning_rate": 2e-3, "weight_decay": 0.01}
     if settings.from_scratch:
-        depth, width_per_layer = (6, 64) if device == "cuda" else (4, 32)
+        depth, width_per_layer = (6, 64) if device == "accelerator" else (4, 32)
         depth = settings.depth or depth
         shape = lm.choose_shape(depth, None, settings.heads, width_per_layer)
         width = settings.width or shape["width"]
@@ -111,7 +111,7 @@ def preset(settings: Settings, device: str) -> dict[str, Any]:
         run |= {"init_revision": "main"}
     if not (settings.epochs or settings.max_steps or settings.max_minutes):
         if settings.from_scratch:
-            run |= {"epochs": 20.0} if device == "cuda" else {"max_minutes": 10.0}
+            run |= {"epochs": 20.0} if device == "accelerator" else {"max_minutes": 10.0}
         else:
             run |= {"epochs": 2.0}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}

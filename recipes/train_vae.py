@@ -92,13 +92,13 @@ WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64], "spatial": [16, 32]}
 BLOCK = 100  # images evaluated together, with random numbers of their own
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
     spatial = settings.network == "spatial"
     shape: dict[str, Any] = {"widths": WIDTHS[settings.network], "latent_dim": 4 if spatial else 32}
     shape |= {"likelihood": "gaussian" if spatial else "bernoulli"}
     run: dict[str, Any] = {"batch_size": 64 if spatial else 256, "ema": 0.0}
-    run |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 2.0}
+    run |= {"max_steps": 20_000} if device == "accelerator" else {"max_minutes": 2.0}
     likelihood = settings.likelihood or shape["likelihood"]
     if settings.scale and likelihood == "bernoulli":
         raise ValueError(f"--scale {settings.scale} requires --likelihood gaussian")

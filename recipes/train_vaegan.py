@@ -76,10 +76,10 @@ LIMIT = 8  # the largest side of the last feature map of the discriminator
 BETAS = (0.0, 0.99)  # of AdamW: no momentum, as the direction of adversarial gradients changes
 
 
-def preset(settings: Settings, device: str) -> dict[str, Any]:
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
     values: dict[str, Any] = {"batch_size": 64, "ema": 0.999, "optimizer": "muon"}
-    values |= {"max_steps": 20_000} if device == "cuda" else {"max_minutes": 5.0}
+    values |= {"max_steps": 20_000} if device == "accelerator" else {"max_minutes": 5.0}
     values |= {"learning_rate": 1e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     return values | precision | {"compile": False}

@@ -181,7 +181,7 @@ def test_choose_shape_fits_every_depth(depth):
 
 
 @pytest.mark.parametrize("recipe", ["train_charlm", "train_wordlm", "train_pixels", "train_qa"])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "accelerator"])
 def test_presets_fit_every_depth(recipe, device):
     with recipe_module(recipe) as module:
         for depth in range(1, 25):

@@ -27,9 +27,10 @@ from transformers import (
     CLIPTextModelWithProjection,
 )
 
+from genkit import machine
 from genkit.vision import text2image
 from genkit.vision.imagining import Picture, imagine
-from genkit.vision.text2image import Placement, choose_placement, needs_tiles
+from genkit.vision.text2image import needs_tiles
 
 GIB = 1 << 30
 FAST = {"steps": 2, "seed": 3}
@@ -300,22 +301,6 @@ def test_pipelines_that_need_more_than_words_are_not_known():
 # ---- where it runs
 
 
-@pytest.mark.parametrize(
-    ("parameters", "memory", "gpu", "bfloat16", "wanted"),
-    [
-        (10**9, 16 * GIB, None, True, Placement("cpu", torch.float32)),
-        (4 * 10**9, 16 * GIB, None, True, Placement("cpu", torch.bfloat16)),
-        (10**9, 16 * GIB, 8 * GIB, True, Placement("cuda", torch.bfloat16)),
-        (10**9, 16 * GIB, 8 * GIB, False, Placement("cuda", torch.float16)),
-        (4 * 10**9, 16 * GIB, 8 * GIB, True, Placement("cuda", torch.bfloat16, offload=True)),
-        (4 * 10**9, 16 * GIB, 8 * GIB, False, Placement("cuda", torch.float16, offload=True)),
-        (12 * 10**9, 16 * GIB, 80 * GIB, True, Placement("cuda", torch.bfloat16)),
-    ],
-)
-def test_choose_placement_by_parameters_and_memory(parameters, memory, gpu, bfloat16, wanted):
-    assert choose_placement(parameters, memory, gpu, bfloat16) == wanted
-
-
 def test_large_pictures_are_decoded_in_tiles():
     assert not needs_tiles(512, 512, 8 * GIB)
     assert needs_tiles(2048, 2048, 8 * GIB) and not needs_tiles(2048, 2048, 80 * GIB)
@@ -324,7 +309,7 @@ def test_large_pictures_are_decoded_in_tiles():
 
 def test_tiles_are_turned_on_and_off(sd, monkeypatch):
     for free, wanted in ((1, True), (GIB, False)):
-        monkeypatch.setattr(text2image, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(machine, "free_memory", lambda _, free=free: free)
         imagine("a fox", model=sd, **FAST)
         assert text2image.load_text2image(text2image.find_source(str(sd))).vae.use_tiling == wanted
 
@@ -335,7 +320,7 @@ def test_parameters_are_counted_by_the_heads_of_the_files(sd):
 
 
 def test_where_memory_is_short_weights_are_in_16_bits(copy, monkeypatch):
-    monkeypatch.setattr(text2image, "free_memory", lambda: 1)
+    monkeypatch.setattr(machine, "free_memory", lambda _: 1)
     picture = imagine("a fox", model=copy, **FAST)
     pipeline = text2image.load_text2image(text2image.find_source(str(copy)))
     assert pipeline.unet.dtype == pipeline.vae.dtype == torch.bfloat16

@@ -61,7 +61,7 @@ def test_each_bound_is_checked_and_the_message_names_flag_value_and_range(recipe
             assert allowed.includes(value), (field.name, value)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "accelerator"])
 def test_a_preset_chooses_all_that_a_run_needs(recipe, device):
     """Settings of a recipe's own may also be chosen by the data or by the model it starts from."""
     given, hints = recipe.Settings(), get_type_hints(RunSettings)

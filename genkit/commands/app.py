@@ -29,13 +29,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=7860, help="the port to listen at (default: 7860)"
     )
+    text = "cpu, or a GPU as torch names it (default: the GPU, if there is one)"
+    parser.add_argument("--device", help=text)
     parser.add_argument("--token-file", type=Path, help="a file whose only line is the token")
 
 
 def run(arguments: dict[str, Any]) -> None:
     """Serve the page until it is stopped."""
+    from genkit import machine
     from genkit.app import serve
 
+    machine.start(arguments.pop("device"))
     file = arguments.pop("token_file")
     token = os.environ.get("GENKIT_TOKEN") if file is None else read_token(file)
     serve(arguments.pop("models"), token=token, **arguments)

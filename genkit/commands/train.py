@@ -58,44 +58,57 @@ def run(arguments: dict[str, Any]) -> None:
     own, words = parser.parse_known_args(arguments["arguments"])
     path = recipes.find_recipes()[arguments["recipe"]]
     asked = getattr(own, "processes", arguments.get("processes"))
-    processes = 1 if {"-h", "--help"} & set(words) else count_processes(asked)
+    device = _parse_device(words)
+    processes = 1 if {"-h", "--help"} & set(words) else count_processes(asked, device)
     if processes > 1:
-        _run_several(path, words, processes)
+        _run_several(path, words, processes, device)
         return
     sys.argv = [str(path), *words]  # which the card of the model names
     importlib.import_module(f"genkit.recipes.{path.stem}").main()
 
 
-def count_processes(asked: int | None) -> int:
+def _parse_device(words: list[str]) -> str | None:
+    """Return the value of the recipe's --device."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device")
+    return parser.parse_known_args(words)[0].device
+
+
+def count_processes(asked: int | None, device: str | None = None) -> int:
     """Return how many processes to start.
 
     Args:
         asked: the value of --processes; default: one for each GPU.
+        device: the value of --device; default: the GPUs, if there are any.
 
     Raises:
-        ValueError: it is below 1, or above the number of GPUs where there are any.
+        ValueError: it is below 1, or above the number of GPUs where there are any; or there is no
+            such device.
     """
     if asked is not None and asked < 1:
         raise ValueError(f"--processes must be 1 or more, got {asked}")
     if asked == 1 or "WORLD_SIZE" in os.environ:  # a launcher has started this process
         return 1
-    import torch
-    from accelerate.utils import parse_flag_from_env
+    from genkit import machine
 
-    gpus = 0 if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.cuda.device_count()
+    gpus = machine.count_accelerators(device)
     if asked is not None and gpus and asked > gpus:
-        raise ValueError(f"--processes: {asked} are more than the GPUs of this machine, {gpus}")
+        raise ValueError(
+            f"--processes: {asked} are more than the GPUs that there are, {gpus}; give {gpus}, or "
+            "--device cpu"
+        )
     return asked or max(1, gpus)
 
 
-def _run_several(path: Path, words: list[str], processes: int) -> None:
+def _run_several(path: Path, words: list[str], processes: int, device: str | None) -> None:
     """Run a recipe by accelerate's launcher, without the launcher's log and traceback."""
-    import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    if not torch.cuda.is_available():
+    from genkit import machine
+
+    if not machine.count_accelerators(device):
         os.environ["ACCELERATE_USE_CPU"] = "1"
     for name in ("torch.distributed.run", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -118,7 +118,7 @@ class CompileSchedule:
         """
         if not self._waiting or self._spent <= (COMPILING if self._ready else READYING):
             return
-        late, can = self._spent > COMPILING, machine.can_compile()
+        late, can = self._spent > COMPILING, machine.can_compile(machine.CPU)
         try:
             improve(late and can)
         except (OSError, RuntimeError, ValueError) as error:

@@ -52,7 +52,7 @@ def _low_attention(
         shared = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
     query = query * (scaling or query.shape[-1] ** -0.5)
-    kind = torch.bfloat16 if machine.fast_bf16() else torch.float32
+    kind = torch.bfloat16 if machine.fast_bf16(machine.CPU) else torch.float32
     q, k, v = (x.to(kind).contiguous() for x in (query, key, value))
     found = torch.ops.genkit.attention(q, k, v, attention_mask)
     return found.transpose(1, 2).to(query.dtype).contiguous(), None

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from genkit import files
+from genkit import files, machine
 from genkit.hub import card, gallery, model_files, privacy, safety
 from genkit.hub.vendoring import vendor
 
@@ -138,6 +138,6 @@ def validate(staged: Path, kind: str) -> None:
 
 
 def single_process_environment() -> dict[str, str]:
-    """Return an environment for a process beside a run: not one of its launch, and without GPUs."""
+    """Return an environment for a process beside a run: not one of its launch, and on a CPU."""
     kept = {name: value for name, value in os.environ.items() if name not in RANKS}
-    return kept | {"CUDA_VISIBLE_DEVICES": ""}
+    return kept | machine.hide_accelerators()

@@ -24,6 +24,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
+from genkit import machine
 from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.files import cache_folder, weights_hash, written_whole
@@ -153,7 +154,7 @@ class Inception:
 
     name, names, size = INCEPTION, list[str](), (299, 299)
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: torch.device) -> None:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError(
                 "extractor: 'inception' requires a package: pip install torch-fidelity, or give a "
@@ -175,7 +176,7 @@ class Inception:
 class PixelFeatures:
     """No network: features are pixels, averaged over squares; it predicts no classes."""
 
-    name, names, size, device = "pixels", list[str](), None, "cpu"
+    name, names, size, device = "pixels", list[str](), None, machine.CPU
     sha256 = hashlib.sha256(f"pixels {PIXELS}".encode()).hexdigest()
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,19 +189,22 @@ class PixelFeatures:
 Extractor = Classifier | Inception | PixelFeatures
 
 
-def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
-    """Load an extractor of features, onto the GPU if there is one.
+def load_extractor(
+    name: str | Path, revision: str | None = None, device: str | None = None
+) -> Extractor:
+    """Load an extractor of features.
 
     Args:
         name: folder or Hub id of an image classifier in safetensors, or "inception".
         revision: a branch, tag or commit on the Hub.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Raises:
-        ValueError: there is no such classifier, or its files are unsafe or incomplete.
+        ValueError: there is no such classifier or device, or its files are unsafe or incomplete.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = machine.find_device(device)
     if name == INCEPTION:
-        return Inception(device)
+        return Inception(where)
     folder = download.fetch(name, revision, argument="extractor", hint=HINT)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of a new head, which is refused below
@@ -215,7 +219,7 @@ def load_extractor(name: str | Path, revision: str | None = None) -> Extractor:
                 output_loading_info=True,
             )
             safe_weights.check_loaded(model, report)
-            return Classifier(model.eval().to(device), preprocessing, str(name))
+            return Classifier(model.eval().to(where), preprocessing, str(name))
     finally:
         logging.set_verbosity(verbosity)
 
@@ -254,7 +258,7 @@ def extract(images: Images, extractor: Extractor) -> Features:
 
 def extract_cached(images: Images, extractor: Extractor) -> Features:
     """Extract features, or read them from the cache, by the hashes of images and extractor."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = extractor.device.type
     what = json.dumps([VERSION, images.sha256, extractor.sha256, device, torch.__version__])
     path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.features.safetensors"
     if not path.exists():

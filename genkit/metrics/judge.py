@@ -139,6 +139,7 @@ class Judge:
         real_count: number of real images to use, a random subset; default: all.
         k: the neighbour that gives the radius in precision, recall, density and coverage.
         seed: of the split, and of subsets and half samples.
+        device: see `load_extractor`.
 
     Raises:
         ValueError: an argument is invalid.
@@ -153,6 +154,7 @@ class Judge:
         real_count: int | None = None,
         k: int = K,
         seed: int = 0,
+        device: str | None = None,
     ) -> None:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
@@ -165,7 +167,9 @@ class Judge:
         half = len(order) - len(order) // 2
         _check_enough(len(order) // 2, "data: half of the real images", k)
         self.extractor = (
-            load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
+            load_extractor(extractor, device=device)
+            if isinstance(extractor, str | Path)
+            else extractor
         )
         self.real_images, self.held_out_images = (
             self.data.take(part) for part in (order[:half], order[half:])

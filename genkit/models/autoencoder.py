@@ -183,7 +183,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def fit_prior(self, latents: torch.Tensor) -> None:
         """Fit a Gaussian prior to latents, (n, latent_dim), to sample from (Ghosh et al. 2020)."""
-        values = latents.double()
+        values = latents.cpu().double()  # not every GPU has float64
         covariance = torch.cov(values.T).reshape(values.shape[1], values.shape[1])
         tiny = 1e-6 * torch.eye(len(covariance), dtype=values.dtype, device=values.device)
         self.prior_mean.copy_(values.mean(0))

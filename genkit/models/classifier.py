@@ -61,7 +61,7 @@ def random_shift(images: torch.Tensor, most: int) -> torch.Tensor:
     """
     count, _, height, width = images.shape
     device = images.device
-    top, left = torch.randint(2 * most + 1, (2, count, 1, 1), device=device)
+    top, left = torch.randint(2 * most + 1, (2, count, 1, 1)).to(device)  # the same on any device
     rows = top + torch.arange(height, device=device)[:, None]  # (n, height, 1)
     columns = left + torch.arange(width, device=device)  # (n, 1, width)
     which = torch.arange(count, device=device)[:, None, None]

@@ -299,7 +299,7 @@ def denoise(
     x = noise if flow else noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         model_input = x if flow else scheduler.scale_model_input(x, t)
-        timesteps = t.to(x.device).float().expand(len(x))
+        timesteps = t.float().to(x.device).expand(len(x))  # not every GPU has float64
         prediction = _predict(network, model_input, timesteps, labels, null_label, guidance)
         x = scheduler.step(prediction, t, x, **noisy).prev_sample
         yield Step(t, model_input, prediction, x)

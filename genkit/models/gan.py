@@ -461,8 +461,8 @@ def truncate(noise: torch.Tensor, limit: float) -> torch.Tensor:
     if not limit:
         return torch.zeros_like(noise)
     inside = math.erf(limit / math.sqrt(2))  # probability of -limit to limit
-    ranks = torch.special.ndtr(noise.double()) - 0.5
-    return torch.special.ndtri(0.5 + inside * ranks).to(noise.dtype)
+    ranks = torch.special.ndtr(noise.cpu().double()) - 0.5  # not every GPU has float64
+    return torch.special.ndtri(0.5 + inside * ranks).to(noise)
 
 
 def load_gan(folder: str | Path, weights: str = "averaged") -> GANPipeline:

@@ -139,7 +139,7 @@ def total_loss(
     total = torch.zeros(2, dtype=torch.float64)
     batch = max(1, min(64, LOGITS // (context * model.config.vocab_size)))
     for inputs, targets in _window_batches(ids, context, windows, batch):
-        nats = loss(model, inputs.to(model.device), targets.to(model.device)).double().cpu()
+        nats = loss(model, inputs.to(model.device), targets.to(model.device)).cpu().double()
         total += torch.tensor([nats * targets.numel(), targets.numel()])
     return total
 

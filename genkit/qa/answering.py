@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from genkit import machine
 from genkit.qa.reader import DEFAULT, Reader, load_reader
 from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
 from genkit.qa.windows import TokenWindows
@@ -21,7 +22,7 @@ from genkit.seeds import is_whole
 from genkit.text.highlight import mark, sentence
 
 HUGE = 700.0  # log-odds whose exponential is still a float
-BATCH = {"cpu": 1024, "cuda": 1 << 15}  # tokens at once
+BATCH: dict[machine.Kind, int] = {"cpu": 1024, "accelerator": 1 << 15}  # tokens at once
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -90,6 +91,7 @@ def answer(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     quantize: str | None = ...,
     compile: bool | None = ...,
     trust_remote_code: bool = ...,
+    device: str | None = ...,
 ) -> Answer: ...
 @overload
 def answer(  # and a text with several contexts, which matches this one, too
@@ -109,6 +111,7 @@ def answer(  # and a text with several contexts, which matches this one, too
     quantize: str | None = ...,
     compile: bool | None = ...,
     trust_remote_code: bool = ...,
+    device: str | None = ...,
 ) -> list[Answer]: ...
 def answer(
     question: str | Sequence[str],
@@ -127,6 +130,7 @@ def answer(
     quantize: str | None = None,
     compile: bool | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> Answer | list[Answer]:
     """Find the answer to a question in a text, or to each of several; see `Answer` for the scores.
 
@@ -150,6 +154,7 @@ def answer(
         quantize: "int8", on a CPU.
         compile: whether to compile the model first; default: when it pays; see `load_reader`.
         trust_remote_code: run code that the model brings along.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     The defaults of max_seq_len, doc_stride and max_answer_len of a model trained by
     recipes/train_qa.py are those of its validation. A text in which only white space is likely has
@@ -161,7 +166,7 @@ def answer(
     questions, contexts = _pairs(question, context)
     _check_count("top_k", top_k, 1)
     _check_flags(handle_impossible=handle_impossible, align_to_words=align_to_words)
-    reader = _as_reader(model, revision, dtype, quantize, compile, trust_remote_code)
+    reader = _as_reader(model, revision, dtype, quantize, compile, trust_remote_code, device)
     options = _choose_span_options(reader, top_k, max_answer_len, align_to_words)
     null_odds = _choose_null_odds(reader, handle_impossible, threshold)
     size = _choose_window_size(reader, max_seq_len, doc_stride)
@@ -179,6 +184,7 @@ def _as_reader(
     quantize: str | None,
     compile: bool | None,
     trust_remote_code: bool,
+    device: str | None,
 ) -> Reader:
     """Load a model, or return one that is loaded, with which no option of loading can be used."""
     if not isinstance(model, Reader):
@@ -189,8 +195,10 @@ def _as_reader(
             quantize=quantize,
             compile=compile,
             trust_remote_code=trust_remote_code,
+            device=device,
         )
     options = {"revision": revision, "dtype": dtype, "quantize": quantize, "compile": compile}
+    options |= {"device": device}
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
@@ -325,7 +333,7 @@ def read_windows(
     rows = [QuestionSpans() for _ in contexts]
     bar = tqdm(total=len(windows), desc="reading", unit=" windows", delay=2, leave=False)
     with bar:
-        for group in windows.groups(BATCH[reader.model.device.type]):
+        for group in windows.groups(BATCH[machine.kind(reader.model.device)]):
             logits = reader.encoder(windows.inputs(group, reader.model))
             start, end = (windows.context_logits(x, group) for x in logits)
             collect_spans(rows, windows, contexts, group, start, end, options)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
 
+from genkit import machine
 from genkit.engine.compiled import weights_version
 from genkit.engine.encoder import SpanEncoder
-from genkit.engine.precision import check_compiler, check_precision, to_device
+from genkit.engine.precision import check_compiler, check_precision, move, weights_type
 from genkit.hub import download, model_files, safe_weights, safety
 from genkit.qa.windows import read_template, takes_types
 
@@ -99,6 +100,7 @@ def load_reader(
     quantize: str | None = None,
     compile: bool | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> Reader:
     """Load a model with a span head and its tokenizer; once, then reused.
 
@@ -110,19 +112,22 @@ def load_reader(
             model: it is kept in the cache); None does for bfloat16 and int8 when the process has
             run the model for as long; False never.
         trust_remote_code: run code that the model brings along.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Raises:
         ValueError: there is no such model, it has no span head, its files are not safe to load, or
             an option cannot work.
     """
-    check_precision(dtype, quantize)
-    check_compiler(compile)
+    where = machine.find_device(device)
+    check_precision(dtype, quantize, where)
+    check_compiler(compile, where)
     name = str(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
     folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
     written = model_files.last_written(folder)
-    return _load_cached(name, folder, written, dtype, quantize, compile, trust_remote_code)
+    options = dtype, quantize, compile, trust_remote_code, where
+    return _load_cached(name, folder, written, *options)
 
 
 @functools.lru_cache(maxsize=4)
@@ -135,8 +140,9 @@ def _load_cached(
     quantize: str | None,
     compile: bool | None,
     trust_remote_code: bool,
+    device: torch.device,
 ) -> Reader:
-    device, kept = to_device(dtype)
+    kept = weights_type(dtype, device)
     options = {"trust_remote_code": trust_remote_code}
     with safety.opened(folder, code=trust_remote_code) as private:
         tokenizer = AutoTokenizer.from_pretrained(private, **options)
@@ -148,7 +154,7 @@ def _load_cached(
         check_tokenizer(tokenizer, name)
         safe_weights.check_tokens(model, tokenizer)
     precision = quantize or dtype or "float32"
-    return Reader(model.to(device).eval(), tokenizer, name, precision, compile)
+    return Reader(move(model, device), tokenizer, name, precision, compile)
 
 
 def _check_span_head(missing: Collection[str], name: str) -> None:

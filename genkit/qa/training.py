@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from genkit import machine
 from genkit.data.squad import Example, has_impossible
 from genkit.metrics import calibration, squad
 from genkit.qa import answering
@@ -118,7 +119,7 @@ def predict_logits(model: PreTrainedModel, questions: Questions) -> tuple[np.nda
     windows, nats = questions.windows, 0.0
     logits = np.full((len(windows), 2, questions.max_seq_len), NEVER, dtype=np.float32)
     with tqdm(total=len(windows), desc="evaluating", unit=" windows", delay=2, leave=False) as bar:
-        for group in windows.groups(answering.BATCH[model.device.type]):
+        for group in windows.groups(answering.BATCH[machine.kind(model.device)]):
             inputs, targets = questions.batch(group, model)
             output = model(**inputs)
             both = output.start_logits, output.end_logits

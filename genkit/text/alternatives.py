@@ -132,6 +132,7 @@ def alternatives(
     text: str | Generation,
     *,
     model: str | Path | LanguageModel = DEFAULT,
+    device: str | None = None,
     prompt: str = "",
     top: int = 5,
 ) -> Alternatives:
@@ -143,6 +144,7 @@ def alternatives(
     Args:
         text: a text, or what `generate` returned.
         model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         prompt: text before it; a record has its own.
         top: how many of the likeliest tokens to show at each position.
 
@@ -151,7 +153,7 @@ def alternatives(
     """
     if isinstance(text, Generation) and prompt:
         raise ValueError(f"prompt={prompt!r} is for a str; a record has its own: leave it out")
-    language = as_language(model)
+    language = as_language(model, device)
     check_top(top, language)
     if isinstance(text, Generation):
         prompt, given, chosen = text.prompt, task.encode_prompt(text.prompt, language), text.tokens

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from genkit.text.language_model import LanguageModel, load_language_model
+from genkit.text.language_model import LanguageModel, as_language_model
 from genkit.text.lexicon import WORD, Lexicon
 from genkit.text.rescoring import check_weights
 from genkit.text.scoring import ScoringReader, encode_after_start, log_probabilities
@@ -79,6 +79,7 @@ def correct(
     edit_cost: float = 5.0,
     unknown: float = 0.01,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> Correction | list[Correction]:
     """Correct the misspelled words of a text, or of each of several.
 
@@ -104,6 +105,7 @@ def correct(
         unknown: probability that a word that was meant is not in the lexicon, in (0, 1). The
             smaller, the more misspellings are found, and the more rare names are taken for one.
         trust_remote_code: run code that the model brings along.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
         A record for one text, a list of records for several.
@@ -118,9 +120,7 @@ def correct(
     if not 0 <= edit_cost < math.inf:
         raise ValueError(f"edit_cost must be 0 or more, got {edit_cost}")
     listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
-    if not isinstance(model, LanguageModel):
-        model = load_language_model(model, trust_remote_code=trust_remote_code)
-    language = model
+    language = as_language_model(model, trust_remote_code=trust_remote_code, device=device)
     channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost, unknown)
     bar = tqdm(texts, desc="correcting", disable=None if len(texts) > 1 else True)
     found = [_correct(each, channel, language, alpha, beams) for each in bar]

@@ -64,6 +64,7 @@ def next_tokens(
     prompt: str,
     *,
     model: str | Path | LanguageModel = DEFAULT,
+    device: str | None = None,
     temperatures: Sequence[float] = (0.25, 0.5, 1.0, 1.5),
     top: int = 10,
 ) -> NextTokens:
@@ -72,6 +73,7 @@ def next_tokens(
     Args:
         prompt: one text.
         model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         temperatures: each is above 0 and divides the logits.
         top: how many of the likeliest tokens to show at each position.
 
@@ -79,7 +81,7 @@ def next_tokens(
         ValueError: an argument cannot work; the message names it and its value.
     """
     check_temperatures(temperatures)
-    language = as_language(model)
+    language = as_language(model, device)
     check_top(top, language)
     logits = next_logits(language, task.encode_prompt(prompt, language))[-1:]
     distributions = [tempered(logits, temperature)[0] for temperature in temperatures]
@@ -149,6 +151,7 @@ def temperature_series(
     temperatures: Sequence[float] = (0.01, 0.25, 0.5, 1.0, 1.5),
     *,
     model: str | Path | LanguageModel = DEFAULT,
+    device: str | None = None,
     max_new_tokens: int = 60,
     seed: int = 0,
 ) -> TemperatureSeries:
@@ -162,6 +165,7 @@ def temperature_series(
         prompt: one text.
         temperatures: each is above 0 and divides the logits.
         model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         max_new_tokens: tokens of the longest completion.
         seed: of every text, so that they differ by temperature alone.
 
@@ -169,7 +173,7 @@ def temperature_series(
         ValueError: an argument cannot work; the message names it and its value.
     """
     check_temperatures(temperatures)
-    language = as_language(model)
+    language = as_language(model, device)
     given = task.encode_prompt(prompt, language)
     check_context("max_new_tokens", len(given) + max_new_tokens, language)
     texts = []
@@ -262,6 +266,7 @@ def beam_tree(
     prompt: str,
     *,
     model: str | Path | LanguageModel = DEFAULT,
+    device: str | None = None,
     beams: int = 4,
     max_new_tokens: int = 10,
     length_penalty: float | None = None,
@@ -271,6 +276,7 @@ def beam_tree(
     Args:
         prompt: one text.
         model: folder or Hub id (in Python, also what `load` returned); default: GPT-2.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         beams: how many texts are kept at once.
         max_new_tokens: tokens of the longest completion.
         length_penalty: a text's score is its log-probability divided by its length to this power;
@@ -279,7 +285,7 @@ def beam_tree(
     Raises:
         ValueError: an argument cannot work; the message names it and its value.
     """
-    language = as_language(model)
+    language = as_language(model, device)
     steps, best = generation.trace_beams(
         prompt,
         model=language,

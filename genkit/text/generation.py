@@ -62,6 +62,7 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     quantize: str | None = ...,
     compile: bool | None = ...,
     trust_remote_code: bool = ...,
+    device: str | None = ...,
     strategy: Strategy = ...,
     max_new_tokens: int = ...,
     min_new_tokens: int = ...,
@@ -97,6 +98,7 @@ def generate(
     quantize: str | None = ...,
     compile: bool | None = ...,
     trust_remote_code: bool = ...,
+    device: str | None = ...,
     strategy: Strategy = ...,
     max_new_tokens: int = ...,
     min_new_tokens: int = ...,
@@ -131,6 +133,7 @@ def generate(
     quantize: str | None = None,
     compile: bool | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
     strategy: Strategy = "sample",
     max_new_tokens: int = 200,
     min_new_tokens: int = 0,
@@ -172,6 +175,7 @@ def generate(
         quantize: "int8", on a CPU; see `load`.
         compile: whether to compile the model first; default: when it pays; see `load`.
         trust_remote_code: run code that the model brings along.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         strategy: "sample" draws from the model's distribution, reshaped by temperature, top_k,
             top_p, min_p and typical_p; "stochastic" draws from that distribution as it is; "greedy"
             takes the most likely token each time; "beam" keeps the most likely texts;
@@ -236,6 +240,7 @@ def stream(
     quantize: str | None = None,
     compile: bool | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
     strategy: Strategy = "sample",
     max_new_tokens: int = 200,
     min_new_tokens: int = 0,

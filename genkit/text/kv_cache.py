@@ -126,8 +126,9 @@ class Tree:
         slots = self._written if width == 1 else self._written + steps  # (texts, width)
         if chain:
             positions, seen = self._positions + steps, self._seen.repeat(1, width, 1)
-            earlier = (steps[:, None] >= steps).expand(len(tokens), -1, -1)
-            seen.scatter_(2, slots[:, None].expand(-1, width, -1), earlier)
+            earlier = (steps[:, None] >= steps).repeat(len(tokens), 1, 1)
+            # repeated: some devices scatter what is not contiguous in the order of memory
+            seen.scatter_(2, slots[:, None].repeat(1, width, 1), earlier)
             pairs = zip(self.lines, tokens, strict=True)
             self.lines = [[line + own[: i + 1] for i in range(width)] for (line,), own in pairs]
             self.starts = [start * width for start in self.starts]

@@ -16,10 +16,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from genkit import machine
 from genkit.data import characters
 from genkit.engine.compiled import weights_version
 from genkit.engine.decoder import Stepper, takes_trees
-from genkit.engine.precision import check_compiler, check_precision, to_device
+from genkit.engine.precision import check_compiler, check_precision, move, weights_type
 from genkit.hub import download, safe_weights, safety
 from genkit.hub.model_files import last_written
 
@@ -71,6 +72,7 @@ def load_language_model(
     quantize: str | None = None,
     compile: bool | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> LanguageModel:
     """Load a causal or sequence-to-sequence language model and its tokenizer; once, then reused.
 
@@ -84,18 +86,20 @@ def load_language_model(
             40 s, once for each shape of model: the cache keeps it); None (default) does either once
             the process has spent as long on steps as it takes; False never does.
         trust_remote_code: run code that the model brings along.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
     """
-    check_precision(dtype, quantize)
-    check_compiler(compile)
+    where = machine.find_device(device)
+    check_precision(dtype, quantize, where)
+    check_compiler(compile, where)
     name = str(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
     folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
     written = last_written(folder)
-    language = _load(name, folder, written, dtype, quantize, compile, trust_remote_code)
+    language = _load(name, folder, written, dtype, quantize, compile, trust_remote_code, where)
     if compile and not takes_trees(language.model):
         raise ValueError(
             f"compile=True is for decoders with full attention; {name!r} is not one: leave it out"
@@ -113,8 +117,9 @@ def _load(
     quantize: str | None,
     compile: bool | None,
     trust_remote_code: bool,
+    device: torch.device,
 ) -> LanguageModel:
-    device, kept = to_device(dtype)
+    kept = weights_type(dtype, device)
     options = {"trust_remote_code": trust_remote_code}
     with safety.opened(folder, code=trust_remote_code) as private:
         config = AutoConfig.from_pretrained(private, **options)
@@ -126,4 +131,21 @@ def _load(
         safe_weights.check_loaded(model, report)
         safe_weights.check_tokens(model, tokenizer)
     precision = quantize or dtype or "float32"
-    return LanguageModel(model.to(device).eval(), tokenizer, name, precision, compile)
+    return LanguageModel(move(model, device), tokenizer, name, precision, compile)
+
+
+def as_language_model(model: str | Path | LanguageModel, **loading: Any) -> LanguageModel:
+    """Load a language model, or return one that is loaded.
+
+    Args:
+        loading: arguments of `load_language_model`, by name.
+
+    Raises:
+        ValueError: the model cannot be loaded; or it is, and there is an option for loading it.
+    """
+    if not isinstance(model, LanguageModel):
+        return load_language_model(model, **loading)
+    for name, value in loading.items():
+        if value is not None and name != "trust_remote_code":
+            raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+    return model

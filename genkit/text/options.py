@@ -69,7 +69,8 @@ _OWNERS = {
     "diversity": ("diverse_beam",),
     "alpha": ("contrastive",),
 }
-LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code")  # what `load` takes
+# what `load` takes
+LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code", "device")
 
 
 def check_options(options: GenerationOptions) -> GenerationOptions:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache
-from genkit.text.language_model import DEFAULT, LanguageModel, load_language_model
+from genkit.text.language_model import DEFAULT, LanguageModel, as_language_model
 from genkit.text.scoring import gather_tokens
 
 UNSCORED = -100  # the target of padding and of tokens that another window scores
@@ -67,6 +67,7 @@ def perplexity(
     text: str | Sequence[str],
     *,
     model: str | Path | LanguageModel = DEFAULT,
+    device: str | None = None,
     stride: int | None = None,
 ) -> Perplexity:
     """Measure how well a causal language model predicts a text.
@@ -85,6 +86,7 @@ def perplexity(
         text: one document or several.
         model: folder or Hub id (in Python, also what `load` returned); default: GPT-2. A model
             without a limit to its context reads each document whole.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         stride: how many tokens the window moves at a time, at most the context: 1 is exact and
             slow; default: the context, so that windows do not overlap.
 
@@ -97,7 +99,7 @@ def perplexity(
     encoded = [_encode_utf8(*each) for each in documents.items()]
     if stride is not None and stride < 1:
         raise ValueError(f"stride must be 1 or more, got {stride}")
-    language = model if isinstance(model, LanguageModel) else load_language_model(model)
+    language = as_language_model(model, device=device)
     if language.model.training:
         raise ValueError(f"model: {language.name} is in training mode; call eval() on it first")
     ids = [_tokens(*each, language.tokenizer) for each in documents.items()]
@@ -172,7 +174,7 @@ def _total_nats(
             scored = targets != UNSCORED
             logits = model(input_ids=inputs, use_cache=False).logits[scored].float()
             nats = -gather_tokens(logits.log_softmax(-1), targets[scored])
-            total += nats.double().sum().item()
+            total += nats.cpu().double().sum().item()
             bar.update(len(nats))
     return total
 

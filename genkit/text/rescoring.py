@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from genkit.data import characters
-from genkit.text.language_model import LanguageModel, load_language_model
+from genkit.text.language_model import LanguageModel, as_language_model
 from genkit.text.scoring import log_probabilities
 
 Scored: TypeAlias = tuple[str, float]  # a transcription and its log P(c|x)
@@ -41,6 +41,7 @@ def rescore(
     alpha: float = 1.0,
     beta: float = 1.0,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> list[Ranked] | list[list[Ranked]]:
     """Rank the transcriptions of an utterance, or of each of several, by Q(c).
 
@@ -52,6 +53,7 @@ def rescore(
         alpha: weight of the language model.
         beta: nats added for each word, against the language model's preference for few words.
         trust_remote_code: run code that the model brings along.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
         Records, the best first; or a list of them for each utterance.
@@ -66,9 +68,7 @@ def rescore(
     utterances = cast(Sequence[Sequence[Scored]], candidates if several else [candidates])
     pairs = [pair for utterance in utterances for pair in utterance]
     check_pairs(pairs)
-    if not isinstance(model, LanguageModel):
-        model = load_language_model(model, trust_remote_code=trust_remote_code)
-    language = model
+    language = as_language_model(model, trust_remote_code=trust_remote_code, device=device)
     check_characters([text for text, _ in pairs], language)
     logs = iter(log_probabilities([text for text, _ in pairs], language))
     ranked = []

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache, token_names
-from genkit.text.language_model import LanguageModel, load_language_model
+from genkit.text.language_model import LanguageModel, as_language_model
 
 BATCH_LOGITS = 1 << 24  # the most logits of a batch
 
@@ -20,9 +20,9 @@ BATCH_LOGITS = 1 << 24  # the most logits of a batch
 # Next-token distributions
 
 
-def as_language(model: str | Path | LanguageModel) -> LanguageModel:
+def as_language(model: str | Path | LanguageModel, device: str | None = None) -> LanguageModel:
     """Load a causal language model; raise ValueError for an encoder-decoder."""
-    language = model if isinstance(model, LanguageModel) else load_language_model(model)
+    language = as_language_model(model, device=device)
     if language.model.config.is_encoder_decoder:
         raise ValueError(f"model: {language.name} is an encoder-decoder; give a causal model")
     return language
@@ -30,9 +30,9 @@ def as_language(model: str | Path | LanguageModel) -> LanguageModel:
 
 @torch.inference_mode()
 def next_logits(language: LanguageModel, row: list[int]) -> torch.Tensor:
-    """Next-token logits after every token of a row, (tokens, vocabulary), float32."""
+    """Next-token logits after every token of a row, (tokens, vocabulary), float32, on the CPU."""
     ids = torch.tensor([row], device=language.model.device)
-    return language.model(input_ids=ids, use_cache=False).logits[0].float()
+    return language.model(input_ids=ids, use_cache=False).logits[0].float().cpu()
 
 
 def gather_tokens(logs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from genkit.errors import panics_are_errors
 from genkit.seeds import row_seeds
 from genkit.text import kv_cache, logits, strategies
 from genkit.text.beam_search import beam
-from genkit.text.language_model import LanguageModel, load_language_model
+from genkit.text.language_model import LanguageModel, as_language_model, load_language_model
 from genkit.text.options import (
     BEAMS,
     DRAWS,
@@ -59,15 +59,11 @@ def prepare_task(
     options = check_options(GenerationOptions(**given))
     drawn = options.strategy in DRAWS
     seeds = tuple(row_seeds(options.seed, len(prompts), "a prompt")) if drawn else None
-    if not isinstance(model, LanguageModel):
-        model = load_language_model(model, **loading)
-    else:
-        for name, value in loading.items():
-            if value is not None and name != "trust_remote_code":
-                raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+    model = as_language_model(model, **loading)
     draft = options.draft
     if draft is not None and not isinstance(draft, LanguageModel):
-        draft = load_language_model(draft, **{k: v for k, v in loading.items() if k != "revision"})
+        own = {"revision": None, "device": str(model.model.device)}
+        draft = load_language_model(draft, **loading | own)
     rows = [encode_prompt(text, model) for text in prompts]
     prefix = _plain(options.prefix, model, "prefix")
     first = model.model.generation_config.forced_bos_token_id

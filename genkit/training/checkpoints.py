@@ -80,12 +80,13 @@ def unpack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.numel() > 0 and (a.data_ptr(), a.shape, a.stride(), a.dtype) == (
-        b.data_ptr(),
-        b.shape,
-        b.stride(),
-        b.dtype,
-    )
+    return a.numel() > 0 and _memory(a) == _memory(b)
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Describe where numbers are; an address may be a handle, to which no offset can be added."""
+    start = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.device
+    return *start, tensor.shape, tensor.stride(), tensor.dtype
 
 
 def trained_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

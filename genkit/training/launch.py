@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 from accelerate.commands.config import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from genkit.machine import state
 
@@ -16,7 +16,8 @@ HOW_TO = (
     "Several GPUs: accelerate launch --multi_gpu --num_processes N recipes/…. Several processes "
     "on CPU: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N recipes/…"
 )
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+DATA_PARALLEL = "NO", "MULTI_"  # how accelerate's names of it begin, for devices of any kind
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # which accelerate sets up only after these checks
 
 
 def check_launch() -> None:
@@ -36,9 +37,11 @@ def check_launch() -> None:
             f"num_processes: {wanted} processes were asked for and {here.num_processes} "
             f"{'is' if here.num_processes == 1 else 'are'} connected. {HOW_TO}"
         )
-    if here.distributed_type not in SUPPORTED:
+    kind = DistributedType(here.distributed_type).value
+    sharded = [name for name in SHARDED if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
+    if sharded or not kind.startswith(DATA_PARALLEL):
         raise ValueError(
-            f"distributed_type: {here.distributed_type} is not supported; "
+            f"distributed_type: {(*sharded, kind)[0]} is not supported; "
             f"genkit trains with data parallelism. {HOW_TO}"
         )
 

@@ -141,7 +141,8 @@ def orthogonalized(
     a, b, c = coefficients
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
-    x = x.bfloat16() if machine.fast_bf16() else x.float()  # a hundred times slower on some CPUs
+    # bfloat16 is a hundred times slower on some CPUs
+    x = x.bfloat16() if machine.fast_bf16(x.device) else x.float()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT

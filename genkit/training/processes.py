@@ -33,8 +33,16 @@ class Processes:
         return range(count * index // self.processes, count * (index + 1) // self.processes)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all processes."""
-        return self.accelerator.reduce(values.to(self.device), reduction="sum")
+        """Add up a few numbers, (n,), over all processes.
+
+        They travel as bytes and are added up on the CPU: not every device has float64.
+        """
+        if self.processes == 1:
+            return values
+        mine = values.cpu().view(torch.uint8).to(self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.processes)]
+        torch.distributed.all_gather(parts, mine)
+        return torch.stack([part.cpu().view(values.dtype) for part in parts]).sum(0)
 
     def on_main_process(self, work: Callable[[], T]) -> T | None:
         """Do something on the main process and return its result there; None elsewhere.
@@ -48,7 +56,7 @@ class Processes:
                 result = work()
             except (ValueError, OSError) as error:
                 problem = str(error)
-        failed = torch.tensor([float(bool(problem))], device=self.device)
+        failed = torch.tensor([float(bool(problem))])
         if self.sum(failed).item():
             raise ValueError(problem or "the main process stopped; its message says why")
         return result
@@ -86,8 +94,8 @@ class Processes:
     def have_equal(self, text: str) -> bool:
         """Whether a text is the same on every process, by 24 bits of its hash."""
         digest = hashlib.sha256(text.encode()).hexdigest()
-        number = torch.tensor([int(digest[:6], 16)], dtype=torch.float32, device=self.device)
-        return self.sum(number.clone()).item() == self.processes * number.item()
+        number = torch.tensor([int(digest[:6], 16)], dtype=torch.float32)
+        return self.sum(number).item() == self.processes * number.item()
 
     def _gather_bytes(self, written: bytes) -> list[bytes]:
         """Return what each process has written, on every process."""

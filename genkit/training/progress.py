@@ -8,9 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import psutil
-import torch
-
 from genkit import machine
 from genkit.training.settings import RunSettings
 
@@ -69,12 +66,11 @@ def count_steps(
 def estimate_run(progress: Progress, settings: RunSettings, compile_seconds: float) -> str:
     """Return memory, speed and length of a run, from the steps of a dry run."""
     each = progress.seconds / progress.step
-    cuda = machine.state().device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+    peak = machine.peak_memory() / 2**30
     seconds = each * settings.max_steps if settings.max_steps else math.inf
     seconds = min(seconds, 60 * settings.max_minutes if settings.max_minutes else math.inf)
     return (
-        f"memory {peak / 2**30:.2f} GB · {1000 * each:.1f} ms a step · compiled in "
+        f"memory {peak:.2f} GB · {1000 * each:.1f} ms a step · compiled in "
         f"{compile_seconds:.0f} s · {seconds / each:,.0f} steps in {seconds / 60:.1f} minutes"
     )
 

@@ -318,8 +318,7 @@ class Run(Processes):
         if self.processes > 1:
             times = times if self.is_main else [0.0, 0.0]
             mine = [loss / self.processes, stop, continued, *times]
-            sums = torch.tensor(mine, dtype=torch.float64, device=self.device)
-            torch.distributed.all_reduce(sums)
+            sums = self.sum(torch.tensor(mine, dtype=torch.float64))
             loss, stop, continued, *times = sums.tolist()
         self.progress.seconds = times[1] if continued else times[0]
         if continued:

@@ -20,7 +20,7 @@ from genkit.training import launch
 from genkit.training.folder import ELSEWHERE, RUN_FILE, read_record
 
 UNSET = object()  # a setting that the command line does not give
-TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run")  # of one start, not of the run
+TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run", "device")  # not of the run
 HARMLESS = (
     *TRANSIENT, "save_minutes", "save_steps", "keep_checkpoints", "report_to",
     "license", "push_to_hub", "push_private", "push_often",
@@ -104,6 +104,7 @@ class RunSettings:
     dry_run: bool = setting(
         False, "print parameters, memory, tokens per epoch and ETA; write nothing"
     )
+    device: str | None = setting(None, "cpu, or a GPU as torch names it; a GPU if there is one")
     seed: int = setting(0, "seed of all random numbers of the run", least=0)
     max_steps: int | None = setting(None, "optimizer steps; exact resume holds for these", least=1)
     max_minutes: float | None = setting(
@@ -173,34 +174,51 @@ def _check_allowed(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 S = TypeVar("S", bound=RunSettings)
-Preset = Callable[[S, str], dict[str, Any]]  # settings as given, "cuda" or "cpu" -> values
+Preset = Callable[[S, machine.Kind], dict[str, Any]]  # settings as given, device -> values
 
 
 def parse(cls: type[S], preset: Preset[S], argv: list[str] | None = None) -> S:
     """Read the command line; with --resume, on top of the settings that the run was started with.
 
     Args:
-        preset: gives the values of settings that are CHOSEN, for the kind of machine.
+        preset: gives the values of settings that are CHOSEN, for the kind of device.
         argv: the arguments of the command line; default: those of sys.argv.
 
     Raises:
-        ValueError: an argument is unknown, a value cannot work, the launch is not what was asked
-            for, there is nothing to resume, or a setting that alters the run differs from the
+        ValueError: an argument is unknown, a value cannot work here, the launch is not what was
+            asked for, there is nothing to resume, or a setting that alters the run differs from the
             run's own and --accept_changes was not given.
     """
     arguments = argparse.Namespace(help=False, **{f.name: UNSET for f in dataclasses.fields(cls)})
     values = vars(_parser(cls, {}).parse_args(argv, arguments))
     help_wanted = values.pop("help")
     given = {name: value for name, value in values.items() if value is not UNSET}
-    device = "cuda" if machine.state().device.type == "cuda" else "cpu"
+    machine.start(given.get("device"))
+    kind = machine.kind(machine.state().device)
     if help_wanted:
         settings = cls(**given)
-        filled = dataclasses.asdict(_fill(settings, preset(settings, device)))
+        filled = dataclasses.asdict(_fill(settings, preset(settings, kind)))
         _parser(cls, {n: v for n, v in filled.items() if n not in given}).print_help()
         raise SystemExit(0)
     settings = _resumed(cls, given) if given.get("resume") else cls(**given)
     launch.check_launch()
-    return _fill(settings, preset(settings, device))
+    settings = _fill(settings, preset(settings, kind))
+    _check_device(settings)
+    return settings
+
+
+def _check_device(settings: RunSettings) -> None:
+    """Refuse what this device cannot do, such as the precision of a run that began on another."""
+    device, again = machine.state().device, "(and --accept_changes to resume)"
+    if settings.mixed_precision == "bf16" and not machine.has_bf16(device):
+        raise ValueError(
+            f"--mixed_precision bf16: {device} does not have it; give --mixed_precision no {again}"
+        )
+    if settings.compile and not machine.can_compile(device):
+        raise ValueError(
+            f"--compile: torch cannot compile for {device} here (a CPU needs a C++ compiler and "
+            f"the headers of Python); give --compile no {again}"
+        )
 
 
 class _Parser(HfArgumentParser, Parser):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genkit import machine
 from genkit.data import image_files, utf8
 from genkit.data.images import Images, proportional_labels
 from genkit.data.order import blocks
@@ -52,6 +53,7 @@ def evaluate(
     sampler: str | None = None,
     evaluations: int | None = None,
     stride: int | None = None,
+    device: str | None = None,
 ) -> Evaluation | Perplexity:
     """Measure how well a language model predicts texts, or generated images match real ones.
 
@@ -72,6 +74,7 @@ def evaluate(
         weights: averaged or raw weights of a GAN; for given images a note; images only.
         sampler, evaluations: notes in the protocol of given images; images only.
         stride: tokens that a window moves at a time, see `perplexity`; text only.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
         The figures with their protocol; of images also margins and baselines.
@@ -79,19 +82,20 @@ def evaluate(
     Raises:
         ValueError: an argument is invalid.
     """
+    machine.find_device(device)
     options: dict[str, Any] = {"extractor": extractor, "count": count, "labels": labels}
     options |= {"train": train, "real_count": real_count, "k": k, "seed": seed}
     options |= {"weights": weights, "sampler": sampler, "evaluations": evaluations}
     saved = download.find_model(model) if isinstance(model, str | Path) else None
     if isinstance(model, LanguageModel) or (saved and kinds.kind_of(saved) == kinds.TEXT):
-        return _evaluate_text(model, data, stride, options)
+        return _evaluate_text(model, data, stride, device, options)
     if stride is not None:
         raise ValueError(f"stride={stride} is for language models; leave it out")
-    return _evaluate_images(model, saved, data, **options)
+    return _evaluate_images(model, saved, data, device=device, **options)
 
 
 def _evaluate_text(
-    model: Any, data: Any, stride: int | None, image_options: dict[str, Any]
+    model: Any, data: Any, stride: int | None, device: str | None, image_options: dict[str, Any]
 ) -> Perplexity:
     """Measure the perplexity of a language model on texts, or on a text file."""
     for name, value in image_options.items():
@@ -101,7 +105,7 @@ def _evaluate_text(
         data = "".join(utf8.read_pieces(Path(data), "data"))
     elif isinstance(data, Images):
         raise ValueError("data must be a text file or a list of texts for a language model")
-    return perplexity(data, model=model, stride=stride)
+    return perplexity(data, model=model, device=device, stride=stride)
 
 
 def _evaluate_images(
@@ -115,6 +119,7 @@ def _evaluate_images(
     weights: str | None,
     sampler: str | None,
     evaluations: int | None,
+    device: str | None,
     **options: Any,
 ) -> Evaluation:
     """Compare the samples of a saved model, or given images, with real images; see `evaluate`."""
@@ -122,8 +127,10 @@ def _evaluate_images(
         raise ValueError("extractor is required for images: give the output of train_classifier")
     if count is not None and count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
+    if device is not None and not isinstance(extractor, str | Path):
+        raise ValueError(f"device={device!r} is for loading; the extractor given is loaded")
     pipeline = None if saved is None else pipelines.load_pipeline(saved, weights)
-    judge = Judge(data, extractor=extractor, **options)
+    judge = Judge(data, extractor=extractor, device=device, **options)
     if pipeline is not None:
         return _evaluate_pipeline(judge, pipeline, str(images), count, labels, weights)
     if isinstance(images, torch.Tensor):

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
+from genkit import machine
 from genkit.errors import panics_are_errors
 from genkit.seeds import is_whole, row_seeds
 from genkit.vision import image_grid, text2image
@@ -80,6 +81,7 @@ def imagine(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     size: Size | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> Picture: ...
 @overload
 def imagine(
@@ -93,6 +95,7 @@ def imagine(
     size: Size | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> list[Picture]: ...
 def imagine(
     prompt: str | Sequence[str],
@@ -105,6 +108,7 @@ def imagine(
     size: Size | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
 ) -> Picture | list[Picture]:
     """Generate an image from a prompt, or from each of several.
 
@@ -125,6 +129,7 @@ def imagine(
         size: (width, height) in pixels, or the side of a square; default: the model's own.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run the code in the model's folder.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
         A `Picture` for one prompt, a list of them for several.
@@ -134,10 +139,11 @@ def imagine(
     """
     prompts = _prompts(prompt)
     seeds = row_seeds(seed, len(prompts), "a prompt")
+    where = machine.find_device(device)
     source = text2image.find_source(str(model), revision, trust_remote_code)
     options = _options(source, negative, steps, guidance, size)
-    pipeline = text2image.load_text2image(source, trust_remote_code)
-    _tile(pipeline, *(options.size or source.default_size))
+    pipeline = text2image.load_text2image(source, trust_remote_code, device)
+    _tile(pipeline, machine.free_memory(where), *(options.size or source.default_size))
     rows = tqdm(
         zip(prompts, seeds, strict=True),
         total=len(prompts),
@@ -156,9 +162,8 @@ def _generate(
 ) -> Picture:
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    devices = range(torch.cuda.device_count())
     with (
-        torch.random.fork_rng(devices),
+        machine.fork_random_state(),
         text2image.numpy_as_it_was(),
         panics_are_errors(),
         _count_evaluations(pipeline) as evaluated,
@@ -201,12 +206,10 @@ def _denoises(component: str) -> bool:
     return "unet" in component or "transformer" in component
 
 
-def _tile(pipeline: DiffusionPipeline, width: int, height: int) -> None:
+def _tile(pipeline: DiffusionPipeline, free: int, width: int, height: int) -> None:
     vae = pipeline.components.get("vae")
     if getattr(vae, "use_tiling", None) is None:  # no VAE, or one without tiles
         return
-    gpu = text2image.free_gpu()
-    free = text2image.free_memory() if gpu is None else gpu
     too_large = text2image.needs_tiles(width, height, free, vae.dtype.itemsize)
     (vae.enable_tiling if too_large else vae.disable_tiling)()
 

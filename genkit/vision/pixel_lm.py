@@ -21,6 +21,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.pil_utils import numpy_to_pil
 from transformers import Cache, DynamicLayer, LlamaForCausalLM, PreTrainedModel
 
+from genkit import machine
 from genkit.hub import safe_weights, safety
 from genkit.models import lm
 from genkit.text.logits import Filters, choose
@@ -168,7 +169,9 @@ def bits_per_dimension(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Te
     bits = []
     for some in tokens.to(model.device).split(batch):
         logits = model(input_ids=some[:, :-1], use_cache=False).logits[..., : pixels.levels]
-        nats = F.cross_entropy(logits.double().mT, some[:, 1:], reduction="none")  # (n, length)
+        logits = machine.to_float64(logits)
+        targets = some[:, 1:].to(logits.device)
+        nats = F.cross_entropy(logits.mT, targets, reduction="none")  # (n, length)
         bits.append(nats.mean(1) / math.log(2))
     return torch.cat(bits)
 

@@ -24,7 +24,7 @@ from genkit.vision import image_grid, pipelines
 from genkit.vision.pipelines import Encoder
 from genkit.vision.pixel_lm import PixelPipeline
 
-ROWS = {"cpu": unet.ROWS, "cuda": 1024}  # images in a batch, by device
+ROWS: dict[machine.Kind, int] = {"cpu": unet.ROWS, "accelerator": 1024}  # images in a batch
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -87,6 +87,7 @@ def sample(
     dtype: str = "float32",
     compile: bool = False,
     revision: str | None = None,
+    device: str | None = None,
 ) -> Samples:
     """Sample images from a saved autoencoder, GAN, diffusion model, flow or pixel model.
 
@@ -106,6 +107,7 @@ def sample(
         dtype: float32, or bfloat16 for the network of a diffusion model.
         compile: compile that network first, which takes a minute; on a CPU.
         revision: branch, tag or commit on the Hub.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
         A record with the images.
@@ -116,7 +118,7 @@ def sample(
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
     seeds = row_seeds(seed, int(n), "an image")
-    pipeline = load_image_model(str(model), revision)
+    pipeline = load_image_model(str(model), revision, device)
     labels = _labels(label, int(n), pipelines.count_classes(pipeline))
     options = resolve_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
     started = time.perf_counter()
@@ -150,7 +152,7 @@ def draw_samples(
         In [-1, 1], (n, channels, height, width), on the CPU.
     """
     classes = None if labels is None else torch.as_tensor(labels)
-    rows, images = ROWS.get(torch.device(pipeline.device).type, unet.ROWS), []
+    rows, images = ROWS[machine.kind(pipeline.device)], []
     with tqdm(total=len(seeds), desc="sampling", unit=" images", delay=2, leave=False) as bar:
         for which in blocks(len(seeds), rows):
             own = [torch.Generator().manual_seed(int(seeds[i])) for i in which]
@@ -161,23 +163,25 @@ def draw_samples(
     return torch.cat(images)
 
 
-def load_image_model(model: str, revision: str | None = None) -> Any:
-    """Load a model of any family onto the best device; the last ones are cached.
+def load_image_model(model: str, revision: str | None = None, device: str | None = None) -> Any:
+    """Load a model of any family onto a device; the last ones are cached.
 
     Args:
         model: folder, or Hub id.
         revision: branch, tag or commit on the Hub.
+        device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Raises:
-        ValueError: there is no such model, or its files are unsafe.
+        ValueError: there is no such model or device, or its files are unsafe.
     """
+    where = machine.find_device(device)
     folder = download.fetch(model, revision).resolve()
-    return _load(folder, model_files.last_written(folder))
+    return _load(folder, model_files.last_written(folder), where)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, written: int) -> Any:
-    return pipelines.load_pipeline(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+def _load(folder: Path, written: int, device: torch.device) -> Any:
+    return pipelines.load_pipeline(folder).to(device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -215,7 +219,10 @@ def resolve_sampler(
     """
     if dtype not in unet.DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(unet.DTYPES)}, got {dtype!r}")
-    if compile and not (pipeline.device.type == "cpu" and machine.can_compile()):
+    device = pipeline.device
+    if dtype == "bfloat16" and not machine.has_bf16(device):
+        raise ValueError(f"dtype='bfloat16': {device} does not have it; use 'float32'")
+    if compile and not (device.type == "cpu" and machine.can_compile(device)):
         raise ValueError("compile=True needs a CPU device, a C++ compiler and Python headers")
     if isinstance(pipeline, DenoisingPipeline):
         options = _denoising(pipeline, steps, scheduler, guidance)

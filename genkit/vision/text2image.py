@@ -16,13 +16,13 @@ from typing import Any
 
 import diffusers
 import numpy as np
-import psutil
 import torch
 import transformers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors import safe_open
 
+from genkit import machine
 from genkit.hub import download, model_files, safe_configs, safe_weights, safety
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -153,27 +153,31 @@ def _settings(folder: Path) -> Mapping[str, Any]:
 class Placement:
     """Device and precision of a pipeline."""
 
-    device: str
+    device: torch.device
     dtype: torch.dtype
     offload: bool = False  # networks stay in main memory, and move to the GPU one at a time
 
 
 def choose_placement(
-    parameters: int, memory: int, gpu: int | None, bfloat16: bool = True
+    parameters: int,
+    device: torch.device,
+    free: int,
+    half: torch.dtype = torch.bfloat16,
+    own_memory: bool = True,
 ) -> Placement:
-    """Choose the device and precision of a pipeline.
+    """Choose the precision of a pipeline, and whether all of it fits on its device.
 
     Args:
         parameters: of all its networks.
-        memory: free bytes of main memory.
-        gpu: free bytes of GPU memory; None without a GPU.
-        bfloat16: whether the GPU supports it; otherwise float16 is used.
+        device: of the pipeline.
+        free: bytes of the device's memory.
+        half: the type of 16 bits.
+        own_memory: whether the device has memory besides main memory.
     """
-    if gpu is None:
-        fits = 4 * parameters <= ROOM * memory
-        return Placement("cpu", torch.float32 if fits else torch.bfloat16)
-    dtype = torch.bfloat16 if bfloat16 else torch.float16
-    return Placement("cuda", dtype, offload=2 * parameters > ROOM * gpu)
+    if machine.kind(device) == "cpu":
+        fits = 4 * parameters <= ROOM * free
+        return Placement(device, torch.float32 if fits else half)
+    return Placement(device, half, offload=own_memory and 2 * parameters > ROOM * free)
 
 
 def needs_tiles(width: int, height: int, free: int, itemsize: int = 4) -> bool:
@@ -187,47 +191,38 @@ def needs_tiles(width: int, height: int, free: int, itemsize: int = 4) -> bool:
     return width * height * DECODING * itemsize // 4 > ROOM * free
 
 
-def free_memory() -> int:
-    """Return the free bytes of main memory."""
-    return int(psutil.virtual_memory().available)
-
-
-def free_gpu() -> int | None:
-    """Return the free bytes of GPU memory; None without a GPU."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-
-
-def load_text2image(source: Source, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """Load a pipeline onto the best device; the last one is cached.
+def load_text2image(
+    source: Source, trust_remote_code: bool = False, device: str | None = None
+) -> DiffusionPipeline:
+    """Load a pipeline onto a device; the last one is cached.
 
     Args:
         source: by `find_source`.
         trust_remote_code: run the code in its folder.
+        device: see `machine.find_device`.
 
     Raises:
         ValueError: files are missing, damaged or unsafe.
     """
     on_hub = not Path(source.name).is_dir()  # the files of a commit never change
-    return _load(
-        source, 0 if on_hub else model_files.last_written(source.folder), trust_remote_code
-    )
+    written = 0 if on_hub else model_files.last_written(source.folder)
+    return _load(source, written, trust_remote_code, machine.find_device(device))
 
 
 @functools.lru_cache(maxsize=1)
 @torch.inference_mode(False)
-def _load(source: Source, written: int, trust_remote_code: bool) -> DiffusionPipeline:
+def _load(
+    source: Source, written: int, trust_remote_code: bool, device: torch.device
+) -> DiffusionPipeline:
     _load.cache_clear()  # the model before makes room for this one
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    machine.empty_cache(device)
     options = {"use_safetensors": True, "trust_remote_code": trust_remote_code}
     if not Path(source.name).is_dir():
         _download(source, options)
-    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
     with safety.opened(source.folder, code=trust_remote_code) as private:
         held = {part: _count(private / part) for part in source.settings}
-        placement = choose_placement(sum(held.values()), free_memory(), free_gpu(), bfloat16)
-        devices = range(torch.cuda.device_count())
-        with _no_bars(), numpy_as_it_was(), torch.random.fork_rng(devices):
+        placement = _place(sum(held.values()), device)
+        with _no_bars(), numpy_as_it_was(), machine.fork_random_state():
             pipeline = source.pipeline.from_pretrained(
                 private, dtype=placement.dtype, **options, **dict.fromkeys(source.absent)
             )
@@ -237,9 +232,14 @@ def _load(source: Source, written: int, trust_remote_code: bool) -> DiffusionPip
                 safe_weights.check_loaded(part)
     pipeline.set_progress_bar_config(desc="denoising", unit=" steps", delay=2, leave=False)
     if placement.offload:
-        pipeline.enable_model_cpu_offload()
+        pipeline.enable_model_cpu_offload(device=placement.device)
         return pipeline
     return pipeline.to(placement.device)
+
+
+def _place(parameters: int, device: torch.device) -> Placement:
+    free, half = machine.free_memory(device), machine.half_precision(device)
+    return choose_placement(parameters, device, free, half, machine.has_own_memory(device))
 
 
 def _download(source: Source, options: dict[str, Any]) -> None:
