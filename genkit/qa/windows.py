@@ -86,11 +86,12 @@ def _word_begins(text: str, starts: np.ndarray, ends: np.ndarray, words: np.ndar
     """
     begins = np.diff(words, prepend=words[:1] - 1) != 0
     if UNSPACED.search(text):
-        for i in np.flatnonzero(~begins & (starts > 0)):
-            whole = ends[i - 1] <= starts[i] < ends[i]
+        for i in np.flatnonzero(starts > 0):
             around = text[max(ends[i - 1] - 1, 0) : starts[i] + 1]
-            marks = unicodedata.category(around[-1]).startswith("M")  # such as a vowel of Thai
-            begins[i] = whole and not marks and UNSPACED.search(around)
+            if UNSPACED.search(around):
+                whole = ends[i - 1] <= starts[i] < ends[i]
+                mark = unicodedata.category(around[-1]).startswith("M")  # such as a vowel of Thai
+                begins[i] = (begins[i] or whole) and not mark
     return begins
 
 
