@@ -172,7 +172,9 @@ def load_image_model(model: str, revision: str | None = None) -> Any:
         ValueError: there is no such model, or its files are unsafe.
     """
     folder = download.fetch(model, revision).resolve()
-    return _load(folder, model_files.last_written(folder))
+    pipeline = _load(folder, model_files.last_written(folder))
+    pipeline.name = model
+    return pipeline
 
 
 @functools.lru_cache(maxsize=4)
