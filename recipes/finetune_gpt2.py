@@ -28,7 +28,7 @@ from genkit.hub import card
 from genkit.models import lm, lora
 from genkit.text.kv_cache import context_length
 from genkit.text.language_model import DEFAULT, REVISION
-from genkit.text.samples import sample_page
+from genkit.text.samples import example_prompt, sample_page
 from genkit.training.optim import optimizers
 from genkit.training.progress import count_steps
 from genkit.training.run import Run
@@ -162,8 +162,7 @@ def evaluate(
     windows = run.shard(math.ceil((len(corpus.val) - 1) / context))
     nats, tokens = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
     if run.is_main:
-        start = corpus.val[: context_length(network)].tolist()
-        prompt = corpus.tokenizer.decode(start[:8], skip_special_tokens=True)
+        prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
         page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100)
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     return {
@@ -176,12 +175,13 @@ def evaluate(
 # ---- save
 
 
+PROMPT = 8  # tokens of the prompt of samples
 USAGE = """
 from transformers import pipeline
-print(pipeline("text-generation", model)("The"))
+print(pipeline("text-generation", model)({prompt!r}))
 
 import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate("The", model=model, seed=1))
+print(genkit.generate({prompt!r}, model=model, seed=1))
 """
 
 
@@ -195,6 +195,7 @@ def save_model(
 ) -> None:
     """Write the model as transformers does, with its card."""
     end = corpus.tokenizer.eos_token_id
+    prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=end)
     network.save_pretrained(path)
     lm.save_tokenizer(corpus.tokenizer, path)
@@ -211,7 +212,8 @@ def save_model(
         about=f"{settings.init_from}, {network.num_parameters():,} parameters, fine-tuned "
         f"({method}) on {len(corpus.train):,} tokens of {settings.text} for "
         f"{run.progress.step:,} steps.",
-        usage=USAGE,
+        usage=USAGE.format(prompt=prompt),
+        prompt=prompt,
         figures={f"{name}, before": before[name] for name in metrics if name in before} | metrics,
         protocol=f"Mean over all {len(corpus.val):,} tokens of the validation text, in order, "
         f"in windows of {settings.context} that do not overlap.",

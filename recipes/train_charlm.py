@@ -25,9 +25,8 @@ from genkit.data.order import Windows
 from genkit.errors import clean_errors
 from genkit.hub import card
 from genkit.models import lm
-from genkit.text.kv_cache import context_length
 from genkit.text.language_model import LanguageModel
-from genkit.text.samples import sample_page
+from genkit.text.samples import example_prompt, sample_page
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
@@ -155,8 +154,7 @@ def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float
     nats, count = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
     metrics = {"val_loss": nats / count, "bits_per_character": nats / count / math.log(2)}
     if run.is_main:
-        start = corpus.val[: context_length(network)].tolist()
-        prompt = corpus.tokenizer.decode(start, skip_special_tokens=True)[:16]
+        prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
         page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 200)
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     network.train()
@@ -166,12 +164,13 @@ def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float
 # ---- save
 
 
+PROMPT = 16  # tokens of the prompt of samples
 USAGE = """
 from transformers import pipeline
-print(pipeline("text-generation", model)("The "))
+print(pipeline("text-generation", model)({prompt!r}))
 
 import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate("The ", model=model, seed=1))
+print(genkit.generate({prompt!r}, model=model, seed=1))
 """
 
 
@@ -180,6 +179,7 @@ def save_model(
 ) -> None:
     """Write the model as transformers does, with its card."""
     network = run.weights()
+    prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
     network.generation_config.update(do_sample=True, max_new_tokens=200, pad_token_id=0)
     network.save_pretrained(path)
     lm.save_tokenizer(corpus.tokenizer, path)
@@ -190,7 +190,8 @@ def save_model(
         task="text-generation",
         about=f"{network.num_parameters():,} parameters, trained on {len(corpus.train):,} "
         f"characters of {settings.text} for {run.progress.step:,} steps.",
-        usage=USAGE,
+        usage=USAGE.format(prompt=prompt),
+        prompt=prompt,
         figures=metrics,
         protocol=f"Mean over all {len(corpus.val):,} characters of the validation text, in order, "
         f"in windows of {network.config.max_position_embeddings} that do not overlap.",

@@ -132,7 +132,8 @@ def main() -> None:
             check_count(run, len(parts[1]))
             network, tokenizer = load_start(settings, parts[0])
             settings.max_seq_len, settings.doc_stride = choose_size(settings, tokenizer)
-            size = settings.max_seq_len, settings.doc_stride
+            limit = None if settings.from_scratch else tokenizer.model_max_length
+            size = settings.max_seq_len, settings.doc_stride, limit
             train = training.Questions(parts[0], tokenizer, *size)
             shard = [parts[1][i] for i in run.shard(len(parts[1]))]
             val_shard = training.Questions(shard, tokenizer, *size)

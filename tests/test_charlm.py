@@ -127,7 +127,8 @@ def test_a_validation_text_of_its_own(tmp_path):
         (0, 0.5, "is empty"),
         (1, 0.5, "text: 0 characters to train on"),
         (16, 0.5, "text: 8 characters to train on are less than one window, 9"),
-        (80, 0.1, "val_fraction: 8 characters to validate on are less than one window, 9"),
+        (80, 0.1, "val_fraction: 8 characters to validate on .* window, 9 .*about 0.12 would do"),
+        (80, 0.95, "val_fraction: 4 characters to train on .* window, 9 .*about 0.88 would do"),
     ],
 )
 def test_short_texts_are_refused(tmp_path, length, fraction, message):

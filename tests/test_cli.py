@@ -11,6 +11,7 @@ import pytest
 from readers import pointer
 
 from genkit import cli
+from genkit.commands import common
 
 GENKIT = str(Path(sys.executable).parent / "genkit")
 
@@ -250,6 +251,12 @@ def here(capsys, *words, given=None, monkeypatch=None):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
     cli.main([str(word) for word in words])
     return capsys.readouterr().out
+
+
+def test_prompts_by_a_pipe_are_lines_with_three_ends_and_no_byte_order_mark(monkeypatch):
+    given = "\ufeffa\u2028b\r\n\r\nc\x0cd\re\x85f\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    assert common.read_texts("prompt", ["-"]) == ["a\u2028b", "c\x0cd", "e\x85f"]
 
 
 def test_prompts_come_by_a_pipe_and_records_go_as_json(trained, capsys, monkeypatch):

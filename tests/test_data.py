@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -109,3 +111,55 @@ def test_windows_are_pieces_of_the_text(length, context, seed):
     assert (inputs.diff() == 1).all()
     first = inputs[: len(windows), 0].numpy()
     assert len(set(first)) == len(windows)  # one epoch: no window twice
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("a", ["a"]),
+        ("a\r\nb\nc\rd\n", ["a", "b", "c", "d"]),
+        ("a\n\n", ["a", ""]),
+        ("a\u2028b\x0cc\x85d\x1ce\n", ["a\u2028b\x0cc\x85d\x1ce"]),
+    ],
+)
+def test_split_lines_ends_a_line_at_three_ends_only(text, lines):
+    assert utf8.split_lines(text) == lines
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.json", "list.json"])
+def test_read_documents_leaves_a_byte_order_mark_out(tmp_path, name):
+    forms = {"a.txt": "\ufeffé\ufeff", "a.csv": "text\né\ufeff\n", "a.jsonl": '{"text": "é\ufeff"}'}
+    forms |= {"a.json": '{"text": "é\ufeff"}\n{"text": "b"}', "list.json": '[{"text": "é\ufeff"}]'}
+    (tmp_path / name).write_text(forms[name].removeprefix("\ufeff"), encoding="utf-8-sig")
+    assert read(tmp_path / name)[0] == "é\ufeff"  # one within the text is a character of it
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.json"])
+def test_read_documents_names_utf_16(tmp_path, encoding, name):
+    (tmp_path / name).write_text('{"text": "one"}\n', encoding=encoding)
+    with pytest.raises(ValueError, match=f"{name} is UTF-16, not UTF-8; .*iconv -f utf-16"):
+        read(tmp_path / name)
+
+
+def test_the_byte_that_is_no_utf_8_is_counted_from_the_start_of_the_file(tmp_path):
+    for start in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "a.txt").write_bytes(start + b"abc\xff")
+        with pytest.raises(ValueError, match=f"not UTF-8 at byte {len(start) + 3} "):
+            read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_read_documents_splits_json_lines_at_three_ends_only(tmp_path, end):
+    rows = ["a\u2028b", "\x0c", "c\x85"]
+    lines = [json.dumps({"text": row}, ensure_ascii=False) for row in rows]
+    (tmp_path / "a.jsonl").write_bytes(end.join([*lines, ""]).encode())
+    assert read(tmp_path / "a.jsonl") == rows
+
+
+@pytest.mark.parametrize("name", ["A.CSV", "A.Jsonl", "A.JSON"])
+def test_a_table_is_one_whatever_the_case_of_its_ending(tmp_path, name):
+    content = "text\none\n" if name.lower().endswith("csv") else '{"text": "one"}\n'
+    (tmp_path / name).write_text(content)
+    assert read(tmp_path / name) == ["one"]

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 import genkit
 from genkit import files
 from genkit.data import corpus
+from genkit.data.tokens import encode_text
 from genkit.models import lm, lora
 from genkit.training import checkpoints, optim
 from genkit.training.run import Run
@@ -173,11 +174,7 @@ def test_blocks_cut_no_token(base, tmp_path_factory, text):
     whole = corpus.measure_corpus(str(path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "BLOCK", 3)
-        ids = [
-            i
-            for block in corpus.read_blocks(whole, "")
-            for i in corpus.encode_text(block, tokenizer)
-        ]
+        ids = [i for block in corpus.read_blocks(whole, "") for i in encode_text(tokenizer, block)]
     assert ids == tokenizer(text + "end").input_ids
 
 

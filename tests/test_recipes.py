@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 from builders import ACCELERATE, ROOT, SHORT, TINY, log_of, recipe_module, run_here, weights_of
 
 import genkit
 from genkit.errors import clean_errors
+from genkit.hub import card
+from genkit.text.samples import example_prompt
 from genkit.training import checkpoints
 
 
@@ -60,6 +63,28 @@ def test_the_folder_loads_without_genkit(trained):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     greedy = genkit.generate("the rain", model=trained, strategy="greedy", max_new_tokens=20)
     assert done.stdout.splitlines() == [repr(greedy.text), "True"]
+
+
+def test_the_card_gives_a_prompt_that_the_model_knows(tmp_path):
+    """A model of DNA has never seen "The "."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "dna.txt").write_text("".join(rng.choice(list("ACGT"), 800)))
+    length = ("--max_steps", "1", "--evaluations", "1")
+    words = ("--text", tmp_path / "dna.txt", "--output_dir", tmp_path / "run")
+    run_here("train_charlm", *TINY, *length, *words)
+    prompt = card.example_prompt(tmp_path / "run")
+    assert prompt and set(prompt) <= set("ACGT")
+    assert f"genkit.generate({prompt!r}, model" in (tmp_path / "run" / "README.md").read_text()
+    assert genkit.generate(prompt, model=tmp_path / "run", max_new_tokens=2, seed=0).completion
+    (tmp_path / "run" / "README.md").write_text("---\nwidget: [3\n---\n")
+    assert card.example_prompt(tmp_path / "run") is None is card.example_prompt(tmp_path)
+
+
+def test_example_prompt_skips_what_does_not_come_back(trained):
+    language = genkit.load(trained)
+    encode = language.tokenizer("\n\n\u20ac rain\nthe rain is\n").input_ids
+    prompt = example_prompt(np.array(encode), language.model, language.tokenizer, 8)
+    assert prompt and "\n" not in prompt and "\ufffd" not in prompt
 
 
 def test_a_stopped_run_goes_on_exactly(train, trained, text_file, tmp_path):

@@ -349,3 +349,45 @@ def test_an_answer_without_tokens_is_named():
     tokenizer = make_tokenizer([unseen], 100, 48)
     with pytest.raises(ValueError, match=r"knows no token of the answer '\\u200b' \(7\)"):
         training.Questions([unseen], tokenizer, 48, 8)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
+def test_read_examples_takes_files_of_other_editors(tmp_path, encoding, end):
+    """A byte-order mark and blank lines at the end change nothing."""
+    for content in (nested(SEVERAL, "v2.0"), flat(SEVERAL)):
+        (tmp_path / "q.json").write_text(json.dumps(content) + end, encoding=encoding)
+        train, _ = squad.read_examples(str(tmp_path / "q.json"))
+        assert sorted(train, key=lambda e: e.id) == sorted(SEVERAL, key=lambda e: e.id)
+
+
+def test_read_examples_names_utf_16(tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps(flat(SEVERAL)), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"data: .*q.json is UTF-16, not UTF-8"):
+        squad.read_examples(str(tmp_path / "q.json"))
+
+
+@pytest.mark.parametrize(
+    ("start", "hint"),
+    [(7, "counted in UTF-16 code units"), (12, "counted in bytes of UTF-8"), (5, "'Ada'$|'$")],
+)
+def test_read_examples_says_what_an_answer_was_counted_in(tmp_path, start, hint):
+    context = "\N{PILE OF POO}\N{PILE OF POO} é Ada"
+    (tmp_path / "q.json").write_text(
+        json.dumps(flat([example(context=context, answers=[("Ada", start)])]))
+    )
+    if start == 5:
+        assert squad.read_examples(str(tmp_path / "q.json"))[0]
+        return
+    with pytest.raises(ValueError, match=hint):
+        squad.read_examples(str(tmp_path / "q.json"))
+
+
+def test_questions_names_the_question_that_is_too_long():
+    long = example("long", question="who wrote it " * 40)
+    tokenizer = make_tokenizer([long], 100, 48)
+    several = [example("short"), long]
+    with pytest.raises(ValueError, match=r"data: the question of 'long': .*, or raise max_seq_len"):
+        training.Questions(several, tokenizer, 48, 8)
+    with pytest.raises(ValueError, match=r"data: the question of 'long': .* Shorten it$"):
+        training.Questions(several, tokenizer, 48, 8, 48)

@@ -418,6 +418,23 @@ def test_no_cell_of_a_csv_file_is_made_up(tmp_path):
     assert "row 1 has no label" in refusal(images.load_images, tmp_path / "i.csv")
 
 
+CELLS = ["null", "NA", "", "12345", "007", "N/A", "nan", "1e5", "true", " a ", "-", "None"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_texts_are_what_the_file_says(tmp_path, kind):
+    file = write_table(tmp_path / f"t.{kind}", [{"text": cell, "n": "x"} for cell in CELLS])
+    assert texts(file) == CELLS
+
+
+@pytest.mark.parametrize("labels", [["NA", "ZA", "NZ"], ["007", "008", "9"], ["null", "nan", "1"]])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_labels_are_what_the_file_says(tmp_path, kind, labels):
+    names = [picture(tmp_path / f"{i}.png").name for i in range(len(labels))]
+    rows = [{"image": name, "label": x} for name, x in zip(names, labels, strict=True)]
+    assert images.load_images(write_table(tmp_path / f"t.{kind}", rows)).names == sorted(labels)
+
+
 def test_json_of_every_layout_gives_the_same_rows(tmp_path):
     rows = [{"text": "a"}, {"text": "b\r\n🦉"}]
     (tmp_path / "lines.json").write_text("\n\n".join(map(json.dumps, rows)))

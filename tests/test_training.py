@@ -259,6 +259,23 @@ def test_several_batches_a_step_go_through_the_order_once(tmp_path):
         assert taken == list(range(5 * 3 * 4))
 
 
+def test_another_batch_size_goes_on_with_the_next_row(tmp_path):
+    taken = []
+    for size, steps, resume in ((4, 3, False), (6, 5, True), (2, 6, True)):
+        changed = settings(tmp_path, max_steps=steps, batch_size=size, resume=resume)
+        with Run(changed) as run:
+            network = torch.nn.Linear(1, 1)
+            run.network("model", network, optim.optimizers(network, run.settings))
+            run.restore()
+            for _ in run.steps():
+                for turn in range(2):
+                    for rows in run.rows(turn, 2):
+                        run.backward(network(torch.ones(len(rows), 1)).square().mean())
+                        taken += rows.tolist()
+                    run.update()
+    assert taken == list(range(2 * (3 * 4 + 2 * 6 + 1 * 2)))
+
+
 def test_only_what_is_averaged_has_an_average(tmp_path):
     with Run(settings(tmp_path, ema=0.9)) as run:
         one, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)

@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 import genkit
 from genkit.data import corpus as encoding
 from genkit.data import words as wordlm
+from genkit.data.tokens import encode_text
 from genkit.models import lm
 
 ODD = ["a\r\nb\r\tc", "<eos>", "x<eos>y <unk>", "\N{PILE OF POO}\u200d \N{PILE OF POO}", "e\u0301"]
 ODD += ["  two   spaces ", " . , n't 's ?", "don\u2019t o'er", "\u2581 _x_ 12a", " \n  \n", "\x85"]
 STORY = "The cat sat.\nThe cat, the dog; the <eos> don't 12 \n" * 3
-texts = st.text().filter(lambda t: t and "\0" not in t)
+texts = st.text().filter(lambda t: t and "\0" not in t and not t.startswith("\ufeff"))
 relaxed = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
 )
@@ -118,9 +119,7 @@ def test_blocks_and_parts_cut_no_word(small_blocks, tmp_path_factory, text, frac
     path.write_bytes(text.encode())
     whole = encoding.measure_corpus(str(path))
     known = wordlm.make_tokenizer(whole, 1000, lower=False)
-    ids = [
-        i for block in encoding.read_blocks(whole, "") for i in encoding.encode_text(block, known)
-    ]
+    ids = [i for block in encoding.read_blocks(whole, "") for i in encode_text(known, block)]
     assert ids == known(text).input_ids
     parts = [
         encoding.encode_corpus(p, known)

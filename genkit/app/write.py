@@ -13,6 +13,7 @@ import gradio as gr
 
 from genkit.app import jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
+from genkit.hub import card
 
 if TYPE_CHECKING:
     from genkit.text.explain import BeamTree, NextTokens
@@ -37,11 +38,12 @@ def tab(index: ModelIndex, page: gr.Blocks) -> None:
     if not names:
         parts.canvas("no-write", parts.hint(HINT))
         return
+    first = card.example_prompt(Path(index.resolve(model_index.TEXT, names[0]))) or "The "
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             model = parts.chooser(names)
             prompt = gr.Textbox(
-                "The ", label="Prompt", lines=3, max_lines=12, max_length=parts.LONGEST
+                first, label="Prompt", lines=3, max_lines=12, max_length=parts.LONGEST
             )
             with gr.Row():
                 strategy = gr.Dropdown(STRATEGIES, value="sample", label="Strategy", min_width=130)

@@ -66,7 +66,7 @@ def read_texts(name: str, given: list[str]) -> list[str]:
     """Return texts as they were given; - alone stands for the lines of standard input."""
     if given != ["-"]:
         return given
-    return [line for line in read_text(name, "-").splitlines() if line.strip()]
+    return [line for line in utf8.split_lines(read_text(name, "-")) if line.strip()]
 
 
 def silence_libraries() -> None:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from genkit.data import tables
-from genkit.data.corpus import hash_pieces
+from genkit.data.corpus import check_lengths, hash_pieces
 from genkit.files import cache_folder, written_whole
 
 EOS = "<eos>"  # between documents, and where generation may stop
@@ -182,13 +182,7 @@ def read_characters(
     else:
         border = int(len(ids) * (1 - val_fraction))
         train, val = ids[:border], ids[border:]
-    for name, part in (("text", train), ("val_text" if val_source else "val_fraction", val)):
-        if len(part) < context + 1:
-            raise ValueError(
-                f"{name}: {len(part):,} characters to {'train' if part is train else 'validate'} "
-                f"on are less than one window, {context + 1} for context {context}; "
-                "give more text or a smaller context"
-            )
+    check_lengths(len(train), len(val), context, "characters", split=val_source is None)
     return CharacterCorpus(tokenizer, train, val, facts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from genkit.data import tables
+from genkit.data import tables, tokens
 from genkit.data.text import read_documents
 from genkit.errors import panics_are_errors
 from genkit.files import cache_folder, written_whole
@@ -195,13 +196,36 @@ def read_corpus(train: Part, val: Part, tokenizer: PreTrainedTokenizerFast, cont
         facts["val_text_sha256"] = val.sha256
     ids, _ = encode_corpus(train, tokenizer)
     val_ids, val_characters = encode_corpus(val, tokenizer)
-    for part, verb in ((ids, "train"), (val_ids, "validate")):
-        if len(part) < context + 1:
-            raise ValueError(
-                f"text: {len(part):,} tokens to {verb} on are less than one window, "
-                f"{context + 1} for context {context}; give more text or a smaller context"
-            )
+    check_lengths(len(ids), len(val_ids), context, "tokens", split=val.start > 0)
     return Corpus(tokenizer, ids, val_ids, val_characters, facts)
+
+
+def check_lengths(train: int, val: int, context: int, unit: str, split: bool) -> None:
+    """Check that a text has a window to train on and one to validate on.
+
+    Args:
+        train, val: lengths of the two parts.
+        unit: what they are counted in.
+        split: they are parts of one text, by val_fraction.
+
+    Raises:
+        ValueError: a part is too short; it names the argument that helps, and a value if it can.
+    """
+    window, whole = context + 1, train + val
+    if min(train, val) >= window:
+        return
+    part, verb = (train, "train") if train < window else (val, "validate")
+    name, advice = "text", "give more text or a smaller context"
+    if split and whole >= 2 * window:
+        least, most = math.ceil(100 * window / whole), math.floor(100 * (whole - window) / whole)
+        percent = most if verb == "train" else least
+        name, advice = "val_fraction", f"about {percent / 100} would do"
+    elif verb == "validate" and not split:
+        name = "val_text"
+    raise ValueError(
+        f"{name}: {part:,} {unit} to {verb} on are less than one window, {window:,} for context "
+        f"{context:,}; {advice}"
+    )
 
 
 def encode_corpus(part: Part, tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, int]:
@@ -213,26 +237,26 @@ def encode_corpus(part: Part, tokenizer: PreTrainedTokenizerFast) -> tuple[np.nd
         A memory-mapped array, (length,), and the number of characters that it encodes.
     """
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    content = f"{part.sha256} {part.start} {part.stop} {tokenizer_hash(tokenizer)}"
+    controls = sorted(tokens.control_tokens(tokenizer))
+    content = f"{part.sha256} {part.start} {part.stop} {tokenizer_hash(tokenizer)} {controls}"
     path = cache_folder() / f"{hashlib.sha256(content.encode()).hexdigest()}.{dtype.name}"
     count = path.with_suffix(".characters.json")
     if not count.exists():
         characters = 0
-        with written_whole(path, shared=True) as scratch, scratch.open("wb") as file:
+        with (
+            panics_are_errors("init_from"),
+            written_whole(path, shared=True) as scratch,
+            scratch.open("wb") as file,
+        ):
             for block in read_blocks(part, "encoding"):
-                new = [tokenizer.eos_token_id] if block is None else encode_text(block, tokenizer)
+                end = [tokenizer.eos_token_id]
+                new = end if block is None else tokens.encode_text(tokenizer, block)
                 file.write(np.array(new, dtype).data)
                 characters += 1 if block is None else len(block)
         with written_whole(count, shared=True) as scratch:
             scratch.write_text(json.dumps(characters))
     ids = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
     return ids, json.loads(count.read_text())
-
-
-@panics_are_errors("init_from")
-def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Encode a text without the special tokens that a tokenizer adds at its ends."""
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:

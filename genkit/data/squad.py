@@ -125,7 +125,8 @@ def has_impossible(examples: Sequence[Example]) -> bool:
 def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
     """Find the files of a source, by split."""
     path = Path(source).expanduser()
-    if path.suffix in tables.KINDS and path.is_file():
+    kind = tables.find_kind(path) if path.is_file() else None
+    if kind:
         found = {"train": [path]}
     elif tables.is_saved_dataset(path):
         try:
@@ -140,9 +141,8 @@ def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
             "format (.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or one's "
             "Hub id"
         )
-    kind = tables.KINDS.get(path.suffix, tables.ARROW) if path.is_file() else tables.ARROW
     return {
-        name: tables.hash_files(f"data: {source}", kind, files, memory)
+        name: tables.hash_files(f"data: {source}", kind or tables.ARROW, files, memory)
         for name, files in found.items()
     }
 
@@ -151,7 +151,7 @@ def _read_rows(table: tables.Table) -> Iterator[Any]:
     """Yield rows with the columns of SQuAD on the Hub."""
     columns = (*COLUMNS, "paragraphs")
     with tables.open_table(table, columns) as (head, rows):
-        if table.files[0].endswith(".json") and head.layout == tables.LINES:
+        if table.files[0].lower().endswith(".json") and head.layout == tables.LINES:
             raise ValueError(
                 f'{table.name} must be SQuAD\'s {{"data": [...]}}, or a list of questions with '
                 f"{', '.join(COLUMNS)}, got the keys {head.columns!r:.60}; a file of one JSON "
@@ -237,5 +237,14 @@ def _check_example(example: Example) -> None:
         if there != text:
             raise ValueError(
                 f"data: the answer of question {example.id!r} at character {start} should be "
-                f"{text!r}, but the context has {there!r}"
+                f"{text!r}, but the context has {there!r}{_unit_hint(example.context, text, start)}"
             )
+
+
+def _unit_hint(context: str, text: str, start: int) -> str:
+    """Say what an answer that is not at its character was counted in, if it can be seen."""
+    units = (("utf-16-le", 2, "UTF-16 code units"), ("utf-8", 1, "bytes of UTF-8"))
+    for encoding, size, unit in units:
+        if context.encode(encoding).startswith(text.encode(encoding), size * start):
+            return f"; it was counted in {unit}: count characters (code points)"
+    return ""

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from genkit.data import utf8
 from genkit.data.tables import ARROW, COLUMNS, DATA, LINES, LIST, Head, Request
 from genkit.files import open_regular
 
@@ -113,8 +114,7 @@ def _write(message: dict[str, Any]) -> None:
 def _read_csv(request: Request) -> tuple[Head, Iterator[dict[str, Any]]]:
     """Read a CSV file, in which every cell is a text; a missing cell is an error."""
     csv.field_size_limit(request.memory << 20)
-    lines = io.TextIOWrapper(open_regular(Path(request.files[0])), "utf-8-sig", newline="")
-    rows = csv.reader(_check_text(lines), strict=True)
+    rows = csv.reader(_check_text(_open_text(request, newline="")), strict=True)
     names = next(rows, None)
     if not names:
         raise _TableError("is empty; its first line must name the columns")
@@ -133,6 +133,15 @@ def _csv_rows(rows: Any, names: list[str], columns: set[str]) -> Iterator[dict[s
         yield {name: row[i] for i, name in chosen}
 
 
+def _open_text(request: Request, newline: str | None = None) -> io.TextIOWrapper:
+    """Open a file of UTF-8, with or without a byte-order mark."""
+    file = open_regular(Path(request.files[0]))
+    if utf8.is_utf16(file.read(2)):
+        raise _TableError(utf8.UTF16)
+    file.seek(0)
+    return io.TextIOWrapper(file, "utf-8-sig", newline=newline)
+
+
 def _check_text(lines: Iterable[str]) -> Iterator[str]:
     for i, line in enumerate(lines, 1):
         if "\0" in line:
@@ -142,12 +151,13 @@ def _check_text(lines: Iterable[str]) -> Iterator[str]:
 
 def _read_json(request: Request) -> tuple[Head, Iterator[Any]]:
     """Read JSON: an object a line, a list of objects, or {"data": such a list}."""
-    file = open_regular(Path(request.files[0]))
-    first = next((line for line in file if line.strip()), b"")
-    if request.files[0].endswith(".jsonl") or (_is_object(first) and next(file, b"")):
+    file = _open_text(request)  # lines end at \n, \r\n or \r
+    lines = filter(str.strip, file)
+    first = next(lines, "")
+    if request.files[0].lower().endswith(".jsonl") or (_is_object(first) and next(lines, "")):
         file.seek(0)
         layout = LINES
-        rows: Iterator[Any] = (json.loads(line) for line in file if line.strip())
+        rows: Iterator[Any] = map(json.loads, filter(str.strip, file))
     else:
         file.seek(0)
         rows, layout = _json_list(json.load(file))
@@ -157,7 +167,7 @@ def _read_json(request: Request) -> tuple[Head, Iterator[Any]]:
     return Head(columns, layout, None), (_select_columns(row, request) for row in all_rows)
 
 
-def _is_object(line: bytes) -> bool:
+def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:

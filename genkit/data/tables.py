@@ -59,6 +59,11 @@ class Table:
             raise ValueError(f"{self.name} changed while it was read; try again when it is whole")
 
 
+def find_kind(path: Path) -> str | None:
+    """Return the kind of a table by the ending of its name, in any case; None if it is none."""
+    return KINDS.get(path.suffix.lower())
+
+
 def hash_files(name: str, kind: str, files: Sequence[Path], memory: int | None = None) -> Table:
     """Hash the files of a table.
 

@@ -37,8 +37,8 @@ def read_documents(
     path = Path(source).expanduser()
     if source == EMBEDDED:
         yield from _read_embedded()
-    elif path.suffix in tables.KINDS and path.is_file():
-        yield from _read_rows(source, tables.KINDS[path.suffix], [path], column, table_memory)
+    elif (kind := tables.find_kind(path)) and path.is_file():
+        yield from _read_rows(source, kind, [path], column, table_memory)
     elif is_saved_dataset(path):
         yield from _read_rows(source, tables.ARROW, _list_saved(path), column, table_memory)
     elif path.is_dir():
@@ -64,7 +64,7 @@ def _read_embedded() -> Iterator[Document]:
 
 
 def _list_texts(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*.txt") if p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ".txt" and p.is_file())
     if not found:
         raise ValueError(f"text: the folder {str(folder)!r} holds no *.txt file")
     top = folder.resolve()

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from genkit import __version__
 from genkit.hub import gallery, privacy
@@ -97,6 +97,7 @@ def card(
     data: str,
     license: str | None = None,
     library: str = "transformers",
+    prompt: str | None = None,
 ) -> str:
     """Write a model's card for the recipe that is running.
 
@@ -111,6 +112,7 @@ def card(
         data: what it was trained on: a file's name, or the id of a dataset on the Hub.
         license: the Hub's name of the license; default: unknown.
         library: which loads it, "transformers" or "diffusers".
+        prompt: text that a language model knows, for examples.
     """
     packages = (library, "accelerate", "torch")
     paths = [*sys.argv[1:], data, *_settings(folder)]
@@ -120,7 +122,7 @@ def card(
     command = f"recipes/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
     table = "".join(f"| {name} | {value:.4f} |\n" for name, value in figures.items())
     return CARD.format(
-        metadata=_metadata(title, task, figures, protocol, data, license, library),
+        metadata=_metadata(title, task, figures, protocol, data, license, library, prompt),
         title=title,
         about=about,
         model=folder,
@@ -176,6 +178,7 @@ def _metadata(
     data: str,
     license: str | None,
     library: str,
+    prompt: str | None,
 ) -> str:
     """Write the head that the Hub reads, in YAML."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not Path(data).exists()
@@ -199,8 +202,20 @@ def _metadata(
         datasets=[data] if on_hub else None,
         model_name=title,
         eval_results=results,
+        widget=[{"text": prompt}] if prompt else None,  # the Hub shows it, and so does our page
     )
     return head.to_yaml(line_break="\n")
+
+
+def example_prompt(folder: Path) -> str | None:
+    """Return the prompt that the card of a model gives as an example, if there is one."""
+    try:
+        widget = ModelCard.load(folder / FILE, ignore_metadata_errors=True).data.get("widget")
+    except Exception:  # there is none, or it is not one of ours, and may be anything
+        return None
+    first = widget[0] if isinstance(widget, list) and widget else None
+    found = first.get("text") if isinstance(first, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _curves(folder: Path) -> str:

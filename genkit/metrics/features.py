@@ -27,6 +27,7 @@ from transformers.utils import logging
 from genkit import machine
 from genkit.data.images import Images
 from genkit.data.order import blocks
+from genkit.engine.summary import summarize
 from genkit.files import cache_folder, weights_hash, written_whole
 from genkit.hub import download, safe_weights, safety
 
@@ -82,6 +83,10 @@ class Classifier:
         config = {k: v for k, v in model.config.to_dict().items() if k not in NOT_HASHED}
         facts = [config, self.size, self.scale, mean, std, weights_hash(model)]
         self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        precision = str(self.model.dtype).removeprefix("torch.")
+        return summarize("Classifier", self.name, [self.model], precision)
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -170,7 +170,15 @@ def answer(
     options = _choose_span_options(reader, top_k, max_answer_len, align_to_words)
     null_odds = _choose_null_odds(reader, handle_impossible, threshold)
     size = _choose_window_size(reader, max_seq_len, doc_stride)
-    windows = TokenWindows(questions, contexts, reader.tokenizer, *size)
+    given = {"question": question, "context": context}
+    windows = TokenWindows(
+        questions,
+        contexts,
+        reader.tokenizer,
+        *size,
+        limit=reader.limit,
+        name=lambda which, row: _named(which, given[which], row),
+    )
     found = read_windows(reader, windows, contexts, options)
     triples = zip(questions, contexts, found, strict=True)
     rows = [_record(reader, *triple, null_odds, top_k) for triple in triples]
@@ -215,7 +223,7 @@ def _pairs(
             raise ValueError(f"{name} must be a text or a list of texts, got {given!r:.80}")
         both[name] = [given] if isinstance(given, str) else list(given)
         for i, text in enumerate(both[name]):
-            _check_text(name if isinstance(given, str) else f"{name}[{i}]", text)
+            _check_text(_named(name, given, i), text)
     questions, contexts = both.values()
     if not questions or not contexts:
         raise ValueError(f"{'context' if questions else 'question'}: an empty list; give a text")
@@ -230,6 +238,11 @@ def _pairs(
             "context for all questions, or one each"
         )
     return questions, contexts
+
+
+def _named(name: str, given: str | Sequence[str], row: int) -> str:
+    """Name a text by its place, if a list was given."""
+    return name if isinstance(given, str) else f"{name}[{row}]"
 
 
 def _check_text(name: str, text: Any) -> None:

@@ -16,6 +16,7 @@ from genkit import machine
 from genkit.engine.compiled import weights_version
 from genkit.engine.encoder import SpanEncoder
 from genkit.engine.precision import check_compiler, check_precision, move, weights_type
+from genkit.engine.summary import summarize
 from genkit.hub import download, model_files, safe_weights, safety
 from genkit.qa.windows import read_template, takes_types
 
@@ -42,7 +43,7 @@ class Calibration:
     max_answer_len: int = MAX_ANSWER_LEN
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Reader:
     """A model with a span head and its tokenizer, loaded once and used often."""
 
@@ -52,7 +53,10 @@ class Reader:
     precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
     compiled: bool | None = None  # see `load_reader`
 
-    _encoder: tuple[Any, SpanEncoder] | None = field(default=None, init=False, repr=False)
+    _encoder: tuple[Any, SpanEncoder] | None = field(default=None, init=False)
+
+    def __repr__(self) -> str:
+        return summarize("Reader", self.name, [self.model], self.precision)
 
     @property
     def encoder(self) -> SpanEncoder:

@@ -33,18 +33,31 @@ class Questions:
     """Examples as windows to train or to evaluate on.
 
     Args:
-        max_seq_len, doc_stride: see `TokenWindows`.
+        max_seq_len, doc_stride, limit: see `TokenWindows`.
 
     Raises:
         ValueError: see `TokenWindows`.
     """
 
     def __init__(
-        self, examples: Sequence[Example], tokenizer: Any, max_seq_len: int, doc_stride: int
+        self,
+        examples: Sequence[Example],
+        tokenizer: Any,
+        max_seq_len: int,
+        doc_stride: int,
+        limit: int | None = None,
     ) -> None:
         self.examples, self.contexts = examples, [e.context for e in examples]
         questions, self.max_seq_len = [e.question for e in examples], max_seq_len
-        self.windows = TokenWindows(questions, self.contexts, tokenizer, max_seq_len, doc_stride)
+        self.windows = TokenWindows(
+            questions,
+            self.contexts,
+            tokenizer,
+            max_seq_len,
+            doc_stride,
+            limit,
+            name=lambda which, row: f"data: the {which} of {examples[row].id!r}",
+        )
         self.targets = find_targets(self.windows, examples)
 
     def batch(self, group: np.ndarray, model: PreTrainedModel) -> tuple[Inputs, torch.Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from genkit.data.corpus import BLOCK, WORD_END
+from genkit.data.tokens import encode_with_offsets
 from genkit.errors import panics_are_errors
 
 NEVER = -torch.inf  # the logit of a token that can neither start nor end an answer
+# scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 
 
 @dataclass(frozen=True)
@@ -45,16 +53,15 @@ def tokenize(text: str, tokenizer: Any) -> Tokens:
     )
     for start, block in _blocks(text):
         bar.update(len(block))
-        encoding = tokenizer(
-            block, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
+        encoding = encode_with_offsets(tokenizer, block)
         ids.append(np.array(encoding.input_ids, dtype=np.int32))
         offsets.append(np.array(encoding.offset_mapping, dtype=np.int64).reshape(-1, 2) + start)
         word_ids = [-1 - i if w is None else w for i, w in enumerate(encoding.word_ids())]
         words.append(np.array(word_ids, dtype=np.int64) + (start << 32))  # unique among blocks
     bar.close()
     starts, ends = np.concatenate(offsets).T
-    return Tokens(np.concatenate(ids), starts, ends, *_word_extents(np.concatenate(words)))
+    begins = _word_begins(text, starts, ends, np.concatenate(words))
+    return Tokens(np.concatenate(ids), starts, ends, *_word_extents(begins))
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
@@ -67,10 +74,31 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
         start = end
 
 
-def _word_extents(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _word_begins(text: str, starts: np.ndarray, ends: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Find the tokens that begin a word, (tokens,) bool.
+
+    Scripts without spaces between words have one wherever a token begins with a character of its
+    own: a tokenizer may take a whole sentence of them for a word.
+
+    Args:
+        starts, ends: characters of each token, (tokens,).
+        words: what the tokenizer takes for words, a number each, (tokens,).
+    """
+    begins = np.diff(words, prepend=words[:1] - 1) != 0
+    if UNSPACED.search(text):
+        for i in np.flatnonzero(starts > 0):
+            around = text[max(ends[i - 1] - 1, 0) : starts[i] + 1]
+            if UNSPACED.search(around):
+                whole = ends[i - 1] <= starts[i] < ends[i]
+                mark = unicodedata.category(around[-1]).startswith("M")  # such as a vowel of Thai
+                begins[i] = (begins[i] or whole) and not mark
+    return begins
+
+
+def _word_extents(begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the first and the last token of the word that each token is in; (tokens,) all."""
-    begins = np.flatnonzero(np.diff(words, prepend=words[:1] - 1))
-    sizes = np.diff(begins, append=len(words))
+    count, begins = len(begins), np.flatnonzero(begins)
+    sizes = np.diff(begins, append=count)
     return np.repeat(begins, sizes), np.repeat(begins + sizes - 1, sizes)
 
 
@@ -118,6 +146,8 @@ class TokenWindows:
         questions, contexts: as many questions as contexts; a repeated text is encoded once.
         max_seq_len: tokens of a window, with the question and the tokens that the tokenizer adds.
         doc_stride: tokens of context that a window shares with the next.
+        limit: the most that max_seq_len can be; None: it can always be raised.
+        name: names the question or the context of a row, for errors.
 
     Raises:
         ValueError: a question leaves no room for the context, or a context has no token.
@@ -130,6 +160,8 @@ class TokenWindows:
         tokenizer: Any,
         max_seq_len: int,
         doc_stride: int,
+        limit: int | None = None,
+        name: Callable[[str, int], str] = lambda which, row: which,
     ) -> None:
         self.template, self.padding = read_template(tokenizer), tokenizer.pad_token_id or 0
         encoded = {q: tokenize(q, tokenizer).ids for q in dict.fromkeys(questions)}
@@ -138,19 +170,22 @@ class TokenWindows:
         self.contexts = [texts[c] for c in contexts]
         windows = []
         for row, (question, context) in enumerate(zip(self.questions, self.contexts, strict=True)):
-            for name, text, found in (
+            for which, text, found in (
                 ("question", questions[row], question),
                 ("context", contexts[row], context),
             ):
                 if not len(found):
-                    raise ValueError(f"{name}: the model knows no token of {text!r:.60}")
+                    raise ValueError(
+                        f"{name(which, row)}: the model knows no token of {text!r:.60}"
+                    )
             room = max_seq_len - len(self.template) - len(question)
             if room <= doc_stride:
                 raise ValueError(
-                    f"question: {questions[row]!r:.60} has {len(question)} tokens; of a window of "
-                    f"{max_seq_len} it leaves {max(room, 0)} for the context, which must be more "
-                    f"than doc_stride={doc_stride}. Shorten it, lower doc_stride, or raise "
-                    "max_seq_len"
+                    f"{name('question', row)}: {questions[row]!r:.60} has {len(question)} tokens; "
+                    f"of a window of {max_seq_len} it leaves {max(room, 0)} for the context, which "
+                    f"must be more than doc_stride={doc_stride}. Shorten it"
+                    + (", lower doc_stride" if room > 0 else "")
+                    + (", or raise max_seq_len" if limit is None or max_seq_len < limit else "")
                 )
             windows += [(row, *window) for window in cut_windows(len(context), room, doc_stride)]
         self.row, self.first, self.last = np.array(windows).T  # (windows,); tokens of the context

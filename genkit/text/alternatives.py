@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from genkit.data.tokens import encode_text, split_at_control_tokens
 from genkit.errors import panics_are_errors
 from genkit.text import pages, task, token_names
 from genkit.text.generation import Generation
@@ -156,7 +157,8 @@ def alternatives(
     language = as_language(model, device)
     check_top(top, language)
     if isinstance(text, Generation):
-        prompt, given, chosen = text.prompt, task.encode_prompt(text.prompt, language), text.tokens
+        given = task.encode_prompt(text.prompt, language, text.parse_special)
+        prompt, chosen = text.prompt, text.tokens
     else:
         given, chosen = _split(text, prompt, language)
         prompt = prompt or token_names.decode(language.tokenizer, given)
@@ -173,15 +175,20 @@ def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], 
     if not text:
         raise ValueError("text is empty; give at least one character")
     tokenizer = language.tokenizer
-    whole = tokenizer(prompt + text).input_ids
     if prompt:
         given = task.encode_prompt(prompt, language)
-        if whole[: len(given)] != given:
+        # the text follows what the prompt has after its last control token
+        last = split_at_control_tokens(tokenizer, prompt)[-1]
+        ends = last == prompt
+        before = encode_text(tokenizer, last, ends=ends)
+        whole = encode_text(tokenizer, last + text, ends=ends)
+        if whole[: len(before)] != before:
             raise ValueError(
                 f"prompt: {prompt!r} ends within a token; end it where one ends, "
                 "for example before a space"
             )
-        return given, whole[len(given) :]
+        return given, whole[len(before) :]
+    whole = encode_text(tokenizer, text, ends=True)
     start = tokenizer.bos_token_id
     if start is not None:
         return [start], whole[1:] if whole[0] == start else whole

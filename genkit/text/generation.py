@@ -30,6 +30,7 @@ class Generation:
     seed: int | None  # generate(prompt, seed=seed, …) gives the same text; None: nothing was drawn
     alternatives: list[Generation] = field(default_factory=list, repr=False)  # n_best, 2nd onwards
     continues: bool = field(default=True, repr=False)  # False: an encoder-decoder's answer
+    parse_special: bool = field(default=True, repr=False)  # how the prompt was read
 
     @property
     def text(self) -> str:
@@ -69,6 +70,7 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     stop: str | Sequence[str] = ...,
     bad_words: str | Sequence[str] = ...,
     prefix: str = ...,
+    parse_special: bool = ...,
     repetition_penalty: float = ...,
     frequency_penalty: float = ...,
     no_repeat_ngram: int | None = ...,
@@ -105,6 +107,7 @@ def generate(
     stop: str | Sequence[str] = ...,
     bad_words: str | Sequence[str] = ...,
     prefix: str = ...,
+    parse_special: bool = ...,
     repetition_penalty: float = ...,
     frequency_penalty: float = ...,
     no_repeat_ngram: int | None = ...,
@@ -140,6 +143,7 @@ def generate(
     stop: str | Sequence[str] = (),
     bad_words: str | Sequence[str] = (),
     prefix: str = "",
+    parse_special: bool = True,
     repetition_penalty: float = 1.0,
     frequency_penalty: float = 0.0,
     no_repeat_ngram: int | None = None,
@@ -186,6 +190,8 @@ def generate(
         stop: string that ends a text and is not part of its completion.
         bad_words: string that no completion contains.
         prefix: text that every completion begins with.
+        parse_special: read what spells a special token in a prompt as that token; without it, a
+            prompt is text throughout, as a prefix always is.
         repetition_penalty: divides the logits of tokens that are in the text already if they are
             positive, and multiplies them if not; 1 is no penalty.
         frequency_penalty: is subtracted from a token's logit for each time that the token is in the
@@ -247,6 +253,7 @@ def stream(
     stop: str | Sequence[str] = (),
     bad_words: str | Sequence[str] = (),
     prefix: str = "",
+    parse_special: bool = True,
     repetition_penalty: float = 1.0,
     frequency_penalty: float = 0.0,
     no_repeat_ngram: int | None = None,
@@ -318,6 +325,7 @@ def _record(task: Task, row: int, completions: list[strategies.Completion]) -> G
             completion.finish or "",
             task.seeds[row] if task.seeds else None,
             continues=not task.language.model.config.is_encoder_decoder,
+            parse_special=task.options.parse_special,
         )
         for completion in completions[: task.options.n_best or 1]
     )

@@ -21,6 +21,7 @@ from genkit.data import characters
 from genkit.engine.compiled import weights_version
 from genkit.engine.decoder import Stepper, takes_trees
 from genkit.engine.precision import check_compiler, check_precision, move, weights_type
+from genkit.engine.summary import summarize
 from genkit.hub import download, safe_weights, safety
 from genkit.hub.model_files import last_written
 
@@ -31,7 +32,7 @@ HINT = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class LanguageModel:
     """A causal or sequence-to-sequence model with its tokenizer."""
 
@@ -40,7 +41,10 @@ class LanguageModel:
     name: str
     precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
     compiled: bool | None = None  # see `load`
-    _stepper: tuple[Any, Stepper] | None = field(default=None, init=False, repr=False)
+    _stepper: tuple[Any, Stepper] | None = field(default=None, init=False)
+
+    def __repr__(self) -> str:
+        return summarize("LanguageModel", self.name, [self.model], self.precision)
 
     @functools.cached_property
     def by_character(self) -> bool:

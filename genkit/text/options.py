@@ -26,6 +26,7 @@ class GenerationOptions:
     stop: str | Sequence[str] = ()
     bad_words: str | Sequence[str] = ()
     prefix: str = ""
+    parse_special: bool = True
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     no_repeat_ngram: int | None = None

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from genkit.data.tokens import encode_text
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache
 from genkit.text.language_model import DEFAULT, LanguageModel, as_language_model
@@ -149,7 +150,7 @@ def _encode_utf8(name: str, document: str) -> bytes:
 
 @panics_are_errors()
 def _tokens(name: str, document: str, tokenizer: Any) -> torch.Tensor:
-    ids = tokenizer(document, verbose=False).input_ids  # longer than the context, as it should be
+    ids = encode_text(tokenizer, document, ends=True)
     if len(ids) < 2:
         raise ValueError(f"{name}: {document!r} is a single token; give a text of two or more")
     return torch.tensor(ids)

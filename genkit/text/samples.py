@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from genkit.text import generation
+from genkit.data.tokens import encode_text
+from genkit.text import generation, kv_cache
 from genkit.text.language_model import LanguageModel
 
 TEMPERATURES = (0.25, 0.5, 1.0)
+TRIES = 1000  # places of a text at which a prompt is looked for
+
+
+def example_prompt(
+    ids: np.ndarray, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, length: int
+) -> str:
+    """Take a prompt that a model knows out of a text: the first that is whole when decoded again.
+
+    Args:
+        ids: the text, (tokens,).
+        length: the most tokens of a prompt; it is on one line, and ends with a word.
+    """
+    length = min(length, kv_cache.context_length(model))
+    for start in range(0, min(len(ids), TRIES * length), length):
+        text = _decode(ids[start : start + length], tokenizer).strip()
+        prompt = text.rpartition(" ")[0].strip() or text
+        whole = prompt.isprintable() and "\ufffd" not in prompt
+        if prompt and whole and _decode(encode_text(tokenizer, prompt), tokenizer) == prompt:
+            return prompt
+    return _decode(ids[:length], tokenizer)
+
+
+def _decode(ids: np.ndarray | list[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def sample_page(
@@ -28,7 +54,12 @@ def sample_page(
     lines = [f"# Step {step}\n"]
     for temperature in TEMPERATURES:
         text = generation.generate(
-            prompt, model=language, temperature=temperature, max_new_tokens=max_new_tokens, seed=1
+            prompt,
+            model=language,
+            parse_special=False,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=1,
         )
         lines.append(f"## Temperature {temperature}\n\n```text\n{text}\n```\n")
     return "\n".join(lines)

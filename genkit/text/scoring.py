@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
+from genkit.data.tokens import encode_texts
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache, token_names
 from genkit.text.language_model import LanguageModel, as_language_model
@@ -95,8 +96,8 @@ def start_token(language: LanguageModel) -> int:
 def encode_after_start(texts: list[str], language: LanguageModel) -> list[list[int]]:
     """Encode texts, each after the start token."""
     start = start_token(language)
-    encoded = language.tokenizer(texts, add_special_tokens=False).input_ids
-    return [[start, *tokens] for tokens in encoded]
+    encoded = encode_texts(language.tokenizer, texts)
+    return [[start, *row] for row in encoded]
 
 
 def _look_up(logs: torch.Tensor, tokens: torch.Tensor, language: LanguageModel) -> torch.Tensor:

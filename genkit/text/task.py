@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.data import characters
+from genkit.data.tokens import encode_text
 from genkit.engine import decoder
 from genkit.errors import panics_are_errors
 from genkit.seeds import row_seeds
@@ -64,8 +65,8 @@ def prepare_task(
     if draft is not None and not isinstance(draft, LanguageModel):
         own = {"revision": None, "device": str(model.model.device)}
         draft = load_language_model(draft, **loading | own)
-    rows = [encode_prompt(text, model) for text in prompts]
-    prefix = _plain(options.prefix, model, "prefix")
+    rows = [encode_prompt(text, model, options.parse_special) for text in prompts]
+    prefix = _encode_prefix(options.prefix, model)
     first = model.model.generation_config.forced_bos_token_id
     if model.model.config.is_encoder_decoder and first is not None:
         prefix = [first, *prefix]
@@ -97,13 +98,20 @@ def _check_speculation(
 
 
 @panics_are_errors()
-def encode_prompt(prompt: str, language: LanguageModel) -> list[int]:
+def encode_prompt(prompt: str, language: LanguageModel, parse_special: bool = True) -> list[int]:
     """Turn a prompt into the tokens that the model reads.
+
+    Args:
+        parse_special: find special tokens in it; without, it is text throughout.
 
     Raises:
         ValueError: it is empty, too long, or has characters that a character model does not know.
     """
-    tokens = _plain(prompt, language, "prompt", special=True)
+    _check_known("prompt", prompt, language)
+    if parse_special:
+        tokens = list(language.tokenizer(prompt).input_ids)
+    else:
+        tokens = encode_text(language.tokenizer, prompt, ends=True)
     if not tokens and language.tokenizer.bos_token_id is not None:
         tokens = [language.tokenizer.bos_token_id]
     if not tokens:
@@ -117,7 +125,15 @@ def encode_prompt(prompt: str, language: LanguageModel) -> list[int]:
     return tokens
 
 
-def _plain(text: str, language: LanguageModel, name: str, special: bool = False) -> list[int]:
+@panics_are_errors()
+def _encode_prefix(prefix: str, language: LanguageModel) -> list[int]:
+    """Turn a prefix into tokens of text: all of it is in the completion."""
+    _check_known("prefix", prefix, language)
+    return encode_text(language.tokenizer, prefix) if prefix else []
+
+
+def _check_known(name: str, text: str, language: LanguageModel) -> None:
+    """Raise ValueError for characters that a character model does not know."""
     if language.by_character:
         unknown = characters.unknown_characters(language.tokenizer, text)
         if unknown:
@@ -125,7 +141,6 @@ def _plain(text: str, language: LanguageModel, name: str, special: bool = False)
                 f"{name}: {language.name} has never seen {', '.join(map(repr, unknown))}; "
                 "leave such characters out, or fine-tune it on text that has them"
             )
-    return list(language.tokenizer(text, add_special_tokens=special).input_ids)
 
 
 # ---------------------------------------------------------------------------------------------

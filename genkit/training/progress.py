@@ -7,8 +7,11 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from genkit import machine
+from genkit.training.folder import read_record
 from genkit.training.settings import RunSettings
 
 
@@ -17,6 +20,7 @@ class Progress:
     """Where a run is: all of it goes into every checkpoint."""
 
     step: int = 0
+    rows: int = 0  # read by the steps, this one included: where the next one goes on
     seconds: float = 0.0  # of training: evaluation, saving and compilation are not counted
     evaluations: int = 0
     best: float | None = None
@@ -51,6 +55,13 @@ class Progress:
             return True
         self.stale += 1
         return False
+
+
+def read_progress(saved: dict[str, Any], folder: Path) -> Progress:
+    """Return the progress in a checkpoint; earlier versions of genkit did not count rows in it."""
+    if "rows" not in saved:
+        saved = saved | {"rows": saved["step"] * read_record(folder)["settings"]["batch_size"]}
+    return Progress(**saved)
 
 
 def count_steps(

@@ -46,7 +46,7 @@ from genkit.training.folder import RunFolder
 from genkit.training.network import Network, prepare_network
 from genkit.training.optim import rate_factor
 from genkit.training.processes import Processes
-from genkit.training.progress import Clock, Progress, estimate_run
+from genkit.training.progress import Clock, Progress, estimate_run, read_progress
 from genkit.training.settings import RunSettings
 from genkit.training.signals import Signals
 from genkit.training.tracker import Tracker
@@ -235,6 +235,7 @@ class Run(Processes):
         with bar, self.clock.running():
             while not self._is_over():
                 self.progress.step += 1
+                self.progress.rows += self.batch_size
                 self._seed_step(self.progress.step)
                 self._finite = True
                 yield self.progress.step
@@ -267,13 +268,14 @@ class Run(Processes):
     def rows(self, turn: int = 0, turns: int = 1) -> Iterator[np.ndarray]:
         """Yield this process's part of the step's global batch, as positions in the endless order.
 
-        Row r of step s is position (s - 1) * batch_size + r at any number of processes. With
-        gradient accumulation there are several parts, and gradients are exchanged at the last.
+        They go on after those of the step before, at any number of processes, and if a resumed run
+        has another batch size. With gradient accumulation there are several parts, and gradients
+        are exchanged at the last.
 
         Args:
             turn, turns: which batch this is of those that every step takes.
         """
-        first = ((self.progress.step - 1) * turns + turn) * self.batch_size
+        first = (self.progress.rows - self.batch_size) * turns + turn * self.batch_size
         positions = first + np.array(self.shard(self.batch_size))
         *parts, last = np.split(positions, self.settings.gradient_accumulation)
         for part in parts:
@@ -483,7 +485,7 @@ class Run(Processes):
         try:
             for name, network in self.networks.items():
                 network.load_state(state[name])
-            self.progress = Progress(**state["progress"])
+            self.progress = read_progress(state["progress"], self.folder.path)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"resume: {checkpoint} does not fit this run: {reason}") from error

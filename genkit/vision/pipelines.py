@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from genkit.data.images import Images
 from genkit.data.order import blocks
+from genkit.engine.summary import summarize
 from genkit.hub import kinds, safe_weights, safety
 from genkit.models import autoencoder, diffusion, gan
 from genkit.vision import pixel_lm
@@ -58,6 +59,16 @@ Pipeline = (
     | pixel_lm.PixelPipeline
 )
 RECIPES = "train_autoencoder, train_vae, train_vaegan, train_gan, train_diffusion or train_pixels"
+
+
+def _summarize(self: Any) -> str:
+    networks = [part for part in vars(self).values() if isinstance(part, torch.nn.Module)]
+    precision = str(next(networks[0].parameters()).dtype).removeprefix("torch.")
+    return summarize(type(self).__name__, getattr(self, "name", ""), networks, precision)
+
+
+for _family in get_args(Pipeline):  # their files travel without genkit, and cannot import it
+    _family.__repr__ = _summarize
 
 
 def load_pipeline(folder: str | Path, weights: str | None = None) -> Pipeline:

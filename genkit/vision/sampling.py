@@ -176,7 +176,9 @@ def load_image_model(model: str, revision: str | None = None, device: str | None
     """
     where = machine.find_device(device)
     folder = download.fetch(model, revision).resolve()
-    return _load(folder, model_files.last_written(folder), where)
+    pipeline = _load(folder, model_files.last_written(folder), where)
+    pipeline.name = model
+    return pipeline
 
 
 @functools.lru_cache(maxsize=4)
