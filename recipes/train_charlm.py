@@ -128,7 +128,6 @@ def main() -> None:
                     metrics = evaluate(run, corpus, context)
                     if run.report("val_loss", metrics):
                         run.publish(partial(save_model, run, settings, corpus, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def load_origin(name: str) -> LanguageModel:
@@ -157,7 +156,8 @@ def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float
     if run.is_main:
         start = corpus.val[: context_length(network)].tolist()
         prompt = corpus.tokenizer.decode(start, skip_special_tokens=True)[:16]
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 200)
+        compiles = run.settings.compile
+        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 200, compiles)
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     network.train()
     return metrics

@@ -103,7 +103,6 @@ def main() -> None:
                     metrics = evaluate(run, corpus, settings.context)
                     if run.report("val_loss", metrics):
                         run.publish(partial(save_model, run, settings, corpus, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def make_network(settings: Settings, corpus: Corpus) -> PreTrainedModel:
@@ -132,7 +131,8 @@ def evaluate(run: Run, corpus: Corpus, context: int) -> dict[str, float]:
     if run.is_main:
         start = corpus.val[: context_length(network)].tolist()
         prompt = corpus.tokenizer.decode(start[:4], skip_special_tokens=True)
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100)
+        compiles = run.settings.compile
+        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100, compiles)
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     network.train()
     return metrics

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genkit import recipes
+from genkit import console, recipes
 from genkit.arguments import Parser
 
 EXAMPLES = """\
@@ -60,7 +60,7 @@ def run(arguments: dict[str, Any]) -> None:
     asked = getattr(own, "processes", arguments.get("processes"))
     processes = 1 if {"-h", "--help"} & set(words) else count_processes(asked)
     if processes > 1:
-        _run_several(path, words, processes)
+        _run_several(path, words + ["--quiet"] * console.is_quiet(), processes)
         return
     sys.argv = [str(path), *words]  # which the card of the model names
     importlib.import_module(f"genkit.recipes.{path.stem}").main()

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors import safe_open
 
+from genkit import console
 from genkit.hub import download, model_files, safe_configs, safe_weights, safety
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -235,11 +236,16 @@ def _load(source: Source, written: int, trust_remote_code: bool) -> DiffusionPip
             if isinstance(part, torch.nn.Module):
                 _check_whole(name, part, held[name])
                 safe_weights.check_loaded(part)
-    pipeline.set_progress_bar_config(desc="denoising", unit=" steps", delay=2, leave=False)
+    pipeline.progress_bar = _make_bar
     if placement.offload:
         pipeline.enable_model_cpu_offload()
         return pipeline
     return pipeline.to(placement.device)
+
+
+def _make_bar(iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+    """Return the bar of a pipeline's steps, in place of its own."""
+    return console.bar(iterable, "denoising", total, " steps")
 
 
 def _download(source: Source, options: dict[str, Any]) -> None:
