@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -124,7 +124,7 @@ class LogLines:
         hidden: bool = False,
     ) -> None:
         self._items, self._doing = items, doing
-        self._total = len(items) if total is None and hasattr(items, "__len__") else total
+        self._total = len(items) if total is None and isinstance(items, Sized) else total
         self.n = self._first = initial
         self._postfix = ""
         self._start = time.monotonic()
