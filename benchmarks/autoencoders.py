@@ -313,10 +313,10 @@ def genkit(
     words = [*launch, str(RECIPES / recipe), "--output_dir", str(folder)]
     words += ["--images", arguments.train, "--val_images", arguments.test]
     words += ["--latent_dim", str(arguments.latent_dim), *flags, *arguments.recipe_arguments]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     settings = json.loads((folder / "run.json").read_text())["settings"]
-    compiled = sum(map(int, re.findall(r"compiled in (\d+) s", done.stdout)))
+    compiled = sum(map(int, re.findall(r"compiled in (\d+) s", done.stderr)))
     setting = "{network} {widths}, {optimizer} {learning_rate:g}, batch {batch_size}, "
     setting = setting.format(**settings)
     setting += "float32" if settings["mixed_precision"] == "no" else settings["mixed_precision"]

@@ -48,7 +48,7 @@ def measure(words: list[str], target: float) -> None:
         context = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
     evaluated = [line for line in log if "val_loss" in line]
     best, last = min(evaluated, key=lambda line: line["val_loss"]), log[-1]
-    compiled = re.search(r"compiled in (\d+) s", done.stdout)
+    compiled = re.search(r"compiled in (\d+) s", done.stderr)
     characters = last["step"] * settings["batch_size"] * context
     print(
         f"{' '.join(words[2:])}: val_loss {best['val_loss']:.4f}, at the end "

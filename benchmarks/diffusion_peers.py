@@ -187,7 +187,7 @@ def train_genkit(
     words += [str(RECIPE), "--output_dir", str(folder), "--seed", str(seed)]
     words += ["--images", str(train_file), "--val_images", str(test_file)]
     words += ["--max_minutes", str(seconds / 60), "--evaluations", "1", "--eval_samples", "100"]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     settings = json.loads((folder / "run.json").read_text())["settings"]
     how = {"steps": arguments.steps, "scheduler": arguments.sampler}
@@ -196,7 +196,7 @@ def train_genkit(
         last["seconds"],
         last["step"] * settings["batch_size"],
         lambda count: genkit.sample(folder, count, seed=0, **how).images,
-        sum(map(float, re.findall(r"compiled in (\d+) s", done.stdout))),
+        sum(map(float, re.findall(r"compiled in (\d+) s", done.stderr))),
     )
 
 

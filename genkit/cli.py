@@ -8,7 +8,7 @@ import importlib
 import sys
 from typing import Any
 
-from genkit import __version__
+from genkit import __version__, console
 from genkit.arguments import Parser
 from genkit.commands.flags import with_dashes
 from genkit.errors import clean_errors
@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> None:
         command = arguments.pop("command")
         del arguments["debug"]
         try:
-            importlib.import_module(f"genkit.commands.{command}").run(arguments)
+            with console.quiet(arguments.pop("quiet")):
+                importlib.import_module(f"genkit.commands.{command}").run(arguments)
+            sys.stdout.flush()  # the reader of a pipe may be gone
         except (ValueError, OSError):
             raise
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
         except Exception as error:
             if debug or command == "train":  # where the error arose took long to reach
                 raise
@@ -64,6 +64,8 @@ def _parse(words: list[str]) -> dict[str, Any]:
             module = importlib.import_module(f"genkit.commands.{name}")
             module.add(command)
             command.epilog = f"examples:\n{module.EXAMPLES}"
+            text = "print nothing but results and errors"
+            command.add_argument("--quiet", action="store_true", help=text)
             command.add_argument("--debug", action="store_true", help="show where an error arose")
     # the words of a recipe stand in the card of its model as they were written
     return vars(parser.parse_args(words if asked == "train" else with_dashes(words)))

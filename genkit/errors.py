@@ -34,9 +34,11 @@ def panics_are_errors(argument: str = "model") -> Iterator[None]:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Turn errors of arguments, files and disks into one line and exit code 2."""
+    """Turn errors of arguments, files and disks into one line and exit code 2; Ctrl-C into 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of the output has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

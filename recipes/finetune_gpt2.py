@@ -125,7 +125,6 @@ def main() -> None:
             if run.evaluation_due():
                 with run.clock.paused():
                     evaluate_and_save(run, settings, corpus)
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def choose_context(settings: Settings, network: PreTrainedModel) -> int:
@@ -163,7 +162,8 @@ def evaluate(
     nats, tokens = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
     if run.is_main:
         prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100)
+        compiles = run.settings.compile
+        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100, compiles)
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     return {
         "val_loss": nats / tokens,

@@ -132,7 +132,6 @@ def main() -> None:
                     metrics = evaluate(run, settings, val)
                     if run.report("val_loss", metrics):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 # ---- loss

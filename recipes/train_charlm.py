@@ -127,7 +127,6 @@ def main() -> None:
                     metrics = evaluate(run, corpus, context)
                     if run.report("val_loss", metrics):
                         run.publish(partial(save_model, run, settings, corpus, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def load_origin(name: str) -> LanguageModel:
@@ -155,7 +154,8 @@ def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float
     metrics = {"val_loss": nats / count, "bits_per_character": nats / count / math.log(2)}
     if run.is_main:
         prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 200)
+        compiles = run.settings.compile
+        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 200, compiles)
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     network.train()
     return metrics

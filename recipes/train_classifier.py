@@ -111,7 +111,6 @@ def main() -> None:
                     metrics = evaluate(run, val)
                     if run.report("accuracy", metrics, lower_is_better=False):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def check_images(run: Run, settings: Settings, train: Images) -> None:

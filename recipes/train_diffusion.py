@@ -156,7 +156,6 @@ def main() -> None:
                     if run.report("distance", metrics):
                         save = partial(save_model, run, settings, pipeline, train, val, metrics)
                         run.publish(save)
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def make_network(settings: Settings, train: Images, device: str) -> UNet2DModel:

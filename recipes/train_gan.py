@@ -200,9 +200,8 @@ def main() -> None:
                     if run.report("distance", metrics, curve=plot):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
                     if report_collapse(run, settings, monitor) and settings.stop_on_collapse:
-                        run.log(f"the best model until now is in {run.folder.path}")
+                        run.result(f"the best model until now is in {run.folder.path}")
                         run.stop()
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def make_game(settings: Settings) -> Game:

@@ -111,7 +111,6 @@ def main() -> None:
                     metrics = evaluate(run, val)
                     if run.report("val_loss", metrics):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def make_network(settings: Settings, pixels: PixelFormat) -> PreTrainedModel:

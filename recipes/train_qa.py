@@ -78,6 +78,9 @@ class Settings(RunSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
+        squad.check_source(self.data)
+        if self.val_data is not None:
+            squad.check_source(self.val_data, "val_data")
         for name in ("depth", "width", "heads", "vocab_size"):
             if getattr(self, name) is not None and not self.from_scratch:
                 raise ValueError(f"--{name} {getattr(self, name)} requires --from_scratch")
@@ -169,7 +172,6 @@ def main() -> None:
                     metrics = evaluate(run, settings, corpus)
                     if run.report("f1", metrics.figures, lower_is_better=False):
                         run.publish(partial(save_model, run, settings, corpus, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 @dataclass(frozen=True)

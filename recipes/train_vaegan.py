@@ -127,7 +127,6 @@ def main() -> None:
                     metrics = evaluate(run, val)
                     if run.report("mse", metrics):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def make_networks(

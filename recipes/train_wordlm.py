@@ -102,7 +102,6 @@ def main() -> None:
                     metrics = evaluate(run, corpus, settings.context)
                     if run.report("val_loss", metrics):
                         run.publish(partial(save_model, run, settings, corpus, metrics))
-        run.log(f"the best model is in {run.folder.path}")
 
 
 def make_network(settings: Settings, corpus: Corpus) -> PreTrainedModel:
@@ -130,7 +129,8 @@ def evaluate(run: Run, corpus: Corpus, context: int) -> dict[str, float]:
     }
     if run.is_main:
         prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100)
+        compiles = run.settings.compile
+        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100, compiles)
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     network.train()
     return metrics

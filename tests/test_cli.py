@@ -1,10 +1,12 @@
 import io
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -201,9 +203,13 @@ def test_answer_prints_alternatives_of_several_questions(reader, course, capsys,
     assert none.startswith("(no answer in this text)  score 0.")
     cli.main([*words[:-2], "--threshold", "-99", "--handle-impossible", "Where?"])
     assert capsys.readouterr().out == none
+    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     cli.main([*words[:-2], "--max-answer-len", "1", "--no-handle-impossible", "Where?"])
     assert "\x1b[1;32m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    cli.main([*words[:-2], "--no-handle-impossible", "Where?"])
+    assert "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -351,6 +357,57 @@ def test_evaluate_tells_text_from_images(trained, drawer, text_file, tmp_path, c
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(drawer), "--data", "digits"])
     assert "extractor is required" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def painter(tmp_path_factory):
+    """The folder of a text-to-image model."""
+    import torch
+    from builders import stable_diffusion
+
+    folder = tmp_path_factory.mktemp("models") / "painter"
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+RECORDS = {
+    "generate": "generate the rain --model {trained} --max-new-tokens 2 --strategy beam --n-best 2",
+    "answer": "answer Where? --context {course} --model {reader}",
+    "sample": "sample {drawer} -n 2 --label 1 --output a.png",
+    "imagine": "imagine fox --model {painter} --steps 2 --output a.png",
+    "explain": "explain the --model {trained}",
+    "explain temperatures": "explain the --model {trained} --show temperatures --max-new-tokens 2",
+    "explain beams": "explain the --model {trained} --show beams --max-new-tokens 2",
+    "explain alternatives": "explain the --model {trained} --show alternatives",
+    "evaluate": "evaluate {trained} --data {text_file}",
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_json_is_all_that_a_command_prints(
+    trained, drawer, reader, painter, course, text_file, tmp_path, capsys, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    words = RECORDS[name].format(**locals()).split()
+    found = json.loads(here(capsys, *words, "--json"), parse_constant=pytest.fail)
+    assert found and isinstance(found, dict | list)
+
+
+def test_json_is_taken_by_every_command_with_a_record(capsys):
+    taken = set()
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        taken |= {name} if "--json" in capsys.readouterr().out else set()
+    assert taken == {name.split()[0] for name in RECORDS} | {"push"}  # which test_hub runs
+
+
+def test_print_json_writes_null_for_numbers_that_json_does_not_have(capsys):
+    common.print_json({"score": -math.inf, "all": [math.nan, 1.5]})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"score": None, "all": [None, 1.5]}
 
 
 @pytest.mark.parametrize(

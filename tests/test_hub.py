@@ -92,6 +92,14 @@ def pushed(models, server, environment_of):
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
+def test_genkit_push_prints_its_record_as_json(models, environment_of):
+    command = [sys.executable, "-m", "genkit", "push", str(models["gan"]), "user/json", "--json"]
+    done = subprocess.run(command, env=environment_of(), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert json.loads(done.stdout)["repository"] == "user/json"
+
+
 # ---- there and back
 
 WITHOUT = """

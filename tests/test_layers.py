@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # from the ground up; packages of one floor do not import each other
-    {"arguments", "files", "errors", "machine", "seeds"},
+    {"arguments", "console", "files", "errors", "machine", "notebook", "seeds"},
     {"plots", "hub"},
     {"data", "engine"},
     {"models"},

@@ -31,7 +31,7 @@ def test_the_readmes_two_process_launch(train, trained, text_file, tmp_path):
     assert done.stdout.count("the best model is in") == 1
     done = train(*words[-4:], "--resume", "--accept_changes", launcher=config, env=ON_CPU)
     assert done.returncode == 0, done.stderr
-    assert "resumed after step 8" in done.stdout
+    assert "resumed after step 8" in done.stderr
 
 
 @pytest.mark.slow

@@ -259,6 +259,21 @@ def test_a_compiled_step_is_that_of_one_shape_and_precision():
     assert key not in map(cache_path, others)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_step_path_is_the_same_when_a_model_was_saved_and_on_other_threads(tmp_path, name):
+    model = make(name)
+    key = decoder.step_path(model)
+    model.save_pretrained(tmp_path)
+    saved = type(model).from_pretrained(tmp_path).eval()
+    assert saved.config.architectures and saved.config.dtype
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert decoder.step_path(saved) == decoder.step_path(model) == key
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
     """A cache that cannot be written, in the middle of a text."""
     (tmp_path / "file").write_text("")

@@ -13,9 +13,20 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
-from builders import ACCELERATE, ROOT, SHORT, TINY, log_of, recipe_module, run_here, weights_of
+from builders import (
+    ACCELERATE,
+    ROOT,
+    SHORT,
+    TINY,
+    listing,
+    log_of,
+    recipe_module,
+    run_here,
+    weights_of,
+)
 
 import genkit
+from genkit.engine import compiled
 from genkit.errors import clean_errors
 from genkit.hub import card
 from genkit.text.samples import example_prompt
@@ -93,18 +104,18 @@ def test_a_stopped_run_goes_on_exactly(train, trained, text_file, tmp_path):
     words = [*TINY, "--text", str(text_file), "--output_dir", str(folder)]
     words += ["--max_steps", "40", "--evaluations", "3"]
     command = [sys.executable, "recipes/train_charlm.py", *words]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (folder / "metrics.jsonl").exists() or len(log_of(folder)) < 3:
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
-    told, _ = running.communicate()
+    _, told = running.communicate()
     assert running.returncode == 0
     stopped = re.search(r"stopped after step (\d+)", told)
     assert stopped and 3 <= int(stopped[1]) < 40
     found, _ = checkpoints.find_newest(folder / "checkpoints")
     assert int(found.name[5:]) == int(stopped[1])
     done = train("--output_dir", folder, "--resume")
-    assert f"resumed after step {stopped[1]}" in done.stdout
+    assert f"resumed after step {stopped[1]}" in done.stderr
     assert weights_of(folder) == weights_of(trained)
     assert log_of(folder) == log_of(trained)
 
@@ -150,7 +161,7 @@ def test_a_damaged_checkpoint_costs_only_itself(trained, text_file, tmp_path, ca
     newest = folder / "checkpoints" / "step-00000040"
     (newest / checkpoints.TENSORS).write_bytes(b"short")
     run_here("train_charlm", "--output_dir", folder, "--resume")
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "step-00000040 is damaged: tensors.safetensors has 5 bytes" in told
     assert "resumed after step 30" in told
     assert weights_of(folder) == weights_of(trained)
@@ -172,7 +183,7 @@ def test_fine_tuning_adds_characters(trained, tmp_path, capsys):
     with pytest.raises(ValueError, match="never seen"):
         genkit.generate("THE \N{SNOWMAN}", model=trained)
     run_here("train_charlm", "--output_dir", folder, "--resume")
-    assert "resumed after step 30" in capsys.readouterr().out
+    assert "resumed after step 30" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -192,7 +203,7 @@ def test_gpt2_with_everything_switched_on(train, text_file, tmp_path):
 def test_a_compiled_run(text_file, tmp_path, capsys):
     words = [*TINY, "--compile", "yes", "--max_steps", "4", "--evaluations", "1"]
     run_here("train_charlm", *words, "--text", text_file, "--output_dir", tmp_path / "run")
-    assert re.search(r"compiled in \d+ s", capsys.readouterr().out)
+    assert re.search(r"compiled in \d+ s", capsys.readouterr().err)
     assert len(log_of(tmp_path / "run")) == 4
 
 
@@ -209,6 +220,8 @@ def test_a_dry_run_tells_and_writes_nothing(text_file, tmp_path, capsys):
     ("words", "message"),
     [
         ("--text {tmp}/missing.txt", "text: '.*missing.txt' is no file"),
+        ("--val_text {tmp}/missing.txt", "val_text: '.*missing.txt' is no file"),
+        ("--output_dir {trained} --text {tmp}/missing.txt", "text: '.*missing.txt' is no file"),
         ("--text {tmp}/empty.txt", "text: .* is empty"),
         ("--text {tmp}/one.txt", "text: 0 characters to train on"),
         ("--text {tmp}/binary.txt", "binary.txt is binary"),
@@ -241,7 +254,39 @@ def test_bad_input_ends_with_one_clear_line(trained, tmp_path, capsys, words, me
     ):
         recipe.main()
     assert stopped.value.code == 2
-    assert re.match(f"error: .*{message}", capsys.readouterr().err.splitlines()[-1])
+    shown = capsys.readouterr()
+    assert shown.out == "" and re.fullmatch(f"error: .*{message}.*\n", shown.err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_fails_leaves_its_folder_as_it_was(tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("x")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    for folder in (mine, tmp_path / "new" / "folders"):
+        with pytest.raises(ValueError, match="text: 0 characters"):
+            run_here("train_charlm", *TINY, "--text", short, "--output_dir", folder)
+    assert listing(mine) == {"notes.txt": b"mine"} and not (tmp_path / "new").exists()
+
+
+def test_compile_no_reaches_the_samples_of_a_run(text_file, tmp_path, capsys, monkeypatch):
+    """Though a compiled step would pay at once."""
+    monkeypatch.setattr(compiled, "READYING", 0.0)
+    monkeypatch.setattr(compiled, "COMPILING", 0.0)
+    words = [*TINY, "--max_steps", "2", "--evaluations", "1", "--text", text_file]
+    run_here("train_charlm", *words, "--output_dir", tmp_path / "run")
+    assert "compiling" not in capsys.readouterr().err
+    assert list((tmp_path / "run" / "samples").iterdir())
+
+
+def test_no_two_recipes_have_one_default_folder():
+    folders = {}
+    for path in (ROOT / "recipes").glob("*.py"):
+        with recipe_module(path.stem) as recipe:
+            folders[path.stem] = recipe.Settings.output_dir
+    assert len(set(folders.values())) == len(folders)
 
 
 @pytest.mark.slow
@@ -260,7 +305,7 @@ def test_a_compiled_run_goes_on_exactly(train, text_file, tmp_path):
         assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000040")
     done = train("--output_dir", tmp_path / "stopped", "--resume")
-    assert "resumed after step 30" in done.stdout
+    assert "resumed after step 30" in done.stderr
     assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "whole")
 
 
@@ -275,5 +320,5 @@ def test_a_fine_tuned_run_with_dropout_goes_on_exactly(train, text_file, tmp_pat
         assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000012")
     done = train("--output_dir", tmp_path / "stopped", "--resume")
-    assert "resumed after step 8" in done.stdout
+    assert "resumed after step 8" in done.stderr
     assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "whole")

@@ -192,7 +192,7 @@ def test_a_trained_head_is_kept_and_a_dry_run_writes_nothing(learned, tmp_path, 
     run_here("train_qa", *words, "--output_dir", tmp_path / "dry", "--dry_run")
     assert not (tmp_path / "dry").exists()
     run_here("train_qa", *words, "--output_dir", tmp_path / "run", "--epochs", "0.01")
-    told = capsys.readouterr().out
+    told = capsys.readouterr().out  # of the dry run
     assert "windows of up to 48 tokens" in told and "ms a step" in told
     figures, last = log_of(folder)[-1], log_of(tmp_path / "run")[-1]
     assert last["f1"] == pytest.approx(figures["f1"], abs=2)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from genkit import console
 from genkit.commands import common, flags
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run(arguments: dict[str, Any]) -> None:
     context = common.read_text("context", options.pop("context"))
     from genkit.qa.answering import answer
 
-    common.silence_libraries()
+    console.silence_libraries()
     rows = answer(questions, context, **options)
     if as_json:
         records = common.as_json_value(rows)
@@ -44,7 +45,7 @@ def run(arguments: dict[str, Any]) -> None:
                 del each["context"]
         common.print_json(records)
         return
-    form = "terminal" if sys.stdout.isatty() else "text"
+    form = "terminal" if console.has_colours(sys.stdout) else "text"
     for row in rows:
         if len(rows) > 1:
             print(row.question)

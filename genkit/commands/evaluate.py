@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from genkit import console
 from genkit.commands import common, flags
 
 EXAMPLES = """\
@@ -31,6 +32,6 @@ def run(arguments: dict[str, Any]) -> None:
     texts = [common.read_text("data", "-")] if data == "-" else data
     from genkit.vision.evaluation import evaluate
 
-    common.silence_libraries()
+    console.silence_libraries()
     record = evaluate(model, texts, **arguments)
     common.print_json(record) if as_json else print(record)

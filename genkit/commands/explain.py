@@ -8,6 +8,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from genkit import console
 from genkit.commands import common, flags
 
 EXAMPLES = """\
@@ -44,7 +45,7 @@ def run(arguments: dict[str, Any]) -> None:
     module, verb = VERBS[show]
     for name in sorted(set(options) - {flag.name for flag in flags.from_verb(module, verb)}):
         raise ValueError(f"{name} has no meaning for --show {show}; leave it out")
-    common.silence_libraries()
+    console.silence_libraries()
     record = getattr(importlib.import_module(module), verb)(text, **options)
     if path is not None:
         record.html(path) if show == "alternatives" else record.save(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from genkit import console
 from genkit.commands import common, flags
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run(arguments: dict[str, Any]) -> None:
     from genkit.text.language_model import DEFAULT, load_language_model
     from genkit.text.options import LOAD
 
-    common.silence_libraries()
+    console.silence_libraries()
     loading = {name: options.pop(name) for name in LOAD if name in options}
     language = load_language_model(options.pop("model", DEFAULT), **loading)
     if "draft" in options:

@@ -6,6 +6,7 @@ import argparse
 import re
 from typing import Any
 
+from genkit import console
 from genkit.commands import common, flags
 
 EXAMPLES = """\
@@ -34,7 +35,7 @@ def run(arguments: dict[str, Any]) -> None:
         options["size"] = _size(options["size"])
     from genkit.vision.imagining import imagine
 
-    common.silence_libraries()
+    console.silence_libraries()
     records = list[dict[str, Any]]()
     for i, picture in enumerate(imagine(prompts, **options)):
         path = output if i == 0 else output.with_stem(f"{output.stem}-{i + 1}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from genkit import console
 from genkit.commands import common
 
 EXAMPLES = """\
@@ -27,5 +28,6 @@ def run(arguments: dict[str, Any]) -> None:
     as_json = arguments.pop("json")
     from genkit.hub.pushing import push
 
+    console.silence_libraries()
     pushed = push(arguments.pop("folder"), arguments.pop("repository"), **arguments)
     common.print_json(pushed) if as_json else print(pushed)

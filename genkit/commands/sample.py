@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from genkit import console
 from genkit.commands import common, flags
 
 EXAMPLES = """\
@@ -28,7 +29,7 @@ def run(arguments: dict[str, Any]) -> None:
     as_json, output = arguments.pop("json"), common.check_output(arguments.pop("output"))
     from genkit.vision.sampling import sample
 
-    common.silence_libraries()
+    console.silence_libraries()
     samples = sample(arguments.pop("model"), arguments.pop("n"), **arguments)
     samples.save_grid(output)
     if as_json:

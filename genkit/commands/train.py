@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genkit import recipes
+from genkit import console, recipes
 from genkit.arguments import Parser
 
 EXAMPLES = """\
@@ -61,7 +61,7 @@ def run(arguments: dict[str, Any]) -> None:
     device = _parse_device(words)
     processes = 1 if {"-h", "--help"} & set(words) else count_processes(asked, device)
     if processes > 1:
-        _run_several(path, words, processes, device)
+        _run_several(path, words + ["--quiet"] * console.is_quiet(), processes, device)
         return
     sys.argv = [str(path), *words]  # which the card of the model names
     importlib.import_module(f"genkit.recipes.{path.stem}").main()

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from genkit import console
 from genkit.data import tables, tokens
 from genkit.data.text import read_documents
 from genkit.errors import panics_are_errors
@@ -117,17 +117,8 @@ def read_blocks(part: Part, doing: str) -> Iterator[str | None]:
     Raises:
         ValueError: the text is no longer the one that was measured.
     """
-    bar = tqdm(
-        total=part.stop,
-        desc=doing,
-        unit=" characters",
-        unit_scale=True,
-        delay=2,
-        leave=False,
-        disable=None,
-    )
     position = 0
-    with bar:
+    with console.bar(None, doing, part.stop, " characters", unit_scale=True) as bar:
         for block in _cut_blocks(part):
             size = 1 if block is None else len(block)
             first, last = (

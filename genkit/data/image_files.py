@@ -17,7 +17,7 @@ from PIL import Image
 
 from genkit.data import tables, workers
 from genkit.data.tables import is_saved_dataset
-from genkit.data.text import load_hub_dataset, take_split
+from genkit.data.text import is_id, load_hub_dataset, take_split
 from genkit.files import open_regular
 
 DIGITS = "digits"
@@ -58,6 +58,7 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
     Raises:
         ValueError: there are no images.
     """
+    check_source(source.name)
     path = Path(source.name).expanduser()
     if source.name == DIGITS:
         return DIGITS, _digits
@@ -67,13 +68,22 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
         return _table(tables.ARROW, _list_saved(path), path.resolve(), source)
     if path.is_dir():
         return _folder(path, source)
-    is_id = source.name.count("/") == 1 and not source.name.startswith((".", "~", "/"))
-    if is_id and not path.exists():
-        return _hub_dataset(source)
-    raise ValueError(
-        f"images: {source.name!r} is no folder, table or dataset; give a folder of images, a "
-        f"parquet file, the id of a Hub dataset, or {DIGITS!r}, which needs no download"
-    )
+    return _hub_dataset(source)
+
+
+def check_source(name: str, argument: str = "images") -> None:
+    """Refuse, before any long work, a name that no images can have.
+
+    Raises:
+        ValueError: it is neither here nor the id of a dataset.
+    """
+    path = Path(name).expanduser()
+    here = path.is_dir() or (path.suffix in tables.KINDS and path.is_file())
+    if name != DIGITS and not here and (path.exists() or not is_id(name)):
+        raise ValueError(
+            f"{argument}: {name!r} is no folder, table or dataset; give a folder of images, a "
+            f"parquet file, the id of a Hub dataset, or {DIGITS!r}, which needs no download"
+        )
 
 
 def _hub_folder(name: str) -> Path:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
+from genkit import console
 from genkit.data import pixels, tables, workers
 from genkit.data.image_files import EncodedImages, ImageSource, file_stats, find_images
 from genkit.data.pixels import ImageError
@@ -224,7 +224,7 @@ def _decode_to_cache(
         written_whole(path, shared=True) as scratch,
         scratch.open("wb") as file,
         contextlib.closing(workers.decode_files(found.files, found.count, options)) as decoded,
-        tqdm(total=found.count, desc="decoding", unit=" images", delay=2, leave=False) as bar,
+        console.bar(None, "decoding", found.count, " images") as bar,
     ):
         for index, (name, result) in enumerate(decoded):
             bar.update()

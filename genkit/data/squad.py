@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.data import tables
-from genkit.data.text import load_hub_dataset
+from genkit.data.text import is_id, load_hub_dataset
 
 COLUMNS = ("id", "title", "question", "context", "answers")
 
@@ -124,6 +124,7 @@ def has_impossible(examples: Sequence[Example]) -> bool:
 
 def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
     """Find the files of a source, by split."""
+    check_source(source)
     path = Path(source).expanduser()
     kind = tables.find_kind(path) if path.is_file() else None
     if kind:
@@ -133,18 +134,28 @@ def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
             found = {split or "train": files for split, files in tables.saved_files(path).items()}
         except ValueError as error:
             raise ValueError(f"data: cannot load {path}: {error}") from None
-    elif source.count("/") == 1 and not path.exists() and not source.startswith((".", "~", "/")):
-        found = load_hub_dataset("data", source)
     else:
-        raise ValueError(
-            f"data: {source!r} is no file of questions and no dataset; give a file in SQuAD's "
-            "format (.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or one's "
-            "Hub id"
-        )
+        found = load_hub_dataset("data", source)
     return {
         name: tables.hash_files(f"data: {source}", kind or tables.ARROW, files, memory)
         for name, files in found.items()
     }
+
+
+def check_source(source: str, argument: str = "data") -> None:
+    """Refuse, before any long work, a name that no questions can have.
+
+    Raises:
+        ValueError: it is neither here nor the id of a dataset.
+    """
+    path = Path(source).expanduser()
+    here = (path.is_file() and tables.find_kind(path)) or tables.is_saved_dataset(path)
+    if not here and (path.exists() or not is_id(source)):
+        raise ValueError(
+            f"{argument}: {source!r} is no file of questions and no dataset; give a file in "
+            "SQuAD's format (.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or "
+            "one's Hub id"
+        )
 
 
 def _read_rows(table: tables.Table) -> Iterator[Any]:

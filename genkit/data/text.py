@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from genkit import console
 from genkit.data import tables, utf8
 from genkit.data.tables import is_saved_dataset
 
@@ -34,6 +35,7 @@ def read_documents(
     Raises:
         ValueError: there is no such source, or it is not text.
     """
+    check_source(source)
     path = Path(source).expanduser()
     if source == EMBEDDED:
         yield from _read_embedded()
@@ -46,14 +48,27 @@ def read_documents(
             yield utf8.read_pieces(file, "text")
     elif path.exists():
         yield utf8.read_pieces(path, "text")
-    elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
+    else:
         files = take_split("text", source, load_hub_dataset("text", source), "train")
         yield from _read_rows(source, tables.ARROW, files, column, table_memory)
-    else:
+
+
+def check_source(source: str, argument: str = "text") -> None:
+    """Refuse, before any long work, a name that no text can have.
+
+    Raises:
+        ValueError: it is neither here nor the id of a dataset.
+    """
+    if source != EMBEDDED and not Path(source).expanduser().exists() and not is_id(source):
         raise ValueError(
-            f"text: {source!r} is no file, folder or dataset; give the path of a UTF-8 text file, "
-            f"whose name is no pattern, or leave it out to train on {EMBEDDED}"
+            f"{argument}: {source!r} is no file, folder or dataset; give the path of a UTF-8 text "
+            f"file, whose name is no pattern, or leave it out to train on {EMBEDDED}"
         )
+
+
+def is_id(source: str) -> bool:
+    """Whether a name can be that of a dataset on the Hub."""
+    return source.count("/") == 1 and not source.startswith((".", "~", "/"))
 
 
 def _read_embedded() -> Iterator[Document]:
@@ -93,9 +108,11 @@ def load_hub_dataset(what: str, name: str) -> dict[str, list[Path]]:
     Raises:
         ValueError: it cannot be loaded.
     """
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetsError
 
+    if not console.shows_bars():
+        disable_progress_bars()
     try:
         found = load_dataset(name)
     except (OSError, ValueError, DatasetsError) as error:

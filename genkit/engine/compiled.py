@@ -17,10 +17,14 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from genkit import files, machine
+from genkit import console, files, machine
 from genkit.engine import private_ops
 
 READYING, COMPILING = 1.5, 20.0  # about how many seconds it takes to be ready, and to compile
+UNRELATED = (  # settings that change no code; architectures and dtype come with the first save
+    "_name_or_path", "transformers_version", "id2label", "label2id", "calibration",
+    "architectures", "dtype",
+)  # fmt: skip
 
 
 def named_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -29,14 +33,15 @@ def named_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in named}
 
 
-def cache_path(model: PreTrainedModel, *modules: str) -> Path:
+def cache_path(model: PreTrainedModel, *modules: str, threads: int | None = None) -> Path:
     """Return the path of a compiled network, named by a hash of all that it depends on.
 
     Args:
         modules: names of modules whose code is compiled, or chooses what is compiled.
+        threads: for which it is compiled; default: those of this process.
     """
     config = model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "id2label", "label2id", "calibration"):
+    for name in UNRELATED:
         config.pop(name, None)
     facts = [
         type(model).__qualname__,
@@ -48,7 +53,7 @@ def cache_path(model: PreTrainedModel, *modules: str) -> Path:
         [inspect.getsource(sys.modules[name]) for name in (type(model).__module__, *modules)],
         [inspect.getsource(sys.modules[name]) for name in (__name__, private_ops.__name__)],
         [torch.__version__, transformers.__version__, platform.python_version()],
-        [platform.machine(), _cpu(), torch.get_num_threads()],
+        [platform.machine(), _cpu(), threads or torch.get_num_threads()],
     ]
     key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
     return files.cache_folder() / "compiled" / f"{key}.pt2"
@@ -78,14 +83,14 @@ def compile_ahead(
         what: is compiled, for the message.
         options: for torch's compiler.
     """
-    print(f"genkit: compiling {what}, once …", file=sys.stderr, end=" ", flush=True)
+    console.say(f"compiling {what}, once: about {COMPILING:.0f} s")
     start = time.perf_counter()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch of torch
         exported = torch.export.export(program, example, dynamic_shapes=shapes, strict=False)
         with files.written_whole(path, shared=True) as scratch:
             private_ops.compile_to_file(exported, scratch, options)
-    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    console.say(f"compiled {what} in {time.perf_counter() - start:.0f} s")
 
 
 class CompileSchedule:

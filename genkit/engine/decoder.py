@@ -146,7 +146,7 @@ class Stepper:
         """Pack the matrices, and use a compiled step if there is one, or one is to be made."""
         if not self._packed:
             self.model, self._packed = pack(self.model, self._precision), True
-        path = cache_path(self.model, __name__, pack.__module__)
+        path = step_path(self.model)
         if compile_now and not path.exists():
             _compile(self.model, self._weights, path)
         if path.exists():
@@ -179,10 +179,20 @@ def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Pat
     two = {0: any_, 1: any_}
     shapes = (dict.fromkeys(weights), two, two, two, two | {2: any_}, pool, pool)
     example = (weights, tokens, tokens.clone(), slots, seen, keys, values)
-    small = not any(getattr(layer, "precision", "") for layer in model.modules())
-    threads = {"cpp.threads": 1} if small else {}  # too little work to divide
+    threads = {"cpp.threads": 1} if _is_small(model) else {}
     what = "this model's decoding step"
     compile_ahead(StockStep(model), example, shapes, path, what, **threads)
+
+
+def step_path(model: PreTrainedModel) -> Path:
+    """Return the path of a model's compiled step in the cache."""
+    modules = (__name__, pack.__module__)
+    return cache_path(model, *modules, threads=1 if _is_small(model) else None)
+
+
+def _is_small(model: PreTrainedModel) -> bool:
+    """Whether no matrix is worth packing: a step is too little work to divide among threads."""
+    return not any(getattr(layer, "precision", "") for layer in model.modules())
 
 
 def takes_trees(model: PreTrainedModel) -> bool:

@@ -23,6 +23,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from genkit import __version__, files
 from genkit.hub import download, kinds, model_files, staging, vendoring
 from genkit.hub.download import check_name
+from genkit.notebook import TextRecord
 
 # one of which every model has, of whatever origin
 ANY_MODEL = (*model_files.ROOTS, *model_files.WEIGHTS, "*.bin")
@@ -34,7 +35,7 @@ PUSHED = (
 
 
 @dataclass(frozen=True)
-class Pushed:
+class Pushed(TextRecord):
     """A model on the Hub, at the commit that holds all of it."""
 
     repository: str

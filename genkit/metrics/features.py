@@ -19,12 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from genkit import machine
+from genkit import console, machine
 from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.engine.summary import summarize
@@ -253,7 +252,7 @@ def extract(images: Images, extractor: Extractor) -> Features:
     height, width = extractor.size or images.size[1:]
     size = max(1, min(BATCH, VALUES // (3 * height * width)))
     batches = []
-    with tqdm(total=len(images), desc="features", unit=" images", delay=2, leave=False) as bar:
+    with console.bar(None, "features", len(images), " images") as bar:
         for which in blocks(len(images), size):
             batches.append(extractor(images.batch(which)))
             bar.update(len(which))

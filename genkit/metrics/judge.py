@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from genkit import console
 from genkit.data import image_files
 from genkit.data.images import Images, load_images
 from genkit.data.order import blocks
@@ -27,6 +27,7 @@ from genkit.metrics.features import (
 from genkit.metrics.fidelity import frechet_distance, kernel_distance
 from genkit.metrics.images import class_shares, histogram_distance, label_accuracy
 from genkit.metrics.neighbours import K, copy_rate, manifold, nearest_neighbours
+from genkit.notebook import TextRecord
 
 GIVEN = "the images given"
 HALVES = 40  # half samples from which margins are estimated
@@ -99,7 +100,7 @@ def _name(name: str, sha256: str) -> str:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(TextRecord):
     """How well generated images match real ones, and how that was measured."""
 
     figures: dict[str, Figure]
@@ -379,7 +380,7 @@ def half_sample_margins(
     Source: Shao and Wu 1989, https://doi.org/10.1214/aos/1176347263
     """
     rng, halves = np.random.default_rng(seed), []
-    for _ in tqdm(range(HALVES), desc="half samples", delay=2, leave=False):
+    for _ in console.bar(range(HALVES), "half samples"):
         some_real, some_fake = (
             each.take(rng.permutation(len(each))[: len(each) // 2]) for each in (real, fake)
         )

@@ -12,9 +12,8 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from genkit import machine
+from genkit import console, machine
 from genkit.qa.reader import DEFAULT, Reader, load_reader
 from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
 from genkit.qa.windows import TokenWindows
@@ -62,6 +61,9 @@ class Answer:
         first, last = (0, len(self.context)) if whole else self.sentence
         marked = mark(self.context, self.start, self.end, first, last, form)
         return marked if self.answer or whole else str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.highlight('html')}</p>"
 
     @property
     def sentence(self) -> tuple[int, int]:
@@ -344,8 +346,7 @@ def read_windows(
         contexts: the texts of `windows`.
     """
     rows = [QuestionSpans() for _ in contexts]
-    bar = tqdm(total=len(windows), desc="reading", unit=" windows", delay=2, leave=False)
-    with bar:
+    with console.bar(None, "reading", len(windows), " windows") as bar:
         for group in windows.groups(BATCH[machine.kind(reader.model.device)]):
             logits = reader.encoder(windows.inputs(group, reader.model))
             start, end = (windows.context_logits(x, group) for x in logits)

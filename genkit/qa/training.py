@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from genkit import machine
+from genkit import console, machine
 from genkit.data.squad import Example, has_impossible
 from genkit.metrics import calibration, squad
 from genkit.qa import answering
@@ -131,7 +130,7 @@ def predict_logits(model: PreTrainedModel, questions: Questions) -> tuple[np.nda
     """
     windows, nats = questions.windows, 0.0
     logits = np.full((len(windows), 2, questions.max_seq_len), NEVER, dtype=np.float32)
-    with tqdm(total=len(windows), desc="evaluating", unit=" windows", delay=2, leave=False) as bar:
+    with console.bar(None, "evaluating", len(windows), " windows") as bar:
         for group in windows.groups(answering.BATCH[machine.kind(model.device)]):
             inputs, targets = questions.batch(group, model)
             output = model(**inputs)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from genkit import console
 from genkit.data.corpus import BLOCK, WORD_END
 from genkit.data.tokens import encode_with_offsets
 from genkit.errors import panics_are_errors
@@ -43,14 +43,8 @@ class Tokens:
 def tokenize(text: str, tokenizer: Any) -> Tokens:
     """Encode a text of any length, without what a tokenizer adds at its ends."""
     ids, offsets, words = [], [], []
-    bar = tqdm(
-        total=len(text),
-        desc="tokenizing",
-        unit_scale=True,
-        delay=2,
-        leave=False,
-        disable=len(text) <= BLOCK,
-    )
+    short = len(text) <= BLOCK
+    bar = console.bar(None, "tokenizing", len(text), " characters", short, unit_scale=True)
     for start, block in _blocks(text):
         bar.update(len(block))
         encoding = encode_with_offsets(tokenizer, block)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from genkit import console, files, notebook
 from genkit.data.tokens import encode_text, split_at_control_tokens
 from genkit.errors import panics_are_errors
 from genkit.text import pages, task, token_names
@@ -121,12 +121,15 @@ class Alternatives:
 
     def show(self) -> None:
         """Print; in colours on a terminal, if NO_COLOR is not set."""
-        colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(self.ansi() if colours else self)
+        print(self.ansi() if console.has_colours(sys.stdout) else self)
 
     def html(self, path: str | Path) -> None:
         """Write a self-contained page: likely tokens are green, and hovering shows the others."""
-        pages.alternatives(self, Path(path))
+        with files.written_whole(Path(path)) as scratch:
+            scratch.write_text(pages.alternatives(self), encoding="utf-8", newline="")
+
+    def _repr_html_(self) -> str:
+        return notebook.framed(pages.alternatives(self))
 
 
 def alternatives(

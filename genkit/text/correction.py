@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from tqdm import tqdm
-
+from genkit import console
+from genkit.notebook import TextRecord
 from genkit.text.language_model import LanguageModel, as_language_model
 from genkit.text.lexicon import WORD, Lexicon
 from genkit.text.rescoring import check_weights
@@ -52,7 +52,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Correction:
+class Correction(TextRecord):
     """A corrected text, and its changes."""
 
     source: str
@@ -122,7 +122,7 @@ def correct(
     listed = lexicon if isinstance(lexicon, Lexicon) else Lexicon(lexicon)
     language = as_language_model(model, trust_remote_code=trust_remote_code, device=device)
     channel = _Channel(listed, _View(language), max_edits, candidates, keep, edit_cost, unknown)
-    bar = tqdm(texts, desc="correcting", disable=None if len(texts) > 1 else True)
+    bar = console.bar(texts, "correcting", hidden=len(texts) == 1)
     found = [_correct(each, channel, language, alpha, beams) for each in bar]
     return found[0] if isinstance(text, str) else found
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from genkit import console
+from genkit.notebook import TextRecord
 from genkit.text import generation, pictures, task, token_names
 from genkit.text.generation import Generation
 from genkit.text.language_model import DEFAULT, LanguageModel
@@ -29,7 +29,7 @@ from genkit.text.scoring import (
 
 
 @dataclass(frozen=True)
-class NextTokens:
+class NextTokens(TextRecord):
     """The likeliest next tokens of a prompt, at several temperatures."""
 
     prompt: str
@@ -101,7 +101,7 @@ def next_tokens(
 
 
 @dataclass(frozen=True)
-class TemperatureText:
+class TemperatureText(TextRecord):
     """A completion at one temperature, and how varied it is."""
 
     temperature: float
@@ -122,7 +122,7 @@ class TemperatureText:
 
 
 @dataclass(frozen=True)
-class TemperatureSeries:
+class TemperatureSeries(TextRecord):
     """One text for each temperature, all from the same prompt and seed."""
 
     prompt: str
@@ -177,7 +177,7 @@ def temperature_series(
     given = task.encode_prompt(prompt, language)
     check_context("max_new_tokens", len(given) + max_new_tokens, language)
     texts = []
-    for temperature in tqdm(temperatures, desc="temperatures", leave=False, disable=None):
+    for temperature in console.bar(temperatures, "temperatures"):
         record = generation.generate(
             prompt,
             model=language,
@@ -210,7 +210,7 @@ def distinct(sequence: Sequence[int], n: int) -> float:
 
 
 @dataclass(frozen=True)
-class BeamTree:
+class BeamTree(TextRecord):
     """Every text that a beam search considered: kept, dropped or finished."""
 
     prompt: str

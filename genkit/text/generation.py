@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, overload
 
+from genkit.notebook import TextRecord
 from genkit.text import logits, strategies
 from genkit.text.language_model import DEFAULT, LanguageModel
 from genkit.text.options import Strategy
@@ -18,7 +19,7 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is one byte of a character
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(TextRecord):
     """One generated text, its tokens, their log-probabilities, its score and its seed."""
 
     prompt: str

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import colorsys
 import html
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genkit import files
 from genkit.text import token_names
 
 if TYPE_CHECKING:
@@ -57,16 +55,14 @@ unlikely<span class="scale"></span>likely. Point at a token, or click on it, for
 """
 
 
-def alternatives(record: Alternatives, path: Path) -> None:
-    """Write a page of a text, coloured by probability, with the alternatives of each token."""
-    page = PAGE.format(
+def alternatives(record: Alternatives) -> str:
+    """Return a page of a text, coloured by probability, with the alternatives of each token."""
+    return PAGE.format(
         title=html.escape(token_names.one_line(record.text[:60])),
         summary=html.escape(record.summary),
         scale=", ".join(_css(i / 8) for i in range(9)),
         text=fragment(record),
     )
-    with files.written_whole(path) as scratch:
-        scratch.write_text(page, encoding="utf-8", newline="")
 
 
 def fragment(record: Alternatives) -> str:

@@ -15,11 +15,12 @@ import datasets
 import evaluate
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from genkit import console
 from genkit.data.tokens import encode_text
 from genkit.errors import panics_are_errors
+from genkit.notebook import TextRecord
 from genkit.text import kv_cache
 from genkit.text.language_model import DEFAULT, LanguageModel, as_language_model
 from genkit.text.scoring import gather_tokens
@@ -29,7 +30,7 @@ ROWS, LOGITS = 64, 1 << 26  # the most windows, and the most logits, of a batch
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(TextRecord):
     """How well a model predicts a text, and how that was measured.
 
     For a text in one document, nats_per_token at the default stride is the val_loss of
@@ -166,8 +167,7 @@ def _total_nats(
     size = longest * model.get_input_embeddings().num_embeddings  # logits of a row
     rows = min(ROWS, max(1, LOGITS // size))
     total, tokens = 0.0, sum(len(ids) - 1 for ids in documents)
-    shown = {"desc": "perplexity", "unit": " tokens", "unit_scale": True, "leave": False}
-    with tqdm(total=tokens, delay=2, **shown) as bar:
+    with console.bar(None, "perplexity", tokens, " tokens", unit_scale=True) as bar:
         while batch := list(itertools.islice(windows, rows)):
             # (rows, longest), padded on the right, which no token before it reads
             inputs = pad_sequence([i for i, _ in batch], True).to(model.device)

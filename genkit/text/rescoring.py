@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from genkit.data import characters
+from genkit.notebook import TextRecord
 from genkit.text.language_model import LanguageModel, as_language_model
 from genkit.text.scoring import log_probabilities
 
@@ -20,7 +21,7 @@ Scored: TypeAlias = tuple[str, float]  # a transcription and its log P(c|x)
 
 
 @dataclass(frozen=True)
-class Ranked:
+class Ranked(TextRecord):
     """One transcription and the terms of its score."""
 
     text: str

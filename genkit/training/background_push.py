@@ -62,7 +62,7 @@ class Pusher:
             self._process.wait()
         shutil.rmtree(self.folder / STAGED, ignore_errors=True)
 
-    def finish(self) -> None:
+    def finish(self) -> pushing.Pushed:
         """Wait for the push under way, then push the model of the finished run.
 
         Raises:
@@ -73,7 +73,7 @@ class Pusher:
             self._log_failure()
         shutil.rmtree(self.folder / STAGED, ignore_errors=True)
         try:
-            self.log(str(pushing.push(self.folder, self.repository, private=self.private)))
+            return pushing.push(self.folder, self.repository, private=self.private)
         except ValueError as error:
             again = f"genkit push {self.folder} {self.repository}"
             raise ValueError(f"{error}. The run is complete; push its model by `{again}`") from None

@@ -10,6 +10,7 @@ runs/mybook/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from genkit.hub import gallery
 from genkit.training import checkpoints
 from genkit.training.launch import HOW_TO
 
-RUN_FILE, LOG_FILE = "run.json", "metrics.jsonl"
+RUN_FILE, LOG_FILE, LOCK = "run.json", "metrics.jsonl", ".lock"
 MODEL = ("config.json", "model_index.json", "README.md", "*.safetensors", "*/*.safetensors")
 ELSEWHERE = "put back a copy of it, or start in another folder"
 
@@ -38,7 +39,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.log_file = path / LOG_FILE
         self.start: tuple[Path | None, list[str]] = None, []  # of a resumed run; see `newest`
-        self._lock = filelock.FileLock(path / ".lock")
+        self._lock = filelock.FileLock(path / LOCK)
+        self._created: list[Path] = []  # by `claim`: the lock, and folders from the inside
 
     def claim(self, resume: bool) -> None:
         """Create and lock the folder; the lock goes with the process, however it ends.
@@ -47,7 +49,9 @@ class RunFolder:
             ValueError: it cannot be written, another process trains in it, it holds another run, or
                 the one to resume cannot go on.
         """
+        paths = (self.path / LOCK, self.path, *self.path.parents)
         try:
+            self._created = [path for path in paths if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -135,7 +139,11 @@ class RunFolder:
         return bool(list_model(self.path))
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back; of a run that failed before it began, nothing is left."""
+        if self._lock.is_locked and not (self.path / RUN_FILE).is_file():
+            with contextlib.suppress(OSError):  # there are other files, or the disk refuses
+                for path in self._created:
+                    path.rmdir() if path.is_dir() else path.unlink()
         self._lock.release()
 
     def identify(self, facts: dict[str, Any], accept: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genkit.data import images, pixels, tables
+from genkit.data.image_files import check_source
 from genkit.data.images import Images
 from genkit.data.order import Order
 from genkit.training.run import Run
@@ -33,6 +34,13 @@ class ImageSettings(RunSettings):
     table_memory: int = setting(
         tables.MEMORY, "MiB of the process that reads a table", least=tables.MIN_MEMORY
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        check_source(self.images)
+        if self.val_images is not None:
+            check_source(self.val_images, "val_images")
 
 
 def load_for_run(run: Run, settings: ImageSettings) -> tuple[Images, Images, Order]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 import warnings
@@ -36,11 +35,9 @@ from typing import Any
 import accelerate
 import numpy as np
 import torch
-from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
 
-from genkit import machine
-from genkit.training import checkpoints, curves
+from genkit import console, machine
+from genkit.training import checkpoints
 from genkit.training.background_push import Pusher
 from genkit.training.folder import RunFolder
 from genkit.training.network import Network, prepare_network
@@ -110,25 +107,22 @@ class Run(Processes):
 
     def __enter__(self) -> Run:
         machine.use_all_cores()
-        disable_progress_bar()  # of transformers' own loading and saving
-        if self.device.type == "cpu":  # compiled embeddings add up their gradients in any order
-            self._exit.enter_context(machine.deterministic_algorithms())
-        torch.manual_seed(self.settings.seed)  # new networks are the same on every process
-        if not self.settings.dry_run:
-            self.on_main_process(lambda: self.folder.claim(self.settings.resume))
-            self._exit.callback(self.folder.release)
-        self._exit.enter_context(self._signals.listening())
-        self._exit.enter_context(self._tracker.open())
-        if self.settings.push_to_hub and not self.settings.dry_run:
-            self.on_main_process(self._prepare_push)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(console.quiet(self.settings.quiet))
+            console.silence_libraries()
+            if self.device.type == "cpu":  # compiled embeddings add up their gradients in any order
+                stack.enter_context(machine.deterministic_algorithms())
+            torch.manual_seed(self.settings.seed)  # new networks are the same on every process
+            if not self.settings.dry_run:
+                self.on_main_process(lambda: self.folder.claim(self.settings.resume))
+                stack.callback(self.folder.release)
+            stack.enter_context(self._signals.listening())
+            stack.enter_context(self._tracker.open())
+            self._exit = stack.pop_all()
         return self
 
-    def _prepare_push(self) -> None:
-        settings = self.settings
-        assert settings.push_to_hub is not None
-        self._pusher = Pusher(
-            self.folder.path, settings.push_to_hub, settings.push_private, self.log
-        )
+    def _prepare_push(self, repository: str) -> None:
+        self._pusher = Pusher(self.folder.path, repository, self.settings.push_private, self.log)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.processes > 1 and (kind is None or kind is SystemExit):
@@ -138,7 +132,8 @@ class Run(Processes):
             time.sleep(0.2)
         self._exit.close()
         if self._pusher is not None:  # the other processes need not wait for it
-            self._pusher.finish() if kind is None else self._pusher.stop()
+            with console.quiet(self.settings.quiet):
+                self.result(str(self._pusher.finish())) if kind is None else self._pusher.stop()
 
     def identify(self, **facts: Any) -> None:
         """Set what the run is made of (data by hash, …), and refuse to resume with anything else.
@@ -154,16 +149,20 @@ class Run(Processes):
         self.on_main_process(lambda: self.folder.identify(facts, self.settings.accept_changes))
         if self.settings.report_to:
             self._tracker.start(asdict(self.settings))
+        if repository := self.settings.push_to_hub:
+            self.on_main_process(lambda: self._prepare_push(repository))
 
     def log(self, text: str) -> None:
-        """Print a line, once, above the progress bar; a terminal that is gone ends no run."""
-        if not self.is_main:
-            return
-        try:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        """Print how the run goes, once; what a dry run says is its result."""
+        if self.settings.dry_run:
+            self.result(text)
+        elif self.is_main:
+            console.say(text)
+
+    def result(self, text: str) -> None:
+        """Print a line on standard output, once."""
+        if self.is_main:
+            console.write(text, sys.stdout)
 
     # ---- networks -----------------------------------------------------------------------------
 
@@ -225,10 +224,12 @@ class Run(Processes):
         Checkpoints are written between steps: every `save_minutes` or `save_steps`, on a signal
         and at the end.
         """
-        bar = tqdm(
+        bar = console.bar(
+            doing="training",
             total=1.0,
+            hidden=not self.is_main,
             initial=min(self.fraction, 1.0),
-            disable=None if self.is_main else True,
+            delay=0,
             bar_format="{percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}",
         )
         self._saved_at = time.monotonic()
@@ -254,6 +255,8 @@ class Run(Processes):
                 f"--output_dir {self.folder.path} --resume"
             )
             raise SystemExit(0)
+        if not self.settings.dry_run:
+            self.result(f"the best model is in {self.folder.path}")
 
     def _is_over(self) -> bool:
         impatient = 0 < self.settings.patience <= self.progress.stale
@@ -390,12 +393,12 @@ class Run(Processes):
         metric: str,
         values: dict[str, float],
         lower_is_better: bool = True,
-        curve: Callable[[list[dict[str, Any]], Path], None] = curves.loss_curve,
+        curve: Callable[[list[dict[str, Any]], Path], None] | None = None,
     ) -> bool:
         """Log an evaluation and redraw its picture; return whether `values[metric]` is the best.
 
         Args:
-            curve: draws the log into loss.png.
+            curve: draws the log into loss.png; default: `loss_curve`.
         """
         progress = self.progress
         progress.evaluations = self._evaluations_by_now()
@@ -405,7 +408,9 @@ class Run(Processes):
         mark = "  best" if better else ""
         self.log(f"step {progress.step:6,}  {progress.seconds:5.0f} s  {shown}{mark}")
         if self.is_main:
-            curve(self.folder.log(), self.folder.path / "loss.png")
+            from genkit.training.curves import loss_curve  # matplotlib: --help does not wait for it
+
+            (curve or loss_curve)(self.folder.log(), self.folder.path / "loss.png")
         return better
 
     def log_metrics(self, **values: float) -> None:

@@ -20,7 +20,9 @@ from genkit.training import launch
 from genkit.training.folder import ELSEWHERE, RUN_FILE, read_record
 
 UNSET = object()  # a setting that the command line does not give
-TRANSIENT = ("output_dir", "resume", "accept_changes", "dry_run", "device")  # not of the run
+TRANSIENT = (  # of one start, not of the run
+    "output_dir", "resume", "accept_changes", "dry_run", "device", "quiet",
+)  # fmt: skip
 HARMLESS = (
     *TRANSIENT, "save_minutes", "save_steps", "keep_checkpoints", "report_to",
     "license", "push_to_hub", "push_private", "push_often",
@@ -105,6 +107,7 @@ class RunSettings:
         False, "print parameters, memory, tokens per epoch and ETA; write nothing"
     )
     device: str | None = setting(None, "cpu, or a GPU as torch names it; a GPU if there is one")
+    quiet: bool = setting(False, "print nothing but results and errors")
     seed: int = setting(0, "seed of all random numbers of the run", least=0)
     max_steps: int | None = setting(None, "optimizer steps; exact resume holds for these", least=1)
     max_minutes: float | None = setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genkit.data import tables
-from genkit.data.text import EMBEDDED
+from genkit.data.text import EMBEDDED, check_source
 from genkit.training.settings import RunSettings, setting
 
 
@@ -22,3 +22,10 @@ class TextSettings(RunSettings):
     table_memory: int = setting(
         tables.MEMORY, "MiB of the process that reads a table", least=tables.MIN_MEMORY
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        check_source(self.text)
+        if self.val_text is not None:
+            check_source(self.val_text, "val_text")

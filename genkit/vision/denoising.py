@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-from genkit import plots
+from genkit import console, plots
 from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.models import diffusion, diffusion_losses
 from genkit.models.diffusion import DenoisingPipeline, Network
 from genkit.models.diffusion_losses import Noising
+from genkit.notebook import DrawnRecord
 from genkit.vision import image_grid, pipelines
 from genkit.vision.pipelines import ROWS, IntLabels, as_int_labels, check_latents, image_batch
 
@@ -35,7 +35,7 @@ LEAST_SIGMA = 0.01  # by which noise is divided where the network predicts the i
 
 
 @dataclass(frozen=True)
-class LossByTime:
+class LossByTime(DrawnRecord):
     """The loss of a network at each timestep, one for each image, distributed as in training."""
 
     timesteps: torch.Tensor  # (n,), rising
@@ -102,7 +102,7 @@ def loss_by_time(
 
 
 @dataclass(frozen=True, eq=False)
-class DenoisingTrajectory:
+class DenoisingTrajectory(DrawnRecord):
     """x_t and the predicted x_0 at timesteps of the sampling of one image."""
 
     mixed: torch.Tensor = field(repr=False)  # x_t, (shown, channels, height, width)
@@ -154,7 +154,7 @@ def denoising_trajectory(
     own = row_generators(seed, 1)
     noise, null_label = draw_noise(pipeline, own), pipeline.labels
     way = diffusion.denoise(pipeline.predict, sampler, noise, classes, null_label, guidance, own)
-    bar = tqdm(way, "denoising", len(sampler.timesteps), delay=2, leave=False, unit=" steps")
+    bar = console.bar(way, "denoising", len(sampler.timesteps), " steps")
     steps_at = {step.timestep.item(): step for step in bar}  # of two at a timestep, heun's second
     last = list(steps_at.values())[-1]
     timesteps = [list(steps_at)[i] for i in _spread(len(steps_at), shown).tolist()]
@@ -168,7 +168,7 @@ def denoising_trajectory(
 
 
 @dataclass(frozen=True, eq=False)
-class NoisingTrajectory:
+class NoisingTrajectory(DrawnRecord):
     """x_t of images at timesteps of the forward process."""
 
     mixed: torch.Tensor = field(repr=False)  # x_t, (shown, n, channels, height, width)
@@ -218,7 +218,7 @@ def noising_trajectory(
 
 
 @dataclass(frozen=True, eq=False)
-class Inversion:
+class Inversion(DrawnRecord):
     """The noise from which a deterministic sampler makes images; all are (n, …)."""
 
     images: torch.Tensor = field(repr=False)  # as given, (n, channels, height, width)
@@ -272,8 +272,8 @@ def invert(
     real = images_as_tensor(pipeline, images)
     classes, levels = checked_labels(pipeline, labels, len(real)), noise_levels(pipeline, steps)
     parts = []
-    turns, shown = list(blocks(len(real), ROWS)), {"desc": "inverting", "unit": " steps"}
-    with tqdm(total=2 * steps * len(turns), delay=2, leave=False, **shown) as bar:
+    turns = list(blocks(len(real), ROWS))
+    with console.bar(None, "inverting", 2 * steps * len(turns), " steps") as bar:
         for which in turns:
             x, some = real[which].to(pipeline.device), None if classes is None else classes[which]
             noise = _solve(pipeline, x, some, levels, range(steps + 1), bar)

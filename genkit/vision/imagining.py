@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from tqdm import tqdm
 
-from genkit import machine
+from genkit import console, machine
 from genkit.errors import panics_are_errors
+from genkit.notebook import DrawnRecord
 from genkit.seeds import is_whole, row_seeds
 from genkit.vision import image_grid, text2image
 from genkit.vision.text2image import DEFAULT, Source
@@ -30,7 +30,7 @@ Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(DrawnRecord):
     """One picture, and how it was generated."""
 
     prompt: str
@@ -144,15 +144,8 @@ def imagine(
     options = _options(source, negative, steps, guidance, size)
     pipeline = text2image.load_text2image(source, trust_remote_code, device)
     _tile(pipeline, machine.free_memory(where), *(options.size or source.default_size))
-    rows = tqdm(
-        zip(prompts, seeds, strict=True),
-        total=len(prompts),
-        desc="generating",
-        unit=" images",
-        delay=2,
-        leave=False,
-        disable=len(prompts) == 1,  # the bar of its steps is enough
-    )
+    one = len(prompts) == 1  # the bar of its steps is enough
+    rows = console.bar(zip(prompts, seeds, strict=True), "generating", len(prompts), " images", one)
     pictures = [_generate(pipeline, source, text, own, options) for text, own in rows]
     return pictures[0] if isinstance(prompt, str) else pictures
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from genkit import console
 from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.diffusion_losses import Noising
+from genkit.notebook import DrawnRecord
 from genkit.vision import image_grid
 from genkit.vision.denoising import (
     COLUMNS,
@@ -33,7 +34,7 @@ JUMPS = 25  # in all steps, as in the paper, where a jump goes back 10 of 250 st
 
 
 @dataclass(frozen=True, eq=False)
-class Inpainting:
+class Inpainting(DrawnRecord):
     """Inpainted images."""
 
     given: torch.Tensor = field(repr=False)  # (n, channels, height, width), 0 where masked out
@@ -84,8 +85,7 @@ def inpaint(
     classes, levels = checked_labels(pipeline, labels, len(real)), noise_levels(pipeline, steps)
     kept, own = _checked_mask(mask, real), row_generators(seed, len(real))
     schedule, turns, parts = resampling_schedule(steps, resample), list(blocks(len(real), ROWS)), []
-    shown = {"desc": "inpainting", "unit": " steps", "delay": 2, "leave": False}
-    with tqdm(total=len(turns) * (len(schedule) - 1), **shown) as bar:
+    with console.bar(None, "inpainting", len(turns) * (len(schedule) - 1), " steps") as bar:
         for which in turns:
             some = None if classes is None else classes[which]
             given, mask = real[which].to(pipeline.device), kept[which, None].to(pipeline.device)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from genkit import plots
+from genkit.notebook import DrawnRecord
 from genkit.vision import image_grid
 from genkit.vision.pipelines import (
     Decoder,
@@ -33,7 +34,7 @@ from genkit.vision.pipelines import (
 
 
 @dataclass(frozen=True, eq=False)
-class Scatter:
+class Scatter(DrawnRecord):
     """Latents in two dimensions."""
 
     points: torch.Tensor = field(repr=False)  # (n, 2), float64
@@ -110,7 +111,7 @@ def _principal(values: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class Plane(DrawnRecord):
     """Images decoded over a plane of the latent space."""
 
     images: torch.Tensor = field(repr=False)  # (side * side, …), row by row from the top
@@ -171,7 +172,7 @@ def plane(
 
 
 @dataclass(frozen=True, eq=False)
-class Truncation:
+class Truncation(DrawnRecord):
     """Images of the same seeds at several truncations."""
 
     images: torch.Tensor = field(repr=False)  # (limits, count, channels, height, width)
@@ -224,7 +225,7 @@ def _limits(limits: Sequence[float | None]) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Interpolation:
+class Interpolation(DrawnRecord):
     """Images on a linear and on a spherical path between two latents."""
 
     linear: torch.Tensor = field(repr=False)  # images, (steps, …)
@@ -362,7 +363,7 @@ def concept(latents: torch.Tensor, has_it: Sequence[bool] | torch.Tensor) -> tor
 
 
 @dataclass(frozen=True, eq=False)
-class Shift:
+class Shift(DrawnRecord):
     """Images moved along a direction of the latent space."""
 
     images: torch.Tensor = field(repr=False)  # (strengths, n, channels, height, width)

@@ -13,8 +13,8 @@ from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from genkit import console
 from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.engine.summary import summarize
@@ -172,7 +172,7 @@ def encode(
         )
     classes = check_images(pipeline, images, labels)
     latents = []
-    with tqdm(total=len(images), desc="encoding", unit=" images", delay=2, leave=False) as bar:
+    with console.bar(None, "encoding", len(images), " images") as bar:
         for which in blocks(len(images), ROWS):
             some = None if classes is None else classes[which]
             latents.append(pipeline.encode(image_batch(images, which), some).cpu())

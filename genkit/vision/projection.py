@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from genkit import console
 from genkit.data.images import Images
 from genkit.data.order import blocks
+from genkit.notebook import DrawnRecord
 from genkit.vision import image_grid
 from genkit.vision.pipelines import (
     ROWS,
@@ -31,7 +32,7 @@ COLUMNS = 12  # images side by side in a picture
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
+class Projection(DrawnRecord):
     """The nearest images that a model can decode to given ones."""
 
     target: torch.Tensor = field(repr=False)  # (n, channels, height, width)
@@ -116,8 +117,7 @@ def project(
     starts = noise.shape[1]
     turns = list(blocks(len(images), max(1, ROWS // starts)))
     parts = []
-    shown = {"desc": "projecting", "unit": " steps", "delay": 2, "leave": False}
-    with tqdm(total=len(turns) * steps, **shown) as bar:
+    with console.bar(None, "projecting", len(turns) * steps, " steps") as bar:
         for which in turns:
             target = image_batch(images, which)
             some = None if classes is None else classes[which].repeat_interleave(starts)

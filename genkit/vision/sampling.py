@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from genkit import machine
+from genkit import console, machine
 from genkit.data.order import blocks
 from genkit.engine import unet
 from genkit.hub import download, model_files
 from genkit.models import diffusion
 from genkit.models.diffusion import DenoisingPipeline
+from genkit.notebook import as_png
 from genkit.seeds import is_whole, row_seeds
 from genkit.vision import image_grid, pipelines
 from genkit.vision.pipelines import Encoder
@@ -69,6 +69,9 @@ class Samples:
     def save_grid(self, path: str | Path, columns: int | None = None) -> None:
         """Write all images into one PNG, row by row; columns: as many as rows by default."""
         image_grid.grid(self.images, Path(path), columns)
+
+    def _repr_png_(self) -> bytes:
+        return as_png(self.save_grid)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def draw_samples(
     """
     classes = None if labels is None else torch.as_tensor(labels)
     rows, images = ROWS[machine.kind(pipeline.device)], []
-    with tqdm(total=len(seeds), desc="sampling", unit=" images", delay=2, leave=False) as bar:
+    with console.bar(None, "sampling", len(seeds), " images") as bar:
         for which in blocks(len(seeds), rows):
             own = [torch.Generator().manual_seed(int(seeds[i])) for i in which]
             some = None if classes is None else classes[which]

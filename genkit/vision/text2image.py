@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors import safe_open
 
-from genkit import machine
+from genkit import console, machine
 from genkit.hub import download, model_files, safe_configs, safe_weights, safety
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -230,7 +230,7 @@ def _load(
             if isinstance(part, torch.nn.Module):
                 _check_whole(name, part, held[name])
                 safe_weights.check_loaded(part)
-    pipeline.set_progress_bar_config(desc="denoising", unit=" steps", delay=2, leave=False)
+    pipeline.progress_bar = _make_bar
     if placement.offload:
         pipeline.enable_model_cpu_offload(device=placement.device)
         return pipeline
@@ -240,6 +240,11 @@ def _load(
 def _place(parameters: int, device: torch.device) -> Placement:
     free, half = machine.free_memory(device), machine.half_precision(device)
     return choose_placement(parameters, device, free, half, machine.has_own_memory(device))
+
+
+def _make_bar(iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+    """Return the bar of a pipeline's steps, in place of its own."""
+    return console.bar(iterable, "denoising", total, " steps")
 
 
 def _download(source: Source, options: dict[str, Any]) -> None:
