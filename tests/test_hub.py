@@ -1,10 +1,12 @@
 """Pushes to a Hub on loopback by the real client, and models that come back from there."""
 
+import getpass
 import json
 import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,18 +16,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import ACCELERATE, ROOT, TINY, facts_file, run_here
+from builders import ACCELERATE, MAKE, ROOT, TINY, facts_file, run_here
 from hub_server import READER, TOKEN, Repository, serve
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import genkit
-from genkit.hub import kinds, staging
+from genkit.hub import card, kinds, pushing, staging
 from genkit.training.settings import RunSettings
 from genkit.vision import pipelines
 
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
+MARKER = "zanzibar"  # in all paths on this machine
 RECIPES = {
+    "text": "train_charlm --depth 1 --width 32 --heads 2 --context 32",
     "answers": "train_qa --from_scratch --depth 1 --width 32 --heads 2 --max_seq_len 48",
     "classifier": "train_classifier --width 8 --depth 1 --license mit",
     "autoencoder": "train_vae --network dense --widths 32 --latent_dim 4 --conditional",
@@ -40,15 +45,33 @@ CONTEXT = "The zorp is blue. The mig is tal."
 
 
 @pytest.fixture(scope="module")
-def models(trained, tmp_path_factory):
-    """A folder of each family, trained for two steps."""
-    runs = tmp_path_factory.mktemp("runs")
-    data = facts_file(runs / "facts.json", 1, 12, own_words=True)
-    for name, words in RECIPES.items():
-        recipe, *given = words.split()
-        given += ["--data", str(data)] if name == "answers" else []
-        run_here(recipe, *given, *SHORT, "--output_dir", runs / name)
-    return {"text": trained} | {name: runs / name for name in RECIPES}
+def models(text_file, tmp_path_factory):
+    """A folder of each family, trained for two steps; all paths on this machine have the marker."""
+    home = tmp_path_factory.mktemp(MARKER)
+    shutil.copy(text_file, home / "text.txt")
+    facts_file(home / "facts.json", 1, 12, own_words=True)
+    draw_digits(home / "pictures", 30)
+    runs = home / "runs"
+    data = {"text": ("--text", home / "text.txt"), "answers": ("--data", home / "facts.json")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name, words in RECIPES.items():
+            recipe, *given = words.split()
+            given += map(str, data.get(name, ("--images", home / "pictures")))
+            if name in ("gan", "diffusion"):
+                given += ["--extractor", str(runs / "classifier")]
+            run_here(recipe, *given, *SHORT, "--output_dir", runs / name)
+    return {name: runs / name for name in RECIPES}
+
+
+def draw_digits(folder: Path, count: int) -> None:
+    """Write pictures of digits, `count` in the folder of each class."""
+    digits = load_digits()
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == digit][:count]):
+            pixels = np.round(image * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / str(digit) / f"{i}.png")
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +272,6 @@ def test_cards_are_in_the_hubs_format(pushed, models, server):
 
 
 def test_a_cards_dataset_is_named_if_it_is_on_the_hub(tmp_path):
-    from genkit.hub import card
-
     options = {"title": "A title: with a colon", "task": "text-generation", "about": "About."}
     options |= {"usage": "print(model)", "figures": {"loss": 1.5}, "protocol": "All of it."}
     text = card.card(tmp_path, data="user/texts", license="mit", **options)
@@ -570,13 +591,202 @@ def test_a_refused_push_changes_nothing_on_the_hub(models, pushed, server, envir
 
 @pytest.mark.slow
 def test_cards_and_copies_do_not_identify_this_machine(models, pushed, server):
-    """Neither paths of data and runs, nor any file that the card does not list."""
+    """Neither paths of data, runs and home, nor any file that the card does not list."""
+    user, host = getpass.getuser().encode(), socket.gethostname().encode()
     for name in models:
         tree = server.tree(f"user/{name}")
         listed = re.findall(r"^- (.+)$", tree["README.md"].decode().partition("## Files")[2], re.M)
         assert set(tree) == {*listed, ".gitattributes"}
         for path, data in tree.items():
-            assert str(models[name].parent).encode() not in data, path
+            assert MARKER.encode() not in data, path
+            assert not re.search(rb"/" + user + rb"/|@" + host, data), path
             assert not re.search(rb"/tmp/|/home/|" + str(ROOT).encode(), data) or path.endswith(
                 (".safetensors", ".png", ".gif", "tokenizer.json")
             ), path
+
+
+# ---- refused, each for its own reason, with nothing changed
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub of the test's own, which this process takes for the real one."""
+    with serve() as running:
+        running.connect(monkeypatch, tmp_path / "home")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A language model that never trained."""
+    made = tmp_path_factory.mktemp("saved") / "model"
+    MAKE["text"](made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "log in by `hf auth login`"),
+        (403, "use a token that may do this"),
+        (404, "check the name"),
+        (409, "somebody else has changed the repository"),
+        (429, "wait a minute"),
+        (500, "try again later"),
+        (503, "try again later"),
+    ],
+)
+@pytest.mark.parametrize("asked", [("GET", "/api/models/"), ("POST", "/api/repos/create")])
+def test_push_says_what_each_refusal_asks_for(hub, folder, status, advice, asked):
+    """Only that of an unknown user is about logging in."""
+    hub.refused = (*asked, status)
+    with pytest.raises(ValueError, match=rf"user/new cannot be pushed to: .*{advice}") as e:
+        pushing.prepare_repository("user/new")
+    message = str(e.value)
+    assert ("hf auth login" in message) == (status == 401)
+    assert f"refused with {status} (status {status})" in message and "http" not in message
+    assert len(message.splitlines()) == 1 and hub.repositories == {}
+
+
+def test_push_says_that_the_hub_cannot_be_reached(hub, folder, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"the Hub cannot be reached .*: check the connection; "
+    ) as e:
+        genkit.push(folder, "user/new")
+    assert time.monotonic() - start < 5 and "log in" not in str(e.value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE is set"):
+        genkit.push(folder, "user/new")
+
+
+def test_push_without_a_token_says_how_to_log_in(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "none"))
+    with pytest.raises(ValueError, match=r"no token is saved .* log in by `hf auth login`"):
+        genkit.push(folder, "user/new")
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize(
+    ("repository", "options"),
+    [
+        ("user/public", {"private": True, "revision": "draft"}),
+        ("user/public", {"revision": "refs/pr/1"}),
+        ("user/new", {"revision": "refs/pr/1"}),
+        ("user/new", {"revision": "../main"}),
+        ("user/theirs", {}),
+        ("user/theirs", {"revision": "draft"}),
+    ],
+)
+def test_push_looks_before_it_creates(hub, folder, repository, options):
+    hub.repositories["user/public"] = Repository(private=False)
+    hub.repositories["user/public"].commit("main", {})
+    hub.repositories["user/theirs"] = Repository(private=False)
+    hub.repositories["user/theirs"].commit("main", {"config.json": b"{}", "x.safetensors": b""})
+    before = {name: dict(each.branches) for name, each in hub.repositories.items()}
+    with pytest.raises(ValueError, match=r"private|revision|did not push"):
+        genkit.push(folder, repository, **options)
+    assert {name: dict(each.branches) for name, each in hub.repositories.items()} == before
+    assert not [path for method, path in hub.asked if method != "GET"]
+
+
+CLIENT = pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # the Hub's own
+
+
+@CLIENT
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("revision", [None, "draft"])
+@pytest.mark.parametrize("asked", [("PUT", "/lfs/"), ("POST", "/commit/"), ("POST", "/branch/")])
+def test_a_commit_that_is_refused_leaves_nothing_new(hub, folder, exists, revision, asked):
+    if exists:
+        HfApi().create_repo("user/new")
+    before = {name: dict(each.branches) for name, each in hub.repositories.items()}
+    hub.refused = (*asked, 403)
+    if asked[1] == "/branch/" and revision is None:
+        pytest.skip("no branch is made")
+    with (
+        pytest.raises(ValueError, match="refused with 403"),
+        pushing.prepare_repository("user/new", revision=revision),
+    ):
+        pushing._commit(folder, "user/new", revision)
+    assert {name: dict(each.branches) for name, each in hub.repositories.items()} == before
+
+
+def test_what_a_refused_push_has_created_stays_once_others_have_used_it(hub, folder):
+    with pytest.raises(ValueError, match="refused"), pushing.prepare_repository("user/new"):
+        HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="user/new")
+        raise ValueError("refused")
+    assert hub.tree("user/new")["notes.txt"] == b"mine"
+
+
+# ---- the name in a card
+
+
+CODE = 'model = "run"\n\nuse(model)\nmodel = "other"\n'
+
+
+@CLIENT
+def test_a_cards_code_loads_the_branch_that_it_was_pushed_to(hub, folder, tmp_path):
+    """Run as it stands, whatever is on main."""
+    text = card.renamed(CODE, "user/new", "draft")
+    assert 'model = "user/new"' in text and 'revision="draft"' in text
+    assert card.renamed(text, "user/new", "draft") == text
+    assert card.renamed(text, "user/moved") == CODE.replace('"run"', '"user/moved"')
+    (tmp_path / "staged").mkdir()
+    (tmp_path / "run").mkdir()
+    MAKE["text"](tmp_path / "run")
+    (tmp_path / "run" / "README.md").write_text(f"# Card\n\n```python\n{CODE[:26]}```\n")
+    staging.stage(tmp_path / "run", tmp_path / "staged", "user/new", "draft")
+    pushing.prepare_repository("user/new", revision="draft")
+    pushing._commit(tmp_path / "staged", "user/new", "draft")
+    code = (tmp_path / "staged" / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    found: dict[str, object] = {"use": lambda folder: genkit.load(folder)}
+    exec(code, found)
+    assert str(found["model"]).startswith(str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "{}/zanzibar/it's here/book.txt",
+        "--text={}/zanzibar/it's here/book.txt",
+        "{}/zanzibar/it's here/book.txt/",
+        "~/zanzibar/book.txt",
+        "../zanzibar/book.txt",
+    ],
+)
+def test_a_card_names_no_path_however_it_was_written(tmp_path, monkeypatch, word):
+    run = tmp_path / "zanzibar" / "run"
+    run.mkdir(parents=True)
+    path = word.format(tmp_path)
+    given = path.removeprefix("--text=")
+    monkeypatch.setattr("sys.argv", ["/home/me/recipes/train_x.py", "--flag", path])
+    options = {"title": "A title", "task": "text-generation", "usage": "print(model)"}
+    options |= {"about": f"Trained on {given}.", "figures": {"loss": 1.5}}
+    text = card.card(run, data=given, protocol=f"By {given}.", **options)
+    assert "zanzibar" not in text and "/home/me" not in text
+    assert 'model = "run"\n' in text and "book.txt" in text
+
+
+def test_notes_of_where_a_model_came_from_are_base_names(tmp_path):
+    """Those in settings that transformers and diffusers write and never read."""
+    folder, staged = tmp_path / "model", tmp_path / "staged"
+    MAKE["text"](folder)
+    staged.mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    inner = {"_name_or_path": str(folder), "tokenizer_file": "/elsewhere/zanzibar/tokenizer.json"}
+    inner |= {"name_or_path": "user/name"}
+    (folder / "config.json").write_text(json.dumps(config | inner | {"text_config": dict(inner)}))
+    staging.stage(folder, staged, "user/name")
+    found = json.loads((staged / "config.json").read_text())
+    short = {
+        "_name_or_path": "model",
+        "tokenizer_file": "tokenizer.json",
+        "name_or_path": "user/name",
+    }
+    assert short.items() <= found.items() and found["text_config"] == short
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    changed = {f.name for f in staged.iterdir() if before.get(f.name) != f.read_bytes()}
+    assert changed == {"README.md", "config.json"}

@@ -19,6 +19,7 @@ from genkit.data import tables, workers
 from genkit.data.tables import is_saved_dataset
 from genkit.data.text import load_hub_dataset, take_split
 from genkit.files import open_regular
+from genkit.hub import names
 
 DIGITS = "digits"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -58,7 +59,7 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
     Raises:
         ValueError: there are no images.
     """
-    path = Path(source.name).expanduser()
+    path = names.as_path(source.name, "images")
     if source.name == DIGITS:
         return DIGITS, _digits
     if path.suffix in tables.KINDS and path.is_file():
@@ -67,8 +68,7 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
         return _table(tables.ARROW, _list_saved(path), path.resolve(), source)
     if path.is_dir():
         return _folder(path, source)
-    is_id = source.name.count("/") == 1 and not source.name.startswith((".", "~", "/"))
-    if is_id and not path.exists():
+    if not names.is_path(source.name) and "/" in source.name:
         return _hub_dataset(source)
     raise ValueError(
         f"images: {source.name!r} is no folder, table or dataset; give a folder of images, a "

@@ -7,11 +7,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from genkit.data import tables
 from genkit.data.text import load_hub_dataset
+from genkit.hub import names
 
 COLUMNS = ("id", "title", "question", "context", "answers")
 
@@ -124,7 +124,7 @@ def has_impossible(examples: Sequence[Example]) -> bool:
 
 def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
     """Find the files of a source, by split."""
-    path = Path(source).expanduser()
+    path = names.as_path(source, "data")
     if path.suffix in tables.KINDS and path.is_file():
         found = {"train": [path]}
     elif tables.is_saved_dataset(path):
@@ -132,7 +132,7 @@ def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
             found = {split or "train": files for split, files in tables.saved_files(path).items()}
         except ValueError as error:
             raise ValueError(f"data: cannot load {path}: {error}") from None
-    elif source.count("/") == 1 and not path.exists() and not source.startswith((".", "~", "/")):
+    elif not names.is_path(source) and "/" in source:
         found = load_hub_dataset("data", source)
     else:
         raise ValueError(

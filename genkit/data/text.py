@@ -12,6 +12,7 @@ from pathlib import Path
 
 from genkit.data import tables, utf8
 from genkit.data.tables import is_saved_dataset
+from genkit.hub import names
 
 EMBEDDED = "pydoc_data.topics"  # the prose of the Python language reference, in every Python
 
@@ -34,7 +35,7 @@ def read_documents(
     Raises:
         ValueError: there is no such source, or it is not text.
     """
-    path = Path(source).expanduser()
+    path = names.as_path(source, "text")
     if source == EMBEDDED:
         yield from _read_embedded()
     elif path.suffix in tables.KINDS and path.is_file():
@@ -46,7 +47,7 @@ def read_documents(
             yield utf8.read_pieces(file, "text")
     elif path.exists():
         yield utf8.read_pieces(path, "text")
-    elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
+    elif not names.is_path(source) and "/" in source:
         files = take_split("text", source, load_hub_dataset("text", source), "train")
         yield from _read_rows(source, tables.ARROW, files, column, table_memory)
     else:

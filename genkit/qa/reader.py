@@ -15,7 +15,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTraine
 from genkit.engine.compiled import weights_version
 from genkit.engine.encoder import SpanEncoder
 from genkit.engine.precision import check_compiler, check_precision, to_device
-from genkit.hub import download, model_files, safe_weights, safety
+from genkit.hub import download, kinds, model_files, safe_weights, safety
 from genkit.qa.windows import read_template, takes_types
 
 DEFAULT, REVISION = (
@@ -117,10 +117,11 @@ def load_reader(
     """
     check_precision(dtype, quantize)
     check_compiler(compile)
-    name = str(model)
+    name = kinds.as_name(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
     folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    kinds.check_kind(folder, name, kinds.ANSWERS)
     written = model_files.last_written(folder)
     return _load_cached(name, folder, written, dtype, quantize, compile, trust_remote_code)
 

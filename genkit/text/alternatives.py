@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from genkit.errors import panics_are_errors
+from genkit.hub import names
 from genkit.text import pages, task, token_names
 from genkit.text.generation import Generation
 from genkit.text.language_model import DEFAULT, LanguageModel
@@ -156,6 +157,7 @@ def alternatives(
     if isinstance(text, Generation):
         prompt, given, chosen = text.prompt, task.encode_prompt(text.prompt, language), text.tokens
     else:
+        names.check_text(text, "text")
         given, chosen = _split(text, prompt, language)
         prompt = prompt or token_names.decode(language.tokenizer, given)
     check_context("text", len(given) + len(chosen), language)

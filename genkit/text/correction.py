@@ -27,6 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from genkit.hub import names
 from genkit.text.language_model import LanguageModel, load_language_model
 from genkit.text.lexicon import WORD, Lexicon
 from genkit.text.rescoring import check_weights
@@ -134,6 +135,7 @@ def _check_texts(text: str | Sequence[str]) -> list[str]:
     for each in texts:
         if not isinstance(each, str):
             raise ValueError(f"text: {each!r} is not a str")
+        names.check_text(each, "text")
     return texts
 
 

@@ -20,7 +20,7 @@ from genkit.data import characters
 from genkit.engine.compiled import weights_version
 from genkit.engine.decoder import Stepper, takes_trees
 from genkit.engine.precision import check_compiler, check_precision, to_device
-from genkit.hub import download, safe_weights, safety
+from genkit.hub import download, kinds, safe_weights, safety
 from genkit.hub.model_files import last_written
 
 DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -71,6 +71,7 @@ def load_language_model(
     quantize: str | None = None,
     compile: bool | None = None,
     trust_remote_code: bool = False,
+    argument: str = "model",
 ) -> LanguageModel:
     """Load a causal or sequence-to-sequence language model and its tokenizer; once, then reused.
 
@@ -84,16 +85,19 @@ def load_language_model(
             40 s, once for each shape of model: the cache keeps it); None (default) does either once
             the process has spent as long on steps as it takes; False never does.
         trust_remote_code: run code that the model brings along.
+        argument: the name of the model's argument, for messages.
 
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
     """
     check_precision(dtype, quantize)
     check_compiler(compile)
-    name = str(model)
+    name = kinds.as_name(model, argument)
     if name == DEFAULT and revision is None:
         revision = REVISION
-    folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    options: dict[str, Any] = {"hint": HINT, "code": trust_remote_code, "argument": argument}
+    folder = download.fetch(name, revision, **options).resolve()
+    kinds.check_kind(folder, name, kinds.TEXT, argument)
     written = last_written(folder)
     language = _load(name, folder, written, dtype, quantize, compile, trust_remote_code)
     if compile and not takes_trees(language.model):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from genkit.errors import panics_are_errors
+from genkit.hub import names
 from genkit.text import kv_cache
 from genkit.text.language_model import DEFAULT, LanguageModel, load_language_model
 from genkit.text.scoring import gather_tokens
@@ -139,6 +140,7 @@ def _encode_utf8(name: str, document: str) -> bytes:
         raise ValueError(f"{name} must be a text, got {document!r}")
     if not document:
         raise ValueError(f"{name} is empty; give a text of two tokens or more")
+    names.check_text(document, name)
     try:
         return document.encode()
     except UnicodeEncodeError as error:

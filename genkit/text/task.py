@@ -67,7 +67,8 @@ def prepare_task(
                 raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
     draft = options.draft
     if draft is not None and not isinstance(draft, LanguageModel):
-        draft = load_language_model(draft, **{k: v for k, v in loading.items() if k != "revision"})
+        loading = {name: value for name, value in loading.items() if name != "revision"}
+        draft = load_language_model(draft, **loading, argument="draft")
     rows = [encode_prompt(text, model) for text in prompts]
     prefix = _plain(options.prefix, model, "prefix")
     first = model.model.generation_config.forced_bos_token_id

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from genkit import machine
 from genkit.data.order import blocks
 from genkit.engine import unet
-from genkit.hub import download, model_files
+from genkit.hub import download, kinds, model_files
 from genkit.models import diffusion
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.seeds import is_whole, row_seeds
@@ -116,7 +116,7 @@ def sample(
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
     seeds = row_seeds(seed, int(n), "an image")
-    pipeline = load_image_model(str(model), revision)
+    pipeline = load_image_model(kinds.as_name(model), revision)
     labels = _labels(label, int(n), pipelines.count_classes(pipeline))
     options = resolve_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
     started = time.perf_counter()
