@@ -637,7 +637,7 @@ def folder(tmp_path_factory):
     ],
 )
 @pytest.mark.parametrize("asked", [("GET", "/api/models/"), ("POST", "/api/repos/create")])
-def test_push_says_what_each_refusal_asks_for(hub, folder, status, advice, asked):
+def test_push_says_what_each_refusal_asks_for(hub, status, advice, asked):
     """Only that of an unknown user is about logging in."""
     hub.refused = (*asked, status)
     with pytest.raises(ValueError, match=rf"user/new cannot be pushed to: .*{advice}") as e:
@@ -648,24 +648,24 @@ def test_push_says_what_each_refusal_asks_for(hub, folder, status, advice, asked
     assert len(message.splitlines()) == 1 and hub.repositories == {}
 
 
-def test_push_says_that_the_hub_cannot_be_reached(hub, folder, monkeypatch):
+def test_push_says_that_the_hub_cannot_be_reached(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
     with pytest.raises(
         ValueError, match=r"the Hub cannot be reached .*: check the connection; "
     ) as e:
-        genkit.push(folder, "user/new")
-    assert time.monotonic() - start < 5 and "log in" not in str(e.value)
+        pushing.prepare_repository("user/new")
+    assert time.monotonic() - start < 1 and "log in" not in str(e.value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE is set"):
-        genkit.push(folder, "user/new")
+        pushing.prepare_repository("user/new")
 
 
-def test_push_without_a_token_says_how_to_log_in(hub, folder, monkeypatch):
+def test_push_without_a_token_says_how_to_log_in(hub, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "none"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"no token is saved .* log in by `hf auth login`"):
-        genkit.push(folder, "user/new")
+        pushing.prepare_repository("user/new")
     assert hub.repositories == {}
 
 
@@ -680,14 +680,15 @@ def test_push_without_a_token_says_how_to_log_in(hub, folder, monkeypatch):
         ("user/theirs", {"revision": "draft"}),
     ],
 )
-def test_push_looks_before_it_creates(hub, folder, repository, options):
+def test_push_looks_before_it_creates(hub, repository, options):
     hub.repositories["user/public"] = Repository(private=False)
     hub.repositories["user/public"].commit("main", {})
     hub.repositories["user/theirs"] = Repository(private=False)
     hub.repositories["user/theirs"].commit("main", {"config.json": b"{}", "x.safetensors": b""})
     before = {name: dict(each.branches) for name, each in hub.repositories.items()}
     with pytest.raises(ValueError, match=r"private|revision|did not push"):
-        genkit.push(folder, repository, **options)
+        pushing.check_branch(options.get("revision"))
+        pushing.prepare_repository(repository, **options)
     assert {name: dict(each.branches) for name, each in hub.repositories.items()} == before
     assert not [path for method, path in hub.asked if method != "GET"]
 

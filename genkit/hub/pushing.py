@@ -89,7 +89,6 @@ def push(
         staged = scratch / "model"
         staged.mkdir()
         staging.stage(source, staged, repository, revision)
-        check_repository(repository, private, revision)
         staging.validate(staged, kind)
         with prepare_repository(repository, private, revision) as created:
             pushed = _commit(staged, repository, revision)
