@@ -210,10 +210,9 @@ def written_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
         scratch = _shared_scratch(path) if shared else path.with_name(f".{path.name}.writing")
         try:
             scratch.unlink(missing_ok=True)  # of a process that was killed
-            scratch.touch()
-            mode = scratch.stat().st_mode
+            mode = make_empty(scratch)
             yield scratch
-            scratch.chmod(mode)  # the umask's: safetensors makes files that only the owner reads
+            scratch.chmod(mode)
             sync(scratch)
             scratch.replace(path)
             sync(path.parent)
@@ -231,6 +230,16 @@ def _shared_scratch(path: Path) -> Path:
             if time.time() - leftover.stat().st_mtime > STALE:
                 leftover.unlink()
     return path.with_name(f".writing-{uuid.uuid4().hex}{path.suffix}")
+
+
+def make_empty(file: Path) -> int:
+    """Make an empty file, and return its mode, which is the umask's.
+
+    A file that safetensors then writes under its name can be read by its owner alone until it is
+    given this mode.
+    """
+    file.touch()
+    return stat.S_IMODE(file.stat().st_mode)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit import machine
-from genkit.hub import download, kinds
+from genkit.hub import download, kinds, names
 from genkit.text.language_model import DEFAULT, HINT, REVISION
 
 
@@ -38,7 +38,8 @@ def load(
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
     """
     machine.find_device(device)
-    if model == DEFAULT and revision is None and not Path(model).is_dir():
+    model = kinds.as_name(model)
+    if model == DEFAULT and revision is None and not names.is_folder(model):
         revision = REVISION
     kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compile}
@@ -56,9 +57,7 @@ def load(
         return reader.load_reader(model, revision=revision, device=device, **options)
     for name, value in options.items():
         if value not in (None, False):
-            raise ValueError(
-                f"{name}={value!r} is for models of text; {str(model)!r} is a {kind} model"
-            )
+            raise ValueError(f"{name}={value!r} is for models of text; {model!r} is a {kind} model")
     if kind == kinds.CLASSIFIER:
         from genkit.metrics import features
 
@@ -66,5 +65,5 @@ def load(
     if kind in kinds.IMAGES:
         from genkit.vision import sampling
 
-        return sampling.load_image_model(str(model), revision, device)
-    raise ValueError(f"model: {str(model)!r} makes images from text; pass it to genkit.imagine")
+        return sampling.load_image_model(model, revision, device)
+    raise ValueError(f"model: {model!r} makes images from text; pass it to genkit.imagine")

@@ -24,7 +24,7 @@ from genkit import files, machine
 from genkit.data.corpus import Corpus, read_corpus, split_corpus
 from genkit.data.order import Windows
 from genkit.errors import clean_errors
-from genkit.hub import card
+from genkit.hub import card, download
 from genkit.models import lm, lora
 from genkit.text.kv_cache import context_length
 from genkit.text.language_model import DEFAULT, REVISION
@@ -60,6 +60,7 @@ class Settings(TextSettings):
         super().__post_init__()
         if self.lora_rank and importlib.util.find_spec("peft") is None:
             raise ValueError("--lora_rank requires peft: pip install 'hf-genkit[finetune]'")
+        download.check_exists(self.init_from, "--init_from")
         if self.init_revision and Path(self.init_from).is_dir():
             raise ValueError(
                 f"--init_revision {self.init_revision} requires a model on the Hub, --init_from "

@@ -23,7 +23,7 @@ from genkit.data import characters
 from genkit.data.characters import CharacterCorpus
 from genkit.data.order import Windows
 from genkit.errors import clean_errors
-from genkit.hub import card
+from genkit.hub import card, download
 from genkit.models import lm
 from genkit.text.language_model import LanguageModel
 from genkit.text.samples import example_prompt, sample_page
@@ -55,6 +55,8 @@ class Settings(TextSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
+        if self.init_from:
+            download.check_exists(self.init_from, "--init_from")
         if self.init_from and self.output_dir == Settings.output_dir:
             self.output_dir = "runs/charlm-tuned"
 

@@ -26,7 +26,7 @@ from genkit.data.images import Images, proportional_labels
 from genkit.data.order import Order
 from genkit.engine import unet
 from genkit.errors import clean_errors
-from genkit.hub import card, vendoring
+from genkit.hub import card, download, vendoring
 from genkit.metrics.monitor import Monitor
 from genkit.metrics.neighbours import K
 from genkit.models import diffusion, diffusion_losses
@@ -76,6 +76,8 @@ class Settings(ImageSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
+        if self.extractor:
+            download.check_exists(self.extractor, "--extractor")
         if self.objective == "flow" and (self.min_snr or self.schedule):
             name = "min_snr" if self.min_snr else "schedule"
             raise ValueError(f"--{name} {getattr(self, name)} excludes --objective flow")

@@ -27,7 +27,7 @@ from genkit import machine
 from genkit.data.images import Images, proportional_labels
 from genkit.data.order import Order
 from genkit.errors import clean_errors
-from genkit.hub import card, vendoring
+from genkit.hub import card, download, vendoring
 from genkit.metrics.collapse import find_troubles
 from genkit.metrics.monitor import Monitor
 from genkit.metrics.neighbours import K
@@ -112,6 +112,8 @@ class Settings(ImageSettings):
         """Refuse what cannot work, before any long work."""
         self.conditional = self.conditional or self.preset == "ac_wgan"
         super().__post_init__()
+        if self.extractor:
+            download.check_exists(self.extractor, "--extractor")
         if self.compile:
             raise ValueError("--compile is impossible: a penalty needs the gradient of a gradient")
         for name in ("generator_conditioning", "discriminator_conditioning"):

@@ -27,7 +27,7 @@ from genkit.data import squad, tables
 from genkit.data.corpus import tokenizer_hash
 from genkit.data.order import Order
 from genkit.errors import clean_errors
-from genkit.hub import card
+from genkit.hub import card, download
 from genkit.metrics.calibration import fit_temperature, plot_reliability
 from genkit.models import lm
 from genkit.qa import reader, training
@@ -88,6 +88,8 @@ class Settings(RunSettings):
             raise ValueError(f"--width {self.width} does not divide into --heads {self.heads}")
         if self.from_scratch and self.init_from != DEFAULT:
             raise ValueError(f"--init_from {self.init_from} and --from_scratch exclude each other")
+        if not self.from_scratch:
+            download.check_exists(self.init_from, "--init_from")
         if self.init_revision and (self.from_scratch or Path(self.init_from).is_dir()):
             other = "--from_scratch" if self.from_scratch else f"the folder {self.init_from}"
             raise ValueError(

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars
+
 TOKEN, READER = "hf_loopback", "hf_reader"  # which may write, and only read
 
 
@@ -55,6 +59,7 @@ class Hub(ThreadingHTTPServer):
         self.blobs: dict[str, bytes] = {}
         self.asked: list[tuple[str, str]] = []
         self.slow = 0.0  # seconds that every request waits
+        self.refused: tuple[str, str, int] | None = None  # method, pattern of a path, status
         self.lock = threading.Lock()
 
     @property
@@ -79,6 +84,18 @@ class Hub(ThreadingHTTPServer):
             "HF_TOKEN": TOKEN,
             "NO_PROXY": "127.0.0.1",
         }
+
+    def connect(self, patch: pytest.MonkeyPatch, home: Path) -> None:
+        """Let this process take it for the Hub, with a cache of its own."""
+        patch.setattr(constants, "ENDPOINT", self.address)
+        template = f"{self.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        disable_progress_bars()
+        for name in ("HF_TOKEN", "NO_PROXY"):
+            patch.setenv(name, self.environment(home)[name])
 
 
 @contextlib.contextmanager
@@ -113,6 +130,9 @@ class Handler(BaseHTTPRequestHandler):
         self.query, path = parse_qs(url.query), unquote(url.path)
         self.server.asked.append((self.command, path))
         time.sleep(self.server.slow)
+        method, pattern, status = self.server.refused or ("", "", 0)
+        if self.command == method and re.search(pattern, path):
+            return self._send(status, {"error": f"refused with {status}"})
         writes = self.command in ("POST", "PUT", "DELETE") and "validate-yaml" not in path
         known = [f"Bearer {token}" for token in (TOKEN, READER)]
         if writes and self.headers.get("Authorization", known[0]) not in known:
@@ -164,6 +184,15 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.server.repositories[name] = Repository(private)
         repository.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
         return self._send(200, {"url": self._page(name), "name": name, "id": name})
+
+    def delete(self) -> None:
+        asked = json.loads(self.body)
+        del self.server.repositories["/".join((asked["organization"], asked["name"]))]
+        self._send(200, {})
+
+    def delete_branch(self, name: str, branch: str) -> None:
+        del self.server.repositories[name].branches[branch]
+        self._send(200, {})
 
     def may_write(self, name: str) -> None:
         allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -284,6 +313,8 @@ ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
     (READ, r"/api/whoami-v2", Handler.whoami),
     (("POST",), r"/api/validate-yaml", Handler.fine),
     (("POST",), r"/api/repos/create", Handler.create),
+    (("DELETE",), r"/api/repos/delete", Handler.delete),
+    (("DELETE",), rf"/api/models/{NAME}/branch/(?P<branch>.+)", Handler.delete_branch),
     (("POST",), rf"/api/models/{NAME}/branch/(?P<branch>.+)", Handler.branch),
     (("POST",), rf"/api/models/{NAME}/preupload/(?P<revision>.+)", Handler.preupload),
     (("POST",), rf"/api/models/{NAME}/commit/(?P<revision>.+)", Handler.commit),

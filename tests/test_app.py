@@ -482,6 +482,13 @@ def test_models_are_distinguished_by_their_files(models):
     assert twice.names(model_index.RUNS) == ["game", "training"]
 
 
+def test_the_page_without_runs_does_not_ask_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "runs/vae"):
+        with pytest.raises(ValueError, match=rf"cannot load '{name}': there is no such folder"):
+            model_index.find_models([name])
+
+
 def test_what_is_no_model_is_refused(models, tmp_path):
     with pytest.raises(ValueError, match=r"models: cannot load 'no/such', neither from a folder"):
         model_index.find_models(["no/such"])

@@ -5,9 +5,15 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
+from builders import MAKE, run_here
+from safetensors.torch import save_file
 
 from genkit import files
 from genkit.files import read_inside
+from genkit.training import checkpoints
+from genkit.training.folder import RunFolder
+from genkit.vision import image_grid
 
 
 def test_a_regular_file_is_read(tmp_path):
@@ -57,3 +63,41 @@ def test_named_write_errors_are_for_the_file_that_is_written(tmp_path):
     with pytest.raises(files.WriteError, match="table"), files.written_whole(tmp_path / "table"):
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def assert_modes(folder: Path, umask: int) -> None:
+    found = list(folder.rglob("*"))
+    assert found
+    for path in found:
+        new = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == new & ~umask, path
+
+
+def test_files_are_written_with_the_umasks_mode(tmp_path, umask):
+    """Weights, too, which safetensors writes for their owner alone."""
+    weight = torch.ones(2)
+    with files.written_whole(tmp_path / "cache" / "a.safetensors", shared=True) as scratch:
+        save_file({"weight": weight}, scratch)
+    files.write_text(tmp_path / "run.json", "{}")
+    checkpoints.save_checkpoint(tmp_path / "checkpoints", 1, {"weight": weight}, keep=1)
+    image_grid.grid(torch.zeros(4, 1, 8, 8), tmp_path / "samples.png")
+    (tmp_path / "run").mkdir()
+    run = RunFolder(tmp_path / "run")
+    run.publish(lambda folder: MAKE["gan"](folder))
+    run.write("samples/step-00000001.md", "text")
+    assert_modes(tmp_path, umask)
+
+
+@pytest.mark.slow
+def test_all_files_of_a_run_have_the_umasks_mode(tmp_path, umask):
+    short = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
+    small = ("--widths", "8", "--discriminator_widths", "8", "--eval_samples", "16")
+    run_here("train_gan", *short, *small, "--output_dir", tmp_path / "run")
+    assert_modes(tmp_path / "run", umask)

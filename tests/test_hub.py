@@ -1,10 +1,12 @@
 """Pushes to a Hub on loopback by the real client, and models that come back from there."""
 
+import getpass
 import json
 import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -18,14 +20,17 @@ from builders import ACCELERATE, ROOT, TINY, facts_file, run_here
 from hub_server import READER, TOKEN, Repository, serve
 from huggingface_hub import ModelCard
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import genkit
-from genkit.hub import kinds, staging
+from genkit.hub import card, kinds, staging
 from genkit.training.settings import RunSettings
 from genkit.vision import pipelines
 
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
+MARKER = "zanzibar"  # in all paths on this machine
 RECIPES = {
+    "text": "train_charlm --depth 1 --width 32 --heads 2 --context 32",
     "answers": "train_qa --from_scratch --depth 1 --width 32 --heads 2 --max_seq_len 48",
     "classifier": "train_classifier --width 8 --depth 1 --license mit",
     "autoencoder": "train_vae --network dense --widths 32 --latent_dim 4 --conditional",
@@ -40,15 +45,33 @@ CONTEXT = "The zorp is blue. The mig is tal."
 
 
 @pytest.fixture(scope="module")
-def models(trained, tmp_path_factory):
-    """A folder of each family, trained for two steps."""
-    runs = tmp_path_factory.mktemp("runs")
-    data = facts_file(runs / "facts.json", 1, 12, own_words=True)
-    for name, words in RECIPES.items():
-        recipe, *given = words.split()
-        given += ["--data", str(data)] if name == "answers" else []
-        run_here(recipe, *given, *SHORT, "--output_dir", runs / name)
-    return {"text": trained} | {name: runs / name for name in RECIPES}
+def models(text_file, tmp_path_factory):
+    """A folder of each family, trained for two steps; all paths on this machine have the marker."""
+    home = tmp_path_factory.mktemp(MARKER)
+    shutil.copy(text_file, home / "text.txt")
+    facts_file(home / "facts.json", 1, 12, own_words=True)
+    draw_digits(home / "pictures", 30)
+    runs = home / "runs"
+    data = {"text": ("--text", home / "text.txt"), "answers": ("--data", home / "facts.json")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name, words in RECIPES.items():
+            recipe, *given = words.split()
+            given += map(str, data.get(name, ("--images", home / "pictures")))
+            if name in ("gan", "diffusion"):
+                given += ["--extractor", str(runs / "classifier")]
+            run_here(recipe, *given, *SHORT, "--output_dir", runs / name)
+    return {name: runs / name for name in RECIPES}
+
+
+def draw_digits(folder: Path, count: int) -> None:
+    """Write pictures of digits, `count` in the folder of each class."""
+    digits = load_digits()
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == digit][:count]):
+            pixels = np.round(image * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / str(digit) / f"{i}.png")
 
 
 @pytest.fixture(scope="module")
@@ -257,8 +280,6 @@ def test_cards_are_in_the_hubs_format(pushed, models, server):
 
 
 def test_a_cards_dataset_is_named_if_it_is_on_the_hub(tmp_path):
-    from genkit.hub import card
-
     options = {"title": "A title: with a colon", "task": "text-generation", "about": "About."}
     options |= {"usage": "print(model)", "figures": {"loss": 1.5}, "protocol": "All of it."}
     text = card.card(tmp_path, data="user/texts", license="mit", **options)
@@ -578,13 +599,15 @@ def test_a_refused_push_changes_nothing_on_the_hub(models, pushed, server, envir
 
 @pytest.mark.slow
 def test_cards_and_copies_do_not_identify_this_machine(models, pushed, server):
-    """Neither paths of data and runs, nor any file that the card does not list."""
+    """Neither paths of data, runs and home, nor any file that the card does not list."""
+    user, host = getpass.getuser().encode(), socket.gethostname().encode()
     for name in models:
         tree = server.tree(f"user/{name}")
         listed = re.findall(r"^- (.+)$", tree["README.md"].decode().partition("## Files")[2], re.M)
         assert set(tree) == {*listed, ".gitattributes"}
         for path, data in tree.items():
-            assert str(models[name].parent).encode() not in data, path
+            assert MARKER.encode() not in data, path
+            assert not re.search(rb"/" + user + rb"/|@" + host, data), path
             assert not re.search(rb"/tmp/|/home/|" + str(ROOT).encode(), data) or path.endswith(
                 (".safetensors", ".png", ".gif", "tokenizer.json")
             ), path

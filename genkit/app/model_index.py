@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genkit.hub import download, kinds, model_files
+from genkit.hub import download, kinds, model_files, names
 
 TEXT, ANSWERS, IMAGES, RUNS = kinds.TEXT, kinds.ANSWERS, "images", "runs"
 # as in genkit/training/folder.py, whose import would bring torch
@@ -57,7 +57,7 @@ def find_models(models: Sequence[str]) -> ModelIndex:
     """
     found: dict[str, frozenset[str]] = {}
     for model in models:
-        found |= dict(_in_folder(Path(model)) if Path(model).is_dir() else _on_hub(model))
+        found |= dict(_in_folder(Path(model)) if names.is_folder(model) else _on_hub(model))
     last = [Path(model).name for model in found]
     return ModelIndex(
         [
@@ -115,7 +115,7 @@ def _on_hub(model: str) -> list[tuple[str, frozenset[str]]]:
         reader.DEFAULT: reader.REVISION,
     }.get(model)
     folder = download.fetch_settings(
-        model, revision, argument="models", hint=f"Otherwise {WAY_OUT}"
+        model, revision, argument="models", hint=f"Train one, or {WAY_OUT}"
     )
     kind, problem = _model_use(folder)
     if kind is None:

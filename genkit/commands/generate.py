@@ -42,7 +42,7 @@ def run(arguments: dict[str, Any]) -> None:
     language = load_language_model(options.pop("model", DEFAULT), **loading)
     if "draft" in options:
         loading.pop("revision", None)
-        options["draft"] = load_language_model(options["draft"], **loading)
+        options["draft"] = load_language_model(options["draft"], **loading, argument="draft")
     if as_json:
         common.print_json(generate(prompts, model=language, **options))
     elif len(prompts) > 1 or options.get("n_best"):

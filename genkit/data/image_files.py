@@ -17,8 +17,9 @@ from PIL import Image
 
 from genkit.data import tables, workers
 from genkit.data.tables import is_saved_dataset
-from genkit.data.text import is_id, load_hub_dataset, take_split
+from genkit.data.text import load_hub_dataset, take_split
 from genkit.files import open_regular
+from genkit.hub import names
 
 DIGITS = "digits"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -59,7 +60,7 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
         ValueError: there are no images.
     """
     check_source(source.name)
-    path = Path(source.name).expanduser()
+    path = names.as_path(source.name, "images")
     if source.name == DIGITS:
         return DIGITS, _digits
     if path.suffix in tables.KINDS and path.is_file():
@@ -77,9 +78,9 @@ def check_source(name: str, argument: str = "images") -> None:
     Raises:
         ValueError: it is neither here nor the id of a dataset.
     """
-    path = Path(name).expanduser()
-    here = path.is_dir() or (path.suffix in tables.KINDS and path.is_file())
-    if name != DIGITS and not here and (path.exists() or not is_id(name)):
+    path = names.as_path(name, argument)
+    here = path.is_dir() or (path.is_file() and tables.find_kind(path))
+    if name != DIGITS and not here and not names.is_dataset_id(name):
         raise ValueError(
             f"{argument}: {name!r} is no folder, table or dataset; give a folder of images, a "
             f"parquet file, the id of a Hub dataset, or {DIGITS!r}, which needs no download"

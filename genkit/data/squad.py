@@ -7,11 +7,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from genkit.data import tables
-from genkit.data.text import is_id, load_hub_dataset
+from genkit.data.text import load_hub_dataset
+from genkit.hub import names
 
 COLUMNS = ("id", "title", "question", "context", "answers")
 
@@ -125,7 +125,7 @@ def has_impossible(examples: Sequence[Example]) -> bool:
 def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
     """Find the files of a source, by split."""
     check_source(source)
-    path = Path(source).expanduser()
+    path = names.as_path(source, "data")
     kind = tables.find_kind(path) if path.is_file() else None
     if kind:
         found = {"train": [path]}
@@ -148,9 +148,9 @@ def check_source(source: str, argument: str = "data") -> None:
     Raises:
         ValueError: it is neither here nor the id of a dataset.
     """
-    path = Path(source).expanduser()
+    path = names.as_path(source, argument)
     here = (path.is_file() and tables.find_kind(path)) or tables.is_saved_dataset(path)
-    if not here and (path.exists() or not is_id(source)):
+    if not here and not names.is_dataset_id(source):
         raise ValueError(
             f"{argument}: {source!r} is no file of questions and no dataset; give a file in "
             "SQuAD's format (.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or "

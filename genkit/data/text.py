@@ -13,6 +13,7 @@ from pathlib import Path
 from genkit import console
 from genkit.data import tables, utf8
 from genkit.data.tables import is_saved_dataset
+from genkit.hub import names
 
 EMBEDDED = "pydoc_data.topics"  # the prose of the Python language reference, in every Python
 
@@ -36,7 +37,7 @@ def read_documents(
         ValueError: there is no such source, or it is not text.
     """
     check_source(source)
-    path = Path(source).expanduser()
+    path = names.as_path(source, "text")
     if source == EMBEDDED:
         yield from _read_embedded()
     elif (kind := tables.find_kind(path)) and path.is_file():
@@ -59,16 +60,12 @@ def check_source(source: str, argument: str = "text") -> None:
     Raises:
         ValueError: it is neither here nor the id of a dataset.
     """
-    if source != EMBEDDED and not Path(source).expanduser().exists() and not is_id(source):
+    here = names.as_path(source, argument).exists()
+    if source != EMBEDDED and not here and not names.is_dataset_id(source):
         raise ValueError(
             f"{argument}: {source!r} is no file, folder or dataset; give the path of a UTF-8 text "
             f"file, whose name is no pattern, or leave it out to train on {EMBEDDED}"
         )
-
-
-def is_id(source: str) -> bool:
-    """Whether a name can be that of a dataset on the Hub."""
-    return source.count("/") == 1 and not source.startswith((".", "~", "/"))
 
 
 def _read_embedded() -> Iterator[Document]:

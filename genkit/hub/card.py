@@ -32,7 +32,7 @@ CARD = """---
 {about}
 
 ```python
-model = "{model}"
+model = {model}
 
 {usage}
 ```
@@ -53,7 +53,7 @@ model = "{model}"
 {command}
 ```
 
-with {versions}.
+with {versions}; `pip install hf-genkit` installs genkit.
 """
 # of a pipeline of genkit's own; labels: "" or an argument, such as ", labels=[0, 1, 2, 3]"
 PIPELINE_USAGE = """
@@ -69,6 +69,14 @@ import genkit
 
 pipeline = genkit.load(model)  # the same, without running that code
 """
+# after the model's name, where it is on a branch: any code can load the folder
+BRANCH = """
+
+from huggingface_hub import snapshot_download
+
+model = snapshot_download(model, revision={revision})"""
+_LINES = re.escape(BRANCH).replace(re.escape("{revision}"), ".*")
+NAMED = re.compile(f'^model = ".*"({_LINES})?$', re.M)
 # what a task's models are for, and what nobody should expect of them
 LIMITS = {
     "text-generation": "For learning, play and drafts that somebody reads. It writes what is like "
@@ -119,19 +127,19 @@ def card(
     about, usage, protocol, data = (
         privacy.base_names(text, paths) for text in (about, usage, protocol, data)
     )
-    command = f"recipes/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
+    words = shlex.join(privacy.base_names(word, paths) for word in sys.argv[1:])
     table = "".join(f"| {name} | {value:.4f} |\n" for name, value in figures.items())
     return CARD.format(
         metadata=_metadata(title, task, figures, protocol, data, license, library, prompt),
         title=title,
         about=about,
-        model=folder,
+        model=json.dumps(folder.resolve().name, ensure_ascii=False),
         usage=usage.strip(),
         figures=f"| figure | value |\n|---|---|\n{table}".strip(),
         protocol=protocol,
         curves=_curves(folder),
         limits=LIMITS[task],
-        command=f"accelerate launch {privacy.base_names(command, paths)}",
+        command=f"accelerate launch recipes/{Path(sys.argv[0]).name} {words}",
         versions=", ".join(
             [f"genkit {__version__}", *(f"{name} {version(name)}" for name in packages)]
         ),
@@ -249,6 +257,13 @@ def listed(text: str, names: list[str]) -> str:
     return f"{head}\n\n## Files\n\n{lines}"
 
 
-def renamed(text: str, model: str) -> str:
-    """Return a card whose code loads the model by another name."""
-    return re.sub(r'^model = ".*"$', lambda _: f'model = "{model}"', text, count=1, flags=re.M)
+def renamed(text: str, model: str, revision: str | None = None) -> str:
+    """Return a card whose code loads the model by its name on the Hub.
+
+    Args:
+        revision: the branch that it is on; None for the default one.
+    """
+    code = f"model = {json.dumps(model)}"
+    if revision is not None:
+        code += BRANCH.format(revision=json.dumps(revision))
+    return NAMED.sub(lambda _: code, text, count=1)

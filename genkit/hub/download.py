@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import functools
-import re
+import itertools
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import httpx2
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
-from genkit.hub import model_files
+from genkit.hub import hub_errors, kinds, model_files, names
 
 # beside a language model, and not fetched: other formats, and its weights once more
 OTHER_FORMATS = ("*/*", "consolidated*")
 HINT = "Give the folder of a model that a recipe trained, or the id of one on the Hub"
+SEARCHED, SHOWN = 1000, 5  # entries of a folder that are searched for models, and models shown
+
+
+class NoModelError(ValueError):
+    """The Hub has no model of this name."""
 
 
 def fetch(
@@ -25,7 +34,7 @@ def fetch(
     hint: str = HINT,
     code: bool = False,
 ) -> Path:
-    """Return the folder of a model, fetched from the Hub if there is no such folder here.
+    """Return the folder of a model, fetched from the Hub if it is a Hub id.
 
     Within a process a name stands for the same commit. Pickles are never fetched.
 
@@ -39,11 +48,12 @@ def fetch(
         ValueError: there is no such model.
     """
     settings = fetch_settings(model, revision, argument=argument, hint=hint)
-    if Path(model).is_dir():
+    name = kinds.as_name(model, argument)
+    if names.is_folder(name):
         return settings
     patterns = (*model_files.MODEL, "*.py") if code else model_files.MODEL
     ignored = () if (settings / "model_index.json").exists() else OTHER_FORMATS
-    return _fetch(str(model), settings.name, patterns, ignored, argument, hint)
+    return _fetch(name, settings.name, patterns, ignored, argument, hint)
 
 
 def fetch_settings(
@@ -54,14 +64,58 @@ def fetch_settings(
     Raises:
         ValueError: there is no such model.
     """
-    folder = Path(model)
-    if folder.is_dir():
+    name = kinds.as_name(model, argument)
+    if names.is_folder(name):
         if revision is not None:
             raise ValueError(
-                f"revision: {revision!r} is for a model on the Hub, and {str(model)!r} is a folder"
+                f"revision: {revision!r} is for a model on the Hub, and {name!r} is a folder"
             )
-        return folder
-    return _fetch(str(model), revision, model_files.SETTINGS, (), argument, hint)
+        return Path(name)
+    check_exists(name, argument, hint)
+    folder = _fetch(name, revision, model_files.SETTINGS, (), argument, hint)
+    if not model_files.is_model(folder):
+        raise NoModelError(
+            f"{argument}: {name!r} holds no model at the revision {revision or 'main'!r}; give the "
+            "revision, a branch, tag or commit, of one"
+        )
+    return folder
+
+
+def check_exists(name: str, argument: str = "model", hint: str = HINT) -> None:
+    """Refuse a name that is no Hub id unless there is such a folder; the Hub is not asked.
+
+    Args:
+        argument, hint: see `fetch`.
+
+    Raises:
+        ValueError: there is no such folder; the models beside it are named.
+    """
+    if names.is_path(name) and not names.is_folder(name):
+        refuse_missing(name, argument, hint)
+
+
+def refuse_missing(name: str, argument: str = "model", hint: str = HINT) -> NoReturn:
+    """Raise the error of a folder that does not exist; see `check_exists`."""
+    what = "it is a file" if os.path.lexists(name) else "there is no such folder"
+    raise ValueError(f"{argument}: cannot load {names.quote(name)}: {what}{_others(name, hint)}")
+
+
+def _others(name: str, hint: str) -> str:
+    """Name the saved models that are beside a missing one, and say what would do."""
+    found = _list_models(Path(name).parent) or _list_models(Path(names.RUNS))
+    nearest = difflib.get_close_matches(name, found, n=SHOWN, cutoff=0.0)
+    if not nearest:
+        return f". {hint}"
+    listed = ", ".join(nearest) + (", …" if len(found) > SHOWN else "")
+    return f"; there {'is' if len(found) == 1 else 'are'} {listed}. {hint}"
+
+
+def _list_models(folder: Path) -> list[str]:
+    """List the folders of saved models in a folder."""
+    with contextlib.suppress(OSError):
+        entries = itertools.islice(folder.iterdir(), SEARCHED)
+        return [str(entry) for entry in entries if model_files.is_model(entry)]
+    return []
 
 
 def _fetch(
@@ -75,23 +129,30 @@ def _fetch(
     try:
         return _snapshot(name, revision, patterns, ignored)
     except (OSError, ValueError, httpx2.HTTPError) as error:
-        raise ValueError(
+        where = f" at the revision {revision!r}" if revision else ""
+        known = NoModelError if hub_errors.is_missing(error) else ValueError
+        raise known(
             f"{argument}: cannot load {name!r}, neither from a folder nor from the Hub or its "
-            f"cache: {error} {hint}"
+            f"cache{where}: {hub_errors.describe(error)}{_others(name, hint)}"
         ) from error
 
 
 def find_model(name: str | Path) -> Path | None:
-    """Return the folder of a model, fetched if it is on the Hub; None if no model has the name."""
-    folder = Path(name)
+    """Return the folder of a model, fetched if it is on the Hub; None if no model has the name.
+
+    Raises:
+        ValueError: the Hub cannot be asked.
+    """
+    folder = names.as_path(str(name), "model")
     if model_files.is_model(folder):
         return folder
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if names.is_path(str(name)) or "/" not in str(name):
         return None
     try:
-        return fetch(name) if model_files.is_model(fetch_settings(name)) else None
-    except ValueError:
+        fetch_settings(name)
+    except NoModelError:
         return None
+    return fetch(name)
 
 
 def forget_commits() -> None:

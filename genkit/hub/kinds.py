@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from genkit import files
+from genkit.hub import names
 from genkit.hub.model_files import ROOTS
 
 LARGEST = 1 << 24  # bytes of a model's settings
@@ -32,6 +34,28 @@ HEADS = {
     "LMHeadModel": TEXT,
     "ForConditionalGeneration": TEXT,
 }
+# what each kind is, and the verb that takes it
+TAKEN = {
+    TEXT: "a language model, which genkit.generate takes",
+    ANSWERS: "a reader of answers, which genkit.answer takes",
+    CLASSIFIER: "an image classifier, which genkit.evaluate takes as its extractor",
+    AUTOENCODER: "an autoencoder, which genkit.sample takes",
+    GAN: "a GAN, which genkit.sample takes",
+    DIFFUSION: "a diffusion model, which genkit.sample takes",
+    PIXELS: "a model of pixels, which genkit.sample takes",
+    TEXT_TO_IMAGE: "a text-to-image pipeline, which genkit.imagine takes",
+}
+DRAWS = "an image pipeline, which draws when it is called"
+# the same of models that genkit.load has returned, by their classes
+LOADED = {
+    "LanguageModel": TAKEN[TEXT],
+    "Reader": TAKEN[ANSWERS],
+    "Classifier": TAKEN[CLASSIFIER],
+    "AutoencoderPipeline": DRAWS,
+    "GANPipeline": DRAWS,
+    "DenoisingPipeline": DRAWS,
+    "PixelPipeline": DRAWS,
+}
 
 
 def kind_of(folder: Path, argument: str = "model") -> str:
@@ -49,23 +73,75 @@ def kind_of(folder: Path, argument: str = "model") -> str:
     if found is None:
         what = settings.get("_class_name") or settings.get("architectures")
         raise ValueError(
-            f"{argument}: {str(folder)!r} holds a {what}; language models, readers of answers, "
-            "image classifiers, autoencoders, GANs, diffusion models, models of pixels and "
-            "diffusers' text-to-image pipelines are supported"
+            f"{argument}: {names.describe(folder)!r} holds a {what}; language models, readers of "
+            "answers, image classifiers, autoencoders, GANs, diffusion models, models of pixels "
+            "and diffusers' text-to-image pipelines are supported"
         )
     return found
+
+
+def check_kind(folder: Path, name: str, wanted: str, argument: str = "model") -> None:
+    """Refuse a saved model of another kind; one of no kind that is known may be of this one.
+
+    Args:
+        name: by which the user gave it, for the message.
+
+    Raises:
+        ValueError: it is of another kind; the verb that takes it is named.
+    """
+    try:
+        found = kind_of(folder, argument)
+    except ValueError:
+        return
+    if found != wanted:
+        raise ValueError(f"{argument}: cannot load {name!r}: it is {TAKEN[found]}")
+
+
+def check_loaded(model: Any, argument: str = "model", takes: str = "") -> None:
+    """Refuse a loaded model of another kind.
+
+    Args:
+        takes: the name of the class that the argument takes.
+
+    Raises:
+        ValueError: it is of another kind; the verb that takes it is named.
+    """
+    cls = type(model).__name__
+    if cls in LOADED and cls != takes:
+        raise ValueError(f"{argument}: this {cls} is {LOADED[cls]}")
+
+
+def as_name(model: Any, argument: str = "model") -> str:
+    """Return the name of a model, a folder or a Hub id, as a text.
+
+    Raises:
+        ValueError: it is something else, such as a loaded model of another kind.
+    """
+    check_loaded(model, argument)
+    if not isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"{argument} must be a folder or a Hub id, got a {type(model).__name__}; save it to a "
+            "folder first"
+        )
+    name = os.path.expanduser(os.fspath(model))  # noqa: PTH111  Path's own raises for unknown users
+    # a path, as an object, is never an id
+    return name if isinstance(model, str) or names.is_path(name) else f"./{name}"
 
 
 def _read_settings(folder: Path, name: str, argument: str) -> dict[str, Any]:
     try:
         settings = json.loads(files.read_inside(folder / name, folder, LARGEST).decode())
     except (OSError, ValueError, RecursionError) as error:
+        shown = names.describe(folder)
+        why = files.reason(error).replace(str(folder), shown)
         raise ValueError(
-            f"{argument}: {str(folder)!r} holds no model ({name}: {error}); give the folder of one "
-            "that a recipe trained, or the id of one on the Hub"
+            f"{argument}: {shown!r} holds no model ({name}: {why}); give the folder of one that a "
+            "recipe trained, or the id of one on the Hub"
         ) from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{argument}: {name} in {str(folder)!r} holds no settings of a model")
+        raise ValueError(
+            f"{argument}: {name} in {names.describe(folder)!r} holds no settings of a model"
+        )
     return settings
 
 

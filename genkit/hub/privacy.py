@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import getpass
+import json
+import os
 import re
 import socket
 import struct
 from pathlib import Path
+from typing import Any
+
+from genkit.hub import names
 
 PICTURES = (".png", ".gif")  # whose bytes may be any
 VOCABULARY = re.compile(r"(tokenizer|vocab|added_tokens)\.json|(vocab|merges)\.txt|.*\.model")
+# keys by which transformers and diffusers note where a model came from, and which they never read
+ORIGINS = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
 
 
 def check(staged: Path, source: Path, repository: str) -> None:
@@ -47,9 +54,29 @@ def base_names(text: str, words: list[str]) -> str:
     given = {part for word in words for part in (word, word.partition("=")[2]) if "/" in part}
     for path in sorted(given, key=len, reverse=True):
         name = Path(path).name
-        if name and (Path(path).is_absolute() or Path(path).exists()):
+        if name and (path.startswith(("/", "~", ".")) or os.path.lexists(path)):
             text = text.replace(path, name)
     return text
+
+
+def shorten_origins(staged: Path) -> None:
+    """Leave base names of the paths by which libraries note where a model came from.
+
+    Args:
+        staged: the folder that is pushed, whose settings are changed.
+    """
+    for file in staged.rglob("*.json"):
+        if VOCABULARY.fullmatch(file.name) is None:
+            settings = json.loads(file.read_bytes())
+            short = json.loads(file.read_bytes(), object_hook=_short_origins)
+            if short != settings:
+                file.write_text(json.dumps(short, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _short_origins(settings: dict[str, Any]) -> dict[str, Any]:
+    noted = {name: settings[name] for name in ORIGINS if isinstance(settings.get(name), str)}
+    paths = {name: path for name, path in noted.items() if names.is_path(path)}
+    return settings | {name: Path(path).name for name, path in paths.items()}
 
 
 def _read_content(file: Path) -> bytes:

@@ -21,7 +21,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from genkit import __version__, files
-from genkit.hub import download, kinds, model_files, staging, vendoring
+from genkit.hub import download, hub_errors, kinds, model_files, names, staging, vendoring
 from genkit.hub.download import check_name
 from genkit.notebook import TextRecord
 
@@ -81,15 +81,19 @@ def push(
     """
     check_name(repository)
     check_branch(revision)
-    source = Path(folder)
+    name = kinds.as_name(folder, "folder")
+    source = names.as_path(name, "folder")
+    if not source.is_dir():
+        download.refuse_missing(name, "folder")
     kind = kinds.kind_of(source, "folder")
     with files.scratch_folder() as scratch:
         staged = scratch / "model"
         staged.mkdir()
-        staging.stage(source, staged, repository)
+        staging.stage(source, staged, repository, revision)
         staging.validate(staged, kind)
-        prepare_repository(repository, private, revision)
-        pushed = _commit(staged, repository, revision)
+        with prepare_repository(repository, private, revision) as created:
+            pushed = _commit(staged, repository, revision)
+            created.pop_all()  # it stays
     download.forget_commits()
     return pushed
 
@@ -107,8 +111,11 @@ def check_branch(revision: str | None) -> None:
         raise ValueError(f"revision must be the name of a branch, got {revision!r}")
 
 
-def check_repository(repository: str, private: bool = False, revision: str | None = None) -> None:
+def check_repository(repository: str, private: bool = False, revision: str | None = None) -> bool:
     """Check, changing nothing, that a repository can be created or written.
+
+    Returns:
+        Whether it exists.
 
     Raises:
         ValueError: the Hub refuses, a repository that was to be private is public, or it holds a
@@ -120,11 +127,12 @@ def check_repository(repository: str, private: bool = False, revision: str | Non
             found = client.repo_info(repository)
         except RepositoryNotFoundError:  # or a hidden one, which the Hub will refuse to create
             client.whoami()
-            return
+            return False
         client.auth_check(repository, write=True)
         _list_pushed(repository, _find_head(client, repository, revision) or found.sha)
     if private and not found.private:
         raise ValueError(f"private: {repository} exists and is public; nothing was pushed")
+    return True
 
 
 def _find_head(client: HfApi, repository: str, revision: str | None) -> str | None:
@@ -135,18 +143,41 @@ def _find_head(client: HfApi, repository: str, revision: str | None) -> str | No
         return None
 
 
-def prepare_repository(repository: str, private: bool = False, revision: str | None = None) -> None:
+def prepare_repository(
+    repository: str, private: bool = False, revision: str | None = None
+) -> contextlib.ExitStack:
     """Create a repository, and a branch, where there is none.
+
+    Returns:
+        What deletes again, when it is closed, what was created here and nobody has changed since.
 
     Raises:
         ValueError: see `check_repository`.
     """
-    check_repository(repository, private, revision)
-    with _refusals(repository):
+    exists = check_repository(repository, private, revision)
+    with _refusals(repository), contextlib.ExitStack() as created:
         client = HfApi()
-        client.create_repo(repository, private=private, exist_ok=True)
-        if revision is not None:
-            client.create_branch(repository, branch=revision, exist_ok=True)
+        if not exists:
+            client.create_repo(repository, private=private)
+            first = client.repo_info(repository).sha
+            created.callback(_delete_unchanged, client, repository, first)
+        if revision is not None and _find_head(client, repository, revision) is None:
+            client.create_branch(repository, branch=revision)
+            first = client.repo_info(repository, revision=revision).sha
+            created.callback(_delete_unchanged, client, repository, first, revision)
+        return created.pop_all()
+
+
+def _delete_unchanged(
+    client: HfApi, repository: str, first: str | None, branch: str | None = None
+) -> None:
+    """Delete a new branch, or a new repository, unless its newest commit is another by now."""
+    with contextlib.suppress(OSError, httpx2.HTTPError):  # the refusal itself is what is reported
+        if client.repo_info(repository, revision=branch).sha == first:
+            if branch is None:
+                client.delete_repo(repository)
+            else:
+                client.delete_branch(repository, branch=branch)
 
 
 def _commit(staged: Path, repository: str, revision: str | None) -> Pushed:
@@ -201,12 +232,8 @@ def _refusals(repository: str) -> Iterator[None]:
     """Turn an error of the Hub, or of the connection, into one line."""
     try:
         yield
-    except (OSError, ValueError, httpx2.HTTPError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        response = getattr(error, "response", None)
-        denied = response is not None and response.status_code in (401, 403)
-        advice = "; log in by `hf auth login` with a token that may write;" if denied else ";"
+    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
         raise ValueError(
-            f"repository: {repository} cannot be pushed to: {reason:.300}{advice} its "
+            f"repository: {repository} cannot be pushed to: {hub_errors.describe(error)}; its "
             "files are unchanged"
         ) from error

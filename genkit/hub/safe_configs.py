@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genkit.hub import kinds
+from genkit.hub import kinds, privacy
 from genkit.hub.safe_weights import Contents
 
 SETTINGS = 8 << 20  # bytes of a file of settings
@@ -46,8 +46,6 @@ ELSEWHERE = {
 CODE = {"quantization_config", "fusion_config"}
 KERNELS = re.compile(r"_*(attn|experts)_implementation.*")
 OWN_KERNELS = {"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"}
-# keys by which transformers and diffusers note where a model came from, and which they never read
-REMEMBERED = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
 FILES = re.compile(r".*(^|_)(file|files|filename|path|dir|folder|vocab|merges)")
 COUNTS = re.compile(r".*(^|_)(layers?|blocks?|depths?|layers_per_\w+|repeats?)")
 SIZES = re.compile(r".*(^|_)(sample_size|image_size|pos_embed_max_size)")
@@ -140,7 +138,7 @@ def _check_names(file: Path, name: str, value: Any) -> None:
         return
     if name in ELSEWHERE:
         raise ValueError(f"{file} leads to other files by {name!r}: {value!r:.200}")
-    if FILES.fullmatch(name) and name not in REMEMBERED:
+    if FILES.fullmatch(name) and name not in privacy.ORIGINS:
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and Path(each).name != each:
                 raise ValueError(f"{file} leads out of its folder by {name!r}: {each!r:.200}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genkit import errors, files
-from genkit.hub import model_files, safe_configs, safe_weights
+from genkit.hub import model_files, names, safe_configs, safe_weights
 
 CODE = re.compile(r"\w[\w.-]*\.(py|json|txt)")  # Python files of a model, and files for them
 LARGEST = 48 << 20  # bytes of a file of settings, or of a vocabulary
@@ -71,24 +71,26 @@ def opened(
 
 def _line(error: BaseException, argument: str, private: Path, source: Path) -> str:
     """Write an error in one line that names what the user gave."""
-    text = " ".join(str(error).replace(str(private), str(source)).split())
+    name = names.describe(source)
+    text = str(error).replace(str(private), name).replace(str(source), name)
+    text = " ".join(text.split())
     if text.startswith(f"{argument}: "):
         return text
-    if isinstance(error, ValueError) and str(source) in text:
+    if isinstance(error, ValueError) and name in text:
         return f"{argument}: {text}"
-    return f"{argument}: cannot load {str(source)!r}: {text or type(error).__name__}"
+    return f"{argument}: cannot load {name!r}: {text or type(error).__name__}"
 
 
 def _check_entries(folder: Path) -> None:
     """Refuse links out of a folder, pipes and devices, at every depth."""
     count = 0
-    for home, folders, names in os.walk(folder, onerror=_raise_unless_gone):
-        count += len(folders) + len(names)
+    for home, folders, others in os.walk(folder, onerror=_raise_unless_gone):
+        count += len(folders) + len(others)
         if count > ENTRIES:
             raise ValueError(
                 f"{folder} holds more than {ENTRIES:,} files; give a model's own folder"
             )
-        for entry in (Path(home, name) for name in (*folders, *names)):
+        for entry in (Path(home, name) for name in (*folders, *others)):
             with contextlib.suppress(FileNotFoundError):  # deleted by a run since
                 _check_entry(entry, folder)
 

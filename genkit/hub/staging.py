@@ -23,13 +23,14 @@ TRIES = 5
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def stage(source: Path, staged: Path, repository: str) -> None:
+def stage(source: Path, staged: Path, repository: str, revision: str | None = None) -> None:
     """Fill a folder with what is pushed of a model.
 
     Args:
         source: the model's folder.
         staged: an empty folder.
         repository: the name by which the card loads the model.
+        revision: the branch that it is pushed to; None for the default one.
 
     Raises:
         ValueError: the folder cannot be trusted, a file identifies this machine, or a run keeps
@@ -37,7 +38,8 @@ def stage(source: Path, staged: Path, repository: str) -> None:
     """
     _copy_settled(source, staged)
     vendor(staged)
-    text = card.renamed(_read_card(source), repository)
+    privacy.shorten_origins(staged)
+    text = card.renamed(_read_card(source), repository, revision)
     names = [file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()]
     (staged / card.FILE).write_text(card.listed(text, names), encoding="utf-8")
     privacy.check(staged, source, repository)

@@ -28,7 +28,7 @@ from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.engine.summary import summarize
 from genkit.files import cache_folder, weights_hash, written_whole
-from genkit.hub import download, safe_weights, safety
+from genkit.hub import download, kinds, safe_weights, safety
 
 INCEPTION = "inception"
 HINT = (
@@ -210,6 +210,7 @@ def load_extractor(
     if name == INCEPTION:
         return Inception(where)
     folder = download.fetch(name, revision, argument="extractor", hint=HINT)
+    kinds.check_kind(folder, str(name), kinds.CLASSIFIER, "extractor")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of a new head, which is refused below
     try:

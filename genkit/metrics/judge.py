@@ -16,6 +16,7 @@ from genkit import console
 from genkit.data import image_files
 from genkit.data.images import Images, load_images
 from genkit.data.order import blocks
+from genkit.hub import download, kinds
 from genkit.metrics.features import (
     Extractor,
     Features,
@@ -159,6 +160,9 @@ class Judge:
     ) -> None:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
+        kinds.check_loaded(extractor, "extractor", takes="Classifier")
+        if isinstance(extractor, str | Path):
+            download.check_exists(kinds.as_name(extractor), "extractor")
         self.k, self.seed = k, seed
         self.name, self.data = load_named(data)
         order = np.random.default_rng(seed).permutation(len(self.data))

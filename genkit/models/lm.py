@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from genkit.hub import download, safe_weights, safety
+from genkit.hub import download, kinds, safe_weights, safety
 
 HINT = "Give the folder or the Hub id of a causal language model in safetensors"
 LOGITS = 1 << 26  # computed at once in an evaluation: a quarter of a gigabyte
@@ -171,6 +171,7 @@ def load_lm(
         ValueError: there is no such model, or its tokenizer cannot be used for training.
     """
     folder = download.fetch(name, revision, argument="init_from", hint=HINT)
+    kinds.check_kind(folder, name, kinds.TEXT, "init_from")
     with safety.opened(folder, argument="init_from") as private:
         tokenizer = AutoTokenizer.from_pretrained(private, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from genkit import console, machine
+from genkit.hub import names
 from genkit.qa.reader import DEFAULT, Reader, load_reader
 from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
 from genkit.qa.windows import TokenWindows
@@ -256,6 +257,8 @@ def _check_text(name: str, text: Any) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} has half a surrogate pair: {error.reason}") from None
+    if name.startswith("context"):
+        names.check_text(text, name)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

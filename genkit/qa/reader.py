@@ -17,7 +17,7 @@ from genkit.engine.compiled import weights_version
 from genkit.engine.encoder import SpanEncoder
 from genkit.engine.precision import check_compiler, check_precision, move, weights_type
 from genkit.engine.summary import summarize
-from genkit.hub import download, model_files, safe_weights, safety
+from genkit.hub import download, kinds, model_files, safe_weights, safety
 from genkit.qa.windows import read_template, takes_types
 
 DEFAULT, REVISION = (
@@ -125,10 +125,11 @@ def load_reader(
     where = machine.find_device(device)
     check_precision(dtype, quantize, where)
     check_compiler(compile, where)
-    name = str(model)
+    name = kinds.as_name(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
     folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    kinds.check_kind(folder, name, kinds.ANSWERS)
     written = model_files.last_written(folder)
     options = dtype, quantize, compile, trust_remote_code, where
     return _load_cached(name, folder, written, *options)

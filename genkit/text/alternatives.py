@@ -12,6 +12,7 @@ import torch
 from genkit import console, files, notebook
 from genkit.data.tokens import encode_text, split_at_control_tokens
 from genkit.errors import panics_are_errors
+from genkit.hub import names
 from genkit.text import pages, task, token_names
 from genkit.text.generation import Generation
 from genkit.text.language_model import DEFAULT, LanguageModel
@@ -163,6 +164,7 @@ def alternatives(
         given = task.encode_prompt(text.prompt, language, text.parse_special)
         prompt, chosen = text.prompt, text.tokens
     else:
+        names.check_text(text, "text")
         given, chosen = _split(text, prompt, language)
         prompt = prompt or token_names.decode(language.tokenizer, given)
     check_context("text", len(given) + len(chosen), language)

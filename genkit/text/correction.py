@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from genkit import console
+from genkit.hub import names
 from genkit.notebook import TextRecord
 from genkit.text.language_model import LanguageModel, as_language_model
 from genkit.text.lexicon import WORD, Lexicon
@@ -134,6 +135,7 @@ def _check_texts(text: str | Sequence[str]) -> list[str]:
     for each in texts:
         if not isinstance(each, str):
             raise ValueError(f"text: {each!r} is not a str")
+        names.check_text(each, "text")
     return texts
 
 

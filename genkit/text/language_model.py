@@ -22,7 +22,7 @@ from genkit.engine.compiled import weights_version
 from genkit.engine.decoder import Stepper, takes_trees
 from genkit.engine.precision import check_compiler, check_precision, move, weights_type
 from genkit.engine.summary import summarize
-from genkit.hub import download, safe_weights, safety
+from genkit.hub import download, kinds, safe_weights, safety
 from genkit.hub.model_files import last_written
 
 DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -77,6 +77,7 @@ def load_language_model(
     compile: bool | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
+    argument: str = "model",
 ) -> LanguageModel:
     """Load a causal or sequence-to-sequence language model and its tokenizer; once, then reused.
 
@@ -91,6 +92,7 @@ def load_language_model(
             the process has spent as long on steps as it takes; False never does.
         trust_remote_code: run code that the model brings along.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
+        argument: the name of the model's argument, for messages.
 
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
@@ -98,10 +100,12 @@ def load_language_model(
     where = machine.find_device(device)
     check_precision(dtype, quantize, where)
     check_compiler(compile, where)
-    name = str(model)
+    name = kinds.as_name(model, argument)
     if name == DEFAULT and revision is None:
         revision = REVISION
-    folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
+    options: dict[str, Any] = {"hint": HINT, "code": trust_remote_code, "argument": argument}
+    folder = download.fetch(name, revision, **options).resolve()
+    kinds.check_kind(folder, name, kinds.TEXT, argument)
     written = last_written(folder)
     language = _load(name, folder, written, dtype, quantize, compile, trust_remote_code, where)
     if compile and not takes_trees(language.model):

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from genkit import console
 from genkit.data.tokens import encode_text
 from genkit.errors import panics_are_errors
+from genkit.hub import names
 from genkit.notebook import TextRecord
 from genkit.text import kv_cache
 from genkit.text.language_model import DEFAULT, LanguageModel, as_language_model
@@ -143,6 +144,7 @@ def _encode_utf8(name: str, document: str) -> bytes:
         raise ValueError(f"{name} must be a text, got {document!r}")
     if not document:
         raise ValueError(f"{name} is empty; give a text of two tokens or more")
+    names.check_text(document, name)
     try:
         return document.encode()
     except UnicodeEncodeError as error:

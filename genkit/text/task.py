@@ -63,7 +63,7 @@ def prepare_task(
     model = as_language_model(model, **loading)
     draft = options.draft
     if draft is not None and not isinstance(draft, LanguageModel):
-        own = {"revision": None, "device": str(model.model.device)}
+        own = {"revision": None, "device": str(model.model.device), "argument": "draft"}
         draft = load_language_model(draft, **loading | own)
     rows = [encode_prompt(text, model, options.parse_special) for text in prompts]
     prefix = _encode_prefix(options.prefix, model)

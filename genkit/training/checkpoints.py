@@ -151,9 +151,10 @@ def _write(scratch: Path, state: dict[str, Any]) -> None:
     scratch.mkdir()
     tensors: dict[str, torch.Tensor] = {}
     tree = pack(state, tensors)
+    mode = files.make_empty(scratch / TENSORS)
     save_file({name: t.contiguous() for name, t in tensors.items()}, scratch / TENSORS)
+    (scratch / TENSORS).chmod(mode)
     (scratch / STATE).write_text(json.dumps(tree), encoding="utf-8")
-    shutil.copymode(scratch / STATE, scratch / TENSORS)  # which safetensors lets nobody else read
     manifest = {name: _seal(scratch / name) for name in (TENSORS, STATE)}
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
     files.sync(scratch / MANIFEST)

@@ -21,7 +21,15 @@ from typing import Any
 
 import filelock
 
-from genkit.files import named_write_errors, read_object, read_regular, reason, sync, write_text
+from genkit.files import (
+    make_empty,
+    named_write_errors,
+    read_object,
+    read_regular,
+    reason,
+    sync,
+    write_text,
+)
 from genkit.hub import gallery
 from genkit.training import checkpoints
 from genkit.training.launch import HOW_TO
@@ -243,8 +251,8 @@ class RunFolder:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _move_in(self, scratch: Path) -> None:
-        mode = scratch.stat().st_mode & 0o666  # the umask's: safetensors lets nobody else read
         files = [file for file in scratch.rglob("*") if file.is_file()]
+        mode = make_empty(scratch / ".mode")
         for file in files:
             file.chmod(mode)
             sync(file)

@@ -15,7 +15,7 @@ from genkit import machine
 from genkit.data import image_files, utf8
 from genkit.data.images import Images, proportional_labels
 from genkit.data.order import blocks
-from genkit.hub import download, kinds
+from genkit.hub import download, kinds, names
 from genkit.metrics.features import Extractor
 from genkit.metrics.images import reconstruction_error
 from genkit.metrics.judge import (
@@ -34,6 +34,7 @@ from genkit.text.perplexity import Perplexity, perplexity
 from genkit.vision import pipelines, sampling
 from genkit.vision.pipelines import Encoder
 
+HINT = "Give the folder or Hub id of a model, or a folder or table of images"
 MOST = 10_000  # images that are sampled from a model by default
 BATCH = 256  # images reconstructed at once
 
@@ -86,12 +87,23 @@ def evaluate(
     options: dict[str, Any] = {"extractor": extractor, "count": count, "labels": labels}
     options |= {"train": train, "real_count": real_count, "k": k, "seed": seed}
     options |= {"weights": weights, "sampler": sampler, "evaluations": evaluations}
-    saved = download.find_model(model) if isinstance(model, str | Path) else None
+    saved = _find_model(model)
     if isinstance(model, LanguageModel) or (saved and kinds.kind_of(saved) == kinds.TEXT):
         return _evaluate_text(model, data, stride, device, options)
     if stride is not None:
         raise ValueError(f"stride={stride} is for language models; leave it out")
     return _evaluate_images(model, saved, data, device=device, **options)
+
+
+def _find_model(model: Any) -> Path | None:
+    """Return the folder of a saved model; None for a loaded one and for images."""
+    kinds.check_loaded(model, takes="LanguageModel")
+    if not isinstance(model, str | Path):
+        return None
+    saved = download.find_model(model)
+    if saved is None and names.is_path(str(model)) and not Path(model).expanduser().exists():
+        download.refuse_missing(str(model), hint=HINT)
+    return saved
 
 
 def _evaluate_text(
@@ -102,6 +114,11 @@ def _evaluate_text(
         if value is not None and (name, value) not in (("k", K), ("seed", 0)):
             raise ValueError(f"{name}={value!r:.80} is for image models; leave it out")
     if isinstance(data, str | Path):
+        if not names.as_path(str(data), "data").exists():
+            raise ValueError(
+                f"data must be a text file or a list of texts, got {names.quote(str(data))}; there "
+                "is no such file"
+            )
         data = "".join(utf8.read_pieces(Path(data), "data"))
     elif isinstance(data, Images):
         raise ValueError("data must be a text file or a list of texts for a language model")

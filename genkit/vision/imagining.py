@@ -16,6 +16,7 @@ from PIL import Image
 
 from genkit import console, machine
 from genkit.errors import panics_are_errors
+from genkit.hub import kinds
 from genkit.notebook import DrawnRecord
 from genkit.seeds import is_whole, row_seeds
 from genkit.vision import image_grid, text2image
@@ -140,7 +141,7 @@ def imagine(
     prompts = _prompts(prompt)
     seeds = row_seeds(seed, len(prompts), "a prompt")
     where = machine.find_device(device)
-    source = text2image.find_source(str(model), revision, trust_remote_code)
+    source = text2image.find_source(kinds.as_name(model), revision, trust_remote_code)
     options = _options(source, negative, steps, guidance, size)
     pipeline = text2image.load_text2image(source, trust_remote_code, device)
     _tile(pipeline, machine.free_memory(where), *(options.size or source.default_size))

@@ -18,7 +18,7 @@ from genkit import console
 from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.engine.summary import summarize
-from genkit.hub import kinds, safe_weights, safety
+from genkit.hub import kinds, names, safe_weights, safety
 from genkit.models import autoencoder, diffusion, gan
 from genkit.vision import pixel_lm
 
@@ -81,11 +81,12 @@ def load_pipeline(folder: str | Path, weights: str | None = None) -> Pipeline:
     Raises:
         ValueError: the folder holds no image model.
     """
-    kind = kinds.kind_of(Path(folder))
+    folder = Path(folder)
+    kind = kinds.kind_of(folder)
     if kind not in kinds.IMAGES:
         raise ValueError(
-            f"model: {str(folder)!r} holds a model of the kind {kind}; give an image model, by "
-            f"{RECIPES}"
+            f"model: {names.describe(folder)!r} is {kinds.TAKEN[kind]}; give an image "
+            f"model, by {RECIPES}"
         )
     if kind == kinds.PIXELS:
         return pixel_lm.load_pixel_lm(folder)

@@ -15,7 +15,7 @@ import torch
 from genkit import console, machine
 from genkit.data.order import blocks
 from genkit.engine import unet
-from genkit.hub import download, model_files
+from genkit.hub import download, kinds, model_files
 from genkit.models import diffusion
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.notebook import as_png
@@ -121,7 +121,7 @@ def sample(
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
     seeds = row_seeds(seed, int(n), "an image")
-    pipeline = load_image_model(str(model), revision, device)
+    pipeline = load_image_model(kinds.as_name(model), revision, device)
     labels = _labels(label, int(n), pipelines.count_classes(pipeline))
     options = resolve_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
     started = time.perf_counter()

@@ -23,7 +23,7 @@ from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors import safe_open
 
 from genkit import console, machine
-from genkit.hub import download, model_files, safe_configs, safe_weights, safety
+from genkit.hub import download, model_files, names, safe_configs, safe_weights, safety
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
@@ -108,7 +108,7 @@ def find_source(model: str, revision: str | None = None, trust_remote_code: bool
     Raises:
         ValueError: there is no such model, it is of another kind, or its files are unsafe.
     """
-    if revision is None and model == DEFAULT and not Path(model).is_dir():
+    if revision is None and model == DEFAULT and not names.is_folder(model):
         revision = REVISION
     folder = download.fetch_settings(model, revision, hint=HINT)
     if not (folder / "model_index.json").is_file():
