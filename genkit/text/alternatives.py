@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from genkit.errors import panics_are_errors
-from genkit.text import pages, task, token_names
+from genkit.text import chats, pages, task, token_names
 from genkit.text.generation import Generation
 from genkit.text.language_model import DEFAULT, LanguageModel
 from genkit.text.scoring import (
@@ -154,7 +154,11 @@ def alternatives(
     language = as_language(model)
     check_top(top, language)
     if isinstance(text, Generation):
-        prompt, given, chosen = text.prompt, task.encode_prompt(text.prompt, language), text.tokens
+        prompt, chosen = text.prompt, text.tokens
+        if text.messages:
+            given = chats.read_chat(text.messages[:-1], "text", language).tokens
+        else:
+            given = task.encode_prompt(prompt, language)
     else:
         given, chosen = _split(text, prompt, language)
         prompt = prompt or token_names.decode(language.tokenizer, given)
