@@ -82,7 +82,8 @@ def chat_model(
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
         ends = tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>", "<end_of_turn>"])
-        model.lm_head.weight[ends] *= 2
+        model.lm_head.weight.mul_(5)
+        model.lm_head.weight[ends] *= 1.3
     return LanguageModel(model, tokenizer, "tiny-chat")
 
 

@@ -88,8 +88,8 @@ def check_chat(chat: Chat, name: str) -> list[dict[str, str]]:
             )
     if messages[-1]["role"] != "user":
         raise ValueError(
-            f"{name}[{len(messages) - 1}]: the last message must be the user's, "
-            f"got role {messages[-1]['role']!r}; add one, or give the beginning of a reply as prefix"
+            f"{name}[{len(messages) - 1}]: the last message must be the user's, got role "
+            f"{messages[-1]['role']!r}; add one, or give the beginning of a reply as prefix"
         )
     return messages
 

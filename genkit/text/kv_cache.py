@@ -164,7 +164,9 @@ class Tree:
         shared = [0 if start else _shared(line, tokens) for line, start in pairs]
         branch = max(range(len(shared)), key=shared.__getitem__)
         slots = self._seen[text, branch].nonzero()[: shared[branch], 0]  # in the order of tokens
-        keys, values = ([own[text][:, slots] for own in pool] for pool in (self._keys, self._values))
+        keys, values = (
+            [own[text][:, slots] for own in pool] for pool in (self._keys, self._values)
+        )
         return KeptText(tokens[: len(slots)], keys, values)
 
     @torch.inference_mode()
