@@ -17,8 +17,8 @@ from chat_models import (
 
 import genkit
 from genkit.engine import decoder
-from genkit.text import chats, kv_cache
-from genkit.text.kv_cache import KeptText, KeptTexts
+from genkit.text import chats, kept_keys, kv_cache
+from genkit.text.kept_keys import KeptText, KeptTexts
 from genkit.text.language_model import LanguageModel, load_language_model
 
 PIECES = (
@@ -197,7 +197,7 @@ def test_a_second_turn_reads_only_what_is_new(language, options):
     read = tokens_of(mine, first.messages[:-1]) + first.tokens[:-1]  # the last one was not
     with counted(mine) as widths:
         genkit.generate(chat, **options)
-    new = len(tokens) - kv_cache._shared(tokens, read)
+    new = len(tokens) - kept_keys.shared_length(tokens, read)
     assert new <= widths[0] <= new + len(first.tokens) * (options["strategy"] == "beam")
     assert len(tokens) > 60 and new < 60
 
@@ -238,6 +238,13 @@ def test_changed_weights_or_precision_are_read_anew(language):
     assert mine.kept.find(tokens_of(mine, chat)) is None
 
 
+def test_keys_that_depend_on_the_length_are_not_kept():
+    mine = chat_model()
+    mine.model.config.rope_parameters["rope_type"] = "dynamic"
+    genkit.generate([HELLO], model=mine, max_new_tokens=4)
+    assert mine.kept.find(tokens_of(mine, [HELLO])) is None
+
+
 def test_texts_are_not_kept(language):
     mine = LanguageModel(language.model, language.tokenizer, "mine")
     genkit.generate("the the", model=mine, max_new_tokens=4)
@@ -265,7 +272,7 @@ def test_kept_texts_find_the_longest_beginning():
     rng, texts, everything = random.Random(0), KeptTexts(), []
     for _ in range(200):
         tokens = [rng.randrange(2) for _ in range(rng.randint(1, 8))]
-        expected = max((kv_cache._shared(x, tokens[:-1]) for x in everything), default=0)
+        expected = max((kept_keys.shared_length(x, tokens[:-1]) for x in everything), default=0)
         found = texts.find(tokens)
         assert (0 if found is None else len(found.tokens)) == expected
         if found is not None:
@@ -278,7 +285,7 @@ def test_kept_texts_find_the_longest_beginning():
 
 def test_kept_texts_are_bounded(monkeypatch):
     size = kept([0] * 10).size
-    monkeypatch.setattr(kv_cache, "KEPT", 3 * size)
+    monkeypatch.setattr(kept_keys, "KEPT", 3 * size)
     texts = KeptTexts()
     for i in range(3):
         texts.add(kept([i] * 10))
@@ -483,7 +490,7 @@ def test_replies_of_a_real_model_are_those_of_transformers(real_model):
             rows = genkit.generate(batch, model=language, strategy="greedy", max_new_tokens=40)
         for i, record in enumerate(rows):
             tokens = by_transformers(language, batch[i])
-            assert widths[i] == len(tokens) - kv_cache._shared(tokens[:-1], read[i])
+            assert widths[i] == len(tokens) - kept_keys.shared_length(tokens[:-1], read[i])
             assert not turn or widths[i] < 40
             check_greedy(
                 language, tokens, record.tokens, transformers_reply(language, batch[i], 40)
@@ -499,7 +506,7 @@ def check_greedy(
     """Check that two completions are the same, or part where two tokens are equally likely."""
     if found == expected:
         return
-    same = kv_cache._shared(found, expected)
+    same = kept_keys.shared_length(found, expected)
     with torch.inference_mode():
         logits = language.model(torch.tensor([prompt + found[:same]])).logits[0, -1]
     assert abs(logits[found[same]] - logits[expected[same]]) < 1e-3

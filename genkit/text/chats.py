@@ -6,7 +6,7 @@ import bisect
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache
@@ -48,7 +48,7 @@ def split_prompts(
         return [prompt], {}
     if isinstance(prompt, Mapping):
         raise ValueError(f"prompt: {reprlib.repr(prompt)} is one message; give a list of messages")
-    parts = cast("list[Any]", list(prompt))
+    parts: list[Any] = list(prompt)
     if not parts:
         raise ValueError("prompt: [] is empty; give at least one text or message")
     if isinstance(parts[0], Mapping):
@@ -225,7 +225,7 @@ def end_of_turn(language: LanguageModel) -> frozenset[int]:
     These are the tokenizer's end token, and the added token that the template writes right after a
     reply that is followed by another message.
     """
-    tokenizer, size = language.tokenizer, language.model.config.vocab_size
+    tokenizer, size = language.tokenizer, language.model.config.get_text_config().vocab_size
     contents = zip(("user", "assistant", "user"), ("a", PROBE, "a"), strict=True)
     probe = [{"role": role, "content": content} for role, content in contents]
     try:

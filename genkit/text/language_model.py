@@ -22,7 +22,7 @@ from genkit.engine.decoder import Stepper, takes_trees
 from genkit.engine.precision import check_compiler, check_precision, to_device
 from genkit.hub import download, safe_weights, safety
 from genkit.hub.model_files import last_written
-from genkit.text.kv_cache import KeptTexts
+from genkit.text.kept_keys import KeptTexts
 
 DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 HINT = (

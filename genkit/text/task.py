@@ -12,7 +12,7 @@ from genkit.data import characters
 from genkit.engine import decoder
 from genkit.errors import panics_are_errors
 from genkit.seeds import row_seeds
-from genkit.text import chats, kv_cache, logits, strategies
+from genkit.text import chats, kept_keys, kv_cache, logits, strategies
 from genkit.text.beam_search import beam
 from genkit.text.language_model import LanguageModel, load_language_model
 from genkit.text.options import (
@@ -154,9 +154,9 @@ def start_strategy(
         trace: of a beam search: gets a list of candidates for every step, best first.
     """
     options, rules = task.options, _rules(task)
-    kept = None
+    kept: kept_keys.KeptTexts | None = None
     if task.histories:
-        kept = task.language.kept
+        kept = task.language.kept if kept_keys.keys_stay(task.language.model) else None
         rules = replace(rules, ends=rules.ends | chats.end_of_turn(task.language))
     states = options.strategy == "contrastive"
     reader = kv_cache.read_prompts(task.language.stepper, task.rows, states, kept)
@@ -189,7 +189,7 @@ def _keep_keys(
     completions: strategies.CompletionStream,
     rows: list[list[int]],
     reader: kv_cache.Tree,
-    kept: kv_cache.KeptTexts,
+    kept: kept_keys.KeptTexts,
 ) -> strategies.CompletionStream:
     """Pass completions on, and keep the keys of each text when it ends or nobody wants more."""
     going: dict[int, list[int]] = {row: [] for row in reader.texts}
