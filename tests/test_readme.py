@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import ROOT, facts_file, recipe_module, run_here, stable_diffusion
+from chat_models import save_chat_model
 from hub_server import Hub, serve
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -163,6 +164,8 @@ def cache(tmp_path_factory):
         place = snapshot(folder, language_model.DEFAULT, language_model.REVISION)
         lm.make_model("gpt2", len(tokenizer), 128, 1, 32, 2, 0.0).save_pretrained(place)
         lm.save_tokenizer(tokenizer, place)
+        place = snapshot(folder, "HuggingFaceTB/SmolLM2-135M-Instruct", "0" * 40)
+        save_chat_model(place)
         place = snapshot(folder, text2image.DEFAULT, text2image.REVISION)
         stable_diffusion().save_pretrained(place)
     return folder

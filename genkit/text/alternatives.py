@@ -13,7 +13,7 @@ from genkit import console, files, notebook
 from genkit.data.tokens import encode_text, split_at_control_tokens
 from genkit.errors import panics_are_errors
 from genkit.hub import names
-from genkit.text import pages, task, token_names
+from genkit.text import chats, pages, task, token_names
 from genkit.text.generation import Generation
 from genkit.text.language_model import DEFAULT, LanguageModel
 from genkit.text.scoring import (
@@ -161,8 +161,11 @@ def alternatives(
     language = as_language(model, device)
     check_top(top, language)
     if isinstance(text, Generation):
-        given = task.encode_prompt(text.prompt, language, text.parse_special)
         prompt, chosen = text.prompt, text.tokens
+        if text.messages:
+            given = chats.read_chat(text.messages[:-1], "text", language).tokens
+        else:
+            given = task.encode_prompt(prompt, language, text.parse_special)
     else:
         names.check_text(text, "text")
         given, chosen = _split(text, prompt, language)

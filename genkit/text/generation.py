@@ -11,6 +11,7 @@ from typing import Literal, overload
 
 from genkit.notebook import TextRecord
 from genkit.text import logits, strategies
+from genkit.text.chats import Chat
 from genkit.text.language_model import DEFAULT, LanguageModel
 from genkit.text.options import Strategy
 from genkit.text.task import Task, prepare_task, start_strategy
@@ -22,7 +23,7 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is one byte of a character
 class Generation(TextRecord):
     """One generated text, its tokens, their log-probabilities, its score and its seed."""
 
-    prompt: str
+    prompt: str  # of a chat: as the model's template writes it
     completion: str  # without the string that stopped it
     tokens: list[int] = field(repr=False)  # of the completion
     log_probabilities: list[float] = field(repr=False)  # of each token, under the model itself
@@ -30,13 +31,20 @@ class Generation(TextRecord):
     finish: str  # "length", "eos" or "stop"
     seed: int | None  # generate(prompt, seed=seed, …) gives the same text; None: nothing was drawn
     alternatives: list[Generation] = field(default_factory=list, repr=False)  # n_best, 2nd onwards
-    continues: bool = field(default=True, repr=False)  # False: an encoder-decoder's answer
+    continues: bool = field(default=True, repr=False)  # False: a reply, of a chat or an answer
     parse_special: bool = field(default=True, repr=False)  # how the prompt was read
+    messages: list[dict[str, str]] | None = field(default=None, repr=False)  # of a chat, with reply
+    dropped: list[dict[str, str]] = field(default_factory=list, repr=False)  # see `overflow`
 
     @property
     def text(self) -> str:
-        """Prompt and completion, or the answer to the prompt."""
+        """Prompt and completion, or the reply to the prompt."""
         return self.prompt + self.completion if self.continues else self.completion
+
+    @property
+    def message(self) -> dict[str, str] | None:
+        """The reply to a chat, {"role": "assistant", "content": completion}."""
+        return self.messages[-1] if self.messages else None
 
     def __str__(self) -> str:
         return self.text
@@ -56,7 +64,7 @@ class Piece:
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
-    prompt: str,
+    prompt: str | Chat,
     *,
     model: str | Path | LanguageModel = ...,
     revision: str | None = ...,
@@ -90,10 +98,11 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     groups: int | None = ...,
     diversity: float | None = ...,
     alpha: float | None = ...,
+    overflow: Literal["error", "drop_oldest"] = ...,
 ) -> Generation: ...
 @overload
 def generate(
-    prompt: Sequence[str],
+    prompt: Sequence[str] | Sequence[Chat],
     *,
     model: str | Path | LanguageModel = ...,
     revision: str | None = ...,
@@ -127,9 +136,10 @@ def generate(
     groups: int | None = ...,
     diversity: float | None = ...,
     alpha: float | None = ...,
+    overflow: Literal["error", "drop_oldest"] = ...,
 ) -> list[Generation]: ...
 def generate(
-    prompt: str | Sequence[str],
+    prompt: str | Chat | Sequence[str] | Sequence[Chat],
     *,
     model: str | Path | LanguageModel = DEFAULT,
     revision: str | None = None,
@@ -163,8 +173,9 @@ def generate(
     groups: int | None = None,
     diversity: float | None = None,
     alpha: float | None = None,
+    overflow: Literal["error", "drop_oldest"] = "error",
 ) -> Generation | list[Generation]:
-    """Continue a prompt, or each of several; for an encoder-decoder, answer it.
+    """Continue a prompt, or each of several; for a chat or an encoder-decoder, answer it.
 
     A row's text depends on the row's prompt and seed alone, not on the batch that it is in (a beam
     or contrastive search may differ where scores are tied to the last digits). Global random state
@@ -172,7 +183,9 @@ def generate(
     and the tokens that it must never write apply.
 
     Args:
-        prompt: one text or several.
+        prompt: one text or several; or one chat or several, each a list of messages such as
+            {"role": "user", "content": "Hi"}, the oldest first and the user's last, which the
+            model's own chat template writes. A system message may come first.
         model: folder or Hub id of a language model (in Python, also what `load` returned); default:
             GPT-2.
         revision: branch, tag or commit on the Hub.
@@ -222,6 +235,9 @@ def generate(
         diversity: for "diverse_beam": what a token costs, in log-probability, that an earlier group
             has just taken; default: 0.5.
         alpha: for "contrastive": the weight of the penalty on similarity; default: 0.6.
+        overflow: for a chat that does not fit into the model's context together with its reply:
+            "error", or "drop_oldest" leaves out the oldest messages of user and assistant, which
+            the record names.
 
     Returns:
         A `Generation` for one prompt, a list of them for several.
@@ -235,11 +251,11 @@ def generate(
         if completions[0].finish:
             records[row] = _record(task, row, completions)
     rows = [records[i] for i in range(len(task.prompts))]
-    return rows[0] if isinstance(prompt, str) else rows
+    return rows[0] if task.single else rows
 
 
 def stream(
-    prompt: str | Sequence[str],
+    prompt: str | Chat | Sequence[str] | Sequence[Chat],
     *,
     model: str | Path | LanguageModel = DEFAULT,
     revision: str | None = None,
@@ -273,11 +289,12 @@ def stream(
     groups: int | None = None,
     diversity: float | None = None,
     alpha: float | None = None,
+    overflow: Literal["error", "drop_oldest"] = "error",
 ) -> Iterator[Piece]:
     """Yield completions piece by piece while they are written, by any strategy.
 
     Args:
-        prompt: one text or several.
+        prompt: one text or chat, or several.
 
     Every other argument is that of `generate`.
 
@@ -316,19 +333,23 @@ def trace_beams(
 
 
 def _record(task: Task, row: int, completions: list[strategies.Completion]) -> Generation:
+    history = task.histories[row] if task.histories else None
     first, *others = (
         Generation(
             task.prompts[row],
-            _finished_text(task, row, completion),
+            text,
             completion.tokens,
             completion.logs,
             completion.score,
             completion.finish or "",
             task.seeds[row] if task.seeds else None,
-            continues=not task.language.model.config.is_encoder_decoder,
+            continues=not (history or task.language.model.config.is_encoder_decoder),
             parse_special=task.options.parse_special,
+            messages=history.answered(text) if history else None,
+            dropped=history.dropped if history else [],
         )
         for completion in completions[: task.options.n_best or 1]
+        for text in [_finished_text(task, row, completion)]
     )
     return replace(first, alternatives=others)
 

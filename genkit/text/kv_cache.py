@@ -18,6 +18,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from genkit.engine.decoder import Stepper, empty_pool, forward_arguments, takes_trees
+from genkit.text.kept_keys import KeptText, KeptTexts, shared_length
 
 BLOCK = 64  # slots by which the pool of keys and values grows
 
@@ -38,12 +39,20 @@ class Tree:
         stepper: runs the model.
         prompts: token ids, none empty, none longer than the context.
         hidden: keep the last layer's states, too.
+        kept: what has been read of the prompts before; states are not kept.
     """
 
     @torch.inference_mode()
-    def __init__(self, stepper: Stepper, prompts: list[list[int]], hidden: bool = False) -> None:
+    def __init__(
+        self,
+        stepper: Stepper,
+        prompts: list[list[int]],
+        hidden: bool = False,
+        kept: KeptTexts | None = None,
+    ) -> None:
         self.stepper, self.model, self._with_hidden = stepper, stepper.model, hidden
         self.context = context_length(self.model)
+        self.texts = list(range(len(prompts)))  # which of the prompts still go on
         self.lines = [[list(prompt)] for prompt in prompts]  # the tokens of each branch
         self.starts = [[0] for _ in prompts]  # of what the model still sees of each
         texts, device = len(prompts), self.model.device
@@ -53,18 +62,21 @@ class Tree:
         self._keys, self._values = (empty_pool(self.model, texts, 0) for _ in range(2))
         self._used = self._reach = 0  # the most slots written, the furthest position
         self.hidden: list[torch.Tensor] = []  # states of the tokens read last, (tokens, size) each
-        self.logits = self._read_prompts(prompts)  # (texts, branches, vocabulary), float32
+        if hidden:
+            kept = None
+        self.logits = self._read_prompts(prompts, kept)  # (texts, branches, vocabulary), float32
 
     # ---- reading
 
-    def _read_prompts(self, prompts: list[list[int]]) -> torch.Tensor:
+    def _read_prompts(self, prompts: list[list[int]], kept: KeptTexts | None) -> torch.Tensor:
         self._make_room(max(map(len, prompts)))
         known: dict[tuple[int, ...], int] = {}
         logits: list[torch.Tensor] = []
         for i, prompt in enumerate(prompts):
             twin = known.setdefault(tuple(prompt), i)
             if twin == i:
-                logits.append(self._read(i, 0, prompt))
+                begun = self._recall(i, kept.find(prompt)) if kept else 0
+                logits.append(self._read(i, 0, prompt[begun:]))
             else:
                 for whole in (*self._keys, *self._values, self._seen, self._positions):
                     whole[i] = whole[twin]
@@ -73,6 +85,30 @@ class Tree:
                 self.hidden += self.hidden[twin : twin + 1]
         self._used = self._reach = max(map(len, prompts))
         return torch.stack(logits)[:, None]
+
+    def _recall(self, text: int, kept: KeptText | None) -> int:
+        """Begin a text with what is kept of it; return the number of tokens."""
+        if kept is None:
+            return 0
+        count = len(kept.tokens)
+        for pool, own in ((self._keys, kept.keys), (self._values, kept.values)):
+            for layer, part in zip(pool, own, strict=True):
+                layer[text, :, :count] = part
+        self._seen[text, 0, :count] = True
+        self._written[text] = self._positions[text] = count
+        return count
+
+    @torch.inference_mode()
+    def copy_keys(self, text: int, tokens: list[int]) -> KeptText:
+        """Copy the keys and values of as much of a line of tokens as a branch of a text has."""
+        pairs = zip(self.lines[text], self.starts[text], strict=True)
+        shared = [0 if start else shared_length(line, tokens) for line, start in pairs]
+        branch = max(range(len(shared)), key=shared.__getitem__)
+        slots = self._seen[text, branch].nonzero()[: shared[branch], 0]  # in the order of tokens
+        keys, values = (
+            [own[text][:, slots] for own in pool] for pool in (self._keys, self._values)
+        )
+        return KeptText(tokens[: len(slots)], keys, values)
 
     @torch.inference_mode()
     def _read(self, text: int, branch: int, tokens: list[int]) -> torch.Tensor:
@@ -190,6 +226,7 @@ class Tree:
             setattr(self, name, getattr(self, name)[index])
         self._keys = [layer[index] for layer in self._keys]
         self._values = [layer[index] for layer in self._values]
+        self.texts = [self.texts[i] for i in texts]
         self.lines = [self.lines[i] for i in texts]
         self.starts = [self.starts[i] for i in texts]
         self._used, self._reach = int(self._written.max()), int(self._positions.max())
@@ -390,6 +427,13 @@ def decoder_start(model: PreTrainedModel) -> int:
     return int(config.bos_token_id if start is None else start)
 
 
-def read_prompts(stepper: Stepper, prompts: list[list[int]], hidden: bool = False) -> Tree | Rows:
-    """Read prompts as a tree where the model can, else as rows."""
-    return (Tree if takes_trees(stepper.model) else Rows)(stepper, prompts, hidden)
+def read_prompts(
+    stepper: Stepper,
+    prompts: list[list[int]],
+    hidden: bool = False,
+    kept: KeptTexts | None = None,
+) -> Tree | Rows:
+    """Read prompts as a tree where the model can, else as rows, which keep nothing."""
+    if takes_trees(stepper.model):
+        return Tree(stepper, prompts, hidden, kept)
+    return Rows(stepper, prompts, hidden)

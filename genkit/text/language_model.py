@@ -24,6 +24,7 @@ from genkit.engine.precision import check_compiler, check_precision, move, weigh
 from genkit.engine.summary import summarize
 from genkit.hub import download, kinds, safe_weights, safety
 from genkit.hub.model_files import last_written
+from genkit.text.kept_keys import KeptTexts
 
 DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 HINT = (
@@ -41,7 +42,7 @@ class LanguageModel:
     name: str
     precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
     compiled: bool | None = None  # see `load`
-    _stepper: tuple[Any, Stepper] | None = field(default=None, init=False)
+    _reading: tuple[Any, Stepper, KeptTexts] | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
         return summarize("LanguageModel", self.name, [self.model], self.precision)
@@ -54,18 +55,25 @@ class LanguageModel:
     @property
     def stepper(self) -> Stepper:
         """The steps of the model: made at the first use, and again when weights have changed."""
-        version = weights_version(self.model)
-        if self._stepper is None or self._stepper[0] != version:
+        return self._current[1]
+
+    @property
+    def kept(self) -> KeptTexts:
+        """Keys and values of the chats read last; none when weights have changed."""
+        return self._current[2]
+
+    @property
+    def _current(self) -> tuple[Any, Stepper, KeptTexts]:
+        version = (weights_version(self.model), self.precision)
+        if self._reading is None or self._reading[0] != version:
             cpu, trees = self.model.device.type == "cpu", takes_trees(self.model)
-            self._stepper = (
-                version,
-                Stepper(
-                    self.model,
-                    self.precision if cpu else "float32",
-                    self.compiled if cpu and trees else False,
-                ),
+            stepper = Stepper(
+                self.model,
+                self.precision if cpu else "float32",
+                self.compiled if cpu and trees else False,
             )
-        return self._stepper[1]
+            self._reading = (version, stepper, KeptTexts())
+        return self._reading
 
 
 def load_language_model(

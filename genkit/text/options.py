@@ -49,6 +49,8 @@ class GenerationOptions:
     diversity: float | None = None
     # of contrastive search
     alpha: float | None = None
+    # of chats
+    overflow: Literal["error", "drop_oldest"] = "error"
 
 
 # Which strategies take an option that not all of them take
@@ -98,6 +100,8 @@ def _check_strategy(options: GenerationOptions) -> None:
     if options.strategy not in STRATEGIES:
         names = ", ".join(STRATEGIES)
         raise ValueError(f"strategy must be one of {names}, got {options.strategy!r}")
+    if options.overflow not in ("error", "drop_oldest"):
+        raise ValueError(f"overflow must be error or drop_oldest, got {options.overflow!r}")
     for name, owners in _OWNERS.items():
         value = getattr(options, name)
         if value is not None and options.strategy not in owners:

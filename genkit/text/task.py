@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from genkit.data.tokens import encode_text
 from genkit.engine import decoder
 from genkit.errors import panics_are_errors
 from genkit.seeds import row_seeds
-from genkit.text import kv_cache, logits, strategies
+from genkit.text import chats, kept_keys, kv_cache, logits, strategies
 from genkit.text.beam_search import beam
 from genkit.text.language_model import LanguageModel, as_language_model, load_language_model
 from genkit.text.options import (
@@ -34,7 +34,9 @@ class Task:
     """A call whose arguments have been checked, and whose model is loaded."""
 
     language: LanguageModel
+    single: bool  # one prompt was given, and not a list
     prompts: list[str]
+    histories: list[chats.History]  # of chats
     rows: list[list[int]]  # the prompts as tokens
     prefix: list[int]
     seeds: tuple[int, ...] | None
@@ -43,7 +45,9 @@ class Task:
 
 
 def prepare_task(
-    prompt: str | Sequence[str], model: str | Path | LanguageModel, **given: Any
+    prompt: str | chats.Chat | Sequence[str] | Sequence[chats.Chat],
+    model: str | Path | LanguageModel,
+    **given: Any,
 ) -> Task:
     """Check the arguments of a call, load its model and encode its prompts.
 
@@ -53,19 +57,24 @@ def prepare_task(
     Raises:
         ValueError: an argument cannot work; the message names it and its value.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError("prompt: [] is empty; give at least one text")
+    prompts, asked = chats.split_prompts(prompt)
     loading = {name: given.pop(name) for name in LOAD if name in given}
     options = check_options(GenerationOptions(**given))
     drawn = options.strategy in DRAWS
-    seeds = tuple(row_seeds(options.seed, len(prompts), "a prompt")) if drawn else None
+    count = len(prompts or asked)
+    seeds = tuple(row_seeds(options.seed, count, "a prompt")) if drawn else None
+    if prompts and options.overflow != "error":
+        raise ValueError(f"overflow={options.overflow!r} is for chats, and prompt is a text")
     model = as_language_model(model, **loading)
     draft = options.draft
     if draft is not None and not isinstance(draft, LanguageModel):
         own = {"revision": None, "device": str(model.model.device), "argument": "draft"}
         draft = load_language_model(draft, **loading | own)
-    rows = [encode_prompt(text, model, options.parse_special) for text in prompts]
+    limits = options.overflow, options.max_new_tokens
+    histories = [chats.read_chat(chat, name, model, *limits) for name, chat in asked.items()]
+    prompts = prompts or [history.text for history in histories]
+    special = options.parse_special
+    rows = [h.tokens for h in histories] or [encode_prompt(p, model, special) for p in prompts]
     prefix = _encode_prefix(options.prefix, model)
     first = model.model.generation_config.forced_bos_token_id
     if model.model.config.is_encoder_decoder and first is not None:
@@ -75,7 +84,8 @@ def prepare_task(
             f"prefix: {len(prefix)} tokens are more than max_new_tokens={options.max_new_tokens}"
         )
     _check_speculation(model, draft, options.lookup)
-    return Task(model, prompts, rows, prefix, seeds, options, draft)
+    single = isinstance(prompt, str) or "prompt" in asked
+    return Task(model, single, prompts, histories, rows, prefix, seeds, options, draft)
 
 
 def _check_speculation(
@@ -150,15 +160,32 @@ def _check_known(name: str, text: str, language: LanguageModel) -> None:
 def start_strategy(
     task: Task, trace: list[list[logits.Candidate]] | None = None
 ) -> strategies.CompletionStream:
-    """Read the prompts and start the strategy.
+    """Read the prompts and start the strategy; of chats, keys that are kept are not made again.
 
     Args:
         trace: of a beam search: gets a list of candidates for every step, best first.
     """
     options, rules = task.options, _rules(task)
-    contrastive = options.strategy == "contrastive"
-    reader = kv_cache.read_prompts(task.language.stepper, task.rows, hidden=contrastive)
-    if contrastive:
+    kept: kept_keys.KeptTexts | None = None
+    if task.histories:
+        kept = task.language.kept if kept_keys.keys_stay(task.language.model) else None
+        rules = replace(rules, ends=rules.ends | chats.end_of_turn(task.language))
+    states = options.strategy == "contrastive"
+    reader = kv_cache.read_prompts(task.language.stepper, task.rows, states, kept)
+    completions = _start(task, reader, rules, trace)
+    if kept is None or isinstance(reader, kv_cache.Rows):
+        return completions
+    return _keep_keys(completions, task.rows, reader, kept)
+
+
+def _start(
+    task: Task,
+    reader: strategies.TextReader,
+    rules: strategies.Rules,
+    trace: list[list[logits.Candidate]] | None,
+) -> strategies.CompletionStream:
+    options = task.options
+    if options.strategy == "contrastive":
         alpha = 0.6 if options.alpha is None else options.alpha
         return strategies.contrastive(reader, rules, options.top_k or 4, alpha)
     if options.strategy in BEAMS:
@@ -168,6 +195,27 @@ def start_strategy(
     starts = tuple(len(lines[0]) for lines in reader.lines)
     sampler = strategies.TokenSampler(rules, logits.Filters(**asked), task.seeds, starts)
     return strategies.sample(reader, sampler, _make_proposer(task, sampler))
+
+
+def _keep_keys(
+    completions: strategies.CompletionStream,
+    rows: list[list[int]],
+    reader: kv_cache.Tree,
+    kept: kept_keys.KeptTexts,
+) -> strategies.CompletionStream:
+    """Pass completions on, and keep the keys of each text when it ends or nobody wants more."""
+    going: dict[int, list[int]] = {row: [] for row in reader.texts}
+    try:
+        for row, own in completions:
+            going[row] = own[0].tokens
+            if own[0].finish:
+                line = rows[row] + going.pop(row)
+                kept.add(reader.copy_keys(reader.texts.index(row), line))
+            yield row, own
+    except GeneratorExit:  # between two steps, so that all keys are written
+        for row, tokens in going.items():
+            kept.add(reader.copy_keys(reader.texts.index(row), rows[row] + tokens))
+        raise
 
 
 def _make_proposer(task: Task, sampler: strategies.TokenSampler) -> strategies.Propose | None:
