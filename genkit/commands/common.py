@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,16 +80,18 @@ def silence_libraries() -> None:
 
 def print_json(records: Any) -> None:
     """Print a record, or a list of them, without pictures and tensors."""
-    print(json.dumps(as_json_value(records), ensure_ascii=False, indent=2))
+    print(json.dumps(as_json_value(records), ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def as_json_value(value: Any) -> Any:
-    """Return a record as values that JSON can hold."""
+    """Return a record as values that JSON can hold; null for a number that is not finite."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {name: as_json_value(own) for name, own in named.items() if not _is_array(own)}
     if isinstance(value, dict):
         return {str(name): as_json_value(own) for name, own in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, str) or value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Iterable):

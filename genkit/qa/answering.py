@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from genkit.arguments import explain_names
 from genkit.qa.reader import DEFAULT, Reader, load_reader
 from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
 from genkit.qa.windows import TokenWindows
@@ -110,6 +111,7 @@ def answer(  # and a text with several contexts, which matches this one, too
     compile: bool | None = ...,
     trust_remote_code: bool = ...,
 ) -> list[Answer]: ...
+@explain_names
 def answer(
     question: str | Sequence[str],
     context: str | Sequence[str],

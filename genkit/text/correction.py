@@ -27,6 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from genkit.arguments import explain_names
 from genkit.text.language_model import LanguageModel, load_language_model
 from genkit.text.lexicon import WORD, Lexicon
 from genkit.text.rescoring import check_weights
@@ -66,6 +67,7 @@ class Correction:
         return "\n".join([self.text, *(f"  {change}" for change in self.changes), f"  {scores}"])
 
 
+@explain_names
 def correct(
     text: str | Sequence[str],
     *,

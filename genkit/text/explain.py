@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from genkit.arguments import explain_names
 from genkit.text import generation, pictures, task, token_names
 from genkit.text.generation import Generation
 from genkit.text.language_model import DEFAULT, LanguageModel
@@ -60,6 +61,7 @@ class NextTokens:
         )
 
 
+@explain_names
 def next_tokens(
     prompt: str,
     *,
@@ -144,6 +146,7 @@ class TemperatureSeries:
         )
 
 
+@explain_names
 def temperature_series(
     prompt: str,
     temperatures: Sequence[float] = (0.01, 0.25, 0.5, 1.0, 1.5),
@@ -258,6 +261,7 @@ def _kept_before(step: list[Candidate], i: int) -> int:
     return sum(candidate.fate == "kept" for candidate in step[:i])
 
 
+@explain_names
 def beam_tree(
     prompt: str,
     *,

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from genkit.arguments import explain_names
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache
 from genkit.text.language_model import DEFAULT, LanguageModel, load_language_model
@@ -63,6 +64,7 @@ class Perplexity:
         )
 
 
+@explain_names
 def perplexity(
     text: str | Sequence[str],
     *,

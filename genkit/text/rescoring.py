@@ -9,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TypeAlias, cast
 
+from genkit.arguments import explain_names
 from genkit.data import characters
 from genkit.text.language_model import LanguageModel, load_language_model
 from genkit.text.scoring import log_probabilities
@@ -34,6 +35,7 @@ class Ranked:
         return f"{self.score:8.2f} = Q({terms} )  {self.text}"
 
 
+@explain_names
 def rescore(
     candidates: Sequence[Scored] | Sequence[Sequence[Scored]],
     *,

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
+from genkit.arguments import explain_names
 from genkit.errors import panics_are_errors
 from genkit.seeds import is_whole, row_seeds
 from genkit.vision import image_grid, text2image
@@ -94,6 +95,7 @@ def imagine(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[Picture]: ...
+@explain_names
 def imagine(
     prompt: str | Sequence[str],
     *,

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from genkit import machine
+from genkit.arguments import explain_names
 from genkit.data.order import blocks
 from genkit.engine import unet
 from genkit.hub import download, model_files
@@ -75,6 +76,7 @@ class Samples:
 # The verb
 
 
+@explain_names
 def sample(
     model: str | Path,
     n: int = 1,
