@@ -1,12 +1,190 @@
-"""Command lines whose mistakes are one line: the argument, and what would do."""
+"""Arguments whose mistakes are one line: the argument, and what would do.
+
+People bring the names of other libraries: `NAMES` has what they are called here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Of each verb: names that other libraries have, and its own name, or a sentence
+_LOADING = {
+    "torch_dtype": "dtype",
+    "precision": "dtype",
+    "load_in_8bit": 'quantize="int8" has matrix products in 8 bits',
+    "model_id": "model",
+    "model_name": "model",
+    "pretrained_model_name_or_path": "model",
+    "token": "log in by `hf auth login` for private models",
+}
+_GENERATE = _LOADING | {
+    "do_sample": 'strategy="greedy" is do_sample=False, strategy="sample" do_sample=True',
+    "num_beams": "beams",
+    "beam_size": "beams",
+    "beam_width": "beams",
+    "num_beam_groups": "groups",
+    "diversity_penalty": "diversity",
+    "num_return_sequences": "n_best, for beams; to sample several times give the prompt as often",
+    "n": "n_best, for beams; to sample several times give the prompt as often",
+    "best_of": "n_best",
+    "max_length": "max_new_tokens, without those of the prompt",
+    "min_length": "min_new_tokens, without those of the prompt",
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "max_gen_len": "max_new_tokens",
+    "length": "max_new_tokens",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "bad_words_ids": "bad_words, which are texts",
+    "penalty_alpha": "alpha",
+    "presence_penalty": "frequency_penalty",
+    "repeat_penalty": "repetition_penalty",
+    "typical": "typical_p",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "stopping_criteria": "stop, which is a text",
+    "eos_token_id": "stop, which is a text; a model's own end tokens always end a text",
+    "assistant_model": "draft",
+    "prompt_lookup_num_tokens": "lookup",
+    "streamer": "genkit.stream yields a text in pieces",
+    "stream": "genkit.stream yields a text in pieces",
+    "logprobs": "the record has log_probabilities",
+    "output_scores": "the record has log_probabilities",
+    "return_full_text": "the record has text (with the prompt) and completion",
+    "generator": "seed",
+    "manual_seed": "seed",
+    "random_seed": "seed",
+    "text": "prompt",
+    "text_inputs": "prompt",
+    "inputs": "prompt",
+    "input_ids": "prompt, which is a text",
+    "messages": "prompt",
+    "system": 'give messages that begin with {"role": "system", "content": ...}',
+    "system_prompt": 'give messages that begin with {"role": "system", "content": ...}',
+}
+_DIFFUSION = {
+    "num_inference_steps": "steps",
+    "sample_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "generator": "seed",
+    "manual_seed": "seed",
+    "torch_dtype": "dtype",
+    "model_id": "model",
+    "pretrained_model_name_or_path": "model",
+    "output_type": "the record has the images",
+}
+NAMES: dict[str, dict[str, str]] = {
+    "generate": _GENERATE,
+    "stream": _GENERATE,
+    "answer": _LOADING
+    | {
+        "topk": "top_k",
+        "n_best": "top_k",
+        "n_best_size": "top_k",
+        "num_answers": "top_k",
+        "max_length": "max_seq_len",
+        "max_seq_length": "max_seq_len",
+        "max_answer_length": "max_answer_len",
+        "stride": "doc_stride",
+        "handle_impossible_answer": "handle_impossible",
+        "version_2_with_negative": "handle_impossible",
+        "null_score_diff_threshold": "threshold",
+        "questions": "question",
+        "contexts": "context",
+        "text": "context",
+    },
+    "sample": _DIFFUSION
+    | {
+        "batch_size": "n",
+        "count": "n",
+        "num_images": "n",
+        "num_images_per_prompt": "n",
+        "num_samples": "n",
+        "labels": "label",
+        "class_label": "label",
+        "class_labels": "label",
+        "sampler": "scheduler",
+        "sampler_name": "scheduler",
+        "prompt": "genkit.imagine makes images from a text",
+    },
+    "imagine": _DIFFUSION
+    | {
+        "negative_prompt": "negative",
+        "width": "size, which is (width, height)",
+        "height": "size, which is (width, height)",
+        "num_images_per_prompt": "give the prompt as often as you want images of it",
+        "n": "give the prompt as often as you want images of it",
+    },
+    "train": {
+        "lr": "learning_rate",
+        "per_device_train_batch_size": "batch_size, of all processes together",
+        "train_batch_size": "batch_size",
+        "gradient_accumulation_steps": "gradient_accumulation",
+        "epochs": "max_steps; --dry_run prints the steps of an epoch",
+        "num_train_epochs": "max_steps; --dry_run prints the steps of an epoch",
+        "max_train_steps": "max_steps",
+        "max_grad_norm": "clip",
+        "grad_clip": "clip",
+        "warmup_ratio": "warmup",
+        "warmup_steps": "warmup, a share of the run",
+        "ema_decay": "ema",
+        "checkpointing_steps": "save_steps",
+        "save_total_limit": "keep_checkpoints",
+        "resume_from_checkpoint": "resume",
+        "hub_model_id": "push_to_hub",
+        "bf16": "mixed_precision bf16",
+    },
+}
+
+
+class UnknownArgumentError(ValueError, TypeError):
+    """A name that is no argument: a TypeError in Python, and of one line as other mistakes are."""
+
+
+def explain_name(written: str, verb: str, known: dict[str, str], what: str) -> str:
+    """Say in a line what an unknown argument is called here, or which one is most similar.
+
+    Args:
+        written: as the user wrote it, with dashes or underscores.
+        verb: whose argument it is not.
+        known: the verb's arguments, with underscores, and how each is written here.
+        what: "argument" or "flag".
+    """
+    name = written.lstrip("-").replace("-", "_")
+    answer = NAMES.get(verb, {}).get(name, "")
+    own = re.split(r"\W", answer)[0]
+    if answer and own in known and not answer.startswith(f"{own}="):
+        return f"{written} is called {known[own]} here{answer.removeprefix(own)}"
+    if answer:
+        return f"{written}: unknown {what}; {answer}"
+    near = difflib.get_close_matches(name, known, n=1)
+    everything = f"help(genkit.{verb})" if what == "argument" else "--help"
+    hint = f"the most similar is {known[near[0]]}" if near else f"{everything} lists all"
+    return f"{written}: unknown {what}; {hint}"
+
+
+def explain_names(verb: Callable[P, R]) -> Callable[P, R]:
+    """Answer unknown keywords of a verb in one line; its signature stays as it is."""
+    import inspect  # which the command does without
+
+    known = {name: name for name in inspect.signature(verb).parameters}
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise UnknownArgumentError(explain_name(name, verb.__name__, known, "argument"))
+        return verb(*args, **kwargs)
+
+    return call
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,22 +200,20 @@ class Parser(argparse.ArgumentParser):
         """
         found, rest = self.parse_known_args(args, namespace)
         if rest:
-            self.error(self._describe_unknown(rest))
+            self.error(self._describe_unknown(rest, getattr(found, "command", "train")))
         return found
 
     def error(self, message: str) -> NoReturn:
         """Raise a message of argparse's, with one spelling of the argument that it names."""
         raise ValueError(re.sub(r"\Aargument ([^\s/]+)\S*:", r"\1:", message))
 
-    def _describe_unknown(self, rest: list[str]) -> str:
-        """Name the first unknown argument and, for a flag, the most similar one."""
+    def _describe_unknown(self, rest: list[str], command: str) -> str:
+        """Name the first unknown argument and, for a flag, what it is called here."""
         flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
         if flag is None:
             return f"{rest[0]!r}: unexpected argument; flags begin with --"
-        known = {spelling.replace("_", "-"): name for spelling, name in self._flags()}
-        near = difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
-        hint = f"the most similar is {known[near[0]]}" if near else "--help lists all"
-        return f"{flag}: unknown flag; {hint}"
+        known = {name.lstrip("-").replace("-", "_"): own for name, own in self._flags()}
+        return explain_name(flag, command, known, "flag")
 
     def _flags(self) -> Iterator[tuple[str, str]]:
         """Yield each long flag, of subcommands too, with its first spelling."""

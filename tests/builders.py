@@ -26,10 +26,14 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from readers import pointer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
 )
 
 import genkit
@@ -360,3 +364,32 @@ USE = {
 
 def weights_file(folder: Path) -> Path:
     return next(folder.rglob("*.safetensors"))
+
+
+def letter_model(eos: int | list[int] | str | None = None) -> LanguageModel:
+    """A random GPT-2 of 27 tokens, a to z and a space; eos="stock": GPT-2's own, beyond them."""
+    letters = string.ascii_lowercase + " "
+    made = Tokenizer(models.WordLevel({c: i for i, c in enumerate(letters)}, unk_token=" "))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.decoder = decoders.Fuse()
+    ends = {} if eos == "stock" else {"eos_token_id": eos, "bos_token_id": None}
+    torch.manual_seed(0)
+    size = {"vocab_size": 27, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**size, **ends)).eval()
+    return LanguageModel(model, PreTrainedTokenizerFast(tokenizer_object=made), "letters")
+
+
+END = "<|endoftext|>"
+
+
+def byte_model() -> LanguageModel:
+    """A random GPT-2 whose tokens are the 256 bytes, and the end token 256."""
+    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(vocab=alphabet | {END: 256}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    size = {"vocab_size": 257, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=256, eos_token_id=256)).eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=END, eos_token=END)
+    return LanguageModel(model, tokenizer, "bytes")

@@ -83,6 +83,8 @@ def test_underscores_are_dashes_in_flags_only():
     words = ["a_b", "--top_k", "3", "--max_new_tokens=x_y", "-n_1", "--no_x y", "--", "--a_b"]
     expected = ["a_b", "--top-k", "3", "--max-new-tokens=x_y", "-n_1", "--no_x y", "--", "--a_b"]
     assert flags.with_dashes(words) == expected
+    words = ["see --top_k", "--max_new-tokens", "3"]
+    assert flags.with_dashes(words) == ["see --top_k", "--max-new-tokens", "3"]
 
 
 def test_a_command_takes_its_flags_with_underscores(trained, capsys):

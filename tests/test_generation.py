@@ -9,10 +9,11 @@ from builders import LETTERS, small_model
 from transformers import AutoModelForCausalLM
 
 import genkit
+from genkit.commands import common
 from genkit.models import lm
 from genkit.text import generation
 from genkit.text.language_model import LanguageModel
-from genkit.text.options import LOAD, GenerationOptions
+from genkit.text.options import LOAD, MIN_P, GenerationOptions
 
 
 @pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
@@ -169,6 +170,56 @@ def test_a_text_ends_at_eos_and_leaves_the_batch(language):
         model.generation_config.eos_token_id = 0
 
 
+# ---- the default, and what a record says of it
+
+
+def test_the_default_cuts_off_what_is_unlikely(language):
+    texts, options = prompts(8, 20), {"model": language, "max_new_tokens": 12, "seed": 1}
+    plain = genkit.generate(texts, **options)
+    assert plain == genkit.generate(texts, min_p=MIN_P, **options)
+    assert plain[0].options == {"strategy": "sample", "max_new_tokens": 12, "min_p": MIN_P}
+    assert "'min_p'" in repr(plain[0])
+
+
+@pytest.mark.parametrize("given", [{"temperature": 1}, {"top_p": 1.0}])
+def test_a_given_filter_replaces_the_default(language, given):
+    texts, options = prompts(8, 20), {"model": language, "max_new_tokens": 12, "seed": 1}
+    found = genkit.generate(texts, **given, **options)
+    whole = genkit.generate(texts, strategy="stochastic", **options)
+    assert [row.tokens for row in found] == [row.tokens for row in whole]
+    assert found[0].options == {"strategy": "sample", "max_new_tokens": 12} | given
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7, "top_k": 5, "stop": "a", "repetition_penalty": 1.2},
+        {"strategy": "greedy", "lookup": 3, "bad_words": ["b"]},
+        {"strategy": "beam", "n_best": 2},
+        {"strategy": "diverse_beam", "groups": 4},
+        {"strategy": "contrastive", "prefix": "ab"},
+    ],
+)
+def test_the_options_of_a_record_repeat_its_text(language, options):
+    record = genkit.generate("abc", model=language, max_new_tokens=12, **options)
+    seed = {} if record.seed is None else {"seed": record.seed}
+    again = genkit.generate(record.prompt, model=language, **seed, **record.options)
+    assert again == record
+    common.print_json(record)
+
+
+def test_texts_that_may_outgrow_the_context_are_warned_of_once(caplog):
+    language = small_model("llama", context=16)
+    language.name = "a short one"
+    for _ in range(2):
+        genkit.generate("abc", model=language, max_new_tokens=14, strategy="greedy")
+    assert caplog.text == ""
+    for _ in range(2):
+        genkit.generate("abc", model=language, max_new_tokens=15, strategy="greedy")
+    assert caplog.text.count("the context of a short one, 16 tokens") == 1
+
+
 # ---- bad input
 
 
@@ -218,6 +269,20 @@ def test_a_text_ends_at_eos_and_leaves_the_batch(language):
         ({"seed": -1}, "seed must be 0 or more"),
         ({"seed": 1.5}, "seed must be a whole number, or one a prompt, got 1.5"),
         ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": 5}, "prompt must be a text or a list of texts, got 5"),
+        ({"prompt": None}, "prompt must be a text or a list of texts, got None"),
+        ({"prompt": b"ab"}, "prompt must be a text or a list of texts, got b'ab'"),
+        ({"prompt": ["ab", 5]}, r"prompt\[1\] must be a text, got 5"),
+        ({"prompt": "a\ud800"}, "prompt is not valid Unicode"),
+        ({"stop": 5}, "stop must be a text or a list of texts, got 5"),
+        ({"bad_words": ["a", 5]}, "bad_words must be a text or a list of texts"),
+        ({"prefix": 5}, "prefix must be a text, got 5"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"temperature": 1e-45}, "temperature must be 1e-30 or more, got 1e-45"),
+        ({"max_new_tokens": None}, "max_new_tokens must be a whole number, got None"),
+        ({"top_k": True}, "top_k must be a whole number, got True"),
+        ({"repetition_penalty": 1e9}, "repetition_penalty must be from 1e-06 to 1e.06, got"),
+        ({"strategy": "beam", "length_penalty": 1e3}, "length_penalty must be from -20 to 20"),
         ({"prompt": "a" * 65}, "65 tokens are more than the model's context of 64"),
         ({"prompt": "a\u20acb"}, "never seen '\u20ac'"),
     ],

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 TYPES: dict[str, type] = {"float": float, "int": int}  # all others are text
-FLAG = re.compile(r"--[a-z][a-z0-9_]*_[a-z0-9_]*(?==|$)")
+FLAG = re.compile(r"\A--[a-z][a-z0-9_-]*(?==|$)")
 WORDS: dict[str, bool] = {"yes": True, "no": False}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from genkit import console, machine
+from genkit.arguments import explain_names
 from genkit.hub import names
 from genkit.qa.reader import DEFAULT, Reader, load_reader
 from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
@@ -116,6 +117,7 @@ def answer(  # and a text with several contexts, which matches this one, too
     trust_remote_code: bool = ...,
     device: str | None = ...,
 ) -> list[Answer]: ...
+@explain_names
 def answer(
     question: str | Sequence[str],
     context: str | Sequence[str],

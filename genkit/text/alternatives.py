@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from genkit import console, files, notebook
+from genkit.arguments import explain_names
 from genkit.data.tokens import encode_text, split_at_control_tokens
 from genkit.errors import panics_are_errors
 from genkit.hub import names
@@ -93,6 +94,8 @@ class Alternatives:
     def summary(self) -> str:
         """The figures of the whole text, on one line."""
         choices = self.choices
+        if not choices:
+            return "0 tokens"
         bits = -sum(c.log_probability for c in choices) / len(choices) / math.log(2)
         first = sum(c.rank == 1 for c in choices) / len(choices)
         return f"{len(choices)} tokens, {bits:.2f} bits each, {first:.0%} the model's first choice"
@@ -107,7 +110,8 @@ class Alternatives:
             ]
             for c in self.choices
         ]
-        head = ["token", "probability", "rank", "likeliest", *[""] * (len(rows[0]) - 4)]
+        likeliest = max((len(row) - 4 for row in rows), default=0)
+        head = ["token", "probability", "rank", "likeliest", *[""] * likeliest]
         return f"{token_names.one_line(self.prompt)} …\n\n{table([head, *rows])}\n\n{self.summary}"
 
     def ansi(self) -> str:
@@ -133,6 +137,7 @@ class Alternatives:
         return notebook.framed(pages.alternatives(self))
 
 
+@explain_names
 def alternatives(
     text: str | Generation,
     *,
@@ -165,13 +170,14 @@ def alternatives(
         if text.messages:
             given = chats.read_chat(text.messages[:-1], "text", language).tokens
         else:
-            given = task.encode_prompt(prompt, language, text.parse_special)
+            special = text.options.get("parse_special", True)
+            given = task.encode_prompt(prompt, language, special)
     else:
         names.check_text(text, "text")
         given, chosen = _split(text, prompt, language)
         prompt = prompt or token_names.decode(language.tokenizer, given)
     check_context("text", len(given) + len(chosen), language)
-    logits = next_logits(language, given + chosen[:-1])[len(given) - 1 :]
+    logits = next_logits(language, given + chosen[:-1])[len(given) - 1 :][: len(chosen)]
     choices = iter(_choices(logits, chosen, top, language))
     runs = token_names.spans(language.tokenizer, given, chosen)
     return Alternatives(prompt, [TokenSpan(t, [next(choices) for _ in run]) for t, run in runs])
@@ -197,9 +203,9 @@ def _split(text: str, prompt: str, language: LanguageModel) -> tuple[list[int], 
             )
         return given, whole[len(before) :]
     whole = encode_text(tokenizer, text, ends=True)
-    start = tokenizer.bos_token_id
-    if start is not None:
-        return [start], whole[1:] if whole[0] == start else whole
+    start = language.possible(tokenizer.bos_token_id)
+    if start:
+        return start, whole[1:] if whole[:1] == start else whole
     first = len(token_names.spans(tokenizer, [], whole)[0][1])
     if len(whole) == first:
         raise ValueError(f"text: {text!r} is one token, and this model has no start token; add one")
@@ -211,7 +217,8 @@ def _choices(
 ) -> list[Choice]:
     """Look up chosen tokens and the likeliest ones in logits of (tokens, vocabulary)."""
     logs = logits.log_softmax(-1)
-    taken = gather_tokens(logs, torch.tensor(chosen, device=logs.device))[:, None]
+    tokens = torch.tensor(chosen, dtype=torch.int64, device=logs.device)
+    taken = gather_tokens(logs, tokens)[:, None]
     best, ids = logs.topk(top)
     shown = sorted({*chosen, *ids.flatten().tolist()})
     name = dict(zip(shown, token_names.names(language.tokenizer, shown), strict=True))

@@ -9,7 +9,7 @@ import torch
 
 from genkit.text import logits
 from genkit.text.options import Beams
-from genkit.text.strategies import Completion, CompletionStream, Rules, TextReader
+from genkit.text.strategies import DEAD_END, Completion, CompletionStream, Rules, TextReader
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,11 @@ class _Branch:
     parent: int
     token: int
     log: float
-    total: float  # log-probability of the completion
+    total: float  # log-probability of the completion; -inf: no text, where there are too few
+
+    @property
+    def is_text(self) -> bool:
+        return self.total > -torch.inf
 
 
 def beam(
@@ -50,16 +54,16 @@ def beam(
         for i, text in enumerate(alive):
             done = [line[starts[text] :] for line in reader.lines[i]]
             branches, ends = _grown(each[i], scores[i], totals[i], done, rules, search, trace)
-            ended[text] += [_ended(b, done, logs[text], length, rules, search) for b in ends]
-            ended[text] = sorted(ended[text], key=lambda c: -c.score)[: search.count]
+            ended[text] += [_ended(b, done, logs[text], rules, search) for b in ends]
+            if not ended[text] and not any(b.is_text for b in branches):
+                ended[text] = _dead_ends(totals[i], done, logs[text], search)
+            ended[text] = _distinct(ended[text])[: search.count]
             logs[text] = [[*logs[text][b.parent], b.log] for b in branches]
             kept.append(branches)
         reader.branch([[b.parent for b in branches] for branches in kept])
         staying = []
         for i, text in enumerate(alive):
-            running = _running(
-                reader.lines[i], starts[text], kept[i], logs[text], length, rules, search
-            )
+            running = _running(reader.lines[i], starts[text], kept[i], logs[text], rules, search)
             over = length == rules.longest or _is_over(ended[text], running, length, rules, search)
             yield text, _ranked(ended[text], running, over, length == rules.longest, search)
             staying += [] if over else [i]
@@ -94,7 +98,8 @@ def _grown(
     for group in range(search.groups):
         own = slice(group * size, (group + 1) * size)
         ranking = totals[own, None] + scores[own]
-        for token, times in Counter(b.token for b in kept).items() if search.diversity else ():
+        taken = Counter(b.token for b in (*kept, *ends) if b.is_text)
+        for token, times in taken.items() if search.diversity else ():
             ranking[:, token] -= search.diversity * times
         room = ranking.numel()
         wanted = min(max(2, 1 + len(rules.ends)) * size, room)
@@ -104,22 +109,23 @@ def _grown(
             )
             allowed = [b for b in found if not rules.breaks([*done[b.parent], b.token])]
             goes_on = [b for b in allowed if not _ends(b, done, rules)]
-            if len(goes_on) >= size or wanted == room:
+            if len(goes_on) >= size or len(found) < wanted or wanted == room:
                 break
             wanted = min(4 * wanted, room)
         ends += [b for b in allowed[:size] if _ends(b, done, rules)]
         kept += goes_on[:size]
-        if trace is not None:
-            real = [b for b in allowed if b.total > -torch.inf]
-            trace.append([_candidate(b, goes_on[:size], ends) for b in real])
+        kept += [_Branch(own.start, 0, 0.0, -torch.inf)] * (size - len(goes_on))
+        if trace is not None and allowed:
+            trace.append([_candidate(b, goes_on[:size], ends) for b in allowed])
     return kept, ends
 
 
 def _candidates(
     ranking: torch.Tensor, each: torch.Tensor, totals: torch.Tensor, count: int, first: int
 ) -> list[_Branch]:
-    """Return the best pairs of branch and token by rank, best first."""
-    flat = ranking.flatten().topk(count).indices
+    """Return the best possible pairs of branch and token by rank, best first."""
+    best = ranking.flatten().topk(count)
+    flat = best.indices[best.values > -torch.inf]
     parents, tokens = flat // ranking.shape[1], flat % ranking.shape[1]
     logs = each[parents, tokens]
     return [
@@ -135,8 +141,6 @@ def _candidates(
 
 
 def _ends(branch: _Branch, done: list[list[int]], rules: Rules) -> bool:
-    if branch.total == -torch.inf:  # a rule excludes it
-        return False
     return rules.finish([*done[branch.parent], branch.token]) in ("eos", "stop")
 
 
@@ -146,16 +150,34 @@ def _candidate(branch: _Branch, kept: list[_Branch], ended: list[_Branch]) -> lo
 
 
 def _ended(
-    branch: _Branch,
-    done: list[list[int]],
-    logs: list[list[float]],
-    length: int,
-    rules: Rules,
-    search: Beams,
+    branch: _Branch, done: list[list[int]], logs: list[list[float]], rules: Rules, search: Beams
 ) -> Completion:
     tokens = [*done[branch.parent], branch.token]
-    score = branch.total / length**search.length_penalty
-    return Completion(tokens, [*logs[branch.parent], branch.log], score, rules.finish(tokens))
+    own, score = [*logs[branch.parent], branch.log], _score(branch.total, len(tokens), search)
+    return Completion(tokens, own, score, rules.finish(tokens))
+
+
+def _dead_ends(
+    totals: torch.Tensor, done: list[list[int]], logs: list[list[float]], search: Beams
+) -> list[Completion]:
+    """Make completions of the branches of which none can go on."""
+    return [
+        Completion(tokens, own, _score(total, len(tokens), search), DEAD_END)
+        for tokens, own, total in zip(done, logs, totals.tolist(), strict=True)
+        if total > -torch.inf
+    ]
+
+
+def _score(total: float, length: int, search: Beams) -> float:
+    return total / max(length, 1) ** search.length_penalty
+
+
+def _distinct(completions: list[Completion]) -> list[Completion]:
+    """Order completions by score, each once: groups may come to the same."""
+    found: dict[tuple[int, ...], Completion] = {}
+    for completion in sorted(completions, key=lambda c: -c.score):
+        found.setdefault(tuple(completion.tokens), completion)
+    return list(found.values())
 
 
 def _running(
@@ -163,16 +185,17 @@ def _running(
     start: int,
     branches: list[_Branch],
     logs: list[list[float]],
-    length: int,
     rules: Rules,
     search: Beams,
 ) -> list[Completion]:
     """Make completions of the kept branches; the lines do not have their last token yet."""
     found = []
     for line, branch, own in zip(lines, branches, logs, strict=True):
-        tokens = [*line[start:], branch.token]
-        score = branch.total / length**search.length_penalty
-        found.append(Completion(tokens, own, score, "length" if length == rules.longest else None))
+        if branch.is_text:
+            tokens = [*line[start:], branch.token]
+            finish = "length" if len(tokens) == rules.longest else None
+            score = _score(branch.total, len(tokens), search)
+            found.append(Completion(tokens, own, score, finish))
     return found
 
 
@@ -180,6 +203,8 @@ def _is_over(
     ended: list[Completion], running: list[Completion], length: int, rules: Rules, search: Beams
 ) -> bool:
     """Whether no unfinished text can, or may, replace one that has ended."""
+    if not running:
+        return True
     if len(ended) < search.count:
         return False
     if search.early_stopping is True:
@@ -195,7 +220,7 @@ def _ranked(
 ) -> list[Completion]:
     """Order completions, and count the tokens of the best that can no longer change."""
     if over:
-        pool = sorted([*ended, *running] if longest else ended, key=lambda c: -c.score)
+        pool = _distinct([*ended, *running] if longest else ended)
         return [replace(c, settled=len(c.tokens)) for c in pool[: search.count]]
     together = [c.tokens for c in (*ended, *running)]
     shared = 0

@@ -48,22 +48,35 @@ def split_prompts(
         return [prompt], {}
     if isinstance(prompt, Mapping):
         raise ValueError(f"prompt: {reprlib.repr(prompt)} is one message; give a list of messages")
+    if not isinstance(prompt, Iterable) or isinstance(prompt, bytes):
+        raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r:.80}, or a chat")
     parts: list[Any] = list(prompt)
     if not parts:
         raise ValueError("prompt: [] is empty; give at least one text or message")
     if isinstance(parts[0], Mapping):
         return [], {"prompt": check_chat(parts, "prompt")}
-    kind = str if isinstance(parts[0], str) else Sequence
+    if isinstance(parts[0], str):
+        for i, part in enumerate(parts):
+            check_text(f"prompt[{i}]", part)
+        return parts, {}
     for i, part in enumerate(parts):
-        if isinstance(part, str) != (kind is str) or not isinstance(part, kind):
+        if isinstance(part, str) or not isinstance(part, Sequence):
             raise ValueError(
-                f"prompt[{i}]: give texts only, or chats only (lists of messages), "
+                f"prompt[{i}] must be a chat, a list of messages, as those beside it, "
                 f"got {reprlib.repr(part)}"
             )
-    if kind is str:
-        return parts, {}
     names = [f"prompt[{i}]" for i in range(len(parts))]
     return [], {name: check_chat(chat, name) for name, chat in zip(names, parts, strict=True)}
+
+
+def check_text(name: str, text: Any) -> None:
+    """Raise ValueError for what is no text, or has half a surrogate pair."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a text, got {text!r:.80}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not valid Unicode: {error}") from None
 
 
 def check_chat(chat: Chat, name: str) -> list[dict[str, str]]:
@@ -225,7 +238,7 @@ def end_of_turn(language: LanguageModel) -> frozenset[int]:
     These are the tokenizer's end token, and the added token that the template writes right after a
     reply that is followed by another message.
     """
-    tokenizer, size = language.tokenizer, language.model.config.get_text_config().vocab_size
+    tokenizer = language.tokenizer
     contents = zip(("user", "assistant", "user"), ("a", PROBE, "a"), strict=True)
     probe = [{"role": role, "content": content} for role, content in contents]
     try:
@@ -236,4 +249,4 @@ def end_of_turn(language: LanguageModel) -> frozenset[int]:
     added = tokenizer.added_tokens_encoder
     written = max((token for token in added if after.startswith(token)), key=len, default=None)
     ends = (tokenizer.eos_token_id, added.get(written))
-    return frozenset(token for token in ends if token is not None and token < size)
+    return frozenset(language.possible([token for token in ends if token is not None]))

@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from genkit import console
+from genkit.arguments import explain_names
 from genkit.hub import names
 from genkit.notebook import TextRecord
 from genkit.text.language_model import LanguageModel, as_language_model
@@ -67,6 +68,7 @@ class Correction(TextRecord):
         return "\n".join([self.text, *(f"  {change}" for change in self.changes), f"  {scores}"])
 
 
+@explain_names
 def correct(
     text: str | Sequence[str],
     *,

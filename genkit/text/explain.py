@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genkit import console
+from genkit.arguments import explain_names
 from genkit.notebook import TextRecord
 from genkit.text import generation, pictures, task, token_names
 from genkit.text.generation import Generation
@@ -60,6 +61,7 @@ class NextTokens(TextRecord):
         )
 
 
+@explain_names
 def next_tokens(
     prompt: str,
     *,
@@ -146,6 +148,7 @@ class TemperatureSeries(TextRecord):
         )
 
 
+@explain_names
 def temperature_series(
     prompt: str,
     temperatures: Sequence[float] = (0.01, 0.25, 0.5, 1.0, 1.5),
@@ -262,6 +265,7 @@ def _kept_before(step: list[Candidate], i: int) -> int:
     return sum(candidate.fate == "kept" for candidate in step[:i])
 
 
+@explain_names
 def beam_tree(
     prompt: str,
     *,

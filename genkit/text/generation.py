@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
+from genkit.arguments import explain_names
 from genkit.notebook import TextRecord
-from genkit.text import logits, strategies
+from genkit.text import logits, strategies, token_names
 from genkit.text.chats import Chat
 from genkit.text.language_model import DEFAULT, LanguageModel
-from genkit.text.options import Strategy
+from genkit.text.options import Strategy, used_options
 from genkit.text.task import Task, prepare_task, start_strategy
-
-BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is one byte of a character
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,12 @@ class Generation(TextRecord):
     tokens: list[int] = field(repr=False)  # of the completion
     log_probabilities: list[float] = field(repr=False)  # of each token, under the model itself
     score: float  # their sum; for beams divided by the length penalty
-    finish: str  # "length", "eos" or "stop"
-    seed: int | None  # generate(prompt, seed=seed, …) gives the same text; None: nothing was drawn
+    finish: str  # "length", "eos" or "stop"; "dead_end": the rules left no token
+    seed: int | None  # None: nothing was drawn
+    # what was used; generate(prompt, seed=seed, model=…, **options) gives the same text
+    options: dict[str, Any] = field(default_factory=dict)
     alternatives: list[Generation] = field(default_factory=list, repr=False)  # n_best, 2nd onwards
     continues: bool = field(default=True, repr=False)  # False: a reply, of a chat or an answer
-    parse_special: bool = field(default=True, repr=False)  # how the prompt was read
     messages: list[dict[str, str]] | None = field(default=None, repr=False)  # of a chat, with reply
     dropped: list[dict[str, str]] = field(default_factory=list, repr=False)  # see `overflow`
 
@@ -138,6 +136,7 @@ def generate(
     alpha: float | None = ...,
     overflow: Literal["error", "drop_oldest"] = ...,
 ) -> list[Generation]: ...
+@explain_names
 def generate(
     prompt: str | Chat | Sequence[str] | Sequence[Chat],
     *,
@@ -180,7 +179,9 @@ def generate(
     A row's text depends on the row's prompt and seed alone, not on the batch that it is in (a beam
     or contrastive search may differ where scores are tied to the last digits). Global random state
     is neither read nor changed. Of a model's own generation settings, only the start and end tokens
-    and the tokens that it must never write apply.
+    and the tokens that it must never write apply. A text that outgrows the model's context goes on
+    from the later half of the context; a warning is logged before. A text ends where the rules
+    leave no token.
 
     Args:
         prompt: one text or several; or one chat or several, each a list of messages such as
@@ -195,13 +196,15 @@ def generate(
         trust_remote_code: run code that the model brings along.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         strategy: "sample" draws from the model's distribution, reshaped by temperature, top_k,
-            top_p, min_p and typical_p; "stochastic" draws from that distribution as it is; "greedy"
+            top_p, min_p and typical_p, or without any of these five by min_p=0.1; "stochastic"
+            draws from that distribution as it is; "greedy"
             takes the most likely token each time; "beam" keeps the most likely texts;
             "diverse_beam" keeps groups of texts that avoid each other; "contrastive" takes likely
             tokens that are unlike the text so far.
         max_new_tokens: tokens of the longest completion.
         min_new_tokens: tokens before which no text ends.
-        stop: string that ends a text and is not part of its completion.
+        stop: string that ends a text and is not part of its completion. Special tokens have no
+            text, so that no string is found in them.
         bad_words: string that no completion contains.
         prefix: text that every completion begins with.
         parse_special: read what spells a special token in a prompt as that token; without it, a
@@ -211,11 +214,13 @@ def generate(
         frequency_penalty: is subtracted from a token's logit for each time that the token is in the
             completion.
         no_repeat_ngram: no sequence of so many tokens appears twice.
-        temperature: for "sample": below 1 more predictable, above 1 more surprising.
+        temperature: for "sample": below 1 more predictable, above 1 more surprising; 1 alone is
+            the model's own distribution.
         top_k: for "sample": keep only the k most likely tokens; for "contrastive": the number of
             candidates (default there: 4).
         top_p: for "sample": keep the fewest most likely tokens with this probability together.
-        min_p: for "sample": keep the tokens at least this share as likely as the likeliest one.
+        min_p: for "sample": keep the tokens at least this share as likely as the likeliest one;
+            default: 0.1 if no temperature, top_k, top_p, min_p or typical_p is given.
         typical_p: for "sample": keep the tokens whose surprise is closest to the expected one, with
             this probability together.
         seed: for "sample" and "stochastic": row i has seed + i, or its own of a list; default: a
@@ -229,8 +234,8 @@ def generate(
             length to this power; default: 1.
         early_stopping: for a beam search: True stops when `beams` texts have ended; False (default)
             when no unfinished text has a better score; "never" when none can reach a better one.
-        n_best: for a beam search: how many texts to return; the others are the alternatives of the
-            best one.
+        n_best: for a beam search: how many texts to return, if there are as many; the others are
+            the alternatives of the best one.
         groups: for "diverse_beam": how many groups; default: 2.
         diversity: for "diverse_beam": what a token costs, in log-probability, that an earlier group
             has just taken; default: 0.5.
@@ -254,6 +259,7 @@ def generate(
     return rows[0] if task.single else rows
 
 
+@explain_names
 def stream(
     prompt: str | Chat | Sequence[str] | Sequence[Chat],
     *,
@@ -334,8 +340,12 @@ def trace_beams(
 
 def _record(task: Task, row: int, completions: list[strategies.Completion]) -> Generation:
     history = task.histories[row] if task.histories else None
-    first, *others = (
-        Generation(
+    found: dict[str, Generation] = {}  # each text once: its tokens or its end may differ
+    for completion in completions:
+        if len(found) == (task.options.n_best or 1):
+            break
+        text = _finished_text(task, row, completion)
+        record = Generation(
             task.prompts[row],
             text,
             completion.tokens,
@@ -343,32 +353,32 @@ def _record(task: Task, row: int, completions: list[strategies.Completion]) -> G
             completion.score,
             completion.finish or "",
             task.seeds[row] if task.seeds else None,
+            used_options(task.options),
             continues=not (history or task.language.model.config.is_encoder_decoder),
-            parse_special=task.options.parse_special,
             messages=history.answered(text) if history else None,
             dropped=history.dropped if history else [],
         )
-        for completion in completions[: task.options.n_best or 1]
-        for text in [_finished_text(task, row, completion)]
-    )
+        found.setdefault(text, record)
+    first, *others = found.values()
     return replace(first, alternatives=others)
 
 
-def _text(task: Task, row: int, tokens: list[int]) -> str:
-    decode = functools.partial(
-        task.language.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+def _text(task: Task, row: int, tokens: list[int], ended: bool = False) -> str:
+    """Decode a completion; half a character at its end has a text, U+FFFD, once it has ended."""
+    tokenizer = task.language.tokenizer
+    decode = token_names.decode if ended else token_names.decode_whole
     if task.language.model.config.is_encoder_decoder:
-        return str(decode(tokens))
-    prompt = task.rows[row]
-    return str(decode(prompt + tokens)[len(decode(prompt)) :])  # some tokenizers join at the border
+        return decode(tokenizer, tokens)
+    prompt = task.rows[row]  # some tokenizers join at the border
+    whole = decode(tokenizer, prompt + tokens)
+    return whole[len(token_names.decode(tokenizer, prompt)) :]
 
 
 def _finished_text(task: Task, row: int, completion: strategies.Completion) -> str:
-    text = _text(task, row, completion.tokens)
+    text = _text(task, row, completion.tokens, ended=True)
     if completion.finish != "stop":
         return text
-    before = len(_text(task, row, completion.tokens[:-1]).rstrip("\ufffd"))
+    before = len(_text(task, row, completion.tokens[:-1]))
     stops = task.options.stop  # one of them was completed by the last token
     starts = [text.find(stop, max(0, before - len(stop) + 1)) for stop in stops]
     return text[: min((start for start in starts if start >= 0), default=len(text))]
@@ -383,7 +393,7 @@ def _pieces(task: Task) -> Iterator[Piece]:
             yield Piece(row, record.completion[sent[row] :], record)
         else:
             tokens = best.tokens[: best.settled]
-            while tokens and BYTE.fullmatch(
+            while tokens and token_names.BYTE.fullmatch(
                 task.language.tokenizer.convert_ids_to_tokens(tokens[-1])
             ):
                 tokens.pop()  # bytes in a row are decoded together: another could change them all
@@ -394,8 +404,7 @@ def _pieces(task: Task) -> Iterator[Piece]:
 
 
 def _certain_part(text: str, stops: str | Sequence[str]) -> str:
-    """The part of a text that more tokens cannot change: no half character, no half stop."""
-    text = text.rstrip("\ufffd")
+    """The part of a text that more tokens cannot change: no half stop."""
     for length in range(max(map(len, stops), default=1) - 1, 0, -1):
         if any(stop.startswith(text[-length:]) for stop in stops) and len(text) >= length:
             return text[:-length]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ class LanguageModel:
     def by_character(self) -> bool:
         """Whether each token is one character, so that the model knows no other characters."""
         return characters.is_character_tokenizer(self.tokenizer)
+
+    def possible(self, ids: int | Iterable[int] | None) -> list[int]:
+        """Return the tokens, of settings such as eos_token_id, that the vocabulary has."""
+        listed = [] if ids is None else [ids] if isinstance(ids, int) else ids
+        return [
+            token for token in listed if 0 <= token < self.model.config.get_text_config().vocab_size
+        ]
 
     @property
     def stepper(self) -> Stepper:

@@ -17,6 +17,7 @@ import torch
 # How far float32 logits, and probabilities made of them, can be from those of another batch size:
 # about ten times the largest difference measured
 NEAR_LOGIT, NEAR_PROBABILITY = 1e-3, 2e-4
+COLDEST = 1e-30  # the least temperature: logits divided by less overflow float32
 ORDERED = 1024  # tokens that are sorted first: nearly always they have the probability p together
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from genkit.seeds import is_whole
 from genkit.text.language_model import LanguageModel
+from genkit.text.logits import COLDEST
 
 Strategy = Literal["sample", "greedy", "stochastic", "beam", "diverse_beam", "contrastive"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -72,6 +74,8 @@ _OWNERS = {
     "diversity": ("diverse_beam",),
     "alpha": ("contrastive",),
 }
+FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+MIN_P = 0.1  # of "sample" if no filter is given
 # what `load` takes
 LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code", "device")
 
@@ -85,14 +89,48 @@ def check_options(options: GenerationOptions) -> GenerationOptions:
     _check_strategy(options)
     _check_numbers(options)
     texts = {name: getattr(options, name) for name in ("stop", "bad_words")}
-    texts = {name: (x,) if isinstance(x, str) else tuple(x or ()) for name, x in texts.items()}
-    for name, strings in texts.items():
+    for name, given in texts.items():
+        strings = (given,) if isinstance(given, str) else given or ()
+        if not isinstance(strings, Sequence) or not all(isinstance(x, str) for x in strings):
+            raise ValueError(f"{name} must be a text or a list of texts, got {given!r:.80}")
         if "" in strings:
             raise ValueError(f"{name}: an empty string is in every text; leave it out")
+        texts[name] = tuple(strings)
+    if not isinstance(options.prefix, str):
+        raise ValueError(f"prefix must be a text, got {options.prefix!r:.80}")
     for word in texts["bad_words"]:
         if word in options.prefix:
             raise ValueError(f"bad_words: {word!r} is in the prefix {options.prefix!r}")
     return replace(options, **texts)
+
+
+def with_defaults(options: GenerationOptions) -> GenerationOptions:
+    """Fill in the defaults of the strategy's own options."""
+    if options.strategy == "contrastive":
+        alpha = 0.6 if options.alpha is None else options.alpha
+        return replace(options, top_k=options.top_k or 4, alpha=alpha)
+    if options.strategy in BEAMS:
+        beams = beam_options(options)
+        own: dict[str, Any] = {
+            "length_penalty": beams.length_penalty,
+            "early_stopping": beams.early_stopping,
+        }
+        if options.strategy == "diverse_beam":
+            own |= {"groups": beams.groups, "diversity": beams.diversity}
+        return replace(options, beams=beams.count, **own)
+    if options.strategy == "sample" and all(getattr(options, name) is None for name in FILTERS):
+        return replace(options, min_p=MIN_P)
+    return options
+
+
+def used_options(options: GenerationOptions) -> dict[str, Any]:
+    """Return the strategy and the options, by name, that with the seed repeat a text."""
+    used: dict[str, Any] = {"strategy": options.strategy}
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if option.name not in ("seed", "lookup", "draft") and value != option.default:
+            used[option.name] = value
+    return used
 
 
 def _check_strategy(options: GenerationOptions) -> None:
@@ -123,10 +161,22 @@ _RANGES = (
     ("frequency_penalty", -math.inf, math.inf, False),
     ("length_penalty", -math.inf, math.inf, False),
 )
+# Beyond these, scores overflow
+_EXTREMES = {
+    "temperature": (COLDEST, math.inf),
+    "repetition_penalty": (1e-6, 1e6),
+    "frequency_penalty": (-1e6, 1e6),
+    "diversity": (0.0, 1e6),
+    "length_penalty": (-20.0, 20.0),
+}
 _COUNTS = ("max_new_tokens", "top_k", "beams", "n_best", "groups", "lookup", "no_repeat_ngram")
 
 
 def _check_numbers(options: GenerationOptions) -> None:
+    for name, *_ in _RANGES:
+        value = getattr(options, name)
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+            raise ValueError(f"{name} must be a number, got {value!r:.80}")
     if options.temperature == 0:
         raise ValueError(
             "temperature must be above 0, got 0; for the most likely token each time use "
@@ -140,10 +190,27 @@ def _check_numbers(options: GenerationOptions) -> None:
             most = "" if high == math.inf else f" and at most {high:g}"
             bounds = "finite" if low == -math.inf else f"{least}{most}"
             raise ValueError(f"{name} must be {bounds}, got {value}")
+    for name, (low, high) in _EXTREMES.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            bounds = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"{name} must be {bounds}, got {value}")
+    _check_counts(options)
+    if options.early_stopping not in (None, True, False, "never"):
+        raise ValueError(
+            f"early_stopping must be True, False or 'never', got {options.early_stopping!r}"
+        )
+    _check_beams(options)
+    if options.lookup is not None and options.draft is not None:
+        raise ValueError(f"lookup={options.lookup} and draft are both guesses; give one")
+
+
+def _check_counts(options: GenerationOptions) -> None:
     for name in (*_COUNTS, "min_new_tokens"):
         value = getattr(options, name)
-        if value is not None and not isinstance(value, Integral):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        optional = name not in ("max_new_tokens", "min_new_tokens")
+        if not is_whole(value) and not (optional and value is None):
+            raise ValueError(f"{name} must be a whole number, got {value!r:.80}")
         if value is not None and value < (name != "min_new_tokens"):
             raise ValueError(f"{name} must be 1 or more, got {value}")
     if not 0 <= options.min_new_tokens <= options.max_new_tokens:
@@ -151,17 +218,14 @@ def _check_numbers(options: GenerationOptions) -> None:
             f"min_new_tokens must be between 0 and max_new_tokens={options.max_new_tokens}, "
             f"got {options.min_new_tokens}"
         )
-    if options.early_stopping not in (None, True, False, "never"):
-        raise ValueError(
-            f"early_stopping must be True, False or 'never', got {options.early_stopping!r}"
-        )
+
+
+def _check_beams(options: GenerationOptions) -> None:
     beams, groups = beam_options(options).count, beam_options(options).groups
     if beams % groups:
         raise ValueError(f"groups: {beams} beams do not divide into {groups} groups")
     if options.n_best is not None and options.n_best > beams:
         raise ValueError(f"n_best must be at most beams={beams}, got {options.n_best}")
-    if options.lookup is not None and options.draft is not None:
-        raise ValueError(f"lookup={options.lookup} and draft are both guesses; give one")
 
 
 def beam_options(options: GenerationOptions) -> Beams:

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from genkit import console
+from genkit.arguments import explain_names
 from genkit.data.tokens import encode_text
 from genkit.errors import panics_are_errors
 from genkit.hub import names
@@ -66,6 +67,7 @@ class Perplexity(TextRecord):
         )
 
 
+@explain_names
 def perplexity(
     text: str | Sequence[str],
     *,

@@ -112,7 +112,7 @@ def beam_tree(
         path: the PNG to write.
     """
     columns = _planar(steps)
-    rows = max(map(len, steps))
+    rows = max(map(len, steps), default=1)
     size = (2.6 + 1.3 * len(steps), 1.4 + 0.55 * rows)
     figure = matplotlib.figure.Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.subplots()

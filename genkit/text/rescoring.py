@@ -9,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TypeAlias, cast
 
+from genkit.arguments import explain_names
 from genkit.data import characters
 from genkit.notebook import TextRecord
 from genkit.text.language_model import LanguageModel, as_language_model
@@ -35,6 +36,7 @@ class Ranked(TextRecord):
         return f"{self.score:8.2f} = Q({terms} )  {self.text}"
 
 
+@explain_names
 def rescore(
     candidates: Sequence[Scored] | Sequence[Sequence[Scored]],
     *,

@@ -14,6 +14,7 @@ from genkit.data.tokens import encode_texts
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache, token_names
 from genkit.text.language_model import LanguageModel, as_language_model
+from genkit.text.logits import COLDEST
 
 BATCH_LOGITS = 1 << 24  # the most logits of a batch
 
@@ -58,6 +59,8 @@ def check_temperatures(temperatures: Sequence[float]) -> None:
     for temperature in temperatures:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperatures must be above 0, got {temperature}")
+        if temperature < COLDEST:
+            raise ValueError(f"temperatures must be {COLDEST:g} or more, got {temperature}")
 
 
 def check_top(top: int, language: LanguageModel) -> None:
@@ -87,8 +90,8 @@ def start_token(language: LanguageModel) -> int:
     if language.by_character and "\n" in tokenizer.get_vocab():
         return tokenizer.get_vocab()["\n"]
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
+        if language.possible(token):
+            return int(token)
     raise ValueError(f"model: {language.name} has neither a start token nor an end token")
 
 

@@ -6,8 +6,10 @@ first, of which the tokens so far that can no longer change are `settled`.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,6 +18,10 @@ from genkit.text.logits import Filters, Penalties, choose, gumbel_noise, penaliz
 
 TextReader = Tree | Rows
 Propose = Callable[[list[int], list[list[int]]], list[list[int]]]  # texts, lines -> continuations
+
+NO_TOKEN = -100  # chosen where no token is possible; a target that cross_entropy ignores
+DEAD_END = "dead_end"  # why a text ends where no token is possible
+DRAWS = 32  # of banned tokens, after which all that are banned are excluded at once
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Rules:
     prefix: tuple[int, ...] = ()  # the first tokens
     last: int | None = None  # the token that some encoder-decoders must end with
     penalties: Penalties = field(default_factory=Penalties)
-    decode: Callable[[list[int]], str] = field(default=str, compare=False)
+    special: frozenset[int] = frozenset()  # tokens that have no text
+    decode: Callable[[list[int]], str] = field(default=str, compare=False)  # no half characters
 
     def forced(self, step: int) -> int | None:
         """The token that must come at this step, if one must."""
@@ -54,9 +61,13 @@ class Rules:
 
     def _completes(self, tokens: list[int], texts: tuple[str, ...]) -> bool:
         """Whether the last token has completed one of some strings."""
+        if tokens[-1] in self.special:
+            return False
         longest = max(len(text.encode()) for text in texts)
-        tail = tokens[-longest - 4 :]  # a token is a byte or more; 4 for a character
-        now, before = self.decode(tail), len(self.decode(tail[:-1]).rstrip("\ufffd"))
+        seen = (token for token in reversed(tokens) if token not in self.special)
+        # a token is a byte or more; 4 for a character
+        tail = list(itertools.islice(seen, longest + 4))[::-1]
+        now, before = self.decode(tail), len(self.decode(tail[:-1]))
         return any(now.find(text, max(0, before - len(text) + 1)) >= 0 for text in texts)
 
     def scores(
@@ -114,7 +125,8 @@ class TokenSampler:
             branches: the index of each in the reader, (text, branch).
 
         Returns:
-            The tokens, and their log-probabilities under the model itself.
+            The tokens, NO_TOKEN where none is possible, and their log-probabilities under the
+            model itself.
         """
         lines = [reader.lines[text][branch] for text, branch in branches]
         starts = [self.starts[text] for text in texts]
@@ -159,11 +171,18 @@ class TokenSampler:
     ) -> int:
         """Choose without the batch, whose rounding could decide, and so that no rule is broken."""
         scores = self.rules.scores(reader.read_alone(*branch)[None], [line], [start]).clone()
-        while True:
+        done = line[start:]
+        for draw in itertools.count(1):
             token = int(choose(scores, self.filters, noise)[0])
-            if not self.rules.breaks([*line[start:], token]):
+            if scores[0, token] == -torch.inf:
+                return NO_TOKEN
+            if not self.rules.breaks([*done, token]):
                 return token
             scores[0, token] = -torch.inf
+            if draw == DRAWS:
+                left = (scores[0] > -torch.inf).nonzero().flatten().tolist()
+                scores[0, [t for t in left if self.rules.breaks([*done, t])]] = -torch.inf
+        raise AssertionError("a draw is possible or is not")
 
 
 def _at(logits: torch.Tensor, branches: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -212,6 +231,9 @@ def sample(
 
 
 def _longer(completion: Completion, token: int, log: float, rules: Rules) -> Completion:
+    """Append a token; a text ends where none is possible, or the model excludes a forced one."""
+    if token == NO_TOKEN or log == -math.inf:
+        return replace(completion, finish=DEAD_END, settled=len(completion.tokens))
     completion.tokens.append(token)
     completion.logs.append(log)
     return Completion(
@@ -308,7 +330,7 @@ class Draft:
         for _ in range(self.length):
             branches = [(i, 0) for i in range(len(texts))]
             tokens, _ = self.draw(self.reader, texts, branches)
-            self.reader.step([[token] for token in tokens])
+            self.reader.step([[max(token, 0)] for token in tokens])  # any guess for NO_TOKEN
         guesses = [own[len(line) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
         self.reader.back_to(mark)
         return guesses
@@ -333,13 +355,14 @@ def contrastive(reader: TextReader, rules: Rules, top_k: int, alpha: float) -> C
     while alive:
         lines, own = [lines[0] for lines in reader.lines], [starts[text] for text in alive]
         logits = reader.logits[:, 0]
-        probabilities = rules.scores(logits, lines, own).softmax(-1)
+        ranking = rules.scores(logits, lines, own)
+        probabilities = ranking.softmax(-1)
         candidates = [
-            _allowed(probabilities[i], line[start:], rules, top_k)
+            _allowed(ranking[i], line[start:], rules, top_k)
             for i, (line, start) in enumerate(zip(lines, own, strict=True))
         ]
-        width = max(map(len, candidates))
-        tokens = [(c + c[-1:] * width)[:width] for c in candidates]
+        width = max(1, *map(len, candidates))
+        tokens = [[*c, *(c[-1:] or [0]) * width][:width] for c in candidates]
         reader.branch([[0] * width for _ in alive])
         reader.step(tokens)
         best = []
@@ -351,6 +374,7 @@ def contrastive(reader: TextReader, rules: Rules, top_k: int, alpha: float) -> C
             pasts[text] = torch.cat([pasts[text], states[best[i] : best[i] + 1]])
             token = tokens[i][best[i]]
             log = float(logits[i, token] - logits[i].logsumexp(-1))
+            token = token if candidates[i] else NO_TOKEN
             completions[text] = _longer(completions[text], token, log, rules)
             yield text, [completions[text]]
         reader.branch([[b] for b in best])
@@ -360,17 +384,16 @@ def contrastive(reader: TextReader, rules: Rules, top_k: int, alpha: float) -> C
         alive = [alive[i] for i in staying]
 
 
-def _allowed(probabilities: torch.Tensor, done: list[int], rules: Rules, top_k: int) -> list[int]:
+def _allowed(ranking: torch.Tensor, done: list[int], rules: Rules, top_k: int) -> list[int]:
     """Return the most likely tokens that break no rule, or the one that is forced."""
     forced = rules.forced(len(done))
     if forced is not None:
         return [forced]
-    count = min(top_k, len(probabilities))
+    count = min(top_k, len(ranking))
     while True:
-        best = probabilities.topk(count)
-        possible = best.indices[best.values > 0].tolist()
+        best = ranking.topk(count)
+        possible = best.indices[best.values > -torch.inf].tolist()
         allowed = [token for token in possible if not rules.breaks([*done, token])][:top_k]
-        if len(allowed) == top_k or count == len(probabilities):
-            assert allowed, "the rules leave no token"
+        if len(allowed) == top_k or len(possible) < count or count == len(ranking):
             return allowed
-        count = min(4 * count, len(probabilities))
+        count = min(4 * count, len(ranking))

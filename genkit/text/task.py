@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from genkit.data.tokens import encode_text
 from genkit.engine import decoder
 from genkit.errors import panics_are_errors
 from genkit.seeds import row_seeds
-from genkit.text import chats, kept_keys, kv_cache, logits, strategies
+from genkit.text import chats, kept_keys, kv_cache, logits, strategies, token_names
 from genkit.text.beam_search import beam
 from genkit.text.language_model import LanguageModel, as_language_model, load_language_model
 from genkit.text.options import (
@@ -23,6 +24,7 @@ from genkit.text.options import (
     GenerationOptions,
     beam_options,
     check_options,
+    with_defaults,
 )
 
 # ---------------------------------------------------------------------------------------------
@@ -59,7 +61,7 @@ def prepare_task(
     """
     prompts, asked = chats.split_prompts(prompt)
     loading = {name: given.pop(name) for name in LOAD if name in given}
-    options = check_options(GenerationOptions(**given))
+    options = with_defaults(check_options(GenerationOptions(**given)))
     drawn = options.strategy in DRAWS
     count = len(prompts or asked)
     seeds = tuple(row_seeds(options.seed, count, "a prompt")) if drawn else None
@@ -77,15 +79,28 @@ def prepare_task(
     rows = [h.tokens for h in histories] or [encode_prompt(p, model, special) for p in prompts]
     prefix = _encode_prefix(options.prefix, model)
     first = model.model.generation_config.forced_bos_token_id
-    if model.model.config.is_encoder_decoder and first is not None:
-        prefix = [first, *prefix]
+    if model.model.config.is_encoder_decoder:
+        prefix = [*model.possible(first), *prefix]
     if len(prefix) > options.max_new_tokens:
         raise ValueError(
             f"prefix: {len(prefix)} tokens are more than max_new_tokens={options.max_new_tokens}"
         )
     _check_speculation(model, draft, options.lookup)
+    read = (1 if model.model.config.is_encoder_decoder else max(map(len, rows))) - 1
+    context = kv_cache.context_length(model.model)
+    if read + options.max_new_tokens > context:
+        _warn_beyond(model.name, context)
     single = isinstance(prompt, str) or "prompt" in asked
     return Task(model, single, prompts, histories, rows, prefix, seeds, options, draft)
+
+
+@functools.cache
+def _warn_beyond(name: str, context: int) -> None:
+    """Warn, once for each model, that texts may outgrow its context."""
+    logging.getLogger(__name__).warning(
+        f"max_new_tokens: with the prompt a text may outgrow the context of {name}, {context} "
+        "tokens; the model then goes on from the later half of its context"
+    )
 
 
 def _check_speculation(
@@ -117,13 +132,14 @@ def encode_prompt(prompt: str, language: LanguageModel, parse_special: bool = Tr
     Raises:
         ValueError: it is empty, too long, or has characters that a character model does not know.
     """
+    chats.check_text("prompt", prompt)
     _check_known("prompt", prompt, language)
     if parse_special:
         tokens = list(language.tokenizer(prompt).input_ids)
     else:
         tokens = encode_text(language.tokenizer, prompt, ends=True)
-    if not tokens and language.tokenizer.bos_token_id is not None:
-        tokens = [language.tokenizer.bos_token_id]
+    if not tokens:
+        tokens = language.possible(language.tokenizer.bos_token_id)
     if not tokens:
         raise ValueError("prompt is empty, and this model has no start token; give some text")
     context = kv_cache.context_length(language.model)
@@ -186,8 +202,8 @@ def _start(
 ) -> strategies.CompletionStream:
     options = task.options
     if options.strategy == "contrastive":
-        alpha = 0.6 if options.alpha is None else options.alpha
-        return strategies.contrastive(reader, rules, options.top_k or 4, alpha)
+        assert options.top_k is not None and options.alpha is not None, "defaults are filled in"
+        return strategies.contrastive(reader, rules, options.top_k, options.alpha)
     if options.strategy in BEAMS:
         return beam(reader, rules, beam_options(options), trace)
     names = [f.name for f in fields(logits.Filters)]
@@ -227,33 +243,33 @@ def _make_proposer(task: Task, sampler: strategies.TokenSampler) -> strategies.P
 
 def _rules(task: Task) -> strategies.Rules:
     options, settings = task.options, task.language.model.generation_config
-    ends = settings.eos_token_id
-    seq2seq = task.language.model.config.is_encoder_decoder
+    possible = task.language.possible
     banned = [words[0] for words in settings.bad_words_ids or () if len(words) == 1]
+    last = possible(settings.forced_eos_token_id)
+    seq2seq = task.language.model.config.is_encoder_decoder
     return strategies.Rules(
         longest=options.max_new_tokens,
         shortest=options.min_new_tokens,
-        ends=frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends),
-        never=(*(settings.suppress_tokens or ()), *banned),
+        ends=frozenset(possible(settings.eos_token_id)),
+        never=tuple(possible([*(settings.suppress_tokens or ()), *banned])),
         stops=tuple(options.stop),
         banned=tuple(options.bad_words),
         prefix=tuple(task.prefix),
-        last=settings.forced_eos_token_id if seq2seq else None,
+        last=last[0] if seq2seq and last else None,
         penalties=logits.Penalties(
             options.repetition_penalty, options.frequency_penalty, options.no_repeat_ngram
         ),
+        special=token_names.special_tokens(task.language.tokenizer),
         decode=_completion_decoder(task),
     )
 
 
 def _completion_decoder(task: Task) -> Callable[[list[int]], str]:
     """Return a function that decodes the tokens of a completion, as they follow its prompt."""
-    plain = functools.partial(task.language.tokenizer.decode, clean_up_tokenization_spaces=False)
+    decode = functools.partial(token_names.decode_whole, task.language.tokenizer)
     seq2seq = task.language.model.config.is_encoder_decoder
-    anchor = [] if seq2seq else task.rows[0][-1:]  # some tokenizers drop the first token's space
-    start = len(plain(anchor))
-
-    def decode(tokens: list[int]) -> str:
-        return str(plain(anchor + tokens)[start:])
-
-    return decode
+    # some tokenizers drop the first token's space: a token before it that has a text of its own
+    before = () if seq2seq else ([token] for token in reversed(task.rows[0]))
+    anchor = next((ids for ids in before if decode(ids).strip("\ufffd")), [])
+    start = len(decode(anchor))
+    return lambda tokens: decode(anchor + tokens)[start:]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 MARKS = {" ": "␣", "\n": "↵", "\t": "⇥"}
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of SentencePiece that is a byte
 
 
 def visible(text: str) -> str:
@@ -97,6 +100,46 @@ def decode(tokenizer: Any, ids: list[int], skip_special_tokens: bool = True) -> 
     )
 
 
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that have no text, such as those that start and end one."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added.union(tokenizer.all_special_ids))
+
+
+def decode_whole(tokenizer: Any, ids: list[int]) -> str:
+    """Decode tokens up to the last character of which all bytes are there; see `decode`.
+
+    Decoders write U+FFFD for half a character at the end, which a text may also contain as such.
+    """
+    text = decode(tokenizer, ids)
+    return text[: len(text) - _count_pending(tokenizer, ids)] if text[-1:] == "\ufffd" else text
+
+
+def _count_pending(tokenizer: Any, ids: list[int]) -> int:
+    """Count the U+FFFD at the end of a text that stand for the first bytes of a character."""
+    special = special_tokens(tokenizer)
+    seen = (token for token in reversed(ids) if token not in special)
+    names = map(tokenizer.convert_ids_to_tokens, seen)
+    first = next(names)
+    if BYTE.fullmatch(first):  # each byte of a run is U+FFFD unless all are characters
+        run = [first, *itertools.takewhile(BYTE.fullmatch, names)]
+        data = b"".join(map(_bytes_of, reversed(run)))
+        return len(data) if _is_half(data, "strict") else 0
+    last = [first, *itertools.islice(names, 2)]  # three bytes: a fourth makes a character whole
+    of_bytes = list(itertools.takewhile(lambda name: set(name) <= _ALPHABET.keys(), last))
+    return int(_is_half(b"".join(map(_bytes_of, reversed(of_bytes))), "replace"))
+
+
+def _is_half(data: bytes, errors: str) -> bool:
+    """Whether bytes end within a character of UTF-8; never if they are strict and wrong before."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    try:
+        decoder.decode(data)
+    except UnicodeDecodeError:
+        return False
+    return bool(decoder.getstate()[0])
+
+
 def _byte_alphabet() -> dict[str, int]:
     """Map the characters of byte-level tokens to their bytes (Radford et al. 2019, GPT-2)."""
     themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -109,7 +152,7 @@ _ALPHABET = _byte_alphabet()
 
 def _bytes_of(token: str) -> bytes:
     """Return the bytes of a token that does not decode by itself, as the vocabulary writes it."""
-    if re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece's bytes
+    if BYTE.fullmatch(token):
         return bytes.fromhex(token[3:5])
     if set(token) <= _ALPHABET.keys():
         return bytes(_ALPHABET[c] for c in token)

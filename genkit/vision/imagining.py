@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from genkit import console, machine
+from genkit.arguments import explain_names
 from genkit.errors import panics_are_errors
 from genkit.hub import kinds
 from genkit.notebook import DrawnRecord
@@ -98,6 +99,7 @@ def imagine(
     trust_remote_code: bool = False,
     device: str | None = None,
 ) -> list[Picture]: ...
+@explain_names
 def imagine(
     prompt: str | Sequence[str],
     *,

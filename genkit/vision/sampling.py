@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from genkit import console, machine
+from genkit.arguments import explain_names
 from genkit.data.order import blocks
 from genkit.engine import unet
 from genkit.hub import download, kinds, model_files
@@ -78,6 +79,7 @@ class Samples:
 # The verb
 
 
+@explain_names
 def sample(
     model: str | Path,
     n: int = 1,
