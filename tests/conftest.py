@@ -2,6 +2,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -78,3 +79,16 @@ def trained(train: Train, text_file: Path, tmp_path_factory: pytest.TempPathFact
     done = train(*TINY, *length, "--text", text_file, "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """Find the folder of a model with real weights, or skip the test."""
+
+    def find(name: str) -> Path:
+        folder = Path(os.environ.get("GENKIT_MODELS", "no-such-folder"), name)
+        if not folder.is_dir():
+            pytest.skip(f"set GENKIT_MODELS to a folder that has {name}/")
+        return folder
+
+    return find

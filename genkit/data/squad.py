@@ -125,7 +125,7 @@ def has_impossible(examples: Sequence[Example]) -> bool:
 def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
     """Find the files of a source, by split."""
     path = Path(source).expanduser()
-    if path.suffix in tables.KINDS and path.is_file():
+    if path.suffix.lower() in tables.KINDS and path.is_file():
         found = {"train": [path]}
     elif tables.is_saved_dataset(path):
         try:
@@ -140,7 +140,7 @@ def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
             "format (.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or one's "
             "Hub id"
         )
-    kind = tables.KINDS.get(path.suffix, tables.ARROW) if path.is_file() else tables.ARROW
+    kind = tables.KINDS.get(path.suffix.lower(), tables.ARROW) if path.is_file() else tables.ARROW
     return {
         name: tables.hash_files(f"data: {source}", kind, files, memory)
         for name, files in found.items()
@@ -151,7 +151,7 @@ def _read_rows(table: tables.Table) -> Iterator[Any]:
     """Yield rows with the columns of SQuAD on the Hub."""
     columns = (*COLUMNS, "paragraphs")
     with tables.open_table(table, columns) as (head, rows):
-        if table.files[0].endswith(".json") and head.layout == tables.LINES:
+        if table.files[0].lower().endswith(".json") and head.layout == tables.LINES:
             raise ValueError(
                 f'{table.name} must be SQuAD\'s {{"data": [...]}}, or a list of questions with '
                 f"{', '.join(COLUMNS)}, got the keys {head.columns!r:.60}; a file of one JSON "

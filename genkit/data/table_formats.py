@@ -144,7 +144,7 @@ def _read_json(request: Request) -> tuple[Head, Iterator[Any]]:
     """Read JSON: an object a line, a list of objects, or {"data": such a list}."""
     file = open_regular(Path(request.files[0]))
     first = next((line for line in file if line.strip()), b"")
-    if request.files[0].endswith(".jsonl") or (_is_object(first) and next(file, b"")):
+    if request.files[0].lower().endswith(".jsonl") or (_is_object(first) and next(file, b"")):
         file.seek(0)
         layout = LINES
         rows: Iterator[Any] = (json.loads(line) for line in file if line.strip())

@@ -37,8 +37,10 @@ def read_documents(
     path = Path(source).expanduser()
     if source == EMBEDDED:
         yield from _read_embedded()
-    elif path.suffix in tables.KINDS and path.is_file():
-        yield from _read_rows(source, tables.KINDS[path.suffix], [path], column, table_memory)
+    elif path.suffix.lower() in tables.KINDS and path.is_file():
+        yield from _read_rows(
+            source, tables.KINDS[path.suffix.lower()], [path], column, table_memory
+        )
     elif is_saved_dataset(path):
         yield from _read_rows(source, tables.ARROW, _list_saved(path), column, table_memory)
     elif path.is_dir():

@@ -16,17 +16,9 @@ from genkit.data.images import Images, proportional_labels
 from genkit.data.order import blocks
 from genkit.hub import download, kinds
 from genkit.metrics.features import Extractor
+from genkit.metrics.given_images import Given, Labels, check_enough, load_named
 from genkit.metrics.images import reconstruction_error
-from genkit.metrics.judge import (
-    GIVEN,
-    SURE,
-    Evaluation,
-    Figure,
-    Judge,
-    Labels,
-    as_images,
-    load_named,
-)
+from genkit.metrics.judge import SURE, Evaluation, Figure, Judge
 from genkit.metrics.neighbours import K
 from genkit.text.language_model import LanguageModel
 from genkit.text.perplexity import Perplexity, perplexity
@@ -38,13 +30,13 @@ BATCH = 256  # images reconstructed at once
 
 
 def evaluate(
-    model: str | Path | LanguageModel | Images | torch.Tensor,
-    data: str | Path | Images | Sequence[str] = image_files.DIGITS,
+    model: str | Path | LanguageModel | Given,
+    data: str | Path | Given | Sequence[str] = image_files.DIGITS,
     *,
     extractor: str | Path | Extractor | None = None,
     count: int | None = None,
     labels: Labels | None = None,
-    train: str | Path | Images | None = None,
+    train: str | Path | Given | None = None,
     real_count: int | None = None,
     k: int = K,
     seed: int = 0,
@@ -52,13 +44,17 @@ def evaluate(
     sampler: str | None = None,
     evaluations: int | None = None,
     stride: int | None = None,
+    resolution: int | None = None,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    allow_outside: bool = False,
 ) -> Evaluation | Perplexity:
     """Measure how well a language model predicts texts, or generated images match real ones.
 
     Args:
         model: saved language or image model, a folder or Hub id; a loaded language model; or
-            generated images: a path, `Images`, or a tensor in [-1, 1], (n, channels, height,
-            width).
+            generated images: a path, `Images`, a tensor in [-1, 1], (n, channels, height, width), a
+            uint8 array, (n, height, width, channels), or a list of PIL images.
         data: texts, or a text file, for a language model; otherwise real images, see `Judge`.
         extractor: image classifier that gives features: folder, Hub id or inception; images only.
         count: images to sample, or to use of those given; default: half as many as the real ones,
@@ -72,6 +68,11 @@ def evaluate(
         weights: averaged or raw weights of a GAN; for given images a note; images only.
         sampler, evaluations: notes in the protocol of given images; images only.
         stride: tokens that a window moves at a time, see `perplexity`; text only.
+        resolution: scale and crop images that are read from files to squares of this side; default:
+            the size that all have; images only.
+        channels: 1 for grey, 3 for colour; default: as the first image has; images only.
+        skip_corrupt: leave out unreadable files; images only.
+        allow_outside: read images that a table or a link names elsewhere; images only.
 
     Returns:
         The figures with their protocol; of images also margins and baselines.
@@ -82,12 +83,23 @@ def evaluate(
     options: dict[str, Any] = {"extractor": extractor, "count": count, "labels": labels}
     options |= {"train": train, "real_count": real_count, "k": k, "seed": seed}
     options |= {"weights": weights, "sampler": sampler, "evaluations": evaluations}
+    reading: dict[str, Any] = {"resolution": resolution, "channels": channels}
+    reading |= {"skip_corrupt": skip_corrupt, "allow_outside": allow_outside}
     saved = download.find_model(model) if isinstance(model, str | Path) else None
     if isinstance(model, LanguageModel) or (saved and kinds.kind_of(saved) == kinds.TEXT):
-        return _evaluate_text(model, data, stride, options)
+        return _evaluate_text(model, data, stride, options | reading)
     if stride is not None:
         raise ValueError(f"stride={stride} is for language models; leave it out")
-    return _evaluate_images(model, saved, data, **options)
+    _check_reading(reading, [data, train, None if saved else model])
+    return _evaluate_images(model, saved, data, reading, **options)
+
+
+def _check_reading(reading: dict[str, Any], sources: list[Any]) -> None:
+    """Refuse options of reading files if none is read."""
+    for name, value in reading.items():
+        given = value is not None and value is not False
+        if given and not any(isinstance(source, str | Path) for source in sources):
+            raise ValueError(f"{name}={value} is for images that are read from files; leave it out")
 
 
 def _evaluate_text(
@@ -95,7 +107,8 @@ def _evaluate_text(
 ) -> Perplexity:
     """Measure the perplexity of a language model on texts, or on a text file."""
     for name, value in image_options.items():
-        if value is not None and (name, value) not in (("k", K), ("seed", 0)):
+        given = value is not None and value is not False
+        if given and (name, value) not in (("k", K), ("seed", 0)):
             raise ValueError(f"{name}={value!r:.80} is for image models; leave it out")
     if isinstance(data, str | Path):
         data = "".join(utf8.read_pieces(Path(data), "data"))
@@ -108,6 +121,7 @@ def _evaluate_images(
     images: Any,
     saved: Path | None,
     data: Any,
+    reading: dict[str, Any],
     *,
     extractor: str | Path | Extractor | None,
     count: int | None,
@@ -115,6 +129,7 @@ def _evaluate_images(
     weights: str | None,
     sampler: str | None,
     evaluations: int | None,
+    k: int,
     **options: Any,
 ) -> Evaluation:
     """Compare the samples of a saved model, or given images, with real images; see `evaluate`."""
@@ -123,17 +138,17 @@ def _evaluate_images(
     if count is not None and count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
     pipeline = None if saved is None else pipelines.load_pipeline(saved, weights)
-    judge = Judge(data, extractor=extractor, **options)
+    if pipeline is None:
+        name, given = load_named(images, "model", **reading)
+        if count is not None and count > len(given):
+            raise ValueError(f"count must be at most {len(given):,}, got {count:,}")
+        given = given if count is None else given.take(np.arange(count))
+        check_enough(len(given), "images", k)
+    elif count is not None:
+        check_enough(count, "count", k)
+    judge = Judge(data, extractor=extractor, k=k, **reading, **options)
     if pipeline is not None:
         return _evaluate_pipeline(judge, pipeline, str(images), count, labels, weights)
-    if isinstance(images, torch.Tensor):
-        name, given = GIVEN, as_images(images, None, [])
-    else:
-        name, given = load_named(images)
-    if count is not None:
-        if count > len(given):
-            raise ValueError(f"count must be at most {len(given):,}, got {count:,}")
-        given = given.take(np.arange(count))
     return judge.judge(
         given, labels, name=name, weights=weights, sampler=sampler, evaluations=evaluations
     )
