@@ -105,7 +105,7 @@ def _draw_panel(
         label = name.removesuffix("_loss").removesuffix("_grad_norm").replace("_", " ")
         if name in baseline:
             axes.plot(steps, values, "o-", color=colour, markersize=4, label=label)
-            style = {"color": colour, "linestyle": "--", "linewidth": 1}
+            style: dict[str, Any] = {"color": colour, "linestyle": "--", "linewidth": 1}
             axes.axhline(baseline[name], label="real images", **style)
         else:
             axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)

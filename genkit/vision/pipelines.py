@@ -134,8 +134,9 @@ def labels_of_images(
     pipeline: Decoder, images: Images | torch.Tensor, labels: IntLabels | None
 ) -> IntLabels | None:
     """Return labels of given images: by default their own, if the model is class-conditional."""
-    has_own = isinstance(images, Images) and images.labels is not None
-    if labels is None and has_own and count_classes(pipeline):
+    if labels is None and isinstance(images, Images) and images.labels is not None:
+        if not count_classes(pipeline):
+            return None
         return images.classes(np.arange(len(images)))
     return labels
 
