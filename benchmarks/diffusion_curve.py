@@ -20,7 +20,7 @@ from genkit.data import images
 from genkit.data.images import Images, proportional_labels
 from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
-from genkit.metrics.judge import as_images
+from genkit.metrics.given_images import as_images
 from genkit.models import diffusion
 from genkit.vision import sampling
 

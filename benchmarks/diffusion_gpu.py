@@ -27,8 +27,8 @@ from genkit.data import images
 from genkit.data.images import proportional_labels
 from genkit.metrics.features import extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.given_images import as_images
 from genkit.metrics.images import label_accuracy
-from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
 from genkit.models import diffusion, diffusion_losses
 

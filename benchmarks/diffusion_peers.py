@@ -61,7 +61,7 @@ from genkit.data import images, order
 from genkit.data.images import Images
 from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
-from genkit.metrics.judge import as_images
+from genkit.metrics.given_images import as_images
 from genkit.metrics.neighbours import manifold
 from genkit.vision import image_grid, sampling
 

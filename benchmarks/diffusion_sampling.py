@@ -22,7 +22,7 @@ import genkit
 from genkit.data import images
 from genkit.metrics.features import extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
-from genkit.metrics.judge import as_images
+from genkit.metrics.given_images import as_images
 from genkit.models import diffusion
 
 

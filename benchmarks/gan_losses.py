@@ -44,7 +44,7 @@ from genkit.data import images
 from genkit.data.images import Images
 from genkit.metrics.features import Classifier, Features, extract, load_extractor
 from genkit.metrics.fidelity import frechet_distance
-from genkit.metrics.judge import as_images
+from genkit.metrics.given_images import as_images
 from genkit.metrics.neighbours import K, manifold
 from genkit.models import gan, gan_losses
 from genkit.models.gan_losses import Batch, Game

@@ -24,8 +24,8 @@ from genkit.data import images
 from genkit.data.images import Images, proportional_labels
 from genkit.metrics.features import Extractor, Features, extract, extract_cached, load_extractor
 from genkit.metrics.fidelity import frechet_distance
+from genkit.metrics.given_images import as_images
 from genkit.metrics.images import class_shares, label_accuracy
-from genkit.metrics.judge import as_images
 from genkit.metrics.neighbours import manifold
 from genkit.models import gan
 from genkit.vision.sampling import draw_samples

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from genkit.data import images
 from genkit.data.images import Images
 from genkit.metrics.features import Classifier, extract, load_extractor
-from genkit.metrics.judge import as_images
+from genkit.metrics.given_images import as_images
 from genkit.models import gan
 from genkit.vision import image_grid
 from genkit.vision.sampling import draw_samples

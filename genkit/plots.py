@@ -13,13 +13,13 @@ import matplotlib.cm
 import matplotlib.colors
 import matplotlib.figure
 import matplotlib.font_manager
-import matplotlib.patches
-import matplotlib.patheffects
+import matplotlib.ticker
 import numpy as np
 
 from genkit import files
 
 BANDS = 20  # of timesteps, over which losses are averaged
+NAMED, ROWS = 60, 20  # classes in a legend, and in a column of it
 CAPTION: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5, "linespacing": 1.0}
 
 
@@ -39,8 +39,10 @@ def loss_by_time(times: np.ndarray, losses: np.ndarray, objective: str, path: Pa
     middles, means = ([values[part].mean() for part in parts] for values in (times, losses))
     axes.plot(middles, means, "o-", color="tab:blue")
     axes.set(
-        xlabel="timestep (noise grows)", ylabel=f"mean squared error of {objective}", yscale="log"
+        xlabel="timestep (noise grows)",
+        ylabel=f"mean squared error of {objective}, lower is better",
     )
+    log_scale(axes)
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
@@ -54,7 +56,7 @@ def latent_scatter(
     axes_names: Sequence[str] = ("latent 0", "latent 1"),
     caption: str = "",
 ) -> None:
-    """Plot latents of images as points, a colour a class, its name at their median.
+    """Plot latents of images as points, a colour a class, with the classes' names beside them.
 
     Args:
         points: (n, 2).
@@ -74,7 +76,7 @@ def latent_scatter(
     else:
         colours = distinct_colours(len(names))
         axes.scatter(x, y, color=colours[labels[order]], alpha=0.75, **dots)
-        name_classes(figure, points, labels, names, colours)
+        name_classes(figure, labels, names, colours)
     axes.set(xlabel=axes_names[0], ylabel=axes_names[1])
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(alpha=0.2)
@@ -145,26 +147,20 @@ def captioned(images: np.ndarray, captions: Sequence[str], path: Path, columns: 
 
 def name_classes(
     figure: matplotlib.figure.Figure,
-    points: np.ndarray,
     labels: np.ndarray,
     names: Sequence[str],
     colours: np.ndarray,
 ) -> None:
-    """Write each class over its points and, as names may overlap there, in a legend."""
+    """Name the classes in a legend beside the points; more than NAMED could not be told apart."""
     kinds, (axes,) = np.unique(labels), figure.axes
+    if len(kinds) > NAMED:
+        return
     written = [drawable(shortened(names[kind], 16)) for kind in kinds]
-    large = len(kinds) <= 20 and max(map(len, written)) <= 3
-    outline = [matplotlib.patheffects.withStroke(linewidth=3.5, foreground="white")]
-    style: dict[str, Any] = {"weight": "bold", "fontsize": 15 if large else 9}
-    style |= {"ha": "center", "va": "center", "path_effects": outline, "parse_math": False}
-    for kind, name in zip(kinds, written, strict=True):
-        x, y = np.median(points[labels == kind], 0)
-        axes.text(x, y, name, color=0.75 * colours[kind], **style)
-    if len(kinds) <= 20:
-        key = [axes.plot([], [], "o", color=colours[kind])[0] for kind in kinds]
-        layout = {"loc": "outside right center", "frameon": False, "handletextpad": 0.2}
-        for text in figure.legend(key, written, **layout).get_texts():
-            text.set_parse_math(False)
+    key = [axes.plot([], [], "o", color=colours[kind])[0] for kind in kinds]
+    layout: dict[str, Any] = {"loc": "outside right center", "frameon": False}
+    layout |= {"handletextpad": 0.2, "ncols": -(-len(kinds) // ROWS)}
+    for text in figure.legend(key, written, **layout).get_texts():
+        text.set_parse_math(False)
 
 
 def distinct_colours(count: int) -> np.ndarray:
@@ -192,12 +188,28 @@ def _characters_of_the_font() -> set[int]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Average over a trailing window of a fiftieth of the curve."""
-    window = max(1, len(values) // 50)
+    """Average over a centred window of a fiftieth of the curve, which is narrower at both ends."""
+    count = len(values)
+    half = np.minimum(np.arange(count), np.arange(count)[::-1])
+    half = np.minimum(half, count // 100)
     sums = np.cumsum(np.concatenate([np.zeros(1), values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
+    starts, ends = np.arange(count) - half, np.arange(count) + half + 1
     return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+class PlainLogFormatter(matplotlib.ticker.LogFormatter):
+    """Writes the ticks of a logarithmic axis as plain numbers: 0.6, not 6 x 10^-1."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a tick; "" where matplotlib leaves it out, to avoid crowds."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def log_scale(axes: matplotlib.axes.Axes) -> None:
+    """Give an axes a logarithmic y-axis, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PlainLogFormatter())
+    axes.yaxis.set_minor_formatter(PlainLogFormatter())
 
 
 def save_figure(figure: matplotlib.figure.Figure, path: Path) -> None:

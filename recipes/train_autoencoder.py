@@ -29,6 +29,7 @@ from genkit.data.order import blocks
 from genkit.errors import clean_errors
 from genkit.hub import card, vendoring
 from genkit.models import autoencoder, autoencoder_losses
+from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
@@ -120,6 +121,7 @@ def main() -> None:
         )
 
         # ---- loop
+        curve = partial(loss_curve, unit=loss_unit(settings))
         run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
         run.warm_up(lambda rows: loss(model, *get_batch(order(rows)[1])))
         run.restore()
@@ -130,7 +132,7 @@ def main() -> None:
             if run.evaluation_due():
                 with run.clock.paused():
                     metrics = evaluate(run, settings, val)
-                    if run.report("val_loss", metrics):
+                    if run.report("val_loss", metrics, curve=curve):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
 
 
@@ -165,6 +167,13 @@ def total_loss(
     if labels is None:
         return loss
     return loss + settings.head_weight * F.cross_entropy(out["logits"], labels)
+
+
+def loss_unit(settings: Settings) -> str:
+    """Return the unit of the loss, for pictures and the card."""
+    unit = "nats" if settings.likelihood == "bernoulli" else "squared error in [-1, 1]"
+    head = f" plus {settings.head_weight:g} times the nats of a class"
+    return unit + head * bool(settings.head_weight)
 
 
 # ---- evaluate
@@ -256,9 +265,6 @@ def save_model(
     network.train()
     names = ("resolution", "channels", "skip_corrupt")
     options = [f", {n}={v}" for n in names if (v := getattr(settings, n))]
-    unit = "nats" if settings.likelihood == "bernoulli" else "squared error in [-1, 1]"
-    if settings.head_weight:
-        unit += f" plus {settings.head_weight:g} times the nats of a class"
     noise = f"{settings.noise} noise of {settings.amount:g}" if settings.noise else "no noise"
     card.write_card(
         path,
@@ -271,9 +277,9 @@ def save_model(
         usage=USAGE.format(images=settings.images, options="".join(options)),
         figures=metrics,
         protocol=f"Over all {len(val):,} validation images: mse is a pixel's squared error in "
-        f"[0, 1], val_loss a pixel's {unit}, accuracy the share of classes predicted correctly; "
-        f"with {noise}. Samples come from a Gaussian fitted to the latents of {len(some):,} "
-        "training images.",
+        f"[0, 1], val_loss a pixel's {loss_unit(settings)}, accuracy the share of classes "
+        f"predicted correctly; with {noise}. Samples come from a Gaussian fitted to the latents of "
+        f"{len(some):,} training images.",
         data=settings.images,
     )
 

@@ -27,9 +27,10 @@ from genkit.data.order import Order
 from genkit.engine import unet
 from genkit.errors import clean_errors
 from genkit.hub import card, download, vendoring
-from genkit.metrics.monitor import Monitor
+from genkit.metrics.monitor import FEWEST, Monitor, coverage_k
 from genkit.metrics.neighbours import K
 from genkit.models import diffusion, diffusion_losses
+from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
@@ -123,7 +124,7 @@ def main() -> None:
 
     with Run(settings) as run:
         # ---- data
-        train, val, order = load_for_run(run, settings)
+        train, val, order = load_for_run(run, settings, FEWEST)
 
         # ---- model
         scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
@@ -155,7 +156,8 @@ def main() -> None:
             if run.evaluation_due():
                 with run.clock.paused():
                     metrics = evaluate(run, settings, pipeline, runner, monitor, train, val)
-                    if run.report("distance", metrics):
+                    unit = f"mean squared error of {settings.objective}"
+                    if run.report("distance", metrics, curve=partial(loss_curve, unit=unit)):
                         save = partial(save_model, run, settings, pipeline, train, val, metrics)
                         run.publish(save)
 
@@ -329,7 +331,8 @@ def save_model(
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "
         f"{sampler.description} without guidance, {sampler.evaluations} evaluations each, compared "
-        f"with {len(val):,} validation images by {settings.extractor or 'their pixels'}; val_loss "
+        f"with {len(val):,} validation images by {settings.extractor or 'their pixels'}; coverage "
+        f"has k = {coverage_k(settings.eval_samples, len(val))}; val_loss "
         f"of {len(take_evenly(val)):,} of these, evenly from all, at stratified times.",
         precision="bfloat16" if settings.mixed_precision == "bf16" else "float32",
         data=settings.images,

@@ -29,7 +29,7 @@ from genkit.data.order import Order
 from genkit.errors import clean_errors
 from genkit.hub import card, download, vendoring
 from genkit.metrics.collapse import find_troubles
-from genkit.metrics.monitor import Monitor
+from genkit.metrics.monitor import FEWEST, Monitor, coverage_k
 from genkit.metrics.neighbours import K
 from genkit.models import gan, gan_losses
 from genkit.models.gan_losses import Batch, Game
@@ -152,7 +152,7 @@ def main() -> None:
 
     with Run(settings) as run:
         # ---- data
-        train, val, order = load_for_run(run, settings)
+        train, val, order = load_for_run(run, settings, FEWEST)
         check_packing(settings, run)
 
         # ---- model
@@ -366,7 +366,8 @@ def save_model(
         usage=card.PIPELINE_USAGE.format(labels=labels),
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up, compared with "
-        f"{len(val):,} validation images by {settings.extractor or 'their pixels'}.",
+        f"{len(val):,} validation images by {settings.extractor or 'their pixels'}; coverage "
+        f"has k = {coverage_k(settings.eval_samples, len(val))}.",
         data=settings.images,
     )
 

@@ -29,6 +29,7 @@ from genkit.errors import clean_errors
 from genkit.hub import card, vendoring
 from genkit.models import autoencoder, autoencoder_losses, gan, gan_losses
 from genkit.models.gan_losses import Batch, Game
+from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers, player_optimizers
 from genkit.training.run import Run
@@ -125,7 +126,7 @@ def main() -> None:
             if run.evaluation_due():
                 with run.clock.paused():
                     metrics = evaluate(run, val)
-                    if run.report("mse", metrics):
+                    if run.report("mse", metrics, curve=partial(loss_curve, unit="")):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
 
 

@@ -343,3 +343,12 @@ def test_calls_that_cannot_work_are_refused_by_name(settings, call, words):
         pipeline(1, **call)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("height", "width", "advice"), [(27, 48, 24), (48, 27, 24), (48, 9, 8)])
+def test_advice_on_resolution_looks_at_both_sides(height, width, advice):
+    """Squares of the shorter side, as `--resolution` makes them, which then fit."""
+    for network in (gan.Generator, gan.Discriminator):
+        with pytest.raises(ValueError, match=rf"{width} x {height}; give .* {advice} or 48, or"):
+            network(image_size=(1, height, width), widths=(8, 8), patch=4)
+        network(image_size=(1, advice, advice), widths=(8, 8), patch=4)

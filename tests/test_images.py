@@ -307,7 +307,7 @@ def test_arguments_are_checked(argument, what):
 
 def test_folders_that_make_no_sense_are_refused(tmp_path, classes):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no image; put images \(\.bmp, .*into it, or"):
+    with pytest.raises(ValueError, match=r"holds no image; put images \(\.png, .*into it, or"):
         images.load_images(tmp_path / "empty")
     (classes / "none").mkdir()
     with pytest.raises(ValueError, match=r"the folder .*none holds no image"):

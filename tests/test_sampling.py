@@ -19,10 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import genkit
+from genkit.data import images
 from genkit.engine import unet as quick
 from genkit.metrics import features
 from genkit.models import diffusion
-from genkit.vision import sampling
+from genkit.vision import denoising, latent, pipelines, sampling
 
 TOLD = ("autoencoder", "told", "told_flow")  # of 4 classes
 DIFFUSION = ("diffusion", "flow", "told", "told_flow")
@@ -121,6 +122,63 @@ def test_global_random_state_is_neither_read_nor_changed(saved, name):
 
 
 # ---- classes
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_classes_take_turns_by_default(saved, name, monkeypatch):
+    options = {"seed": 5, "steps": 2 if name in DIFFUSION else None}
+    drawn = genkit.sample(saved / name, 7, **options)
+    assert drawn.labels == [0, 1, 2, 3, 0, 1, 2] and drawn.seeds == list(range(5, 12))
+    assert "classes 0 to 3 in turn" in str(drawn)
+    assert torch.equal(
+        drawn.images, genkit.sample(saved / name, 7, label=drawn.labels, **options).images
+    )
+    monkeypatch.setattr(sampling, "ROWS", {"cpu": 3})  # drawn at a time
+    again = genkit.sample(saved / name, 9, **options)
+    assert again.labels[:7] == drawn.labels
+    torch.testing.assert_close(again.images[:7], drawn.images, rtol=0, atol=5e-5)
+    own = options | {"seed": drawn.seeds[6], "label": drawn.labels[6]}
+    alone = genkit.sample(saved / name, 1, **own).images
+    torch.testing.assert_close(alone, drawn.images[6:], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_classes_take_turns_in_latent_spaces(saved, name):
+    pipeline = pipelines.load_pipeline(saved / name)
+    latents = pipelines.draw_latents(pipeline, 5)
+    turns = [0, 1, 2, 3, 0]
+    assert torch.equal(
+        pipelines.decode(pipeline, latents), pipelines.decode(pipeline, latents, turns)
+    )
+    truncated = latent.truncate(pipeline, (0.5, None), count=5)
+    assert truncated.labels == turns and "classes 0 to 3 in turn" in str(truncated)
+    shifted = latent.shift(pipeline, latents, latents[0], (0.0, 1.0))
+    assert shifted.labels == turns and torch.equal(shifted.images[0], truncated.images[1])
+    walk = latent.interpolate(pipeline, latents[0], latents[1], 3)
+    assert walk.label == 0 and "class 0" in str(walk)
+    one = latent.interpolate(pipeline, latents[0], latents[1], 3, label=0)
+    assert torch.equal(walk.linear, one.linear)
+
+
+def test_a_plane_and_a_trajectory_are_of_the_first_class(saved):
+    plane = latent.plane(pipelines.load_pipeline(saved / "autoencoder"), 2)
+    assert plane.label == 0 and "class 0" in str(plane)
+    way = denoising.denoising_trajectory(pipelines.load_pipeline(saved / "told"), steps=2)
+    assert way.label == 0 and "class 0" in str(way)
+    plain = denoising.denoising_trajectory(pipelines.load_pipeline(saved / "flow"), steps=2)
+    assert plain.label is None
+
+
+def test_images_that_are_given_have_their_own_classes(saved):
+    digits = images.load_images("digits")
+    some = digits.take(np.flatnonzero(digits.labels < 4)[:3])
+    own = some.classes(np.arange(3))
+    vae, told = (pipelines.load_pipeline(saved / name) for name in ("autoencoder", "told"))
+    assert torch.equal(pipelines.encode(vae, some), pipelines.encode(vae, some, own))
+    inverted = [denoising.invert(told, some, labels, 2).noise for labels in (None, own)]
+    assert torch.equal(*inverted)
+    with pytest.raises(ValueError, match="labels are required"):
+        pipelines.encode(vae, some.batch(np.arange(3)))
 
 
 @pytest.mark.parametrize("name", TOLD)
@@ -428,7 +486,6 @@ def test_evaluate_takes_a_diffusion_model(saved):
         ("gan", {"label": 1}, "label: .*unconditional, got 1"),
         ("flow", {"label": 1}, "label: .*unconditional, got 1"),
         ("pixels", {"label": 1}, "label: .*unconditional, got 1"),
-        ("told", {}, "label is required.*4 classes"),
         ("told", {"label": 4}, "label must be 0 to 3, got 4"),
         ("told", {"label": -1}, "label must be 0 to 3, got -1"),
         ("told", {"n": 3, "label": [0, 1]}, r"label must be a whole number, or 3 .* got \[0, 1\]"),

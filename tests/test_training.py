@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from builders import ROOT, STEPPING, full_disk, listing, wait_for_steps
+from torch.optim.swa_utils import AveragedModel
 
 from genkit.training import checkpoints, curves, optim
 from genkit.training.folder import RunFolder
+from genkit.training.network import update_average
 from genkit.training.progress import Clock
 from genkit.training.run import Run, TrainingDivergedError
 from genkit.training.settings import RunSettings, parse
@@ -88,6 +90,30 @@ def test_the_average_is_the_closed_form(tmp_path):
             decay = min(0.7, (1 + updates) / (10 + updates)) if updates else 0.0
             average = decay * average + (1 - decay) * network.weight.item()
             assert run.weights().weight.item() == pytest.approx(average, rel=1e-5)
+
+
+def test_update_average_averages_running_statistics_as_weights():
+    torch.manual_seed(0)
+    spectral = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(2, 3))
+    module = torch.nn.Sequential(spectral, torch.nn.BatchNorm1d(3))
+    average = AveragedModel(module, multi_avg_fn=optim.averaging(0.7))
+    expected = None
+    for updates in range(9):
+        module(torch.randn(8, 2) + updates)
+        with torch.no_grad():
+            module[1].weight.add_(1)
+        update_average(average, module)
+        now = [module[1].weight, module[1].running_mean, module[1].running_var]
+        now = [each.detach().clone() for each in now]
+        decay = min(0.7, (1 + updates) / (10 + updates))
+        pairs = zip(expected or now, now, strict=True)
+        expected = [decay * old + (1 - decay) * new for old, new in pairs]
+        norm = average.module[1]
+        found = [norm.weight, norm.running_mean, norm.running_var]
+        assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert norm.num_batches_tracked == 9
+    vectors = [each[0].parametrizations.weight[0]._u for each in (module, average.module)]
+    assert torch.equal(*vectors)  # an average of unit vectors would be shorter
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,15 +16,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from genkit.data import tables, workers
+from genkit.data import pixels, tables, workers
 from genkit.data.tables import is_saved_dataset
 from genkit.data.text import load_hub_dataset, take_split
 from genkit.files import open_regular
 from genkit.hub import names
 
 DIGITS = "digits"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-SPLITS = {"train", "test", "val", "valid", "validation"}
+SPLITS = {
+    *("train", "training", "test", "testing", "val", "valid", "validation", "validate", "dev"),
+    *("eval", "evaluation", "holdout"),
+}
+FILLERS = {"set", "data", "dataset", "split", "images", "image", "imgs", "a", "b"}  # beside one
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+SHOWN = 3  # names of files in a note
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class EncodedImages:
     labels: np.ndarray | None  # (count,), int64
     names: list[str]  # of the classes
     paths: list[Path] = field(default_factory=list)  # files that a table names
+    notes: list[str] = field(default_factory=list)  # see `images.Images`
 
 
 def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
@@ -63,8 +70,8 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
     path = names.as_path(source.name, "images")
     if source.name == DIGITS:
         return DIGITS, _digits
-    if path.suffix in tables.KINDS and path.is_file():
-        return _table(tables.KINDS[path.suffix], [path], path.resolve().parent, source)
+    if (kind := tables.find_kind(path)) and path.is_file():
+        return _table(kind, [path], path.resolve().parent, source)
     if is_saved_dataset(path):
         return _table(tables.ARROW, _list_saved(path), path.resolve(), source)
     if path.is_dir():
@@ -76,9 +83,11 @@ def check_source(name: str, argument: str = "images") -> None:
     """Refuse, before any long work, a name that no images can have.
 
     Raises:
-        ValueError: it is neither here nor the id of a dataset.
+        ValueError: it is neither here nor the id of a dataset, or an archive.
     """
     path = names.as_path(name, argument)
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        raise ValueError(f"{argument}: {name} is an archive; unpack it, and give its folder")
     here = path.is_dir() or (path.is_file() and tables.find_kind(path))
     if name != DIGITS and not here and not names.is_dataset_id(name):
         raise ValueError(
@@ -121,34 +130,48 @@ def _hub_dataset(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]
 def _folder(path: Path, source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
     """Find the images of a folder, or of the folders in it, which are classes."""
     names = _class_names(path)
-    loose = [p for p in path.iterdir() if _looks_like_image(p)]
+    loose, others = _sort_out([p for p in path.iterdir() if not p.name.startswith(".")])
     if bool(names) == bool(loose):
         what = f"{loose[0].name} beside the folders {names}" if loose else "no image"
         raise ValueError(
-            f"images: {path} holds {what}; put images ({', '.join(sorted(SUFFIXES))}) into it, or "
-            "into a folder for each class"
+            f"images: {path} holds {what}{_left_out(others)}; put images (.png, .jpg, .webp and "
+            "others) into it, or into a folder for each class"
         )
-    classes = [_images_below(path / name) for name in names]
-    if [] in classes:
-        raise ValueError(f"images: the folder {path / names[classes.index([])]} holds no image")
-    found = [file for files in classes for file in files] or sorted(loose)
+    classes, left = _find_classes([path / name for name in names])
+    found = [file for files in classes for file in files] or loose
     labels = np.repeat(np.arange(len(names)), [len(files) for files in classes]) if names else None
     folder = path.resolve()
     for file in found:
         _check_inside(folder, file, str(file), source)
-    identity = json.dumps([str(folder), file_stats(found)])
-    files = ((str(p), _read_file(p, source)) for p in found)
-    return identity, lambda: EncodedImages(len(found), files, labels, names)
+    notes = _describe_depth(path, names, classes) + _describe_others(path, others + left)
+    identity = json.dumps([str(folder), file_stats(found), notes])
+
+    def open_images() -> EncodedImages:
+        files = ((str(p), _read_file(p, source)) for p in found)
+        return EncodedImages(len(found), files, labels, names, notes=notes)
+
+    return identity, open_images
+
+
+def _find_classes(folders: list[Path]) -> tuple[list[list[Path]], list[Path]]:
+    """Return the images of each class, and the other files in all of them."""
+    sorted_out = [_sort_out(_files_below(folder)) for folder in folders]
+    for folder, (files, others) in zip(folders, sorted_out, strict=True):
+        if not files:
+            raise ValueError(f"images: the folder {folder} holds no image{_left_out(others)}")
+    return [files for files, _ in sorted_out], [p for _, others in sorted_out for p in others]
 
 
 def _class_names(path: Path) -> list[str]:
     """List the folders in a folder of images; refuse splits, which are no classes."""
     names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if names and set(names) <= SPLITS:
-        one = "train" if "train" in names else names[0]
+    if names and all(map(_split_of, names)):
+        one = min(names, key=lambda name: not _split_of(name).startswith("train"))
+        rest = [name for name in names if _split_of(name) != _split_of(one)]
+        val = f", and another, such as {path / rest[0]}, as --val_images" if rest else ""
         raise ValueError(
             f"images: {path} holds {names}, which look like splits; give one of them as "
-            f"--images, such as {path / one}, and another as --val_images"
+            f"--images, such as {path / one}{val}"
         )
     return names
 
@@ -162,18 +185,61 @@ def _check_inside(folder: Path, file: Path, what: str, source: ImageSource) -> N
         )
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """List the images below a folder, which may be a link; links to folders are not followed."""
-    found = (p for p in folder.rglob("*") if _looks_like_image(p))
-    return sorted(
-        p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
+def _split_of(name: str) -> str:
+    """Return the split that a folder is named after, in lower case; "" if it is none."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+", name)]
+    words = [word.removesuffix("set") if word != "set" else word for word in words]
+    splits = [word for word in words if word in SPLITS]
+    return splits[0] if len(splits) == 1 and set(words) <= {*splits, *FILLERS} else ""
 
 
-def _looks_like_image(path: Path) -> bool:
-    """Return whether a path is named like an image; a broken link is an error when it is read."""
-    named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    return named and (path.is_file() or not path.exists())
+def _files_below(folder: Path) -> list[Path]:
+    """List the files below a folder, which may be a link; links to folders are not followed."""
+    return [
+        p
+        for p in folder.rglob("*")
+        if not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
+
+
+def _sort_out(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the images among files and folders, and the other files, both sorted.
+
+    A file is an image by its suffix or, if it has none, by its first bytes. A broken link with the
+    suffix of one is an error when it is read.
+    """
+    files = sorted(p for p in paths if p.is_file() or (p.is_symlink() and not p.exists()))
+    images = [p for p in files if _is_named_like_image(p)]
+    return images, sorted(set(files) - set(images))
+
+
+def _is_named_like_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in pixels.suffixes() if suffix else pixels.starts_like_image(path)
+
+
+def _describe_depth(path: Path, names: list[str], classes: list[list[Path]]) -> list[str]:
+    """Say which folders became classes, if there are folders in them."""
+    pairs = zip(names, classes, strict=True)
+    if not any(file.parent != path / name for name, files in pairs for file in files):
+        return []
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return [f"classes are the {len(names)} folders of {path}, with all that is below: {listed}"]
+
+
+def _describe_others(path: Path, others: list[Path]) -> list[str]:
+    """Say which files were left out."""
+    return [f"images of {path}{_left_out(others)}"] if others else []
+
+
+def _left_out(others: list[Path]) -> str:
+    """Count files that are not read as images, by suffix, and name some."""
+    if not others:
+        return ""
+    counts = Counter(p.suffix or "without suffix" for p in others)
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+    some = ", ".join(p.name for p in others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+    return f" (left out as other files: {kinds}; {some})"
 
 
 def file_stats(paths: list[Path]) -> list[list[Any]]:

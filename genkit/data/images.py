@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from PIL import Image
 from genkit import console
 from genkit.data import pixels, tables, workers
 from genkit.data.image_files import EncodedImages, ImageSource, file_stats, find_images
-from genkit.data.pixels import ImageError
+from genkit.data.pixels import ImageError, UnsuitableError
 from genkit.files import cache_folder, written_whole
 
-VERSION = 3  # of the cache: raised when decoding changes
+VERSION = 4  # of the cache: raised when decoding changes
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Images:
     rows: np.ndarray  # (images,): which rows of the map these images are
     sha256: str  # of these images and their labels
     skipped: list[str] = dataclasses.field(default_factory=list)  # unreadable files
+    notes: list[str] = dataclasses.field(default_factory=list)  # of other files that were left out
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,8 +102,10 @@ def load_images(
             classes; a table (parquet, json, jsonl, csv) or a dataset saved by `datasets`, with a
             column of images, or of paths from the table's folder; or the id of a Hub dataset.
         resolution: side of squares to scale and crop images to; default: the size that all have.
-        channels: 1 for grey, 3 for colour; default: as the first image has.
-        skip_corrupt: leave out unreadable files; `Images.skipped` lists them.
+        channels: 1 for grey, 3 for colour; default: as the first image has. Where images are grey,
+            so is one of three equal channels, as formats without grey have.
+        skip_corrupt: leave out unreadable files; `Images.skipped` lists them. Intact images that
+            cannot be trained on as they are, such as transparent ones, are errors nevertheless.
         column, label_column: of a table or a dataset.
         split: of a Hub dataset, by its name.
         allow_outside: also read images outside the folder, where cells of a table or links in a
@@ -130,7 +134,7 @@ def load_images(
     content = [VERSION, Image.__version__, identity, dataclasses.asdict(options), skip_corrupt]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = cache_folder() / f"{key}.pixels"
-    facts = _read_facts(path) or _decode_to_cache(open_images(), path, options, skip_corrupt)
+    facts = _read_facts(path) or _decode_to_cache(open_images, path, options, skip_corrupt)
     labels = None if facts["labels"] is None else np.array(facts["labels"], np.int64)
     return Images(
         np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"])),
@@ -139,6 +143,7 @@ def load_images(
         np.arange(facts["shape"][0]),
         facts["sha256"],
         facts["skipped"],
+        facts["notes"],
     )
 
 
@@ -211,15 +216,44 @@ def _read_facts(path: Path) -> dict[str, Any] | None:
     return facts if facts["files"] == current else None
 
 
+class _GreyError(Exception):
+    """The images are grey, though the first of them have three channels, which are equal."""
+
+
 def _decode_to_cache(
-    found: EncodedImages, path: Path, options: workers.DecodeOptions, skip_corrupt: bool
+    open_images: Callable[[], EncodedImages],
+    path: Path,
+    options: workers.DecodeOptions,
+    skip_corrupt: bool,
 ) -> dict[str, Any]:
     """Write all pixels into one file, and the facts about them beside it; return the facts."""
+    try:
+        facts = _write_pixels(open_images(), path, options, skip_corrupt)
+    except _GreyError:
+        facts = _write_pixels(open_images(), path, options, skip_corrupt, grey=True)
+    with written_whole(path.with_suffix(".json"), shared=True) as scratch:
+        scratch.write_text(json.dumps(facts), encoding="utf-8")
+    return facts
+
+
+def _write_pixels(
+    found: EncodedImages,
+    path: Path,
+    options: workers.DecodeOptions,
+    skip_corrupt: bool,
+    grey: bool = False,
+) -> dict[str, Any]:
+    """Write all pixels into one file, and return the facts about them.
+
+    Args:
+        grey: take the first image as grey if its three channels are equal.
+    """
     kept: list[int] = []
     skipped: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
     digest = hashlib.sha256()
     files = file_stats(found.paths)
+    equal = True  # the channels of all images so far
     with (
         written_whole(path, shared=True) as scratch,
         scratch.open("wb") as file,
@@ -229,11 +263,14 @@ def _decode_to_cache(
         for index, (name, result) in enumerate(decoded):
             bar.update()
             if isinstance(result, ImageError):
-                if not skip_corrupt:
-                    raise ImageError(f"{result}. Repair it, remove it, or pass --skip_corrupt")
-                skipped.append(str(result))
+                skipped.append(_skip(result, skip_corrupt))
                 continue
+            equal = equal and _is_grey(result)
+            if (first[1][0] == 1 if first else grey) and _is_grey(result):
+                result = result[:1]
             first = first or (name, result.shape)
+            if equal and len(result) < first[1][0]:
+                raise _GreyError
             _check_shape(name, result.shape, *first)
             values = result.tobytes()
             file.write(values)
@@ -245,17 +282,29 @@ def _decode_to_cache(
             )
     labels = None if found.labels is None else found.labels[kept].tolist()
     digest.update(json.dumps([first[1], labels, found.names]).encode())
-    facts = {
+    return {
         "shape": [len(kept), *first[1]],
         "labels": labels,
         "names": found.names,
         "sha256": digest.hexdigest(),
         "skipped": skipped,
+        "notes": found.notes,
         "files": files,
     }
-    with written_whole(path.with_suffix(".json"), shared=True) as scratch:
-        scratch.write_text(json.dumps(facts), encoding="utf-8")
-    return facts
+
+
+def _skip(error: ImageError, skip_corrupt: bool) -> str:
+    """Return why a file is left out, or raise the error if it is not to be."""
+    if isinstance(error, UnsuitableError):
+        raise error
+    if not skip_corrupt:
+        raise ImageError(f"{error}. Repair it, remove it, or pass --skip_corrupt")
+    return str(error)
+
+
+def _is_grey(values: np.ndarray) -> bool:
+    """Return whether all channels are equal; values: (channels, height, width)."""
+    return bool((values[1:] == values[:1]).all())
 
 
 def _check_shape(

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from genkit.files import open_regular
+
 MAX_BYTES = 1 << 26  # of a file, by default
 MAX_PIXELS = 1 << 26  # of an image, by its header, before it is decoded, by default
 MIN_SIDE = 8  # pixels
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # no EPS, for which Pillow runs a program
+COMMON = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "JPEG2000")  # known by first bytes
+FORMATS = (  # no EPS, for which Pillow runs a program, and no format without first bytes of its own
+    *COMMON,
+    *("PPM", "ICO", "CUR", "ICNS", "DDS", "DIB", "PCX", "PSD", "QOI", "SGI", "SUN", "BLP"),
+    *("XBM", "XPM"),
+)
+TGA, TGA_NAMES = "TGA", (".tga", ".icb", ".vda", ".vst")  # which is read where the name says so
+LAYERED = ("MPO", "PSD")  # the first frame is the picture; its other views, or layers, follow
 GREY, COLOUR = ("1", "L", "LA", "La"), ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA")
 ADVICE = {
     "CMYK": "it is for print: convert it to RGB",
@@ -22,7 +33,31 @@ ADVICE = {
 
 
 class ImageError(ValueError):
-    """A file that is not an image, or not one to train on."""
+    """A file that is not an image, or not one that can be trained on."""
+
+
+class UnsuitableError(ImageError):
+    """An intact image that cannot be trained on as it is; `skip_corrupt` does not leave it out."""
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the image files that this Pillow reads."""
+    kinds = {*FORMATS, TGA, "MPO"}
+    found = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in found if kind in kinds)
+
+
+def starts_like_image(path: Path) -> bool:
+    """Return whether a file begins as one of the common formats does."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    Image.init()
+    accepts = [Image.OPEN[kind][1] for kind in COMMON]
+    return any(accept is not None and accept(start) for accept in accepts)
 
 
 def decode_image(
@@ -36,29 +71,32 @@ def decode_image(
         max_pixels, max_bytes: limits of the image and of its file; more is refused.
 
     Raises:
-        ImageError: the file is empty, not an image, truncated, too large, too small, animated,
-            partly transparent, or in a mode whose conversion would be a guess.
+        ImageError: the file is empty, not an image, truncated, too large or too small.
+        UnsuitableError: it is animated, partly transparent, or in a mode whose conversion would be
+            a guess.
     """
     if not data:
         raise ImageError(f"{name} is empty")
     if len(data) > max_bytes:
         raise ImageError(
-            f"{name} has {len(data):,} bytes, more than max_bytes={max_bytes}; raise it"
+            f"{name} has {len(data):,} bytes, more than max_bytes={max_bytes}; raise it "
+            "in load_images of genkit.data.images or a recipe"
         )
+    formats = (*FORMATS, TGA) if name.lower().endswith(TGA_NAMES) else FORMATS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes, which are checked here
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_header(image, name, max_pixels)
                 image.load()
                 return _to_grey_or_rgb(ImageOps.exif_transpose(image), name)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is no image ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{name} is no image that can be read") from None
     except MemoryError:
         raise ImageError(f"{name} cannot be decoded: it needs too much memory") from None
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # the readers of formats raise errors of any kind
         raise ImageError(f"{name} cannot be decoded: {error}") from None
 
 
@@ -66,20 +104,21 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            f"{name} has {width} x {height} pixels, more than max_pixels={max_pixels}; raise it"
+            f"{name} has {width} x {height} pixels, more than max_pixels={max_pixels}; raise it "
+            "in load_images of genkit.data.images or a recipe"
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name} is {width} x {height}; a side must be {MIN_SIDE} pixels or more")
     # is_animated looks for a second frame alone; counting all of them could take minutes
     animated = getattr(image, "is_animated", False)  # of formats that may have several
-    if animated and image.format != "MPO":  # a photograph, followed by other views of it
-        raise ImageError(f"{name} has several frames; save one of them as an image")
+    if animated and image.format not in LAYERED:
+        raise UnsuitableError(f"{name} has several frames; save one of them as an image")
     # Pillow gives a 16-bit colour PNG the mode RGB; its depth stands in the raw mode
     raw_modes = " ".join(str(tile.args) for tile in getattr(image, "tile", ()))
     deep = any(order in raw_modes for order in (";16B", ";16L", ";16N"))
     if deep or image.mode not in (*GREY, *COLOUR):
         advice = ADVICE.get("I;16" if deep else image.mode, "convert it to RGB or to grey")
-        raise ImageError(f"{name} is {image.mode}: {advice}")
+        raise UnsuitableError(f"{name} is {image.mode}: {advice}")
 
 
 def _to_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -87,7 +126,7 @@ def _to_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
     mode = "L" if image.mode in GREY else "RGB"
     if image.has_transparency_data:
         if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise ImageError(f"{name} is partly transparent; lay it over a background")
+            raise UnsuitableError(f"{name} is partly transparent; lay it over a background")
         image = image.convert("RGBA")
     return image.convert(mode)
 

@@ -23,13 +23,13 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from subprocess import PIPE
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from genkit.data import pixels
-from genkit.data.pixels import ImageError
+from genkit.data.pixels import ImageError, UnsuitableError
 
 FILES, BYTES = 256, 1 << 22  # sent to a process at a time, at most (and one file at least)
 PIXELS = 1 << 26  # bytes of results sent back at a time, at most (and one result at least)
@@ -37,6 +37,7 @@ SECONDS = 10  # of CPU time for a file of up to pixels.MAX_PIXELS
 MIB = 512  # of memory, and BYTES_A_PIXEL more for each of max_pixels
 BYTES_A_PIXEL = 20
 CRASHES = {signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE}
+ERRORS = {kind.__name__: kind for kind in (ImageError, UnsuitableError)}
 START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])  # so that genkit is the same there
@@ -178,10 +179,10 @@ class _Worker:
         return None
 
 
-def _read_result(pipe: IO[bytes], report: str | list[int]) -> Result:
-    """Read an image of the shape that a decoder reports, unless it reports an error."""
-    if isinstance(report, str):
-        return ImageError(report)
+def _read_result(pipe: IO[bytes], report: list[Any]) -> Result:
+    """Read an image of the shape that a decoder reports, or the error that it reports instead."""
+    if report[0] in ERRORS:
+        return ERRORS[report[0]](report[1])
     return np.frombuffer(pipe.read(math.prod(report)), np.uint8).reshape(report)
 
 
@@ -203,12 +204,18 @@ def serve_decoder() -> None:
             if size > PIXELS:
                 break
         signal.setitimer(signal.ITIMER_PROF, 0)
-        reports = [str(r) if isinstance(r, ImageError) else r.shape for r in results]
+        reports = [_report(result) for result in results]
         sys.stdout.buffer.write(json.dumps(reports).encode() + b"\n")
         for result in results:
             if not isinstance(result, ImageError):
                 sys.stdout.buffer.write(result.tobytes())
         sys.stdout.buffer.flush()
+
+
+def _report(result: Result) -> list[Any]:
+    if isinstance(result, ImageError):
+        return [type(result).__name__, str(result)]
+    return list(result.shape)
 
 
 def _decode_file(name: str, data: bytes, options: DecodeOptions) -> Result:

@@ -16,11 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from genkit import console, machine
@@ -35,9 +41,11 @@ HINT = (
     "Give the folder or the Hub id of an image classifier in safetensors with its "
     f"preprocessor_config.json, or {INCEPTION!r}"
 )
-VERSION = 1  # of the cache: raised when the input of extractors changes
+VERSION = 2  # of the cache: raised when the input of extractors changes
 PIXELS = 16  # longest side of the features of `PixelFeatures`
 SIDE = 4096  # largest side of a classifier's input, in pixels
+LEAST_CROP = 0.1  # smallest part of a side that a classifier's input may be cropped to
+TRIED = 32  # side of the image by which a processor is tried
 BATCH, VALUES = 256, 1 << 21  # largest batch: of images, and of their values
 NOT_HASHED = ("_name_or_path", "transformers_version", "architectures", "dtype")  # of a config
 
@@ -50,14 +58,14 @@ class Classifier:
 
     Args:
         model: of transformers, in evaluation mode.
-        preprocessing: settings of its image processor.
+        processor: its image processor, of the backend that needs Pillow alone.
         name: for messages and protocols.
 
     Raises:
-        ValueError: it has no linear layer for its classes, or its settings are invalid.
+        ValueError: it has no linear layer for its classes, or its processor makes no input for it.
     """
 
-    def __init__(self, model: PreTrainedModel, preprocessing: dict[str, Any], name: str) -> None:
+    def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor, name: str) -> None:
         self.model, self.name, self.device = model, name, model.device
         self.names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
@@ -68,19 +76,12 @@ class Classifier:
                 f"{len(self.names)} classes last; give a ResNet or a ViT, for example"
             )
         self.head, self.channels = layers[-1], inputs[0].in_channels
-        self.size = _side(preprocessing)
-        if self.size and not all(type(side) is int and 0 < side <= SIDE for side in self.size):
-            raise ValueError(f"its input is {self.size} pixels; a side must be at most {SIDE:,}")
-        scale = preprocessing.get("rescale_factor", 1 / 255)
-        self.scale = 127.5 * (float(scale) if preprocessing.get("do_rescale", True) else 1)
-        if not math.isfinite(self.scale):
-            raise ValueError(f"rescale_factor must be finite, got {scale}")
-        normal = preprocessing.get("do_normalize", True)
-        mean = preprocessing["image_mean"] if normal else 0.0
-        std = preprocessing["image_std"] if normal else 1.0
-        self.normal = [_by_channel(each, self.channels) for each in (mean, std)]
+        self.processor = processor
+        settings = json.loads(processor.to_json_string())
+        _check_sizes(settings)
+        self.input_size((self.channels, TRIED, TRIED))
         config = {k: v for k, v in model.config.to_dict().items() if k not in NOT_HASHED}
-        facts = [config, self.size, self.scale, mean, std, weights_hash(model)]
+        facts = [config, settings, weights_hash(model)]
         self.sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -92,7 +93,8 @@ class Classifier:
         """Extract features and predict classes.
 
         Args:
-            images: in [-1, 1], (n, channels, height, width).
+            images: in [-1, 1], (n, channels, height, width); they are rounded to the 256 levels of
+                image files, and preprocessed by the classifier's own processor.
 
         Returns:
             Features, (n, d), and classes, (n,), int64; all 0 where `names` is empty.
@@ -100,49 +102,53 @@ class Classifier:
         captured: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
-            logits = self.model(pixel_values=self._prepared(images)).logits
+            logits = self.model(pixel_values=self._preprocess(images).to(self.device)).logits
         finally:
             hook.remove()
         return captured[0].float().cpu(), logits.argmax(-1).cpu()
 
-    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
-        """Preprocess images as in the classifier's training."""
+    def input_size(self, size: tuple[int, int, int]) -> tuple[int, int]:
+        """Return the height and width of the input that images of a size become.
+
+        Args:
+            size: channels, height and width of the images.
+        """
+        height, width = self._preprocess(torch.zeros(1, *size)).shape[2:]
+        return height, width
+
+    def _preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """Preprocess images as in the classifier's training: float32, (n, channels, …)."""
         if images.shape[1] not in (1, self.channels):
             raise ValueError(
                 f"extractor: {self.name!r} takes {self.channels} channels, got images of "
                 f"{images.shape[1]}"
             )
-        pixels = resize_images(images.to(self.device), self.size)
-        pixels = (pixels + 1) * self.scale
-        mean, std = (each.to(pixels.device) for each in self.normal)
-        return (pixels.expand(-1, self.channels, -1, -1) - mean) / std
+        pictures = list(to_uint8(images).cpu().expand(-1, self.channels, -1, -1).numpy())
+        with np.errstate(all="ignore"):  # of infinite pixels, which are refused below
+            made = self.processor(pictures, return_tensors="pt", input_data_format="channels_first")
+        pixels = made["pixel_values"].float()
+        if pixels.shape[:2] != (len(pictures), self.channels) or pixels.ndim != 4:
+            raise ValueError(
+                f"its {type(self.processor).__name__} makes an input of {tuple(pixels.shape)}, not "
+                f"(n, {self.channels}, height, width)"
+            )
+        if not pixels.isfinite().all():
+            raise ValueError(
+                "its processor's rescale_factor, image_mean and image_std must give finite pixels"
+            )
+        return pixels
 
 
-def _by_channel(values: Any, channels: int) -> torch.Tensor:
-    """Return one number for all channels, or one for each, as (1 or channels, 1, 1)."""
-    numbers = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
-    if len(numbers) not in (1, channels) or not numbers.isfinite().all():
-        raise ValueError(f"{values} is not a finite number for each of {channels} channels")
-    return numbers
-
-
-def _side(preprocessing: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the height and width of a classifier's input; None if it takes any."""
-    crops = preprocessing.get("do_center_crop", False)
-    if not crops and not preprocessing.get("do_resize", True):
-        return None
-    size = preprocessing["crop_size" if crops else "size"]
-    if isinstance(size, int):
-        return size, size
-    side = size.get("shortest_edge")
-    return (side, side) if side else (size["height"], size["width"])
-
-
-def resize_images(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-    """Resize images in [-1, 1] to a height and width, as Pillow's bicubic filter does."""
-    if size is None or images.shape[2:] == size:
-        return images
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+def _check_sizes(settings: dict[str, Any]) -> None:
+    """Refuse an image processor's sizes that would fill the memory."""
+    for name in ("size", "crop_size", "pad_size"):
+        value = settings.get(name) or {}
+        for side in value.values() if isinstance(value, dict) else [value]:
+            if type(side) is not int or not 0 < side <= SIDE:
+                raise ValueError(f"its {name} is {value}; a side must be 1 to {SIDE:,} pixels")
+    fraction = settings.get("crop_pct") or 1.0
+    if not LEAST_CROP <= fraction <= 1:
+        raise ValueError(f"its crop_pct must be {LEAST_CROP} to 1, got {fraction}")
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -156,7 +162,7 @@ class Inception:
     That package downloads and unpickles the weights itself.
     """
 
-    name, names, size = INCEPTION, list[str](), (299, 299)
+    name, names = INCEPTION, list[str]()
 
     def __init__(self, device: torch.device) -> None:
         if importlib.util.find_spec("torch_fidelity") is None:
@@ -176,11 +182,15 @@ class Inception:
         features = self.network(pixels)[0].float().cpu()
         return features, torch.zeros(len(features), dtype=torch.int64)
 
+    def input_size(self, size: tuple[int, int, int]) -> tuple[int, int]:
+        """Return the height and width of the network's input."""
+        return 299, 299
+
 
 class PixelFeatures:
     """No network: features are pixels, averaged over squares; it predicts no classes."""
 
-    name, names, size, device = "pixels", list[str](), None, machine.CPU
+    name, names, device = "pixels", list[str](), machine.CPU
     sha256 = hashlib.sha256(f"pixels {PIXELS}".encode()).hexdigest()
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,6 +198,10 @@ class PixelFeatures:
         square = [math.ceil(side / PIXELS) for side in images.shape[2:]]
         features = F.avg_pool2d(images.float().cpu(), square, ceil_mode=True).flatten(1)
         return features, torch.zeros(len(features), dtype=torch.int64)
+
+    def input_size(self, size: tuple[int, int, int]) -> tuple[int, int]:
+        """Return the height and width of images of a size: channels, height and width."""
+        return size[1:]
 
 
 Extractor = Classifier | Inception | PixelFeatures
@@ -215,7 +229,9 @@ def load_extractor(
     logging.set_verbosity_error()  # no warning of a new head, which is refused below
     try:
         with safety.opened(folder, argument="extractor") as private:
-            preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(private)
+            processor = AutoImageProcessor.from_pretrained(
+                private, backend="pil", trust_remote_code=False
+            )
             model, report = AutoModelForImageClassification.from_pretrained(
                 private,
                 use_safetensors=True,
@@ -224,7 +240,7 @@ def load_extractor(
                 output_loading_info=True,
             )
             safe_weights.check_loaded(model, report)
-            return Classifier(model.eval().to(where), preprocessing, str(name))
+            return Classifier(model.eval().to(where), processor, str(name))
     finally:
         logging.set_verbosity(verbosity)
 
@@ -250,7 +266,7 @@ class Features:
 
 def extract(images: Images, extractor: Extractor) -> Features:
     """Extract the features of all images, in batches."""
-    height, width = extractor.size or images.size[1:]
+    height, width = extractor.input_size(images.size)
     size = max(1, min(BATCH, VALUES // (3 * height * width)))
     batches = []
     with console.bar(None, "features", len(images), " images") as bar:
@@ -264,7 +280,8 @@ def extract(images: Images, extractor: Extractor) -> Features:
 def extract_cached(images: Images, extractor: Extractor) -> Features:
     """Extract features, or read them from the cache, by the hashes of images and extractor."""
     device = extractor.device.type
-    what = json.dumps([VERSION, images.sha256, extractor.sha256, device, torch.__version__])
+    versions = [torch.__version__, transformers.__version__, PIL.__version__]
+    what = json.dumps([VERSION, images.sha256, extractor.sha256, device, *versions])
     path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.features.safetensors"
     if not path.exists():
         extracted = extract(images, extractor)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from genkit import console
 from genkit.data import image_files
-from genkit.data.images import Images, load_images
+from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.hub import download, kinds
 from genkit.metrics.features import (
@@ -23,22 +21,27 @@ from genkit.metrics.features import (
     extract,
     extract_cached,
     load_extractor,
-    to_uint8,
 )
 from genkit.metrics.fidelity import frechet_distance, kernel_distance
+from genkit.metrics.given_images import (
+    GIVEN,
+    Given,
+    Labels,
+    as_images,
+    check_enough,
+    check_size,
+    load_named,
+)
 from genkit.metrics.images import class_shares, histogram_distance, label_accuracy
 from genkit.metrics.neighbours import K, copy_rate, manifold, nearest_neighbours
 from genkit.notebook import TextRecord
 
-GIVEN = "the images given"
 HALVES = 40  # half samples from which margins are estimated
 SURE = 1.96  # standard errors of a margin: half of a 95 % interval
 SMALL = 1 << 12  # values of the largest image whose pixels are compared, too
 FEW, FEW_A_FEATURE = 2000, 10  # images; with fewer a Frechet distance is mostly bias
 BLOCK = 4096  # images in a block of a search
 SHOWN = 3  # classes to print, of those whose shares differ most
-
-Labels = Sequence[int] | np.ndarray | torch.Tensor
 
 
 # ---------------------------------------------------------------------------------------------
@@ -134,7 +137,8 @@ class Judge:
     generator would reach.
 
     Args:
-        data: real images, or their path; see `images.load_images`.
+        data: real images, or their path, see `images.load_images`; other kinds are in
+            `given_images.KINDS`.
         extractor: name of an image classifier, see `load_extractor`, or what that returned.
         train: training images of the model, among which copies are searched; the data must not be
             among them. Default: the real images of the comparison.
@@ -142,6 +146,8 @@ class Judge:
         k: the neighbour that gives the radius in precision, recall, density and coverage.
         seed: of the split, and of subsets and half samples.
         device: see `load_extractor`.
+        resolution, channels, skip_corrupt, allow_outside: of images that are read from files; see
+            `images.load_images`.
 
     Raises:
         ValueError: an argument is invalid.
@@ -149,14 +155,18 @@ class Judge:
 
     def __init__(
         self,
-        data: str | Path | Images = image_files.DIGITS,
+        data: str | Path | Given = image_files.DIGITS,
         *,
         extractor: str | Path | Extractor,
-        train: str | Path | Images | None = None,
+        train: str | Path | Given | None = None,
         real_count: int | None = None,
         k: int = K,
         seed: int = 0,
         device: str | None = None,
+        resolution: int | None = None,
+        channels: int | None = None,
+        skip_corrupt: bool = False,
+        allow_outside: bool = False,
     ) -> None:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
@@ -164,13 +174,15 @@ class Judge:
         if isinstance(extractor, str | Path):
             download.check_exists(kinds.as_name(extractor), "extractor")
         self.k, self.seed = k, seed
-        self.name, self.data = load_named(data)
+        self.reading: dict[str, Any] = {"resolution": resolution, "channels": channels}
+        self.reading |= {"skip_corrupt": skip_corrupt, "allow_outside": allow_outside}
+        self.name, self.data = load_named(data, "data", **self.reading)
         order = np.random.default_rng(seed).permutation(len(self.data))
         if real_count is not None and not 1 <= real_count <= len(order):
             raise ValueError(f"real_count must be 1 to {len(order):,}, got {real_count}")
         order = order[:real_count]
         half = len(order) - len(order) // 2
-        _check_enough(len(order) // 2, "data: half of the real images", k)
+        check_enough(len(order) // 2, "data: half of the real images", k, parts=2)
         self.extractor = (
             load_extractor(extractor, device=device)
             if isinstance(extractor, str | Path)
@@ -185,8 +197,8 @@ class Judge:
         )
         self.train_name, self.train, extracted = "the real images", self.real_images, self.real
         if train is not None:
-            self.train_name, self.train = load_named(train)
-            _check_size(self.train, self.data, "train")
+            self.train_name, self.train = load_named(train, "train", **self.reading)
+            check_size(self.train, self.data, "train")
             extracted = extract_cached(self.train, self.extractor)
         self._train_features = extracted.features
         self._unseen = self._nearest(self.held_out_images, self.held_out)
@@ -195,7 +207,7 @@ class Judge:
 
     def judge(
         self,
-        images: Images | torch.Tensor,
+        images: Given,
         labels: Labels | None = None,
         *,
         name: str = GIVEN,
@@ -207,8 +219,8 @@ class Judge:
         """Compare images with the real ones.
 
         Args:
-            images: generated ones; a tensor is in [-1, 1], (n, channels, height, width), and is
-                rounded to the 256 levels of image files.
+            images: generated ones; see `given_images.KINDS`. Those of a tensor are rounded to the
+                256 levels of image files.
             labels: the class that each should show, numbered as the images' classes are, or the
                 data's if the images have none. Default: the images' own labels.
             name, seed, weights, sampler, evaluations: for the protocol.
@@ -217,8 +229,8 @@ class Judge:
             ValueError: an argument is invalid.
         """
         fakes = as_images(images, labels, self.data.names or self.extractor.names)
-        _check_size(fakes, self.data, "images")
-        _check_enough(len(fakes), "images", self.k)
+        check_size(fakes, self.data, "images")
+        check_enough(len(fakes), "images", self.k)
         extracted, baseline = extract(fakes, self.extractor), self._baseline(len(fakes))
         near = self._nearest(fakes, extracted)
         distances, which = near["features"]
@@ -342,7 +354,13 @@ class Judge:
                 f"the baseline is of {len(self.held_out):,} real images for {count:,} generated "
                 "ones: that of the Frechet distance is too high"
             )
-        return warnings + self._label_warnings(fakes, count)
+        return warnings + self._label_warnings(fakes, count) + self._files_left_out(fakes)
+
+    def _files_left_out(self, fakes: Images) -> list[str]:
+        """Say which files of folders and tables were not used."""
+        each = (fakes, self.data, self.train)
+        said = [text for images in each for text in (*images.notes, *images.skipped)]
+        return list(dict.fromkeys(said))
 
     def _label_warnings(self, fakes: Images, count: int) -> list[str]:
         """Say why the metrics of images with labels lack the label accuracy."""
@@ -405,77 +423,3 @@ def _class_indices(images: Images, extractor: Extractor) -> np.ndarray | None:
         return None
     index = np.array([extractor.names.index(name) for name in images.names])
     return index[images.labels[images.rows]]
-
-
-# ---------------------------------------------------------------------------------------------
-# Arguments
-
-
-def load_named(images: str | Path | Images) -> tuple[str, Images]:
-    """Return a name for the protocol, and the images, loaded if necessary."""
-    if isinstance(images, Images):
-        return GIVEN, images
-    return str(images), load_images(images)
-
-
-def as_images(images: Images | torch.Tensor, labels: Labels | None, names: list[str]) -> Images:
-    """Return a tensor as `Images`, and add labels.
-
-    Args:
-        images: a tensor in [-1, 1], (n, channels, height, width), or `Images`.
-        labels: class of each image; default: the images' own.
-        names: of the classes, if the images have none.
-    """
-    if isinstance(images, torch.Tensor):
-        _check_tensor(images)
-        pixels = to_uint8(images.detach()).cpu().numpy()
-        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-        images = Images(pixels, None, [], np.arange(len(pixels)), digest)
-    if labels is None:
-        return images
-    names, given = images.names or names, torch.as_tensor(labels).cpu().numpy()
-    if not names:
-        raise ValueError("labels need class names: of the images, the data or the extractor")
-    if given.shape != (len(images),) or not np.issubdtype(given.dtype, np.integer):
-        raise ValueError(
-            f"labels must be {len(images):,} integers, one for each image, got {given.dtype} of "
-            f"the shape {given.shape}"
-        )
-    beyond = np.flatnonzero((given < 0) | (given >= len(names)))
-    if beyond.size:
-        raise ValueError(
-            f"labels[{beyond[0]}] must be one of {len(names)} classes, 0 to {len(names) - 1}, got "
-            f"{given[beyond[0]]}"
-        )
-    every = np.zeros(len(images.pixels), np.int64)
-    every[images.rows] = given
-    return dataclasses.replace(images, labels=every, names=names)
-
-
-def _check_tensor(images: torch.Tensor) -> None:
-    if images.ndim != 4 or not images.numel() or not images.is_floating_point():
-        raise ValueError(
-            "images must be floats, (n, channels, height, width), not empty, got "
-            f"{images.dtype} of the shape {tuple(images.shape)}"
-        )
-    wrong = (~(images.abs() <= 1 + 1e-4)).flatten(1).any(1).nonzero().flatten().tolist()
-    if wrong:
-        raise ValueError(
-            f"images[{wrong[0]}] must be in [-1, 1], got values from {images[wrong[0]].min():g} to "
-            f"{images[wrong[0]].max():g}"
-        )
-
-
-def _check_size(images: Images, data: Images, name: str) -> None:
-    if images.size != data.size:
-        raise ValueError(
-            f"{name} must have the data's shape {data.size} (channels, height, width), got "
-            f"{images.size}; load both by genkit.data.images.load_images with the same resolution "
-            "and channels"
-        )
-
-
-def _check_enough(count: int, name: str, k: int) -> None:
-    """Refuse too few images: half samples must have a k-th neighbour."""
-    if count < 2 * (k + 1):
-        raise ValueError(f"{name} must be at least {2 * (k + 1)} for k={k}, got {count}")

@@ -19,10 +19,11 @@ from genkit.metrics.features import (
     load_extractor,
 )
 from genkit.metrics.fidelity import as_features, frechet_distance
+from genkit.metrics.given_images import Labels, as_images
 from genkit.metrics.images import class_shares, label_accuracy
-from genkit.metrics.judge import Labels, as_images
 from genkit.metrics.neighbours import K, manifold
 
+FEWEST = 4  # real images: two that are held out, and two that are compared
 MOST = 2000  # images whose duplicates are searched, and whose pixels are compared
 NEAR = 0.01  # share of real images whose nearest neighbour counts as a duplicate
 SAME = 1e-5  # relative rounding error of features from batch to batch
@@ -37,10 +38,10 @@ class Monitor:
     Some of the real images, as many as there are samples but at most half, are held out: their
     figures are the `baseline`, which a perfect generator would reach. More samples than held-out
     images are compared in blocks of that many, and averaged, so that figures have the bias of their
-    baseline.
+    baseline. The k of the coverage is 5, or one less than the images in a block if they are fewer.
 
     Args:
-        real: images that the networks are not trained on.
+        real: images that the networks are not trained on, FEWEST or more.
         extractor: name of an image classifier, see `load_extractor`, or what that returned; None
             for pixels as features.
         count: number of samples of an evaluation.
@@ -50,13 +51,15 @@ class Monitor:
     """
 
     def __init__(self, real: Images, extractor: str | Extractor | None, count: int) -> None:
-        for name, images in (("count", count), ("real: half of the images", len(real) // 2)):
-            if images < K + 1:
-                raise ValueError(f"{name} must be at least {K + 1} for k={K}, got {images}")
+        if count < K + 1:
+            raise ValueError(f"count must be at least {K + 1} for k={K}, got {count}")
+        if len(real) < FEWEST:
+            raise ValueError(f"real must be {FEWEST} images or more, got {len(real)}")
         if extractor is None:
             extractor = PixelFeatures()
         self.extractor = load_extractor(extractor) if isinstance(extractor, str) else extractor
         self.count, self.block = count, min(count, len(real) // 2)
+        self.k = coverage_k(count, len(real))
         order = np.random.default_rng(0).permutation(len(real))
         held_out, compared = real.take(order[: self.block]), real.take(order[self.block :])
         self.real = extract_cached(compared, self.extractor)
@@ -79,7 +82,7 @@ class Monitor:
 
         Returns:
             distance: Frechet distance.
-            coverage: share of real images with a sample among their 5 nearest neighbours.
+            coverage: share of real images with a sample among their k nearest neighbours.
             entropy: of the classes' shares, relative to its maximum; from a classifier.
             label_accuracy: share of images that show their class; from a classifier of these
                 classes.
@@ -103,7 +106,7 @@ class Monitor:
             figures.append(
                 {
                     "distance": frechet_distance(real, some),
-                    "coverage": manifold(real[: self.block], some, K).coverage,
+                    "coverage": manifold(real[: self.block], some, self.k).coverage,
                     "duplicates": duplicates(some, self._limit),
                 }
             )
@@ -115,6 +118,11 @@ class Monitor:
             wanted = self._class_indices[images.labels[images.rows]]
             means["label_accuracy"] = label_accuracy(extracted.classes, wanted)
         return means | {"spread": spread(flat_pixels(images)) / self._spread}
+
+
+def coverage_k(count: int, real: int) -> int:
+    """Return the k of the coverage of so many samples, compared with so many real images."""
+    return min(K, min(count, real // 2) - 1)
 
 
 def flat_pixels(images: Images) -> torch.Tensor:

@@ -229,10 +229,12 @@ def make_spatial(
     """
     channels, height, width = image_size
     levels = len(widths)
-    if height != width or height % 2 ** (levels - 1):
+    multiple = 2 ** (levels - 1)
+    if height != width or height % multiple:
+        fits = max(multiple, min(height, width) // multiple * multiple)
         raise ValueError(
             f"resolution: AutoencoderKL of {levels} widths needs squares whose side is a multiple "
-            f"of {2 ** (levels - 1)}, got images of {width} x {height}; give --resolution"
+            f"of {multiple}, got images of {width} x {height}; give --resolution {fits}"
         )
     return AutoencoderKL(
         in_channels=channels,

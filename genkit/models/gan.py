@@ -355,10 +355,10 @@ def _check(name: str, value: str, allowed: Sequence[str]) -> None:
 def _check_size(network: str, image_size: Sequence[int], wanted: int) -> None:
     _, height, width = image_size
     if height % wanted or width % wanted:
-        below, above = height // wanted * wanted, -(-height // wanted) * wanted
+        fits = dict.fromkeys(max(1, n // wanted) * wanted for n in sorted((height, width)))
         raise ValueError(
             f"resolution: a {network} of these widths needs multiples of {wanted} pixels, got "
-            f"images of {width} x {height}; give --resolution {below or above} or other widths"
+            f"{width} x {height}; give --resolution {' or '.join(map(str, fits))}, or other widths"
         )
 
 

@@ -6,27 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import matplotlib.axes
-import matplotlib.cm
-import matplotlib.colors
 import matplotlib.figure
-import matplotlib.font_manager
-import matplotlib.patches
 import matplotlib.patheffects
 import numpy as np
 
 if TYPE_CHECKING:
     from genkit.metrics.collapse import Trouble
-from genkit.plots import save_figure, smooth
+from genkit.plots import log_scale, save_figure, smooth
 
 
-def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
+def loss_curve(log: list[dict[str, Any]], path: Path, unit: str = "nats") -> None:
     """Draw training and validation loss by step.
 
     Args:
         log: entries with "step" and any of "loss" and "val_loss".
         path: the PNG to write.
+        unit: of the loss; "" for none.
     """
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -48,9 +44,10 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
             ha="center",
         )
     positive = all(loss > 0 for _, loss in (*trained, *validated))  # log-densities need not be
-    axes.set(xlabel="step", ylabel="loss (nats)", yscale="log" if positive else "linear")
-    axes.yaxis.set_major_formatter("{x:.3g}")
-    axes.yaxis.set_minor_formatter("{x:.3g}")
+    named = f"loss ({unit})" if unit else "loss"
+    axes.set(xlabel="step", ylabel=f"{named}, lower is better")
+    if positive:
+        log_scale(axes)
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     save_figure(figure, path)
@@ -59,13 +56,14 @@ def loss_curve(log: list[dict[str, Any]], path: Path) -> None:
 PANELS = {  # of a game: metrics of each player and of the monitor, and their colours
     "losses": {"discriminator_loss": "tab:purple", "generator_loss": "tab:green"},
     "gradient norms": {"discriminator_grad_norm": "tab:purple", "generator_grad_norm": "tab:green"},
-    "Frechet distance": {"distance": "tab:blue"},
-    "coverage": {"coverage": "tab:blue"},
-    "variety of images": {"spread": "tab:blue", "duplicates": "tab:orange"},
-    "classes": {"entropy": "tab:blue", "label_accuracy": "tab:orange"},
+    "Frechet distance (lower is better)": {"distance": "tab:blue"},
+    "coverage (higher is better)": {"coverage": "tab:blue"},
+    "variety of images (best near real ones)": {"spread": "tab:blue", "duplicates": "tab:orange"},
+    "classes (higher is better)": {"entropy": "tab:blue", "label_accuracy": "tab:orange"},
 }
+LOGARITHMIC = ("gradient norms", "Frechet distance (lower is better)")
 SHOWN_BY = {"saturated": "losses", "at chance": "losses", "vanished": "gradient norms"}
-SHOWN_BY |= {"collapse": "variety of images"}
+SHOWN_BY |= {"collapse": "variety of images (best near real ones)"}
 
 
 def plot_game(
@@ -80,35 +78,45 @@ def plot_game(
         path: the PNG to write.
     """
     figure = matplotlib.figure.Figure(figsize=(13, 7), dpi=110, layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
-        for name, colour in names.items():
-            logged = [(entry["step"], entry[name]) for entry in log if entry.get(name) is not None]
-            if not logged:
-                continue
-            steps, values = np.array(logged, dtype=float).T
-            label = name.removesuffix("_loss").removesuffix("_grad_norm").replace("_", " ")
-            if name in baseline:
-                axes.plot(steps, values, "o-", color=colour, markersize=4, label=label)
-                style = {"color": colour, "linestyle": "--", "linewidth": 1}
-                axes.axhline(baseline[name], label="real images", **style)
-            else:
-                axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
-                axes.plot(steps, smooth(values), color=colour, label=label)
-        if not axes.lines:  # no classifier, no figures of classes
-            axes.remove()
-            continue
-        if title in ("gradient norms", "Frechet distance"):
-            axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=10)
-        for trouble in troubles:
-            axes.axvline(trouble.step, color="tab:red", linewidth=0.8)
-            if SHOWN_BY[trouble.kind] == title:
-                _label_trouble(axes, trouble)
-        axes.set_title(title, fontsize=12)
-        axes.set(xlabel="step", xlim=(0, 1.02 * log[-1]["step"]))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    logged = {name for entry in log for name, value in entry.items() if value is not None}
+    titles = [title for title, names in PANELS.items() if logged & set(names)]
+    upper = -(-len(titles) // 2)  # panels in the upper row; those in the lower one may be wider
+    rows = [row for row in (titles[:upper], titles[upper:]) if row]
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, row in zip(parts, rows, strict=True):
+        for axes, title in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+            _draw_panel(axes, title, log, baseline)
+            for trouble in troubles:
+                axes.axvline(trouble.step, color="tab:red", linewidth=0.8)
+                if SHOWN_BY[trouble.kind] == title:
+                    _label_trouble(axes, trouble)
     save_figure(figure, path)
+
+
+def _draw_panel(
+    axes: matplotlib.axes.Axes, title: str, log: list[dict[str, Any]], baseline: dict[str, float]
+) -> None:
+    """Draw the metrics of one panel by step."""
+    for name, colour in PANELS[title].items():
+        logged = [(entry["step"], entry[name]) for entry in log if entry.get(name) is not None]
+        if not logged:
+            continue
+        steps, values = np.array(logged, dtype=float).T
+        label = name.removesuffix("_loss").removesuffix("_grad_norm").replace("_", " ")
+        if name in baseline:
+            axes.plot(steps, values, "o-", color=colour, markersize=4, label=label)
+            style: dict[str, Any] = {"color": colour, "linestyle": "--", "linewidth": 1}
+            axes.axhline(baseline[name], label="real images", **style)
+        else:
+            axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
+            axes.plot(steps, smooth(values), color=colour, label=label)
+    if title in LOGARITHMIC:
+        log_scale(axes)
+    axes.legend(frameon=False, fontsize=10)
+    axes.set_title(title, fontsize=12)
+    axes.set(xlabel="step", xlim=(0, 1.02 * log[-1]["step"]))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _label_trouble(axes: matplotlib.axes.Axes, trouble: Trouble) -> None:

@@ -43,14 +43,19 @@ class ImageSettings(RunSettings):
             check_source(self.val_images, "val_images")
 
 
-def load_for_run(run: Run, settings: ImageSettings) -> tuple[Images, Images, Order]:
-    """Load the images that the settings name, once a machine, and log which files were skipped.
+def load_for_run(
+    run: Run, settings: ImageSettings, least_val: int = 1
+) -> tuple[Images, Images, Order]:
+    """Load the images that the settings name, once a machine, and log which files were left out.
+
+    Args:
+        least_val: images to validate on that the recipe needs.
 
     Returns:
         the images to train on, those to validate on, and the order in which the first are seen.
 
     Raises:
-        ValueError: see `images.parts`.
+        ValueError: there are too few; see also `images.load_train_val`.
     """
     with run.accelerator.local_main_process_first():
         train, val = images.load_train_val(
@@ -65,6 +70,34 @@ def load_for_run(run: Run, settings: ImageSettings) -> tuple[Images, Images, Ord
             max_bytes=settings.max_bytes,
             table_memory=settings.table_memory,
         )
-    for problem in train.skipped:
-        run.log(f"skipped: {problem}")
+    check_count(settings, len(train), len(val), least_val)
+    for part in [train] if settings.val_images is None else [train, val]:
+        for problem in part.skipped:
+            run.log(f"skipped: {problem}")
+        for note in part.notes:
+            run.log(note)
     return train, val, Order(len(train), settings.seed)
+
+
+def check_count(settings: ImageSettings, train: int, val: int, least: int) -> None:
+    """Refuse fewer images to validate on than a recipe needs.
+
+    Raises:
+        ValueError: the message names the setting, and the number that would do.
+    """
+    if val >= least:
+        return
+    if settings.val_images is not None:
+        raise ValueError(
+            f"--val_images {settings.val_images} has {val} images; give {least} or more"
+        )
+    total = train + val
+    fractions = [percent / 100 for percent in range(1, 100)]
+    enough = (each for each in fractions if round(each * total) >= least)
+    fraction = next(enough, 1.0)
+    if total <= least or round(fraction * total) >= total:
+        raise ValueError(f"--images {settings.images} has {total} images; give {least + 1} or more")
+    raise ValueError(
+        f"--val_fraction {settings.val_fraction} leaves {val} of {total} images to compare with, "
+        f"fewer than {least}; give --val_fraction {fraction:g}"
+    )

@@ -49,7 +49,7 @@ class Network:
                 group["lr"] = group["initial_lr"] * rate_factor
             optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.module)
+            update_average(self.average, self.module)
 
     def clear(self) -> None:
         """Forget the losses and the gradients of the step."""
@@ -74,6 +74,30 @@ class Network:
             optimizer.load_state_dict(saved)
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, module: torch.nn.Module) -> None:
+    """Average a network's weights and, alike, its running statistics of batch normalisation.
+
+    The statistics of the raw network are not those of the averaged weights. All other buffers are
+    copied.
+    """
+    statistics = running_statistics(average.module)
+    before = [each.clone() for each in statistics]
+    count = average.n_averaged.clone()
+    average.update_parameters(module)  # it copies all buffers
+    if count and before:
+        assert average.multi_avg_fn is not None, "prepare_network gives one"
+        average.multi_avg_fn(before, running_statistics(module), count)
+        torch._foreach_copy_(statistics, before)
+
+
+def running_statistics(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the running means and variances of batch normalisation."""
+    layers = (m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+    each = [(m.running_mean, m.running_var) for m in layers]
+    return [value for pair in each for value in pair if value is not None]
 
 
 def prepare_network(

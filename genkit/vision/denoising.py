@@ -109,10 +109,12 @@ class DenoisingTrajectory(DrawnRecord):
     clean: torch.Tensor = field(repr=False)  # predicted x_0, (shown, channels, height, width)
     timesteps: list[float]  # falling
     image: torch.Tensor = field(repr=False)  # the sample, (channels, height, width)
+    label: int | None = None  # its class; None of an unconditional model
 
     def __str__(self) -> str:
         first, last = self.timesteps[0], self.timesteps[-1]
-        return f"{len(self.timesteps)} timesteps from {first:.0f} to {last:.0f}"
+        named = "" if self.label is None else f", class {self.label}"
+        return f"{len(self.timesteps)} timesteps from {first:.0f} to {last:.0f}{named}"
 
     def save(self, path: str | Path) -> None:
         """Write x_t over the predicted x_0, with the timesteps, into a PNG."""
@@ -137,7 +139,7 @@ def denoising_trajectory(
 
     Args:
         seed: of the image, as in a call of the pipeline.
-        label: the class, if the model is class-conditional.
+        label: the class; default for a class-conditional model: the first.
         steps, scheduler: see `diffusion.resolve_sampler`.
         guidance: see `diffusion.denoise`.
         shown: number of timesteps, two or more, spread evenly over the steps; at most all of them.
@@ -149,6 +151,7 @@ def denoising_trajectory(
     """
     _check_shown(shown)
     pipeline.check_guidance(guidance)
+    label = pipelines.label_to_draw(pipeline, label)
     classes = pipeline.classes(None if label is None else as_int_labels("label", [label], 1), 1)
     sampler = diffusion.make_sampler(pipeline.scheduler, scheduler, steps)
     own = row_generators(seed, 1)
@@ -164,7 +167,7 @@ def denoising_trajectory(
     objective = diffusion.objective_of(pipeline.scheduler)
     clean = diffusion_losses.predicted_image(mixed, prediction, at.alpha, at.sigma, objective)
     image = last.prev_sample[0].clamp(-1, 1)
-    return DenoisingTrajectory(mixed.cpu(), clean.cpu(), timesteps, image.cpu())
+    return DenoisingTrajectory(mixed.cpu(), clean.cpu(), timesteps, image.cpu(), label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +264,8 @@ def invert(
 
     Args:
         images: to invert.
-        labels: the class of each image, if the model is class-conditional.
+        labels: the class of each image, if the model is class-conditional; default: the images'
+            own.
         steps: in each direction; the cost is twice as many evaluations.
 
     Raises:
@@ -270,7 +274,7 @@ def invert(
     Source: Song et al. 2021, https://arxiv.org/abs/2010.02502, section 4.3
     """
     real = images_as_tensor(pipeline, images)
-    classes, levels = checked_labels(pipeline, labels, len(real)), noise_levels(pipeline, steps)
+    classes, levels = checked_labels(pipeline, labels, images), noise_levels(pipeline, steps)
     parts = []
     turns = list(blocks(len(real), ROWS))
     with console.bar(None, "inverting", 2 * steps * len(turns), " steps") as bar:
@@ -381,16 +385,15 @@ def images_as_tensor(pipeline: DenoisingPipeline, images: Images | torch.Tensor)
 
 
 def checked_labels(
-    pipeline: DenoisingPipeline, labels: IntLabels | None, count: int
+    pipeline: DenoisingPipeline, labels: IntLabels | None, images: Images | torch.Tensor
 ) -> torch.Tensor | None:
-    """Check labels, one for each image, and return them as a tensor.
+    """Check labels, by default the images' own, and return one for each image as a tensor.
 
     Raises:
         ValueError: they do not fit the model.
     """
-    return pipeline.classes(
-        None if labels is None else as_int_labels("labels", labels, count), count
-    )
+    own, count = pipelines.labels_of_images(pipeline, images, labels), len(images)
+    return pipeline.classes(None if own is None else as_int_labels("labels", own, count), count)
 
 
 def row_generators(seed: int, count: int) -> list[torch.Generator]:

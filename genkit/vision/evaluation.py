@@ -17,17 +17,9 @@ from genkit.data.images import Images, proportional_labels
 from genkit.data.order import blocks
 from genkit.hub import download, kinds, names
 from genkit.metrics.features import Extractor
+from genkit.metrics.given_images import Given, Labels, check_enough, load_named
 from genkit.metrics.images import reconstruction_error
-from genkit.metrics.judge import (
-    GIVEN,
-    SURE,
-    Evaluation,
-    Figure,
-    Judge,
-    Labels,
-    as_images,
-    load_named,
-)
+from genkit.metrics.judge import SURE, Evaluation, Figure, Judge
 from genkit.metrics.neighbours import K
 from genkit.text.language_model import LanguageModel
 from genkit.text.perplexity import Perplexity, perplexity
@@ -40,13 +32,13 @@ BATCH = 256  # images reconstructed at once
 
 
 def evaluate(
-    model: str | Path | LanguageModel | Images | torch.Tensor,
-    data: str | Path | Images | Sequence[str] = image_files.DIGITS,
+    model: str | Path | LanguageModel | Given,
+    data: str | Path | Given | Sequence[str] = image_files.DIGITS,
     *,
     extractor: str | Path | Extractor | None = None,
     count: int | None = None,
     labels: Labels | None = None,
-    train: str | Path | Images | None = None,
+    train: str | Path | Given | None = None,
     real_count: int | None = None,
     k: int = K,
     seed: int = 0,
@@ -55,13 +47,17 @@ def evaluate(
     evaluations: int | None = None,
     stride: int | None = None,
     device: str | None = None,
+    resolution: int | None = None,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    allow_outside: bool = False,
 ) -> Evaluation | Perplexity:
     """Measure how well a language model predicts texts, or generated images match real ones.
 
     Args:
         model: saved language or image model, a folder or Hub id; a loaded language model; or
-            generated images: a path, `Images`, or a tensor in [-1, 1], (n, channels, height,
-            width).
+            generated images: a path, `Images`, a tensor in [-1, 1], (n, channels, height, width), a
+            uint8 array, (n, height, width, channels), or a list of PIL images.
         data: texts, or a text file, for a language model; otherwise real images, see `Judge`.
         extractor: image classifier that gives features: folder, Hub id or inception; images only.
         count: images to sample, or to use of those given; default: half as many as the real ones,
@@ -76,6 +72,11 @@ def evaluate(
         sampler, evaluations: notes in the protocol of given images; images only.
         stride: tokens that a window moves at a time, see `perplexity`; text only.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
+        resolution: scale and crop images that are read from files to squares of this side; default:
+            the size that all have; images only.
+        channels: 1 for grey, 3 for colour; default: as the first image has; images only.
+        skip_corrupt: leave out unreadable files; images only.
+        allow_outside: read images that a table or a link names elsewhere; images only.
 
     Returns:
         The figures with their protocol; of images also margins and baselines.
@@ -87,12 +88,15 @@ def evaluate(
     options: dict[str, Any] = {"extractor": extractor, "count": count, "labels": labels}
     options |= {"train": train, "real_count": real_count, "k": k, "seed": seed}
     options |= {"weights": weights, "sampler": sampler, "evaluations": evaluations}
+    reading: dict[str, Any] = {"resolution": resolution, "channels": channels}
+    reading |= {"skip_corrupt": skip_corrupt, "allow_outside": allow_outside}
     saved = _find_model(model)
     if isinstance(model, LanguageModel) or (saved and kinds.kind_of(saved) == kinds.TEXT):
-        return _evaluate_text(model, data, stride, device, options)
+        return _evaluate_text(model, data, stride, device, options | reading)
     if stride is not None:
         raise ValueError(f"stride={stride} is for language models; leave it out")
-    return _evaluate_images(model, saved, data, device=device, **options)
+    _check_reading(reading, [data, train, None if saved else model])
+    return _evaluate_images(model, saved, data, reading, device=device, **options)
 
 
 def _find_model(model: Any) -> Path | None:
@@ -106,12 +110,21 @@ def _find_model(model: Any) -> Path | None:
     return saved
 
 
+def _check_reading(reading: dict[str, Any], sources: list[Any]) -> None:
+    """Refuse options of reading files if none is read."""
+    for name, value in reading.items():
+        given = value is not None and value is not False
+        if given and not any(isinstance(source, str | Path) for source in sources):
+            raise ValueError(f"{name}={value} is for images that are read from files; leave it out")
+
+
 def _evaluate_text(
     model: Any, data: Any, stride: int | None, device: str | None, image_options: dict[str, Any]
 ) -> Perplexity:
     """Measure the perplexity of a language model on texts, or on a text file."""
     for name, value in image_options.items():
-        if value is not None and (name, value) not in (("k", K), ("seed", 0)):
+        given = value is not None and value is not False
+        if given and (name, value) not in (("k", K), ("seed", 0)):
             raise ValueError(f"{name}={value!r:.80} is for image models; leave it out")
     if isinstance(data, str | Path):
         if not names.as_path(str(data), "data").exists():
@@ -129,6 +142,7 @@ def _evaluate_images(
     images: Any,
     saved: Path | None,
     data: Any,
+    reading: dict[str, Any],
     *,
     extractor: str | Path | Extractor | None,
     count: int | None,
@@ -137,6 +151,7 @@ def _evaluate_images(
     sampler: str | None,
     evaluations: int | None,
     device: str | None,
+    k: int,
     **options: Any,
 ) -> Evaluation:
     """Compare the samples of a saved model, or given images, with real images; see `evaluate`."""
@@ -147,17 +162,17 @@ def _evaluate_images(
     if device is not None and not isinstance(extractor, str | Path):
         raise ValueError(f"device={device!r} is for loading; the extractor given is loaded")
     pipeline = None if saved is None else pipelines.load_pipeline(saved, weights)
-    judge = Judge(data, extractor=extractor, device=device, **options)
+    if pipeline is None:
+        name, given = load_named(images, "model", **reading)
+        if count is not None and count > len(given):
+            raise ValueError(f"count must be at most {len(given):,}, got {count:,}")
+        given = given if count is None else given.take(np.arange(count))
+        check_enough(len(given), "images", k)
+    elif count is not None:
+        check_enough(count, "count", k)
+    judge = Judge(data, extractor=extractor, k=k, device=device, **reading, **options)
     if pipeline is not None:
         return _evaluate_pipeline(judge, pipeline, str(images), count, labels, weights)
-    if isinstance(images, torch.Tensor):
-        name, given = GIVEN, as_images(images, None, [])
-    else:
-        name, given = load_named(images)
-    if count is not None:
-        if count > len(given):
-            raise ValueError(f"count must be at most {len(given):,}, got {count:,}")
-        given = given.take(np.arange(count))
     return judge.judge(
         given, labels, name=name, weights=weights, sampler=sampler, evaluations=evaluations
     )

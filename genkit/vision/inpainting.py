@@ -68,7 +68,8 @@ def inpaint(
     Args:
         images: to inpaint.
         mask: True where a pixel is kept, (height, width) for all images or (n, height, width).
-        labels: the class of each image, if the model is class-conditional.
+        labels: the class of each image, if the model is class-conditional; default: the images'
+            own.
         seed: image i is sampled with seed + i.
         steps: from noise to images.
         resample: how often each jump's steps are repeated; 1 for no jumps. The cost is about
@@ -82,7 +83,7 @@ def inpaint(
     if resample < 1:
         raise ValueError(f"resample must be 1 or more, got {resample}")
     real = images_as_tensor(pipeline, images)
-    classes, levels = checked_labels(pipeline, labels, len(real)), noise_levels(pipeline, steps)
+    classes, levels = checked_labels(pipeline, labels, images), noise_levels(pipeline, steps)
     kept, own = _checked_mask(mask, real), row_generators(seed, len(real))
     schedule, turns, parts = resampling_schedule(steps, resample), list(blocks(len(real), ROWS)), []
     with console.bar(None, "inpainting", len(turns) * (len(schedule) - 1), " steps") as bar:

@@ -24,7 +24,10 @@ from genkit.vision.pipelines import (
     check_finite,
     check_latents,
     decode,
+    describe_labels,
     draw_latents,
+    label_to_draw,
+    labels_to_draw,
     latent_to_noise,
     noise_to_latent,
 )
@@ -118,17 +121,19 @@ class Plane(DrawnRecord):
     latents: torch.Tensor = field(repr=False)  # of each image
     quantiles: list[float]  # of the normal distribution: the coordinates along both sides
     dims: tuple[int, int]  # the latent that increases to the right, the one that increases upwards
+    label: int | None = None  # the class of all; None of an unconditional model
 
     def __str__(self) -> str:
         side, (right, up) = len(self.quantiles), self.dims
         return (
             f"{side} x {side} images: latent {right} increases to the right, latent {up} upwards, "
             f"from {self.quantiles[0]:.2f} to {self.quantiles[-1]:.2f} standard deviations"
+            f"{_class_named(self.label)}"
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the images as one seamless PNG."""
-        image_grid.grid(self.images, Path(path), len(self.quantiles), gap=0)
+        """Write the images as one PNG."""
+        image_grid.grid(self.images, Path(path), len(self.quantiles))
 
 
 def plane(
@@ -143,7 +148,7 @@ def plane(
         pipeline: with latent vectors.
         side: images along a side, two or more.
         dims: dimensions that vary to the right, and upwards.
-        label: the class, if the model is class-conditional.
+        label: the class; default for a class-conditional model: the first.
 
     Raises:
         ValueError: an argument is invalid, or latents are feature maps and not vectors.
@@ -163,8 +168,9 @@ def plane(
     noise[..., dims[0]] = quantiles.float()
     noise[..., dims[1]] = quantiles.float().flip(0)[:, None]
     latents = noise_to_latent(pipeline, noise.flatten(0, 1))
+    label = label_to_draw(pipeline, label)
     images = decode(pipeline, latents, _one_label(label, side**2))
-    return Plane(images, latents, quantiles.tolist(), (dims[0], dims[1]))
+    return Plane(images, latents, quantiles.tolist(), (dims[0], dims[1]), label)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -177,9 +183,11 @@ class Truncation(DrawnRecord):
 
     images: torch.Tensor = field(repr=False)  # (limits, count, channels, height, width)
     limits: list[float | None]  # largest absolute values of the noise; None for no truncation
+    labels: list[int] | None = None  # the class of each column
 
     def __str__(self) -> str:
-        return f"{self.images.shape[1]} images at truncations {', '.join(_limits(self.limits))}"
+        images = f"{self.images.shape[1]} images{_classes_named(self.labels)}"
+        return f"{images} at truncations {', '.join(_limits(self.limits))}"
 
     def save(self, path: str | Path) -> None:
         """Write a row for each limit into a PNG."""
@@ -201,7 +209,7 @@ def truncate(
             `gan.truncate`.
         count: number of images.
         seed: image i is sampled with seed + i.
-        labels: the class of each image, if the model is class-conditional.
+        labels: the class of each image; default for a class-conditional model: all in turn.
 
     Raises:
         ValueError: an argument is invalid.
@@ -210,10 +218,10 @@ def truncate(
     """
     if not limits or len(set(_limits(limits))) < len(limits):
         raise ValueError(f"limits must be different numbers or None, got {list(limits)}")
-    images = [
-        decode(pipeline, draw_latents(pipeline, count, seed, limit), labels) for limit in limits
-    ]
-    return Truncation(torch.stack(images), list(limits))
+    latents = [draw_latents(pipeline, count, seed, limit) for limit in limits]
+    classes = labels_to_draw(pipeline, labels, count)
+    images = torch.stack([decode(pipeline, each, classes) for each in latents])
+    return Truncation(images, list(limits), None if classes is None else classes.tolist())
 
 
 def _limits(limits: Sequence[float | None]) -> list[str]:
@@ -233,9 +241,11 @@ class Interpolation(DrawnRecord):
     linear_latents: torch.Tensor = field(repr=False)
     spherical_latents: torch.Tensor = field(repr=False)
     angle: float  # between the noise of the ends, in radians
+    label: int | None = None  # the class of all; None of an unconditional model
 
     def __str__(self) -> str:
-        return f"{len(self.linear)} steps, ends {math.degrees(self.angle):.0f}° apart"
+        ends = f"ends {math.degrees(self.angle):.0f}° apart"
+        return f"{len(self.linear)} steps, {ends}{_class_named(self.label)}"
 
     def save(self, path: str | Path) -> None:
         """Write both paths as rows into a PNG."""
@@ -260,7 +270,7 @@ def interpolate(
         pipeline: of any family with latents.
         start, end: latents of one image each, (*latent_shape,).
         steps: images, both ends included; two or more.
-        label: the class, if the model is class-conditional.
+        label: the class; default for a class-conditional model: the first.
 
     Raises:
         ValueError: an argument is invalid.
@@ -277,9 +287,11 @@ def interpolate(
     noise = latent_to_noise(pipeline, ends)
     spherical = noise_to_latent(pipeline, slerp(noise[0], noise[1], t))
     spherical[0], spherical[-1] = ends  # bit for bit
+    label = label_to_draw(pipeline, label)
     labels = _one_label(label, steps)
     images, others = (decode(pipeline, latents, labels) for latents in (linear, spherical))
-    return Interpolation(images, others, linear, spherical, _angle(*_directions(*noise)))
+    angle = _angle(*_directions(*noise))
+    return Interpolation(images, others, linear, spherical, angle, label)
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -368,9 +380,11 @@ class Shift(DrawnRecord):
 
     images: torch.Tensor = field(repr=False)  # (strengths, n, channels, height, width)
     strengths: list[float]
+    labels: list[int] | None = None  # the class of each column
 
     def __str__(self) -> str:
-        return f"{self.images.shape[1]} images at strengths {', '.join(_names(self.strengths))}"
+        images = f"{self.images.shape[1]} images{_classes_named(self.labels)}"
+        return f"{images} at strengths {', '.join(_names(self.strengths))}"
 
     def save(self, path: str | Path) -> None:
         """Write a row for each strength into a PNG."""
@@ -392,7 +406,7 @@ def shift(
         latents: (n, *latent_shape).
         direction: (*latent_shape,).
         strengths: multiples of the direction to add, all different.
-        labels: the class of each image, if the model is class-conditional.
+        labels: the class of each image; default for a class-conditional model: all in turn.
 
     Raises:
         ValueError: an argument is invalid.
@@ -402,11 +416,12 @@ def shift(
     check_finite("strengths", torch.tensor(strengths))
     if not strengths or len(set(_names(strengths))) < len(strengths):
         raise ValueError(f"strengths must be different numbers, got {list(strengths)}")
-    classes = None if labels is None else as_int_labels("labels", labels, len(latents))
+    classes = labels_to_draw(pipeline, labels, len(latents))
     scale = _column(torch.tensor(strengths), latents.ndim)
     moved = (latents.detach().cpu() + scale * direction.detach().cpu()).flatten(0, 1)
     images = decode(pipeline, moved, None if classes is None else classes.repeat(len(strengths)))
-    return Shift(images.unflatten(0, (len(strengths), -1)), list(strengths))
+    images = images.unflatten(0, (len(strengths), -1))
+    return Shift(images, list(strengths), None if classes is None else classes.tolist())
 
 
 def _names(strengths: Sequence[float]) -> list[str]:
@@ -420,6 +435,14 @@ def _names(strengths: Sequence[float]) -> list[str]:
 def _column(values: torch.Tensor, dims: int) -> torch.Tensor:
     """Add dimensions to broadcast over."""
     return values.view(-1, *[1] * dims)
+
+
+def _class_named(label: int | None) -> str:
+    return "" if label is None else f", class {label}"
+
+
+def _classes_named(labels: list[int] | None) -> str:
+    return "" if labels is None else f" of {describe_labels(labels)}"
 
 
 def _one_label(label: int | None, count: int) -> torch.Tensor | None:

@@ -106,13 +106,51 @@ def _load(kind: str, folder: Path, weights: str) -> Pipeline:
     return diffusion.load_diffusion(folder)
 
 
-def count_classes(pipeline: Pipeline) -> int:
+def count_classes(pipeline: Any) -> int:
     """Return the number of classes; 0 for an unconditional model."""
     if isinstance(pipeline, gan.GANPipeline):
         return pipeline.generator.config.labels
     if isinstance(pipeline, autoencoder.AutoencoderPipeline):
         return pipeline.vae.config.get("labels", 0)  # AutoencoderKL is unconditional
     return pipeline.labels
+
+
+def labels_to_draw(pipeline: Decoder, labels: IntLabels | None, count: int) -> torch.Tensor | None:
+    """Return the class of each image to draw, (count,), int64; None for an unconditional model.
+
+    Args:
+        labels: as given; None for all classes in turn, if the model is class-conditional.
+    """
+    if labels is not None:
+        return as_int_labels("labels", labels, count)
+    classes = count_classes(pipeline)
+    return torch.arange(count) % classes if classes else None
+
+
+def label_to_draw(pipeline: Decoder, label: int | None) -> int | None:
+    """Return the class of a picture of one: by default the first of a class-conditional model."""
+    return 0 if label is None and count_classes(pipeline) else label
+
+
+def describe_labels(labels: Sequence[int]) -> str:
+    """Name the classes of images in a few words."""
+    classes = max(labels) + 1
+    if len(set(labels)) == 1:
+        return f"class {labels[0]}"
+    if list(labels) == [i % classes for i in range(len(labels))]:
+        return f"classes 0 to {classes - 1} in turn"
+    return f"classes {', '.join(map(str, labels[:8]))}{', …' if len(labels) > 8 else ''}"
+
+
+def labels_of_images(
+    pipeline: Decoder, images: Images | torch.Tensor, labels: IntLabels | None
+) -> IntLabels | None:
+    """Return labels of given images: by default their own, if the model is class-conditional."""
+    if labels is None and isinstance(images, Images) and images.labels is not None:
+        if not count_classes(pipeline):
+            return None
+        return images.classes(np.arange(len(images)))
+    return labels
 
 
 # ---------------------------------------------------------------------------------------------
@@ -159,7 +197,8 @@ def encode(
     Args:
         pipeline: with an encoder.
         images: to encode.
-        labels: the class of each image, if the model is class-conditional.
+        labels: the class of each image, if the model is class-conditional; default: the images'
+            own.
 
     Returns:
         Latents, (n, *latent_shape).
@@ -190,13 +229,13 @@ def decode(
     Args:
         pipeline: of any family with latents.
         latents: (n, *latent_shape).
-        labels: the class of each image, if the model is class-conditional.
+        labels: the class of each image; default for a class-conditional model: all in turn.
 
     Raises:
         ValueError: an argument is invalid.
     """
     check_latents(pipeline, "latents", latents, many=True)
-    classes = None if labels is None else as_int_labels("labels", labels, len(latents))
+    classes = labels_to_draw(pipeline, labels, len(latents))
     parts = [
         pipeline.decode(latents[which], None if classes is None else classes[which]).cpu()
         for which in blocks(len(latents), ROWS)
@@ -234,14 +273,15 @@ def image_batch(images: Images | torch.Tensor, which: np.ndarray) -> torch.Tenso
 def check_images(
     pipeline: Decoder, images: Images | torch.Tensor, labels: IntLabels | None
 ) -> torch.Tensor | None:
-    """Check that images and labels fit the model, and return the labels as a tensor."""
+    """Check that images and labels, by default their own, fit the model; return the labels."""
     if not len(images):
         raise ValueError("images: there are none")
+    labels = labels_of_images(pipeline, images, labels)
     classes = None if labels is None else as_int_labels("labels", labels, len(images))
     different = None if classes is None else classes.unique()
     origins = torch.zeros(1 if different is None else len(different), *pipeline.latent_shape)
-    # this refuses wrong labels
-    decoded = decode(pipeline, noise_to_latent(pipeline, origins), different)
+    with torch.no_grad():  # this refuses wrong labels
+        decoded = pipeline.decode(noise_to_latent(pipeline, origins), different)
     size = images.size if isinstance(images, Images) else tuple(images.shape[1:])
     if size != tuple(decoded.shape[1:]):
         raise ValueError(

@@ -93,7 +93,8 @@ def project(
         steps: of each descent.
         pull: weight of the prior: of the mean squared noise, added to the error.
         seed: one number, then image i has seed + i; or one for each image.
-        labels: the class of each image, if the model is class-conditional.
+        labels: the class of each image, if the model is class-conditional; default: the images'
+            own.
 
     Raises:
         ValueError: an argument is invalid.

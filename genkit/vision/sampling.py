@@ -37,7 +37,7 @@ class Samples:
 
     Args:
         images: in [-1, 1], (n, channels, height, width).
-        seeds: sample(model, 1, seed=seeds[i], …) gives image i again.
+        seeds: sample(model, 1, seed=seeds[i], label=labels[i], …) gives image i again.
         labels: the class of each image; None from an unconditional model.
         scheduler, steps, guidance: of a diffusion model.
         evaluations: of the network, for each image; guidance takes two for each step.
@@ -60,10 +60,11 @@ class Samples:
         consecutive = count > 1 and self.seeds == list(range(first, first + count))
         seeds = f"{first} to {last}" if consecutive else ", ".join(map(str, self.seeds[:8]))
         seeds += ", …" if not consecutive and count > 8 else ""
+        classes = f", {pipelines.describe_labels(self.labels)}" if self.labels else ""
         sampler = f", {self.steps} steps of {self.scheduler}" if self.scheduler else ""
         sampler += f" at guidance {self.guidance:g}" if self.guidance not in (None, 1.0) else ""
         return (
-            f"{count} of {channels} x {height} x {width}, seeds {seeds}{sampler}, "
+            f"{count} of {channels} x {height} x {width}, seeds {seeds}{classes}{sampler}, "
             f"{self.evaluations} evaluations each, {self.seconds:.1f} s"
         )
 
@@ -102,7 +103,8 @@ def sample(
     Args:
         model: folder, or Hub id.
         n: number of images.
-        label: class of all images, or one for each; required by a class-conditional model.
+        label: class of all images, or one for each; default for a class-conditional model: all
+            classes in turn, which the record names.
         seed: one number, then image i has seed + i; or one for each image; default: random.
         steps: of a diffusion model or a flow; default: 20 of dpm++, 15 of heun.
         scheduler: ddpm, ddim, dpm++, unipc, heun or euler; of a flow euler or heun; default: dpm++,
@@ -124,7 +126,7 @@ def sample(
         raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
     seeds = row_seeds(seed, int(n), "an image")
     pipeline = load_image_model(kinds.as_name(model), revision, device)
-    labels = _labels(label, int(n), pipelines.count_classes(pipeline))
+    labels = _labels(label, int(n), pipeline)
     options = resolve_sampler(pipeline, steps, scheduler, guidance, dtype, compile)
     started = time.perf_counter()
     images = draw_samples(pipeline, seeds, labels, options.arguments)
@@ -260,16 +262,14 @@ def _denoising(
     return SamplerOptions(arguments, evaluations, description, name, count, scale)
 
 
-def _labels(label: Any, rows: int, classes: int) -> list[int] | None:
-    """Check labels, and return one for each row."""
-    if label is None or not classes:
-        if label is None and classes:
-            raise ValueError(
-                f"label is required: this model is class-conditional ({classes} classes)"
-            )
-        if label is not None:
-            raise ValueError(f"label: this model is unconditional, got {label!r:.80}; leave it out")
-        return None
+def _labels(label: Any, rows: int, pipeline: Any) -> list[int] | None:
+    """Check labels, and return one for each row: by default the classes in turn."""
+    classes = pipelines.count_classes(pipeline)
+    if label is None:
+        turns = pipelines.labels_to_draw(pipeline, None, rows)
+        return None if turns is None else turns.tolist()
+    if not classes:
+        raise ValueError(f"label: this model is unconditional, got {label!r:.80}; leave it out")
     given = label.tolist() if isinstance(label, torch.Tensor) else label
     given = [given] * rows if is_whole(given) else given
     if isinstance(given, str) or np.shape(given) != (rows,) or not all(map(is_whole, given)):
