@@ -38,11 +38,21 @@ class Visitor:
 
     def choose(self, model: str) -> None:
         """Choose a model of images, and wait until its classes and samplers can be chosen."""
-        assert self.join("about_images", [model, ""]) == 200
+        self.ask("about_images", [model, ""])
+
+    def call(self, name: str) -> None:
+        """Send a request that does not queue."""
+        call = {"data": [], "session_hash": self.session}
+        assert ask(f"{self.address}gradio_api/run/{name}", call)[0] == 200
+
+    def ask(self, name: str, data: list) -> str:
+        """Queue a job, and wait for its outcome."""
+        assert self.join(name, data) == 200
         self.listen()
-        self.wait()
-        self.done.clear()
+        (found,) = self.wait()
         self.leave()
+        self.done.clear()
+        return found
 
     def listen(self) -> None:
         """Keep the outcomes in `done`, until all that was queued is done, or `leave`."""
