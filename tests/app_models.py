@@ -15,6 +15,7 @@ import torch
 from builders import tiny_autoencoder, tiny_denoiser, tiny_gan, tiny_pixels
 from readers import pointer
 
+import genkit
 from genkit.data import characters
 from genkit.hub import vendoring
 from genkit.models import lm
@@ -43,6 +44,13 @@ def language(folder: Path, context: int = 64, template: str | None = None) -> No
         model.model.embed_tokens.weight.mul_(4)  # that something is likely
     model.save_pretrained(folder)
     lm.save_tokenizer(tokenizer, folder)
+
+
+def long_seed(model: Path, content: str, **options: object) -> int:
+    """The seed, of the first twenty, of the longest reply to a message."""
+    chats = [[{"role": "user", "content": content}]] * 20
+    records = genkit.generate(chats, model=model, seed=0, **options)
+    return max(range(20), key=lambda seed: len(records[seed].tokens))
 
 
 def talks(folder: Path) -> None:

@@ -17,7 +17,18 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from app_models import ARGUMENTS, BAD, BROWSERS, GOOD, ask, browser, make, sample, served
+from app_models import (
+    ARGUMENTS,
+    BAD,
+    BROWSERS,
+    GOOD,
+    ask,
+    browser,
+    long_seed,
+    make,
+    sample,
+    served,
+)
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -259,23 +270,25 @@ def test_results_are_in_view_on_a_phone(page):
 
 
 def test_a_chat_streams_and_its_tokens_are_coloured(page, models, artefacts):
+    options = {"max_new_tokens": 300, "temperature": 0.7, "top_p": 0.9}
+    options["seed"] = long_seed(models / "talks", "the <b>fox", **options)
+    chat = [{"role": "user", "content": "the <b>fox"}]
+    record = genkit.generate(chat, model=models / "talks", **options)
     show(page, "Chat")
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill(str(options["seed"]))
     page.get_by_label("number input for Tokens").locator("visible=true").fill("300")
     page.get_by_label("Message", exact=True).fill("the <b>fox")
     page.get_by_label("Message", exact=True).press("Enter")
     reply = page.locator("#chat .message.assistant")
     reply.locator("p", has_text="unfinished").wait_for()  # it is being written
     early = reply.locator(".content").inner_text()
-    reply.locator("p", has_text="300 tokens").wait_for()
-    chat = [{"role": "user", "content": "the <b>fox"}]
-    options = {"seed": 0, "max_new_tokens": 300, "temperature": 0.7, "top_p": 0.9}
-    record = genkit.generate(chat, model=models / "talks", **options)
+    reply.locator("p", has_text=f"{len(record.tokens)} tokens").wait_for()
     shown = reply.locator(".content").evaluate("e => e.textContent")
     assert shown == record.completion and 0 < len(early) < len(shown)
     assert page.locator("#chat .message.user").inner_text() == "the <b>fox"
     assert page.get_by_label("Message", exact=True).input_value() == ""
     page.get_by_role("button", name="Tokens in colours").click()
-    reply.locator(".token").nth(299).wait_for()
+    reply.locator(".token").nth(9).wait_for()
     reply.locator(".token").nth(3).focus()
     assert reply.locator(".token").nth(3).locator(".panel").is_visible()
     photograph(page, artefacts, "chat")
@@ -283,8 +296,8 @@ def test_a_chat_streams_and_its_tokens_are_coloured(page, models, artefacts):
     page.get_by_role("button", name="Tokens in colours").wait_for()
     page.get_by_label("Seed", exact=True).locator("visible=true").fill("9")
     visible(page, "Regenerate").click()
-    page.locator("#chat p", has_text="seed 9 · 300 tokens").wait_for()
     second = genkit.generate(chat, model=models / "talks", **options | {"seed": 9})
+    page.locator("#chat p", has_text=f"seed 9 · {len(second.tokens)} tokens").wait_for()
     with page.expect_download() as download:
         visible(page, "Download").click()
     file = json.loads(download.value.path().read_text(encoding="utf-8"))
@@ -294,8 +307,11 @@ def test_a_chat_streams_and_its_tokens_are_coloured(page, models, artefacts):
     assert page.get_by_label("Message", exact=True).input_value() == "the <b>fox"
 
 
-def test_stop_keeps_what_was_written(page):
+def test_stop_keeps_what_was_written(page, models):
+    options = {"max_new_tokens": 900, "temperature": 0.7, "top_p": 0.9}
+    seed = long_seed(models / "talks", "hello", **options)
     show(page, "Chat")
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill(str(seed))
     page.get_by_label("number input for Tokens").locator("visible=true").fill("900")
     page.get_by_label("Message", exact=True).fill("hello")
     visible(page, "Send").click()

@@ -30,6 +30,7 @@ class Visitor:
         config = json.loads(ask(f"{address}config")[1])
         self._functions = {each["api_name"]: each["id"] for each in config["dependencies"]}
         self.done: list[str] = []
+        self.begun = threading.Event()  # of a result that grows
 
     def join(self, name: str, data: list) -> int:
         """Queue a job; return the status."""
@@ -66,6 +67,8 @@ class Visitor:
         try:
             for line in self._stream:
                 message = json.loads(line.removeprefix(b"data: ")) if line.strip() else {}
+                if message.get("msg") == "process_generating":
+                    self.begun.set()
                 if message.get("msg") == "process_completed":
                     self.done.append(message["output"].get("data", [""])[0])
         except (OSError, ValueError, AttributeError):

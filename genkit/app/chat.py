@@ -164,7 +164,7 @@ def _answer(
     model = write.load_language_model(index, name)
     if model.tokenizer.chat_template is None:
         raise ValueError(
-            f"Model: {name} has no chat template; choose another, or continue texts in the tab Write"
+            f"Model: {name} has no chat template; choose another, or use it in the tab Write"
         )
     reply = Turn({"role": "assistant", "content": "", "seed": seed, "stopped": True})
     for piece in generation.stream(messages, model=model, overflow="drop_oldest", **options):
