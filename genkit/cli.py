@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model by a recipe",
     "recipe": "print the file of a recipe, to begin your own from",
     "generate": "continue a text",
+    "chat": "talk with a language model",
     "answer": "find answers in a text",
     "sample": "draw images from a model that a recipe trained",
     "imagine": "draw a picture of what a text says",

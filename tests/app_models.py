@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from builders import tiny_autoencoder, tiny_denoiser, tiny_gan
+from builders import tiny_autoencoder, tiny_denoiser, tiny_gan, tiny_pixels
 from readers import pointer
 
+import genkit
 from genkit.data import characters
 from genkit.hub import vendoring
 from genkit.models import lm
@@ -25,19 +26,35 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
+TEMPLATE = (  # of characters that the model knows
+    "{% for message in messages %}{{ message.role }}<{{ message.content }}>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant<{% endif %}"
+)
 LETTERS = "\n abcdefghijklmnopqrstuvwxyzT<>&"
 BASELINE = {"distance": 1.0, "entropy": 1.0, "duplicates": 0.01, "spread": 1.0, "coverage": 0.97}
 GOOD = BASELINE | {"distance": 50.0, "coverage": 0.5}
 BAD = {"distance": 90.0, "entropy": 0.1, "duplicates": 0.9, "spread": 0.05, "coverage": 0.005}
 
 
-def language(folder: Path) -> None:
+def language(folder: Path, context: int = 64, template: str | None = None) -> None:
     tokenizer = characters.make_tokenizer(LETTERS)
-    model = lm.make_model("llama", len(tokenizer), 64, 1, 32, 2, 0.0)
+    tokenizer.chat_template = template
+    model = lm.make_model("llama", len(tokenizer), context, 1, 32, 2, 0.0)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(4)  # that something is likely
     model.save_pretrained(folder)
     lm.save_tokenizer(tokenizer, folder)
+
+
+def long_seed(model: Path, content: str, **options: object) -> int:
+    """The seed, of the first twenty, of the longest reply to a message."""
+    chats = [[{"role": "user", "content": content}]] * 20
+    records = genkit.generate(chats, model=model, seed=0, **options)
+    return max(range(20), key=lambda seed: len(records[seed].tokens))
+
+
+def talks(folder: Path) -> None:
+    language(folder, 1024, TEMPLATE)
 
 
 def reader(folder: Path) -> None:
@@ -86,11 +103,13 @@ def game(folder: Path) -> None:
 
 MAKE = {
     "language": language,
+    "talks": talks,
     "reader": reader,
     "two_latents": two_latents,
     "autoencoder": tiny_autoencoder,
     "gan": tiny_gan,
     "class_conditional": tiny_denoiser("v", 4, "cosine"),
+    "pixels": tiny_pixels,
     "training": training,
     "game": game,
 }

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,18 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from app_models import ARGUMENTS, BAD, BROWSERS, GOOD, ask, browser, make, sample, served
+from app_models import (
+    ARGUMENTS,
+    BAD,
+    BROWSERS,
+    GOOD,
+    ask,
+    browser,
+    long_seed,
+    make,
+    sample,
+    served,
+)
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -152,11 +164,11 @@ def test_the_next_token_by_temperature(page, models):
 def test_a_text_is_written_and_its_alternatives_shown(page, models, artefacts):
     slide(page, "Temperature", 1.5)
     page.get_by_label("Seed", exact=True).locator("visible=true").fill("7")
-    page.get_by_label("number input for Tokens").fill("40")
+    page.get_by_label("number input for Tokens").locator("visible=true").fill("40")
     page.get_by_role("button", name="Write", exact=True).click()
     page.locator("#text .token").first.wait_for()
     page.locator("#text", has_text="seed 7").wait_for()
-    options = {"temperature": 1.5, "max_new_tokens": 40, "seed": 7}
+    options = {"temperature": 1.5, "top_p": 1.0, "max_new_tokens": 40, "seed": 7}
     record = genkit.generate("The ", model=models / "language", **options)
     assert written(page) == record.text
     seen = genkit.alternatives(record, model=models / "language")
@@ -184,9 +196,10 @@ def written(page) -> str:
 
 
 def test_the_tree_of_beams(page, models, artefacts):
+    page.get_by_label("number input for Tokens").locator("visible=true").fill("12")
     page.get_by_role("button", name="Beams").click()
     page.locator("#text .beams").wait_for()
-    tree = genkit.beam_tree("The ", model=models / "language")
+    tree = genkit.beam_tree("The ", model=models / "language", max_new_tokens=12)
     winners = [names[i] for names, i in zip(tree.names, tree.winners(), strict=False)]
     assert page.locator("#text .won > bdi").all_inner_texts() == winners
     assert page.locator("#text bdi").count() == sum(map(len, tree.steps))
@@ -207,6 +220,107 @@ def test_what_cannot_work_is_a_line(page):
     page.locator("#text .token").first.wait_for()
     assert written(page).startswith("T<b>&amp<b>")
     prompt.fill("The ")
+
+
+def test_bars_are_cleared_while_a_model_loads(page):
+    page.locator("#bars .next").first.wait_for()
+    seen = page.evaluate(
+        "() => { window.seen = []; new MutationObserver(() => "
+        "window.seen.push(document.querySelector('#bars').innerText)).observe("
+        "document.querySelector('#bars'), {childList: true, subtree: true}); }"
+    )
+    choose(page, "Model", "talks")
+    page.locator("#bars .next").first.wait_for()
+    seen = page.evaluate("window.seen")
+    assert any("Loading the model" in text and "bits" not in text for text in seen)
+    choose(page, "Model", "language")
+    page.locator("#bars .next").first.wait_for()
+
+
+def test_a_text_is_copied_and_saved(page, opened):
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.locator("#text .token").first.wait_for()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visible(page, "Copy").click()
+    page.locator("button.done:visible").wait_for()
+    text = written(page)
+    assert page.evaluate("navigator.clipboard.readText()") == text
+    with page.expect_download() as download:
+        visible(page, "Download").click()
+    assert download.value.path().read_text(encoding="utf-8") == text
+
+
+def visible(page, name: str):
+    """The button of this name in the tab that is shown."""
+    return page.get_by_role("button", name=name, exact=True).locator("visible=true")
+
+
+def test_results_are_in_view_on_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 700})
+    page.evaluate("scrollTo(0, 0)")
+    visible(page, "Write").click()
+    page.locator("#text .token").first.wait_for()
+    page.wait_for_timeout(1000)  # it scrolls smoothly
+    top = page.locator("#text").bounding_box()["y"]
+    assert -1 <= top < 350
+    page.set_viewport_size({"width": 1200, "height": 900})
+
+
+# ---- chat
+
+
+def test_a_chat_streams_and_its_tokens_are_coloured(page, models, artefacts):
+    options = {"max_new_tokens": 300, "temperature": 0.7, "top_p": 0.9}
+    options["seed"] = long_seed(models / "talks", "the <b>fox", **options)
+    chat = [{"role": "user", "content": "the <b>fox"}]
+    record = genkit.generate(chat, model=models / "talks", **options)
+    show(page, "Chat")
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill(str(options["seed"]))
+    page.get_by_label("number input for Tokens").locator("visible=true").fill("300")
+    page.get_by_label("Message", exact=True).fill("the <b>fox")
+    page.get_by_label("Message", exact=True).press("Enter")
+    reply = page.locator("#chat .message.assistant")
+    reply.locator("p", has_text="unfinished").wait_for()  # it is being written
+    early = reply.locator(".content").inner_text()
+    reply.locator("p", has_text=f"{len(record.tokens)} tokens").wait_for()
+    shown = reply.locator(".content").evaluate("e => e.textContent")
+    assert shown == record.completion and 0 < len(early) < len(shown)
+    assert page.locator("#chat .message.user").inner_text() == "the <b>fox"
+    assert page.get_by_label("Message", exact=True).input_value() == ""
+    page.get_by_role("button", name="Tokens in colours").click()
+    reply.locator(".token").nth(9).wait_for()
+    reply.locator(".token").nth(3).focus()
+    assert reply.locator(".token").nth(3).locator(".panel").is_visible()
+    photograph(page, artefacts, "chat")
+    page.get_by_role("button", name="Plain text").click()
+    page.get_by_role("button", name="Tokens in colours").wait_for()
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill("9")
+    visible(page, "Regenerate").click()
+    second = genkit.generate(chat, model=models / "talks", **options | {"seed": 9})
+    page.locator("#chat p", has_text=f"seed 9 · {len(second.tokens)} tokens").wait_for()
+    with page.expect_download() as download:
+        visible(page, "Download").click()
+    file = json.loads(download.value.path().read_text(encoding="utf-8"))
+    assert file == [*chat, {**second.message, "seed": 9}]
+    visible(page, "Undo").click()
+    page.locator("#chat .hint").wait_for()
+    assert page.get_by_label("Message", exact=True).input_value() == "the <b>fox"
+
+
+def test_stop_keeps_what_was_written(page, models):
+    options = {"max_new_tokens": 900, "temperature": 0.7, "top_p": 0.9}
+    seed = long_seed(models / "talks", "hello", **options)
+    show(page, "Chat")
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill(str(seed))
+    page.get_by_label("number input for Tokens").locator("visible=true").fill("900")
+    page.get_by_label("Message", exact=True).fill("hello")
+    visible(page, "Send").click()
+    page.locator("#chat .message.assistant p", has_text="unfinished").wait_for()
+    visible(page, "Stop").click()
+    page.locator("#chat .problem", has_text="stopped").wait_for()
+    assert 0 < len(page.locator("#chat .assistant .content").inner_text()) < 900
+    visible(page, "New chat").click()
+    page.locator("#chat .hint").wait_for()
 
 
 # ---- answer
@@ -295,6 +409,28 @@ def test_samples_and_a_drag_across_the_plane(page, models, artefacts):
     photograph(page, artefacts, "images")
 
 
+@pytest.mark.slow
+def test_draw_works_after_any_other_family(page, artefacts):
+    show(page, "Images")
+    families = ("autoencoder", "class_conditional", "gan", "pixels", "two_latents")
+    page.get_by_label("number input for Images").first.fill("2")
+    for pair in itertools.permutations(families, 2):
+        for name in pair:
+            choose(page, "Model", name)
+            page.locator("#about", has_text="model").wait_for()
+            page.locator("#about", has_text="Loading").wait_for(state="detached")
+            visible(page, "Draw").click()
+            page.locator("#samples img").nth(1).wait_for()
+            assert not page.locator("#samples .problem, .toast-body").count(), pair
+    with page.expect_download() as download:
+        visible(page, "Download").click()
+    assert Image.open(download.value.path()).size == (16, 8)  # two images of 8 x 8
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill("-5")
+    visible(page, "Draw").click()
+    page.locator("#samples .problem", has_text="Seed must be").wait_for()
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill("0")
+
+
 PLACE = "e => `${parseFloat(e.style.left) / 100} ${parseFloat(e.style.bottom) / 100}`"
 
 
@@ -381,9 +517,12 @@ def test_too_much_is_refused(address):
     assert ask(f"{address}gradio_api/run/next_tokens", b" ", **long)[0] == 413
     call = {"data": ["language", "a" * 30_000, 1.0]}
     text = ask(f"{address}gradio_api/run/next_tokens", call)[1]
-    assert "prompt has 30,000 characters; the most is 20,000" in text
+    assert "Prompt has 30,000 characters; the most is 20,000" in text
     call = {"data": ["language", "The ", 0.33]}
-    assert "temperature must be one of" in ask(f"{address}gradio_api/run/next_tokens", call)[1]
+    assert (
+        "Temperature must be a multiple of 0.05"
+        in ask(f"{address}gradio_api/run/next_tokens", call)[1]
+    )
     for count in (65, 10**9, -1):
         call = {"data": ["two_latents", None, 0, count, None, None, None], "fn_index": 0}
         assert ask(f"{address}gradio_api/run/draw", call)[0] in (404, 422, 500)
@@ -465,12 +604,14 @@ async def knock(guarded, token: str) -> None:
 
 def test_models_are_distinguished_by_their_files(models):
     index = model_index.find_models([str(models)])
-    assert index.names(model_index.TEXT) == ["language"]
+    assert index.names(model_index.TEXT) == ["language", "talks"]
+    assert index.names(model_index.CHAT) == ["talks"]
     assert index.names(model_index.ANSWERS) == ["reader"]
     assert index.names(model_index.IMAGES) == [
         "autoencoder",
         "class_conditional",
         "gan",
+        "pixels",
         "two_latents",
     ]
     assert index.names(model_index.RUNS) == ["game", "training"]

@@ -8,6 +8,7 @@ are checked.
 import argparse
 import contextlib
 import functools
+import importlib
 import io
 import os
 import pkgutil
@@ -32,7 +33,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from genkit import cli
-from genkit.commands import app
 from genkit.data import characters
 from genkit.models import lm
 from genkit.text import language_model
@@ -238,9 +238,9 @@ def test_commands(home, server, line, monkeypatch, capsys):
     words = shlex.split(line)
     if words[0] == "python":
         exec(compile(words[2], line, "exec"), {})
-    elif words[1] == "app":  # it is served in test_app
+    elif words[1] in ("app", "chat"):  # with tests of their own
         parser = argparse.ArgumentParser()
-        app.add(parser)
+        importlib.import_module(f"genkit.commands.{words[1]}").add(parser)
         parser.parse_args(words[2:])
     elif words[1] == "push":
         on_loopback([sys.executable, "-m", "genkit.cli", *words[1:]], home, server)

@@ -32,9 +32,9 @@ import uvicorn  # noqa: E402
 import genkit.app  # noqa: E402
 from genkit import cli  # noqa: E402
 from genkit.app import (  # noqa: E402
+    events,
     guard,
     jobs,
-    parts,
     runs,
     wire,
 )
@@ -284,7 +284,7 @@ def test_a_panic_is_a_line(address):
     code, found, _ = ask(f"{address}gradio_api/run/next_tokens", call)
     assert code == 200 and "problem" in found and "its tokenizer cannot read" in found
     visitor = Visitor(address, "panics")
-    assert visitor.join("write", ["panics", text, "greedy", 1.0, 5, None]) == 200
+    assert visitor.join("write", ["panics", text, "greedy", 1.0, 5, None, 1.0, 0, 4]) == 200
     visitor.listen()
     assert "its tokenizer cannot read" in visitor.wait()[0]
     visitor.leave()
@@ -300,11 +300,11 @@ def test_whatever_a_job_raises_ends_the_job_alone(capsys):
         def fail(index, error=error):
             raise error
 
-        line, other = parts.make_event(fail, ModelIndex([]), ["other"])(asked)
+        line, other = events.make_event(fail, ModelIndex([]), ["other"])(asked)
         assert re.fullmatch(rf'<p class="problem" .*>{type(error).__name__}: .*</p>', line)
         assert "\n" not in line and other == "other"
     assert "MemoryError" in capsys.readouterr().err
-    assert parts.make_event(lambda index: "fine", ModelIndex([]))(asked) == "fine"
+    assert events.make_event(lambda index: "fine", ModelIndex([]))(asked) == "fine"
 
 
 def always() -> bool:
@@ -368,6 +368,33 @@ def test_a_job_that_nobody_hears_ends(monkeypatch):
         left = spin(queue, visitor, order, "done", 10**6, lambda: queue.is_heard(visitor))
     left.join(20)
     assert order == ["stopped, as nobody listened", "done", "stopped, as nobody listened"]
+
+
+def test_stop_ends_jobs_of_that_visitor_and_name():
+    queue, order = jobs.JobQueue(), []
+
+    def hang(visitor, name):
+        try:
+            with queue.job(visitor, always, name):
+                while True:
+                    queue.pause()
+        except jobs.DroppedError as error:
+            order.append((visitor, name, str(error)))
+
+    mine, other = ("home", "one"), ("home", "two")
+    asked = [(mine, "write"), (mine, "draw"), (other, "write")]
+    threads = [threading.Thread(target=hang, args=each) for each in asked]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    queue.stop(mine, "write")
+    threads[0].join(20)
+    assert order == [(mine, "write", "stopped")]
+    queue.stop(mine, "draw")
+    queue.stop(other, "write")
+    for thread in threads:
+        thread.join(20)
+    assert len(order) == 3
 
 
 def test_whoever_has_most_gives_way(monkeypatch):

@@ -30,6 +30,7 @@ class Visitor:
         config = json.loads(ask(f"{address}config")[1])
         self._functions = {each["api_name"]: each["id"] for each in config["dependencies"]}
         self.done: list[str] = []
+        self.begun = threading.Event()  # of a result that grows
 
     def join(self, name: str, data: list) -> int:
         """Queue a job; return the status."""
@@ -38,11 +39,21 @@ class Visitor:
 
     def choose(self, model: str) -> None:
         """Choose a model of images, and wait until its classes and samplers can be chosen."""
-        assert self.join("about_images", [model, ""]) == 200
+        self.ask("about_images", [model, ""])
+
+    def call(self, name: str) -> None:
+        """Send a request that does not queue."""
+        call = {"data": [], "session_hash": self.session}
+        assert ask(f"{self.address}gradio_api/run/{name}", call)[0] == 200
+
+    def ask(self, name: str, data: list) -> str:
+        """Queue a job, and wait for its outcome."""
+        assert self.join(name, data) == 200
         self.listen()
-        self.wait()
-        self.done.clear()
+        (found,) = self.wait()
         self.leave()
+        self.done.clear()
+        return found
 
     def listen(self) -> None:
         """Keep the outcomes in `done`, until all that was queued is done, or `leave`."""
@@ -56,6 +67,8 @@ class Visitor:
         try:
             for line in self._stream:
                 message = json.loads(line.removeprefix(b"data: ")) if line.strip() else {}
+                if message.get("msg") == "process_generating":
+                    self.begun.set()
                 if message.get("msg") == "process_completed":
                     self.done.append(message["output"].get("data", [""])[0])
         except (OSError, ValueError, AttributeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import secrets
 import socket
@@ -14,8 +15,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from genkit.app import answer, guard, images, model_index, parts, runs, wire, write
+from genkit.app import answer, chat, events, guard, images, model_index, runs, wire, write
 from genkit.app.model_index import ModelIndex, find_models
+from genkit.app.root import LOCAL, TOP, Root, is_loopback, parse_root
 
 try:
     import gradio as gr
@@ -25,6 +27,7 @@ except ImportError:
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 TITLE = "genkit"
+HERE = Path(__file__).parent
 
 
 def serve(
@@ -33,6 +36,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     token: str | None = None,
+    root_path: str = "",
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page until it is interrupted.
@@ -43,31 +47,38 @@ def serve(
         host: the address to listen at (default: reachable from this machine alone).
         port: the port to listen at; 0 for any that is free.
         token: what requests must bring. One is drawn if other machines can reach the page.
+        root_path: where visitors find the page if a proxy passes their requests on: a path such as
+            /genkit or, if the proxy changes scheme or host, the whole address, such as
+            https://example.org/genkit.
         ready: called with the page's address, token included, once it can be opened (default: the
             address is printed).
 
     Raises:
         ValueError: an argument is invalid; the message names it and its value.
     """
+    root = parse_root(root_path)
     index = find_models(models)
-    local = guard.is_loopback(host)
+    local = is_loopback(host)
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise ValueError(f"token must consist of letters, digits and -._~, got {token!r}")
-    if token is None and not local:
+    if token is None and not (local and root.is_local()):
         token = secrets.token_urlsafe()
+    query = "" if token is None else f"?token={token}"
     with _listen(host, port) as listening:
         name = f"[{host}]" if ":" in host else host
-        address = f"http://{name}:{listening.getsockname()[1]}/"
-        address += "" if token is None else f"?token={token}"
-        hosts = {"localhost", "127.0.0.1", "::1", host} if local else None
-        app = guard.Guard(mounted(build(index)), hosts, token)
-        server = _Server(app, lambda: (ready or _announce)(address), index)
+        address = f"http://{name}:{listening.getsockname()[1]}{root.path}/{query}"
+        public = f"{root}/{query}" if root.origin else ""
+        hosts = {*LOCAL, host, root.host or host} if local else None
+        app = guard.Guard(mounted(build(index), root), hosts, token, root)
+        announce = ready or functools.partial(_announce, public=public)
+        server = _Server(app, lambda: announce(address), index)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
 
 
-def _announce(address: str) -> None:
-    print(f"genkit is at {address}", flush=True)
+def _announce(address: str, public: str) -> None:
+    through = f"{public}, by way of " if public else ""
+    print(f"genkit is at {through}{address}", flush=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -100,7 +111,7 @@ class _Server(uvicorn.Server):
 
 def warm_up(index: ModelIndex) -> None:
     """Load the first model of each kind; errors are shown when the model is used."""
-    parts.import_verbs()
+    events.import_verbs()
     loaders: dict[str, Callable[[ModelIndex, str], object]] = {
         model_index.TEXT: write.load_language_model,
         model_index.ANSWERS: answer.load_reader,
@@ -122,6 +133,8 @@ def build(index: ModelIndex) -> gr.Blocks:
         gr.Markdown(f"# {TITLE}")
         with gr.Tab("Write", id="write"):
             write.tab(index, page)
+        with gr.Tab("Chat", id="chat"):
+            chat.tab(index)
         with gr.Tab("Answer", id="answer"):
             answer.tab(index)
         with gr.Tab("Images", id="images") as shown:
@@ -132,7 +145,7 @@ def build(index: ModelIndex) -> gr.Blocks:
     return page
 
 
-def mounted(page: gr.Blocks) -> FastAPI:
+def mounted(page: gr.Blocks, root: Root = TOP) -> FastAPI:
     """Make a server of the page, without fonts of other sites, uploads and links to share."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     options: dict[str, Any] = {"ssr_mode": False, "pwa": False, "mcp_server": False}
@@ -141,9 +154,11 @@ def mounted(page: gr.Blocks) -> FastAPI:
         app,
         page,
         path="/",
+        root_path=str(root) or None,
         max_file_size="1kb",
         show_error=False,
         theme=gr.themes.Base(font=list(SANS), font_mono=list(MONO), primary_hue="blue"),
-        css=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
+        css=(HERE / "style.css").read_text(encoding="utf-8"),
+        js=(HERE / "page.js").read_text(encoding="utf-8"),
         **options,
     )

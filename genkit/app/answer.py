@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from genkit.app import jobs, model_index, parts
+from genkit.app import events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
@@ -41,18 +41,19 @@ def tab(index: ModelIndex) -> None:
             model = parts.chooser(names)
             question = gr.Textbox("When is homework due?", label="Question", max_length=1000)
             ask = gr.Button("Answer", variant="primary")
+            with gr.Row():
+                parts.add_copy("#answer td", "answer.txt")
     shown = parts.canvas("answer")
-    respond = parts.make_event(_answer, index)
-    gr.on(
-        [ask.click, question.submit], respond, [model, question, context], shown, api_name="answer"
-    )
+    starts, respond = [ask.click, question.submit], events.make_event(_answer, index)
+    gr.on(starts, None, None, shown, js=parts.busy("answer", "Reading"), api_name=False)
+    gr.on(starts, respond, [model, question, context], shown, api_name="answer", **events.EVENT)
 
 
 def load_reader(index: ModelIndex, name: str) -> Reader:
     """Load a model by its name in the page."""
     from genkit.qa import reader
 
-    return parts.load_once(
+    return events.load_once(
         reader.load_reader, index.resolve(model_index.ANSWERS, name), compile=False
     )
 
@@ -61,8 +62,8 @@ def _answer(index: ModelIndex, name: str, question: str, context: str) -> str:
     from genkit.qa import answering
 
     model = load_reader(index, name)
-    parts.check_length("question", question)
-    jobs.QUEUE.claim(len(parts.check_length("text", context)), "characters")
+    parts.check_length("Question", question)
+    jobs.QUEUE.claim(len(parts.check_length("Text", context)), "characters")
     return format_answer(answering.answer(question, context, model=model, top_k=TOP))
 
 

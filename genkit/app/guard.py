@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from genkit.app import jobs
+from genkit.app.root import TOP, Root
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,6 +36,10 @@ NEEDED = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.*"
     r"|/gradio_api/(queue/(join|data)|run/\w+|heartbeat/\w+|startup-events|cancel|reset|info)/?"
 )
+PROXIED = (
+    "if a proxy passes requests on, start genkit app with --root-path and the address that "
+    "visitors use, such as https://example.org/genkit"
+)
 # nothing of other sites: neither fonts nor scripts nor pictures
 HEADERS = [
     (
@@ -45,16 +49,6 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 ]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class RefusedError(Exception):
@@ -72,10 +66,13 @@ class Guard:
         app: the page.
         hosts: allowed Host headers, against DNS rebinding; None for any.
         token: what a request must bring, in its URL or as a cookie; None for nothing.
+        root: where visitors find the page, if a proxy stands before it.
     """
 
-    def __init__(self, app: App, hosts: set[str] | None, token: str | None) -> None:
-        self.app, self.hosts, self.token = app, hosts, token
+    def __init__(
+        self, app: App, hosts: set[str] | None, token: str | None, root: Root = TOP
+    ) -> None:
+        self.app, self.hosts, self.token, self.root = app, hosts, token, root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -83,6 +80,9 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
+        if self.root.path and scope["path"] == self.root.path:  # links are relative to a folder
+            return await _redirect(send, scope, f"{self.root.path}/")
+        scope = {**scope, "path": self.root.below(scope["path"])}
         try:
             self._check(scope, _headers(scope))
             body = await _read_body(receive)
@@ -90,7 +90,9 @@ class Guard:
             return await _send_text(send, refused.status, str(refused))
         extra = list(HEADERS)
         if self.token is not None and self._is_right(_query_value(scope, "token")):
-            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = (
+                f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path={self.root.path or '/'}"
+            )
             extra.append((b"set-cookie", cookie.encode()))
 
         async def send_more(message: MutableMapping[str, Any]) -> None:
@@ -129,20 +131,32 @@ class Guard:
         """Refuse a request of another host or origin, without the token, or of an unneeded path."""
         host = headers.get("host", "")
         if self.hosts is not None and _host_name(host) not in self.hosts:
-            raise RefusedError(400, "the Host header is not one of this page")
+            raise RefusedError(
+                400,
+                f"this page does not answer as {host!r:.100}, the Host header of this request; "
+                f"{PROXIED}; to serve other machines directly, start it with --host 0.0.0.0",
+            )
         if self.token is not None and not self._is_right(
             _query_value(scope, "token") or _cookie_token(headers)
         ):
-            raise RefusedError(401, "open the address that genkit printed, with its token")
-        if "origin" in headers and headers["origin"] != f"{scope['scheme']}://{host}":
-            raise RefusedError(403, "the Origin header is not that of this page")
+            raise RefusedError(401, "open the address that genkit app printed, with its token")
+        if "origin" in headers and headers["origin"] not in self._origins(scope, host):
+            raise RefusedError(
+                403,
+                f"the Origin header, {headers['origin']!r:.100}, is not that of this page, "
+                f"{scope['scheme']}://{host:.100}; {PROXIED}",
+            )
         if not NEEDED.fullmatch(scope["path"]):
-            raise RefusedError(404, "there is no such path")
+            raise RefusedError(404, f"this page has no path {scope['path']!r:.100}; {PROXIED}")
         length = headers.get("content-length", "0" if scope["method"] != "POST" else "")
         if "transfer-encoding" in headers and length:
             raise RefusedError(400, "a request has a length or a transfer encoding, not both")
         if not re.fullmatch("[0-9]{1,9}", length) or int(length) > LARGEST:
             raise RefusedError(413, f"a request needs a length of at most {LARGEST:,} bytes")
+
+    def _origins(self, scope: Scope, host: str) -> set[str]:
+        """Return the origins whose pages may send requests."""
+        return {f"{scope['scheme']}://{host}", self.root.origin} - {""}
 
     def _is_right(self, given: str) -> bool:
         return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
@@ -199,6 +213,15 @@ def _cookie_token(headers: dict[str, str]) -> str:
     except CookieError:
         return ""
     return found.value if found else ""
+
+
+async def _redirect(send: Send, scope: Scope, path: str) -> None:
+    """Send a browser to another path, with the same query."""
+    query = scope["query_string"]
+    location = path.encode() + (b"?" + query if query else b"")
+    headers = [(b"location", location), (b"content-length", b"0"), *HEADERS]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_text(send: Send, status: int, text: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import jobs, model_index, parts
+from genkit.app import events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 from genkit.vision import pipelines
 
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
 
 
 MOST = 64  # images at once
+WALK = 16  # images of an interpolation
 EDGE = 0.01  # of the prior's probability, left out on each side of the plane
 WIDE = 224  # pixels of the page, for a single image
-CHANGES = 12  # outputs that change with the model
+CHANGES = 13  # outputs that change with the model
+MOST_STEPS, MOST_GUIDANCE = 1000, 8
 EVERY = "one after the other"
 PAD = (Path(__file__).parent / "pad.js").read_text(encoding="utf-8")
 KNOB = (
@@ -50,35 +54,59 @@ def tab(index: ModelIndex, shown: gr.Tab) -> None:
         count = gr.Slider(1, MOST, 16, step=1, label="Images", min_width=150)
     with gr.Row(visible=False) as diffusion:
         scheduler = gr.Dropdown([], label="Scheduler", min_width=120)
-        steps = gr.Number(20, label="Steps", precision=0, minimum=1, min_width=90)
-        guidance = gr.Slider(0, 8, 1, step=0.5, label="Guidance", min_width=150)
-    draw = gr.Button("Draw", variant="primary")
+        steps = gr.Number(
+            20, label="Steps", precision=0, minimum=1, maximum=MOST_STEPS, min_width=90
+        )
+        guidance = gr.Slider(0, MOST_GUIDANCE, 1, step=0.5, label="Guidance", min_width=150)
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", min_width=90)
+        stop = gr.Button("Stop", min_width=90)
+        download = gr.Button("Download", size="sm", scale=0, min_width=90)
+    download.click(None, js="() => genkit.saveImages('#samples', 'samples.png')", api_name=False)
     samples = parts.canvas("samples")
     inputs = [model, label, seed]
     options = [scheduler, steps, guidance]
-    draw.click(
-        parts.make_event(_draw_samples, index), [*inputs, count, *options], samples, api_name="draw"
-    )
+    _add_work(index, _draw_samples, draw, [*inputs, count, *options], samples, "draw")
     with gr.Column(visible=False) as walks:
-        _add_plane(index, inputs, current)
+        here = _add_plane(index, inputs, current)
         way = _add_walk(index, inputs)
     with gr.Column(visible=False) as denoising:
         gr.Markdown("### Denoising trajectory")
         out = gr.Button("Show how the image of this seed is denoised")
         noise = parts.canvas("denoising")
-        out.click(parts.make_event(_denoise, index), [*inputs, *options], noise, api_name="denoise")
-    changes = [about, current, label, diffusion, scheduler, steps, guidance, walks, denoising]
-    changes += [samples, way, noise]  # of the model before
+        _add_work(index, _denoise, out, [*inputs, *options], noise, "denoise")
+    for do in (_draw_samples, _walk, _denoise):
+        stop.click(events.make_stop(do), queue=False, api_name=f"stop{do.__name__}")
+    old = [samples, here, way, noise]  # of the model before
+    changes = [about, current, label, diffusion, scheduler, steps, guidance, walks, denoising, *old]
     assert len(changes) == CHANGES, "an output of `_configure` is missing"
-    configure = parts.make_event(_configure, index, [gr.skip()] * (CHANGES - 1))
+    loading = f"() => [{json.dumps(parts.hint('Loading the model …'))}, '', '', '', '']"
+    model.change(None, None, [about, *old], js=loading, api_name=False)
+    configure = events.make_event(_configure, index, [gr.skip()] * (CHANGES - 1))
     gr.on(
-        [model.input, shown.select], configure, [model, current], changes, api_name="about_images"
-    )
-    scheduler.input(_default_steps, scheduler, steps, api_name=False, queue=False)
+        [model.change, shown.select],
+        configure, [model, current], changes, api_name="about_images", **events.EVENT,
+    )  # fmt: skip
+    scheduler.input(_default_steps, scheduler, steps, api_name=False, queue=False, **events.EVENT)
 
 
-def _add_plane(index: ModelIndex, inputs: list[Any], current: gr.State) -> None:
-    """Build the plane to drag across, and its two sliders."""
+def _add_work(
+    index: ModelIndex,
+    do: Callable[..., str],
+    button: gr.Button,
+    inputs: list[Any],
+    canvas: gr.HTML,
+    name: str,
+) -> None:
+    """Let a button start work whose result goes into a canvas."""
+    drawing = parts.busy(str(canvas.elem_id), "Drawing")
+    button.click(None, None, canvas, js=drawing, api_name=False)
+    event = events.make_event(do, index)
+    button.click(event, inputs, canvas, api_name=name, **events.EVENT)
+
+
+def _add_plane(index: ModelIndex, inputs: list[Any], current: gr.State) -> gr.HTML:
+    """Build the plane to drag across and its two sliders; return what shows its image."""
     gr.Markdown("### A plane of latents\nDrag across the square, or move the sliders.")
     with gr.Row():
         with gr.Column(min_width=260):
@@ -94,13 +122,14 @@ def _add_plane(index: ModelIndex, inputs: list[Any], current: gr.State) -> None:
     with gr.Row():
         across = gr.Slider(0, 1, 0.5, step=0.01, label="Across", min_width=150)
         up = gr.Slider(0, 1, 0.5, step=0.01, label="Up", min_width=150)
-    drag = parts.make_event(_drag, index, [gr.skip()] * 2)
-    pad.input(drag, [*inputs, pad], [here, across, up], api_name="drag", **parts.LIVE)
-    slide = parts.make_event(_slide, index, [gr.skip()])
+    drag = events.make_event(_drag, index, [gr.skip()] * 2)
+    pad.input(drag, [*inputs, pad], [here, across, up], api_name="drag", **events.LIVE)
+    slide = events.make_event(_slide, index, [gr.skip()])
     gr.on(
         [current.change, across.input, up.input, *(given.input for given in inputs[1:])],
-        slide, [*inputs, across, up], [here, pad], api_name="slide", **parts.LIVE,
+        slide, [*inputs, across, up], [here, pad], api_name="slide", **events.LIVE,
     )  # fmt: skip
+    return here
 
 
 def _add_walk(index: ModelIndex, inputs: list[Any]) -> gr.HTML:
@@ -108,10 +137,10 @@ def _add_walk(index: ModelIndex, inputs: list[Any]) -> gr.HTML:
     gr.Markdown("### Between two seeds\nFrom the seed above to another.")
     with gr.Row():
         end = parts.seed_box(1, "To seed")
-        number = gr.Slider(2, 16, 8, step=1, label="Images", min_width=150)
+        number = gr.Slider(2, WALK, 8, step=1, label="Images", min_width=150)
     walk = gr.Button("Walk")
     way = parts.canvas("between")
-    walk.click(parts.make_event(_walk, index), [*inputs, end, number], way, api_name="walk")
+    _add_work(index, _walk, walk, [*inputs, end, number], way, "walk")
     return way
 
 
@@ -123,7 +152,7 @@ def load_image_model(index: ModelIndex, name: str) -> Any:
     """Load a model by its name in the page."""
     from genkit.vision import sampling
 
-    return parts.load_once(sampling.load_image_model, index.resolve(model_index.IMAGES, name))
+    return events.load_once(sampling.load_image_model, index.resolve(model_index.IMAGES, name))
 
 
 def _configure(index: ModelIndex, name: str, current: str) -> tuple[Any, ...]:
@@ -140,21 +169,22 @@ def _configure(index: ModelIndex, name: str, current: str) -> tuple[Any, ...]:
     diffuses, pixels = isinstance(pipeline, DenoisingPipeline), isinstance(pipeline, PixelPipeline)
     labels = f"class-conditional ({classes} classes)" if classes else "unconditional"
     kind = type(pipeline).__name__.removesuffix("Pipeline")
-    schedulers, chosen, number = [], None, diffusion.DEFAULT_STEPS["dpm++"]
+    samplers, number = gr.skip(), diffusion.DEFAULT_STEPS["dpm++"]
     if diffuses:
-        schedulers = diffusion.compatible_samplers(pipeline.scheduler)
         chosen, number = diffusion.resolve_sampler(pipeline.scheduler, None, None)
+        schedulers = diffusion.compatible_samplers(pipeline.scheduler)
+        samplers = gr.Dropdown(schedulers, value=chosen)
     return (
         parts.hint(f"{kind} model, {labels}." + (" It draws pixel by pixel." if pixels else "")),
         name,
         gr.Dropdown([EVERY, *map(str, range(classes))], value=EVERY, visible=bool(classes)),
         gr.Row(visible=diffuses),
-        gr.Dropdown(schedulers, value=chosen),
+        samplers,
         number,
         gr.Slider(value=1, visible=diffuses and bool(classes)),
         gr.Column(visible=not pixels),
         gr.Column(visible=diffuses),
-        *[""] * 3,
+        *[""] * 4,
     )
 
 
@@ -164,22 +194,37 @@ def _default_steps(scheduler: str) -> int:
     return diffusion.DEFAULT_STEPS[scheduler]
 
 
-def _single_label(pipeline: Any, label: str | None) -> int | None:
+def _check_label(pipeline: Any, label: Any) -> int | None:
+    """Return the class that is chosen; None if all take turns, or there are none."""
+    from genkit.vision import pipelines
+
+    classes = pipelines.count_classes(pipeline)
+    if not classes or label in (None, EVERY):
+        return None
+    if label not in map(str, range(classes)):
+        raise ValueError(f"Class must be from 0 to {classes - 1} or {EVERY!r}, got {label!r:.100}")
+    return int(label)
+
+
+def _single_label(pipeline: Any, label: Any) -> int | None:
     """Return the class of a single image: the first one if all classes take turns."""
     from genkit.vision import pipelines
 
     if not pipelines.count_classes(pipeline):
         return None
-    return int(label) if label and label != EVERY else 0
+    return _check_label(pipeline, label) or 0
 
 
-def _sampler_options(pipeline: Any, scheduler: str, steps: int, guidance: float) -> dict[str, Any]:
+def _sampler_options(pipeline: Any, scheduler: str, steps: Any, guidance: Any) -> dict[str, Any]:
     """Return the options that a diffusion model takes; none for other models."""
     from genkit.models.diffusion import DenoisingPipeline
 
     if not isinstance(pipeline, DenoisingPipeline):
         return {}
-    guided = {"guidance": float(guidance)} if pipeline.labels else {}
+    guided = {}
+    if pipeline.labels:
+        guided["guidance"] = parts.check_number("Guidance", guidance, 0, MOST_GUIDANCE)
+    steps = parts.check_count("Steps", steps, 1, MOST_STEPS)
     return {"scheduler": scheduler, "steps": steps, **guided}
 
 
@@ -196,20 +241,19 @@ def _claim(pipeline: Any, images: int, options: dict[str, Any] | None = None) ->
 
 
 def _draw_samples(
-    index: ModelIndex, name: str, label: str | None, seed: int | None, count: int, *options: Any
+    index: ModelIndex, name: str, label: Any, seed: Any, count: Any, *options: Any
 ) -> str:
     import genkit
     from genkit.vision import pipelines
 
-    pipeline, labels = load_image_model(index, name), None
-    classes = pipelines.count_classes(pipeline)
-    if classes:
-        every = label in (None, EVERY)
-        labels = [i % classes for i in range(int(count))] if every else int(str(label))
+    count, seed = parts.check_count("Images", count, 1, MOST), parts.check_seed(seed)
+    pipeline = load_image_model(index, name)
+    classes, labels = pipelines.count_classes(pipeline), _check_label(pipeline, label)
+    turns = [i % classes for i in range(count)] if classes and labels is None else labels
     sampler = _sampler_options(pipeline, *options)
-    _claim(pipeline, int(count), sampler)
+    _claim(pipeline, count, sampler)
     made = genkit.sample(
-        index.resolve(model_index.IMAGES, name), int(count), seed=seed, label=labels, **sampler
+        index.resolve(model_index.IMAGES, name), count, seed=seed, label=turns, **sampler
     )
     suffixes = [""] * len(made.seeds) if made.labels is None else [f" · {i}" for i in made.labels]
     captions = [f"{own}{kind}" for own, kind in zip(made.seeds, suffixes, strict=True)]
@@ -248,52 +292,51 @@ def plane_latents(pipeline: Decoder, seed: int, across: float, up: float) -> tor
 
 
 def _slide(
-    index: ModelIndex, name: str, label: str | None, seed: int | None, across: float, up: float
+    index: ModelIndex, name: str, label: Any, seed: Any, across: Any, up: Any
 ) -> tuple[str, str]:
     from genkit.vision import pipelines
     from genkit.vision.pixel_lm import PixelPipeline
 
-    pipeline = load_image_model(index, name)
+    across, up = parts.check_number("Across", across, 0, 1), parts.check_number("Up", up, 0, 1)
+    seed, pipeline = parts.check_seed(seed), load_image_model(index, name)
     if isinstance(pipeline, PixelPipeline):
         return "", "0.5 0.5"  # it has no latents
     _claim(pipeline, 1)
     own = _single_label(pipeline, label)
-    latents = plane_latents(pipeline, _check_seed(seed), across, up)
+    latents = plane_latents(pipeline, seed, across, up)
     (image,) = pipelines.decode(pipeline, latents, None if own is None else [own])
     return parts.picture(image, wide=WIDE), f"{across:g} {up:g}"
 
 
 def _drag(
-    index: ModelIndex, name: str, label: str | None, seed: int | None, where: str
+    index: ModelIndex, name: str, label: Any, seed: Any, where: str
 ) -> tuple[str, float, float]:
     across, up = map(float, where.split(" "))
     return _slide(index, name, label, seed, across, up)[0], across, up
 
 
-def _walk(
-    index: ModelIndex, name: str, label: str | None, seed: int | None, end: int | None, number: int
-) -> str:
+def _walk(index: ModelIndex, name: str, label: Any, seed: Any, end: Any, number: Any) -> str:
     from genkit.vision import latent
 
+    ends = parts.check_seed(seed), parts.check_seed(end, "To seed")
+    number = parts.check_count("Images", number, 2, WALK)
     pipeline = load_image_model(index, name)
-    _claim(pipeline, 2 * int(number))  # `interpolate` decodes a straight line, too
-    first, last = (pipelines.draw_latents(pipeline, 1, _check_seed(own))[0] for own in (seed, end))
-    way = latent.interpolate(pipeline, first, last, int(number), _single_label(pipeline, label))
+    _claim(pipeline, 2 * number)  # `interpolate` decodes a straight line, too
+    first, last = (pipelines.draw_latents(pipeline, 1, own)[0] for own in ends)
+    way = latent.interpolate(pipeline, first, last, number, _single_label(pipeline, label))
     return parts.hint(f"On the great circle: {way}.") + parts.strip(
         list(map(parts.picture, way.spherical))
     )
 
 
-def _denoise(
-    index: ModelIndex, name: str, label: str | None, seed: int | None, *options: Any
-) -> str:
+def _denoise(index: ModelIndex, name: str, label: Any, seed: Any, *options: Any) -> str:
     from genkit.vision import denoising
 
-    pipeline = load_image_model(index, name)
+    seed, pipeline = parts.check_seed(seed), load_image_model(index, name)
     sampler = _sampler_options(pipeline, *options)
     _claim(pipeline, 1, sampler)
     shown = denoising.denoising_trajectory(
-        pipeline, _check_seed(seed), _single_label(pipeline, label), **sampler
+        pipeline, seed, _single_label(pipeline, label), **sampler
     )
     times = [f"{time:.0f}" for time in shown.timesteps]
     rows = [list(map(parts.picture, images, times)) for images in (shown.mixed, shown.clean)]
@@ -302,9 +345,3 @@ def _denoise(
         f"{parts.hint('Noisy images, by timestep')}{noisy}"
         f"{parts.hint('The clean image that the network predicts')}{predicted}"
     )
-
-
-def _check_seed(seed: int | None) -> int:
-    if seed is None:
-        raise ValueError("seed is empty; give a whole number")
-    return int(seed)

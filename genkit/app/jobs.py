@@ -39,17 +39,19 @@ class Job:
         last: when `heard` was last true.
         work: images x steps, tokens x texts, or characters that it has claimed.
         spent: seconds of its turns.
+        name: what it does, by which its visitor can stop it.
         waits: whether it waits for its turn.
-        dropped: whether it must end.
+        dropped: why it must end; "" if it need not.
     """
 
     visitor: Visitor
     heard: Callable[[], bool]
+    name: str = ""
     last: float = field(default_factory=time.monotonic)
     work: int = 0
     spent: float = 0.0
     waits: bool = False
-    dropped: bool = False
+    dropped: str = ""
 
 
 class JobQueue:
@@ -85,14 +87,14 @@ class JobQueue:
         return self._listeners[visitor] > 0
 
     @contextmanager
-    def job(self, visitor: Visitor, heard: Callable[[], bool]) -> Iterator[None]:
+    def job(self, visitor: Visitor, heard: Callable[[], bool], name: str = "") -> Iterator[None]:
         """Run the block as a job of this thread, when it is its turn.
 
         Raises:
             ValueError: there are too many jobs.
             DroppedError: nobody listens any more, or the job gives way to others.
         """
-        job = Job(visitor, heard)
+        job = Job(visitor, heard, name=name)
         self._add(job)
         self._own.job = job
         try:
@@ -114,9 +116,17 @@ class JobQueue:
                 most = _greediest([*jobs, job])
                 if most is job:
                     raise ValueError("this page has too much to do; try again in a while")
-                most.dropped = True
+                most.dropped = "stopped, as others wait and you have the most requests"
                 self._changed.notify_all()
             self._jobs.append(job)
+
+    def stop(self, visitor: Visitor, name: str) -> None:
+        """End the jobs of a visitor that have this name, at their next pause."""
+        with self._changed:
+            for job in self._jobs:
+                if (job.visitor, job.name) == (visitor, name):
+                    job.dropped = "stopped"
+            self._changed.notify_all()
 
     # -----------------------------------------------------------------------------------------
     # For the job of this thread; without one, these do nothing
@@ -150,7 +160,8 @@ class JobQueue:
             DroppedError: nobody listens any more, or the job gives way to others.
         """
         job = self._own_job()
-        if job is None or (self._turn is job and time.monotonic() < self._since + TURN):
+        in_turn = self._turn is job and time.monotonic() < self._since + TURN
+        if job is None or (in_turn and not job.dropped):
             return
         with self._changed:
             self._end_turn(job)
@@ -190,7 +201,7 @@ class JobQueue:
     def _begins_turn(self, job: Job) -> bool:
         now = time.monotonic()
         if job.dropped:
-            raise DroppedError("stopped, as others wait and you have the most requests")
+            raise DroppedError(job.dropped)
         job.last = now if job.heard() else job.last
         if now > job.last + GRACE:
             raise DroppedError("stopped, as nobody listened")

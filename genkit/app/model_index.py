@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from genkit.hub import download, kinds, model_files, names
 
 TEXT, ANSWERS, IMAGES, RUNS = kinds.TEXT, kinds.ANSWERS, "images", "runs"
+CHAT = "chat"  # of a language model with a chat template
 # as in genkit/training/folder.py, whose import would bring torch
 RUN_FILES = ("run.json", "metrics.jsonl")
 WAY_OUT = "give the folder of a model or of a run, a folder of such folders, or a Hub id"
@@ -55,16 +57,28 @@ def find_models(models: Sequence[str]) -> ModelIndex:
     Raises:
         ValueError: one of them is no model and no run, and holds none.
     """
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, tuple[str, frozenset[str]]] = {}  # by absolute path
     for model in models:
-        found |= dict(_in_folder(Path(model)) if names.is_folder(model) else _on_hub(model))
-    last = [Path(model).name for model in found]
+        models_here = _in_folder(Path(model)) if names.is_folder(model) else _on_hub(model)
+        for name, uses in models_here:
+            found.setdefault(str(Path(name).absolute()), (name, uses))
+    shown = _short_names(list(found))
     return ModelIndex(
         [
-            ModelEntry(name if last.count(name) == 1 else model, model, uses)
-            for (model, uses), name in zip(found.items(), last, strict=True)
+            ModelEntry(name, model, uses)
+            for (model, uses), name in zip(found.values(), shown, strict=True)
         ]
     )
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """Return as many last parts of each path as tell it from the others."""
+    ends = [
+        ["/".join(Path(path).parts[-count:]) for count in range(1, len(Path(path).parts) + 1)]
+        for path in paths
+    ]
+    known = Counter(end for own in ends for end in own)
+    return [next((end for end in own if known[end] == 1), own[-1]) for own in ends]
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, frozenset[str]]]:
@@ -90,7 +104,9 @@ def _folder_uses(folder: Path) -> tuple[frozenset[str], str]:
         weights = any(any(folder.glob(f"{inner}*.safetensors")) for inner in ("", "*/"))
         if kind and not weights:
             kind, problem = None, "holds no weights in safetensors"
-    return frozenset(({kind} if kind else set()) | ({RUNS} if run else set())), problem
+    chats = kind == TEXT and model_files.has_chat_template(folder)
+    uses = ((kind, kind is not None), (CHAT, chats), (RUNS, run))
+    return frozenset(str(use) for use, applies in uses if applies), problem
 
 
 def _model_use(folder: Path) -> tuple[str | None, str]:
@@ -120,4 +136,5 @@ def _on_hub(model: str) -> list[tuple[str, frozenset[str]]]:
     kind, problem = _model_use(folder)
     if kind is None:
         raise ValueError(f"models: {model!r} {problem}; {WAY_OUT}")
-    return [(model, frozenset({kind}))]
+    # whether it has a template is seen when it is loaded: the file may not have been fetched yet
+    return [(model, frozenset({kind, CHAT} if kind == TEXT else {kind}))]

@@ -1,96 +1,22 @@
-"""Code shared by the tabs: models by name, errors as one line, images as HTML."""
+"""Components and HTML of all tabs, and checks of what their fields hold."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import html
-import importlib
 import io
-import threading
-import traceback
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-
-from genkit.app import guard, jobs
-from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
     import torch
 
 
 LONGEST = 20_000  # characters of a text that is sent
-MESSAGE = 1000  # characters of an error message
 SEEDS = 2**53  # up to which a browser represents every whole number
-LIVE: dict[str, Any] = {  # of events that follow a drag: only the last position matters
-    "queue": False,
-    "show_progress": "hidden",
-    "trigger_mode": "always_last",
-}
-MODULES = (
-    *("text.explain", "text.generation", "text.alternatives", "text.pages", "qa.answering"),
-    *("vision.sampling", "vision.latent", "vision.denoising", "metrics.collapse"),
-)
-_loading = threading.Lock()
-
-
-def import_verbs() -> None:
-    """Import the modules that events use, which takes seconds, in one thread at a time.
-
-    Imports of transformers' modules fail in several threads at once.
-    """
-    with _loading:
-        _import_verbs()
-
-
-@functools.cache
-def _import_verbs() -> None:
-    for name in MODULES:
-        importlib.import_module(f"genkit.{name}")
-    jobs.pause_before_layers()
-
-
-def load_once(load: Callable[..., Any], model: str, **options: Any) -> Any:
-    """Load a model by a function that keeps it; one at a time, so that none is loaded twice."""
-    with jobs.QUEUE.aside(), _loading:
-        return load(model, **options)
-
-
-def make_event(
-    do: Callable[..., Any], index: ModelIndex, others: Sequence[Any] = ()
-) -> Callable[..., Any]:
-    """Make an event of a function; an error is shown as a line in the event's first output.
-
-    Args:
-        do: called with the index and the event's inputs, as a job of the visitor who asks.
-        others: values for the other outputs in case of an error.
-    """
-
-    def safe(request: gr.Request, *inputs: Any) -> Any:
-        scope = request.request.scope
-        visitor = guard.address(scope), request.session_hash or ""
-        queued = scope["path"].rstrip("/").endswith("/queue/join")
-        heard = (lambda: jobs.QUEUE.is_heard(visitor)) if queued else scope[guard.HEARD]
-        try:
-            with jobs.QUEUE.job(visitor, heard):
-                import_verbs()
-                return do(index, *inputs)
-        except BaseException as error:  # a tokenizer's regular expression may panic
-            line = problem(_error_line(error))
-            return (line, *others) if others else line
-
-    return safe
-
-
-def _error_line(error: BaseException) -> str:
-    """Write an error in one line; an unexpected one is also printed with its traceback."""
-    text = " ".join(str(error).split())[:MESSAGE]
-    if isinstance(error, ValueError | OSError | jobs.DroppedError):
-        return text
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {text}"
 
 
 def problem(text: str) -> str:
@@ -103,15 +29,60 @@ def hint(text: str) -> str:
     return f'<p class="hint">{text}</p>'
 
 
-def check_length(name: str, text: str) -> str:
+# ---------------------------------------------------------------------------------------------
+# What fields hold, as the browser sends it
+
+
+def check_length(name: str, text: Any) -> str:
     """Return a text that is not too long.
 
     Raises:
-        ValueError: it is too long.
+        ValueError: it is no text, or too long.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a text, got {text!r:.100}")
     if len(text) > LONGEST:
         raise ValueError(f"{name} has {len(text):,} characters; the most is {LONGEST:,}")
     return text
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """Return a number within its bounds, both of which are allowed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    bounds = f"a number from {low:,} to {high:,}"
+    if value is None or value == "":
+        raise ValueError(f"{name} is empty; give {bounds}")
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"{name} must be {bounds}, got {value!r:.100}")
+    return value
+
+
+def check_count(name: str, value: Any, low: int, high: int) -> int:
+    """Return a whole number within its bounds, both of which are allowed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = check_number(name, value, low, high)
+    if found != int(found):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return int(found)
+
+
+def check_seed(value: Any, name: str = "Seed") -> int:
+    """Return a seed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return check_count(name, value, 0, SEEDS)
+
+
+# ---------------------------------------------------------------------------------------------
+# Components
 
 
 def chooser(names: Sequence[str], label: str = "Model") -> gr.Dropdown:
@@ -124,9 +95,31 @@ def seed_box(value: int = 0, label: str = "Seed") -> gr.Number:
     return gr.Number(value, label=label, precision=0, minimum=0, maximum=SEEDS, min_width=90)
 
 
-def canvas(name: str, value: str = "") -> gr.HTML:
+def canvas(name: str, value: str = "", **options: Any) -> gr.HTML:
     """Make a component for HTML, in the page's own style."""
-    return gr.HTML(value, elem_id=name, apply_default_css=False)
+    return gr.HTML(value, elem_id=name, apply_default_css=False, **options)
+
+
+def busy(name: str, text: str) -> str:
+    """Return JavaScript that shows a line until there is a result, and scrolls to it."""
+    return f"() => genkit.begin({json.dumps('#' + name)}, {json.dumps(text)})"
+
+
+def add_copy(selector: str, file: str) -> None:
+    """Build buttons that copy a text of the page, and save it as a file.
+
+    Args:
+        selector: CSS, of the element that holds the text.
+        file: the name that the browser saves it by.
+    """
+    for label, call in (("Copy", "copy"), ("Download", "save")):
+        button = gr.Button(label, size="sm", scale=0, min_width=90)
+        arguments = json.dumps([selector, file])
+        button.click(None, js=f"() => genkit.{call}(...{arguments})", api_name=False)
+
+
+# ---------------------------------------------------------------------------------------------
+# Images
 
 
 def picture(image: torch.Tensor, caption: str = "", wide: int = 0) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from genkit.app import curves, model_index, parts
+from genkit.app import curves, events, model_index, parts
 from genkit.app.model_index import ModelIndex
 from genkit.files import read_inside
 from genkit.hub import gallery
@@ -42,12 +42,11 @@ def tab(index: ModelIndex, page: gr.Blocks) -> None:
     with gr.Row():
         run = parts.chooser(names, "Run")
         axis = gr.Radio(["logarithmic", "linear"], value="logarithmic", label="Loss axis")
-    view, seen = parts.canvas("run"), gr.State("")
-    refresh = parts.make_event(_refresh, index, [""])  # after an error, from scratch
-    options: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    view, seen = parts.canvas("run", parts.hint("Reading the run …")), gr.State("")
+    refresh = events.make_event(_refresh, index, [""], verbs=False)  # after an error, from scratch
     gr.on(
         [page.load, run.input, axis.input, gr.Timer(SECONDS).tick],
-        refresh, [run, axis, seen], [view, seen], api_name="refresh", **options,
+        refresh, [run, axis, seen], [view, seen], api_name="refresh", queue=False, **events.EVENT,
     )  # fmt: skip
 
 
@@ -180,8 +179,6 @@ def _warnings(folder: Path, log: list[dict[str, Any]]) -> str:
 
 def find_troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
     """List signs of trouble in a run: of a GAN, of a variational autoencoder, or of any."""
-    from genkit.metrics import collapse
-
     steps = [entry["step"] for entry in log if None in entry.values()]
     lines = (
         [f"step {steps[-1]:,}: a figure is not finite; {len(steps)} such steps"] if steps else []
@@ -193,6 +190,8 @@ def find_troubles(folder: Path, log: list[dict[str, Any]]) -> list[str]:
         lines.append(f"step {step:,}: posterior collapse: a KL of {value:.3f} nats; {advice}")
     whole = [e for e in log if "coverage" not in e or all(map(_is_figure, map(e.get, EVALUATED)))]
     if any("coverage" in entry for entry in whole):
+        from genkit.metrics import collapse
+
         try:
             lines += map(str, collapse.find_troubles(whole, _loss_name(folder), _baseline(folder)))
         except ValueError as error:

@@ -12,6 +12,7 @@ EXAMPLES = """\
   genkit app runs/charlm user/digits --port 8000
   genkit app runs --host 0.0.0.0  # for others, who need the token that is printed
   genkit app runs --host 0.0.0.0 --token-file secret.txt
+  genkit app runs --root-path https://example.org/genkit  # behind a proxy
 
 The token is read from --token-file, else from the variable GENKIT_TOKEN; else one is drawn if other
 machines can reach the page. There is no option for the token itself, as everybody on a machine can
@@ -31,6 +32,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     text = "cpu, or a GPU as torch names it (default: the GPU, if there is one)"
     parser.add_argument("--device", help=text)
+    text = "where visitors find the page behind a proxy: /genkit, or https://example.org/genkit"
+    parser.add_argument("--root-path", default="", metavar="PATH", help=text)
     parser.add_argument("--token-file", type=Path, help="a file whose only line is the token")
 
 

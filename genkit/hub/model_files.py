@@ -5,6 +5,7 @@ Patterns are those of `fnmatch` and of the Hub's client.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -25,6 +26,17 @@ LOADED = re.compile(
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a saved model, by its names alone."""
     return any((folder / name).exists() for name in ROOTS)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a saved tokenizer has a chat template, by its files alone."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
 def is_loaded(name: str) -> bool:

@@ -166,12 +166,7 @@ def alternatives(
     language = as_language(model, device)
     check_top(top, language)
     if isinstance(text, Generation):
-        prompt, chosen = text.prompt, text.tokens
-        if text.messages:
-            given = chats.read_chat(text.messages[:-1], "text", language).tokens
-        else:
-            special = text.options.get("parse_special", True)
-            given = task.encode_prompt(prompt, language, special)
+        prompt, chosen, given = text.prompt, text.tokens, prompt_tokens(text, language)
     else:
         names.check_text(text, "text")
         given, chosen = _split(text, prompt, language)
@@ -181,6 +176,13 @@ def alternatives(
     choices = iter(_choices(logits, chosen, top, language))
     runs = token_names.spans(language.tokenizer, given, chosen)
     return Alternatives(prompt, [TokenSpan(t, [next(choices) for _ in run]) for t, run in runs])
+
+
+def prompt_tokens(record: Generation, language: LanguageModel) -> list[int]:
+    """Return the tokens that the model read before it wrote a text, or a reply of a chat."""
+    if record.messages:
+        return chats.read_chat(record.messages[:-1], "text", language).tokens
+    return task.encode_prompt(record.prompt, language, record.options.get("parse_special", True))
 
 
 @panics_are_errors()

@@ -1,0 +1,72 @@
+"""Where visitors find the page: its scheme, host and path, which a proxy may change."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+LOCAL = ("localhost", "127.0.0.1", "::1")  # names by which a browser finds its own machine
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where visitors find the page if a proxy passes their requests on.
+
+    Args:
+        origin: such as https://example.org; "" for the one where the page listens.
+        path: such as /genkit; "" for the top.
+    """
+
+    origin: str = ""
+    path: str = ""
+
+    def __str__(self) -> str:
+        return self.origin + self.path
+
+    @property
+    def host(self) -> str | None:
+        """The name in its origin; None without one."""
+        return urlsplit(self.origin).hostname
+
+    def is_local(self) -> bool:
+        """Whether its name is one of this machine alone; True without one."""
+        return self.host is None or is_loopback(self.host)
+
+    def below(self, path: str) -> str:
+        """Return the path of a request without the root's, whether the proxy removed it or not."""
+        inside = self.path and path.startswith(f"{self.path}/")
+        return path[len(self.path) :] if inside else path
+
+
+TOP = Root()  # no proxy
+
+
+def parse_root(text: str) -> Root:
+    """Read a root from a path or a whole address.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = re.fullmatch(
+        r"(https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?)?((?:/(?!\.\.?(?:/|$))[\w.~-]+)*)/?",
+        text,
+        re.ASCII,
+    )
+    if found is None:
+        raise ValueError(
+            f"root_path must be a path such as /genkit or an address such as "
+            f"https://example.org/genkit, got {text!r}"
+        )
+    return Root((found[1] or "").lower(), found[2])
