@@ -36,10 +36,10 @@ GOOD = BASELINE | {"distance": 50.0, "coverage": 0.5}
 BAD = {"distance": 90.0, "entropy": 0.1, "duplicates": 0.9, "spread": 0.05, "coverage": 0.005}
 
 
-def language(folder: Path, context: int = 64, template: str | None = None) -> None:
+def language(folder: Path, context: int = 64, template: str | None = None, depth: int = 1) -> None:
     tokenizer = characters.make_tokenizer(LETTERS)
     tokenizer.chat_template = template
-    model = lm.make_model("llama", len(tokenizer), context, 1, 32, 2, 0.0)
+    model = lm.make_model("llama", len(tokenizer), context, depth, 32, 2, 0.0)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(4)  # that something is likely
     model.save_pretrained(folder)
@@ -55,6 +55,11 @@ def long_seed(model: Path, content: str, **options: object) -> int:
 
 def talks(folder: Path) -> None:
     language(folder, 1024, TEMPLATE)
+
+
+def talks_slowly(folder: Path) -> None:
+    """A model whose replies are seen while they are written."""
+    language(folder, 1024, TEMPLATE, depth=32)
 
 
 def reader(folder: Path) -> None:
@@ -104,6 +109,7 @@ def game(folder: Path) -> None:
 MAKE = {
     "language": language,
     "talks": talks,
+    "talks_slowly": talks_slowly,
     "reader": reader,
     "two_latents": two_latents,
     "autoencoder": tiny_autoencoder,

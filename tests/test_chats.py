@@ -173,10 +173,13 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: str(options["strategy"]))
 def test_a_reply_does_not_depend_on_what_was_kept(language, options):
-    keeping, rng = LanguageModel(language.model, language.tokenizer, "keeping"), random.Random(1)
+    keeping, rng = (
+        LanguageModel(language.model, language.tokenizer, "keeping", compiled=False),
+        random.Random(1),
+    )
     chat = made_up_chat(rng, 1, True)
     for _ in range(3):
-        fresh = LanguageModel(language.model, language.tokenizer, "fresh")
+        fresh = LanguageModel(language.model, language.tokenizer, "fresh", compiled=False)
         options = {"max_new_tokens": 10} | options
         record, again = (genkit.generate(chat, model=m, **options) for m in (keeping, fresh))
         assert record.tokens == again.tokens and record.finish == again.finish
@@ -189,7 +192,7 @@ def test_a_reply_does_not_depend_on_what_was_kept(language, options):
 
 @pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"strategy": "beam"}])
 def test_a_second_turn_reads_only_what_is_new(language, options):
-    mine = LanguageModel(language.model, language.tokenizer, "mine")
+    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
     options |= {"model": mine, "max_new_tokens": 8}
     first = genkit.generate([SYSTEM, user("the the " * 20)], **options)
     chat = [*first.messages, user("And then?")]
@@ -203,7 +206,7 @@ def test_a_second_turn_reads_only_what_is_new(language, options):
 
 
 def test_a_retry_and_a_stopped_reply_read_nothing_twice(language):
-    mine = LanguageModel(language.model, language.tokenizer, "mine")
+    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
     chat = [SYSTEM, user("the the " * 20)]
     pieces = genkit.stream(chat, model=mine, max_new_tokens=8, seed=1)
     next(pieces)
@@ -214,7 +217,7 @@ def test_a_retry_and_a_stopped_reply_read_nothing_twice(language):
 
 
 def test_several_chats_are_kept(language):
-    mine = LanguageModel(language.model, language.tokenizer, "mine")
+    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
     batch = [[user(word * 30)] for word in ("the ", "user ", "ing ")]
     options = {"model": mine, "strategy": "greedy", "max_new_tokens": 4}
     rows = genkit.generate(batch, **options)
@@ -246,7 +249,7 @@ def test_keys_that_depend_on_the_length_are_not_kept():
 
 
 def test_texts_are_not_kept(language):
-    mine = LanguageModel(language.model, language.tokenizer, "mine")
+    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
     genkit.generate("the the", model=mine, max_new_tokens=4)
     assert mine.kept.find(mine.tokenizer("the the the").input_ids) is None
 

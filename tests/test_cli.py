@@ -413,7 +413,6 @@ def test_print_json_writes_null_for_numbers_that_json_does_not_have(capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("sample {drawer}", "label is required"),
         ("sample {drawer} --label 3", "label must be 0 to 2, got 3"),
         ("sample {drawer} --label 1 --steps 3", "steps=3"),
         ("sample {drawer} --label 1 --output a.jpg", "--output must end in .png, got 'a.jpg'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from builders import benchmark
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
 from genkit.data import images
 from genkit.hub import vendoring
@@ -31,7 +31,7 @@ def extractor():
         torch.manual_seed(0)
         config = ResNetConfig(num_channels=1, id2label=names, **shape)
         model = ResNetForImageClassification(config).eval()
-    return Classifier(model, PREPROCESSING, "tiny")
+    return Classifier(model, ViTImageProcessorPil(**PREPROCESSING), "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -74,8 +74,10 @@ def test_the_fraction_that_check_count_names_is_enough(total):
     ],
 )
 def test_check_count_names_what_is_too_few(val_images, train, val, message):
+    settings = ImageSettings(batch_size=1)
+    settings.val_images = val_images  # after the check that there is such a folder
     with pytest.raises(ValueError, match=message):
-        check_count(ImageSettings(batch_size=1, val_images=val_images), train, val, 4)
+        check_count(settings, train, val, 4)
 
 
 @pytest.mark.parametrize(("count", "k"), [(4, 1), (6, 2), (10, 4), (11, 4), (12, 5), (400, 5)])

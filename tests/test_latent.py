@@ -428,7 +428,8 @@ def test_shifts_are_decoded_sums(request, kind, tmp_path):
         with torch.no_grad():
             expected = conditional.decode(latents + strength * direction, labels)
         torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
-    assert str(record) == "40 images at strengths -1, 0, +2.5"
+    classes = "of classes 0 to 9 in turn"
+    assert str(record) == f"40 images {classes} at strengths -1, 0, +2.5"
     record.save(tmp_path / "shift.png")
     assert assert_picture(tmp_path / "shift.png").shape[0] == 3 * (56 + 4)
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import os
 import pkgutil
 import re
@@ -303,6 +304,17 @@ def split(line: str) -> tuple[list[str], str, list[str]]:
     return words[2:first], Path(words[first]).stem, words[first + 1 :]
 
 
+NAMING = (
+    "--text",
+    "--images",
+    "--val_images",
+    "--data",
+    "--val_data",
+    "--extractor",
+    "--init_from",
+)
+
+
 @pytest.mark.parametrize("line", RECIPES)
 def test_flags_of_recipes(line, tmp_path, monkeypatch):
     """The launcher and the recipe know all flags; a run to resume has to be there."""
@@ -311,6 +323,11 @@ def test_flags_of_recipes(line, tmp_path, monkeypatch):
     launcher, recipe, words = split(line)
     launch_command_parser().parse_args([*launcher, f"recipes/{recipe}.py"])
     monkeypatch.chdir(tmp_path)
+    for flag, word in itertools.pairwise(words):
+        if flag in NAMING:  # what it names must be there
+            path = Path(word.strip("/"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if path.suffix else path.mkdir(exist_ok=True)
     with recipe_module(recipe) as module:
         parse(module.Settings, lambda *_: {}, [word for word in words if word != "--resume"])
 
@@ -391,7 +408,8 @@ def test_what_is_named_exists(name):
         elif re.fullmatch(r"genkit(\.\w+)+", words):
             pkgutil.resolve_name(words)
         for flag in re.findall(r"(?<!\w)--([a-z][\w-]+)", words):
-            assert re.search(rf"\b{flag.replace('-', '_')}\b", all_code()), flag
+            name = flag.removeprefix("no-").replace("-", "_")
+            assert re.search(rf"\b{name}\b", all_code()), flag
 
 
 @functools.cache

@@ -234,7 +234,7 @@ def test_contexts_and_questions_are_text():
 
 
 def test_samples_of_a_run_take_their_prompt_as_text(language):
-    page = sample_page(1, END, language.model, language.tokenizer, 2)
+    page = sample_page(1, END, language.model, language.tokenizer, 2, False)
     assert END in page
 
 

@@ -216,6 +216,7 @@ def test_the_folder_is_a_stock_pipeline(runs, kind):
 
 @pytest.mark.parametrize("kind", ["epsilon", "flow", "told"])
 def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch, kind):
+    shutil.copytree(runs(kind), tmp_path / runs(kind).name)  # the card names the folder's base name
     monkeypatch.chdir(tmp_path)
     card = (runs(kind) / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]

@@ -100,6 +100,9 @@ def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
 
 
 def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch):
+    shutil.copytree(
+        runs("told"), tmp_path / runs("told").name
+    )  # the card names the folder's base name
     monkeypatch.chdir(tmp_path)
     card = (runs("told") / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]

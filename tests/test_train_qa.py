@@ -209,7 +209,10 @@ def test_a_trained_head_is_kept_and_a_dry_run_writes_nothing(learned, tmp_path, 
         ("--from_scratch --width 30 --heads 4", "width 30 .*heads 4"),
         ("--from_scratch --init_from a/b", "init_from a/b .*from_scratch"),
         ("--from_scratch --init_revision main", "init_revision main .*from_scratch"),
-        ("--from_scratch --max_seq_len 16 --doc_stride 8", "question: .* it leaves"),
+        (
+            "--from_scratch --max_seq_len 16 --doc_stride 8",
+            "data: the question of '0-0': .* it leaves 8",
+        ),
         ("--from_scratch --max_answer_len 0", "max_answer_len.*got 0"),
         ("--depth 2", "depth 2 .*--from_scratch"),
         (

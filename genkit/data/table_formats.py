@@ -136,7 +136,7 @@ def _csv_rows(rows: Any, names: list[str], columns: set[str]) -> Iterator[dict[s
 def _open_text(request: Request, newline: str | None = None) -> io.TextIOWrapper:
     """Open a file of UTF-8, with or without a byte-order mark."""
     file = open_regular(Path(request.files[0]))
-    if utf8.is_utf16(file.read(2)):
+    if utf8.is_utf16(file.read(8)):
         raise _TableError(utf8.UTF16)
     file.seek(0)
     return io.TextIOWrapper(file, "utf-8-sig", newline=newline)

@@ -63,8 +63,15 @@ def decode_pieces(file: BinaryIO, name: str) -> Iterator[str]:
 
 
 def is_utf16(start: bytes) -> bool:
-    """Whether a file is UTF-16: by its byte-order mark, or one zero in its first two bytes."""
-    return start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or start[:2].count(0) == 1
+    """Whether a file is UTF-16: by its byte-order mark, or by every second byte being zero.
+
+    Args:
+        start: its first bytes; Latin letters are looked for in the first eight.
+    """
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return True
+    halves = [part.count(0) / max(1, len(part)) for part in (start[:8:2], start[1:8:2])]
+    return sorted(halves) == [0, 1]
 
 
 def split_lines(text: str) -> list[str]:
