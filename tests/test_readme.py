@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -52,15 +53,15 @@ PYTHON = {
 PYTHON = {name: codes for name, codes in PYTHON.items() if codes}
 
 
-def commands() -> list[str]:
-    """Return the lines of all shell blocks, each once, without comments."""
-    blocks = [code for page in BLOCKS.values() for kind, code in page if kind == "bash"]
+def commands(names: Iterable[str]) -> list[str]:
+    """Return the lines of all shell blocks of some pages, each once, without comments."""
+    blocks = [code for name in names for kind, code in BLOCKS[name] if kind == "bash"]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     lines = [re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in lines]
     return list(dict.fromkeys(line for line in lines if line))
 
 
-LINES = commands()
+LINES = commands(BLOCKS)
 RECIPES = [line for line in LINES if re.search(r"accelerate launch |^genkit train ", line)]
 BENCHMARKS = [line for line in LINES if line.startswith("python benchmarks/")]
 SETUP = [line for line in LINES if re.match(r"pip |make |python3 -m venv |source ", line)]
@@ -330,6 +331,19 @@ def test_flags_of_recipes(line, tmp_path, monkeypatch):
             path.touch() if path.suffix else path.mkdir(exist_ok=True)
     with recipe_module(recipe) as module:
         parse(module.Settings, lambda *_: {}, [word for word in words if word != "--resume"])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_two_lines_of_a_page_train_into_one_folder(name):
+    """A folder holds one run, so that the second line would be refused."""
+    folders = []
+    for line in commands([name]):
+        if line.startswith("genkit train ") and "--resume" not in line:
+            words = shlex.split(line)
+            given = "--output_dir" in words
+            tuned = "-tuned" if "--init_from" in words else ""
+            folders.append(words[words.index("--output_dir") + 1] if given else words[2] + tuned)
+    assert len(folders) == len(set(folders))
 
 
 @pytest.mark.slow
