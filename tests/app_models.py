@@ -20,6 +20,7 @@ from genkit.data import characters
 from genkit.hub import vendoring
 from genkit.models import lm
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
+from genkit.text.language_model import load_language_model
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -49,7 +50,8 @@ def language(folder: Path, context: int = 64, template: str | None = None, depth
 def long_seed(model: Path, content: str, **options: object) -> int:
     """The seed, of the first twenty, of the longest reply to a message."""
     chats = [[{"role": "user", "content": content}]] * 20
-    records = genkit.generate(chats, model=model, seed=0, **options)
+    loaded = load_language_model(model, compile=False)  # nobody waits for a compiler
+    records = genkit.generate(chats, model=loaded, seed=0, **options)
     return max(range(20), key=lambda seed: len(records[seed].tokens))
 
 

@@ -269,6 +269,7 @@ def test_results_are_in_view_on_a_phone(page):
 # ---- chat
 
 
+@pytest.mark.slow
 def test_a_chat_streams_and_its_tokens_are_coloured(page, models, artefacts):
     options = {"max_new_tokens": 300, "temperature": 0.7, "top_p": 0.9}
     options["seed"] = long_seed(models / "talks", "the <b>fox", **options)
@@ -305,6 +306,7 @@ def test_a_chat_streams_and_its_tokens_are_coloured(page, models, artefacts):
     assert page.get_by_label("Message", exact=True).input_value() == "the <b>fox"
 
 
+@pytest.mark.slow
 def test_stop_keeps_what_was_written(page, models):
     options = {"max_new_tokens": 900, "temperature": 0.7, "top_p": 0.9}
     seed = long_seed(models / "talks_slowly", "hello", **options)

@@ -264,6 +264,18 @@ def test_parse_root_names_what_is_no_root(text):
     assert repr(text) in str(raised.value)
 
 
+@pytest.fixture(autouse=True)
+def closed_loops(monkeypatch):
+    """Close the event loops that gradio begins while a page is built, and leaves open."""
+    policy, made = asyncio.get_event_loop_policy(), []
+    begin = policy.new_event_loop
+    monkeypatch.setattr(policy, "new_event_loop", lambda: made.append(begin()) or made[-1])
+    yield
+    for loop in made:
+        if not loop.is_running():
+            loop.close()
+
+
 def guarded(where: str, token: str | None = None) -> guard.Guard:
     """A page without models, behind a proxy."""
     public = root.parse_root(where)
