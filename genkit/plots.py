@@ -151,7 +151,7 @@ def name_classes(
     names: Sequence[str],
     colours: np.ndarray,
 ) -> None:
-    """Name the classes in a legend beside the points; more than NAMED could not be told apart."""
+    """Name the classes in a legend beside the points; more than NAMED would look alike."""
     kinds, (axes,) = np.unique(labels), figure.axes
     if len(kinds) > NAMED:
         return

@@ -110,6 +110,19 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
             assert worst(reader) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["bloom", "llama"])
+def test_a_step_reads_only_the_new_token(name):
+    """Whatever the model's forward calls its keys and values."""
+    model, widths = make(name), []
+    reader = kv_cache.read_prompts(decoder.Stepper(model, "float32", False), [[5, 6, 7]])
+    model.register_forward_pre_hook(
+        lambda _, __, options: widths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    for token in (3, 4, 5):
+        reader.step([[token]])
+    assert widths == [1, 1, 1]
+
+
 def chain(reader: kv_cache.Tree, rng: random.Random) -> None:
     """Read a few tokens at once, all of which but a random beginning is forgotten."""
     reader.branch([[0] for _ in reader.lines])

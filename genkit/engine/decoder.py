@@ -66,6 +66,7 @@ class StockStep(torch.nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self._model = [model]  # in a list: not a submodule, its weights are arguments
+        self._cache = cache_argument(model)
 
     def forward(
         self,
@@ -78,11 +79,20 @@ class StockStep(torch.nn.Module):
         values: list[torch.Tensor],
     ) -> torch.Tensor:
         """Do one step."""
-        arguments = forward_arguments(ids, positions, slots, seen, keys, values)
+        arguments = forward_arguments(self._cache, ids, positions, slots, seen, keys, values)
         return torch.func.functional_call(self._model[0], weights, (), arguments).logits
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return what the model's forward calls its keys and values; "" if it takes none."""
+    taken = inspect.signature(model.forward).parameters
+    if "cache" in taken:  # since transformers 5.24, where it may hold states instead
+        return "" if model._is_stateful else "cache"
+    return "past_key_values" if "past_key_values" in taken else ""
+
+
 def forward_arguments(
+    cache: str,
     ids: torch.Tensor,
     positions: torch.Tensor,
     slots: torch.Tensor,
@@ -90,14 +100,18 @@ def forward_arguments(
     keys: list[torch.Tensor],
     values: list[torch.Tensor],
 ) -> dict[str, Any]:
-    """Return the arguments of a stock model's forward for such a step."""
+    """Return the arguments of a stock model's forward for such a step.
+
+    Args:
+        cache: see `cache_argument`; the others are those of `StockStep`.
+    """
     nothing = torch.finfo(keys[0].dtype).min
     mask = torch.zeros(seen.shape, dtype=keys[0].dtype, device=seen.device)
     return {
         "input_ids": ids,
         "position_ids": positions,
         "attention_mask": mask.masked_fill(~seen, nothing)[:, None],  # (texts, 1, width, slots)
-        "past_key_values": Pool(keys, values, slots),
+        cache: Pool(keys, values, slots),
         "use_cache": True,
     }
 
@@ -117,6 +131,7 @@ class Stepper:
         self._precision, self._packed = precision, precision != "float32"
         self._schedule = CompileSchedule(compiled, "this model's step")
         self.model = pack(model, precision) if self._packed else model
+        self._cache = cache_argument(model)
         self.exact = self.model  # what decides where rounding could: the same before and after
         self._step: Compiled | None = None
         if compiled:
@@ -136,7 +151,8 @@ class Stepper:
             inputs = [*self._weights.values(), ids, positions, slots, seen, *keys, *values]
             return self._step(inputs)[0]
         start = time.perf_counter()
-        logits = self.model(**forward_arguments(ids, positions, slots, seen, keys, values)).logits
+        step = ids, positions, slots, seen, keys, values
+        logits = self.model(**forward_arguments(self._cache, *step)).logits
         self._schedule.add(time.perf_counter() - start)
         self._schedule.improve_if_due(self._improve)
         return logits

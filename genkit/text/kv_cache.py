@@ -17,7 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from genkit.engine.decoder import Stepper, empty_pool, forward_arguments, takes_trees
+from genkit.engine.decoder import (
+    Stepper,
+    cache_argument,
+    empty_pool,
+    forward_arguments,
+    takes_trees,
+)
 from genkit.text.kept_keys import KeptText, KeptTexts, shared_length
 
 BLOCK = 64  # slots by which the pool of keys and values grows
@@ -51,7 +57,7 @@ class Tree:
         kept: KeptTexts | None = None,
     ) -> None:
         self.stepper, self.model, self._with_hidden = stepper, stepper.model, hidden
-        self.context = context_length(self.model)
+        self.context, self._argument = context_length(self.model), cache_argument(self.model)
         self.texts = list(range(len(prompts)))  # which of the prompts still go on
         self.lines = [[list(prompt)] for prompt in prompts]  # the tokens of each branch
         self.starts = [[0] for _ in prompts]  # of what the model still sees of each
@@ -119,9 +125,8 @@ class Tree:
         seen = self._seen[text, branch].repeat(1, len(tokens), 1)  # (1, tokens, slots)
         seen[0, :, slots] = steps[:, None] >= steps
         views = ([layer[text : text + 1] for layer in pool] for pool in (self._keys, self._values))
-        arguments = forward_arguments(
-            ids, self._positions[text, branch] + steps[None], slots[None], seen, *views
-        )
+        positions = self._positions[text, branch] + steps[None]
+        arguments = forward_arguments(self._argument, ids, positions, slots[None], seen, *views)
         output = self.model(**arguments, logits_to_keep=1, output_hidden_states=self._with_hidden)
         if self._with_hidden:
             self.hidden.append(output.hidden_states[-1][0])
@@ -186,7 +191,8 @@ class Tree:
     ) -> torch.Tensor:
         if not self._with_hidden:
             return self.stepper(ids, positions, slots, seen, self._keys, self._values).float()
-        arguments = forward_arguments(ids, positions, slots, seen, self._keys, self._values)
+        pools = self._keys, self._values
+        arguments = forward_arguments(self._argument, ids, positions, slots, seen, *pools)
         output = self.model(**arguments, output_hidden_states=True)
         self.hidden = list(output.hidden_states[-1])
         return output.logits.float()
@@ -289,7 +295,7 @@ class Rows:
         self.context = context_length(self.model)
         arguments = inspect.signature(self.model.forward).parameters
         self._positioned = "position_ids" in arguments
-        self._remembers = "past_key_values" in arguments  # others are read from the start each time
+        self._argument = cache_argument(self.model)  # "": read from the start each time
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None  # states and their mask
         if self.model.config.is_encoder_decoder:
             self._encoded = self._encode(prompts)
@@ -341,7 +347,7 @@ class Rows:
                 lines[b].append(token)
                 if len(lines[b]) - starts[b] > self.context:
                     starts[b], over = len(lines[b]) - max(1, self.context // 2), True
-        if over or not self._remembers:
+        if over or not self._argument:
             self.logits = self._read_all()
         else:
             self._mask = pad(self._mask, (0, 1), value=1)
@@ -365,8 +371,8 @@ class Rows:
     def _forward(self, tokens: list[list[int]]) -> torch.Tensor:
         ids = torch.tensor(tokens, device=self.model.device)
         options: dict[str, Any] = {"use_cache": False}
-        if self._remembers:
-            options = {"past_key_values": self._cache, "use_cache": True}
+        if self._argument:
+            options = {self._argument: self._cache, "use_cache": True}
         if self._with_hidden:
             options["output_hidden_states"] = True
         if self._encoded is not None:
@@ -408,7 +414,7 @@ class Rows:
 
     def _select(self, rows: list[int]) -> None:
         index = torch.tensor(rows, device=self.model.device)
-        if self._remembers:
+        if self._argument:
             self._cache.batch_select_indices(index)
         self._mask = self._mask[index]
         if self._encoded is not None:

@@ -6,11 +6,13 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from genkit.data.tokens import encode_texts
+from genkit.engine.decoder import cache_argument
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache, token_names
 from genkit.text.language_model import LanguageModel, as_language_model
@@ -167,7 +169,7 @@ class ScoringReader:
         self.context = kv_cache.context_length(language.model)
         self.rows: list[list[int]] = []
         self._positioned = "position_ids" in inspect.signature(self.model.forward).parameters
-        self._cache = DynamicCache()
+        self._argument, self._cache = cache_argument(self.model), DynamicCache()
         self._mask = torch.empty(0)  # (rows, tokens read and padding between them)
         self._next = torch.empty(0)  # (rows, vocabulary): log-probabilities of what comes next
 
@@ -226,10 +228,11 @@ class ScoringReader:
         lengths = torch.tensor([len(row) for row in new], device=device)
         real = torch.arange(longest, device=device) < lengths[:, None]
         self._mask = torch.cat([self._mask, real.long()], dim=1)
-        inputs = {"input_ids": tokens, "attention_mask": self._mask}
+        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": self._mask}
         if self._positioned:
             inputs["position_ids"] = (self._mask.cumsum(-1) - 1)[:, -longest:]
-        output = self.model(**inputs, past_key_values=self._cache, use_cache=True)
+        inputs[self._argument] = self._cache
+        output = self.model(**inputs, use_cache=True)
         logs = output.logits.float().log_softmax(-1)  # (rows, longest, vocabulary)
         logs = torch.cat([self._next[:, None], logs], dim=1)
         self._next = logs[torch.arange(len(new), device=device), lengths]

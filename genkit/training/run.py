@@ -108,7 +108,7 @@ class Run(Processes):
     def __enter__(self) -> Run:
         machine.use_all_cores()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(console.quiet(self.settings.quiet))
+            stack.enter_context(console.quiet(self.settings.quiet or not self.is_main))
             console.silence_libraries()
             if self.device.type == "cpu":  # compiled embeddings add up their gradients in any order
                 stack.enter_context(machine.deterministic_algorithms())
@@ -470,8 +470,7 @@ class Run(Processes):
 
     def _record_settings(self) -> None:
         """Write what the run is made of, now that it goes on."""
-        settings, facts = asdict(self.settings), self._facts
-        self.on_main_process(lambda: self.folder.record(settings, facts))
+        self.on_main_process(lambda: self.folder.record(asdict(self.settings), self._facts))
 
     def _find_newest(self) -> Path | None:
         """Return the newest complete checkpoint, the same on every process."""

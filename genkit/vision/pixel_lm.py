@@ -22,6 +22,7 @@ from diffusers.utils.pil_utils import numpy_to_pil
 from transformers import Cache, DynamicLayer, LlamaForCausalLM, PreTrainedModel
 
 from genkit import machine
+from genkit.engine.decoder import cache_argument
 from genkit.hub import safe_weights, safety
 from genkit.models import lm
 from genkit.text.logits import Filters, choose
@@ -216,12 +217,14 @@ def draw_levels(
         noise: Gumbel noise for each level in turn, the given ones included, (n, levels) each.
     """
     levels, length = model.config.pixels["levels"], tokens.shape[1] - 1
+    argument = cache_argument(model)
     cache, cached = Cache(layers=[PreallocatedLayer(length) for _ in model.model.layers]), 0
     for i, gumbel in enumerate(noise):
         if i < given:
             continue
         new, cached = tokens[:, cached : i + 1], i + 1
-        output = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        kept: dict[str, Any] = {argument: cache, "use_cache": True}
+        output = model(input_ids=new, logits_to_keep=1, **kept)
         sample, sure = choose(output.logits[:, 0, :levels], Filters(), gumbel)
         for row in (~sure).nonzero().flatten().tolist():  # rounding could decide: compute it alone
             own = model(input_ids=tokens[row, None, : i + 1], use_cache=False, logits_to_keep=1)
