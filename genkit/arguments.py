@@ -44,7 +44,7 @@ _GENERATE = _LOADING | {
     "no_repeat_ngram_size": "no_repeat_ngram",
     "bad_words_ids": "bad_words, which are texts",
     "penalty_alpha": "alpha",
-    "presence_penalty": "frequency_penalty",
+    "presence_penalty": "frequency_penalty=… is similar, and grows with each occurrence",
     "repeat_penalty": "repetition_penalty",
     "typical": "typical_p",
     "stop_strings": "stop",
@@ -84,6 +84,7 @@ _DIFFUSION = {
 NAMES: dict[str, dict[str, str]] = {
     "generate": _GENERATE,
     "stream": _GENERATE,
+    "chat": _GENERATE,
     "answer": _LOADING
     | {
         "topk": "top_k",
@@ -140,7 +141,7 @@ NAMES: dict[str, dict[str, str]] = {
         "save_total_limit": "keep_checkpoints",
         "resume_from_checkpoint": "resume",
         "hub_model_id": "push_to_hub",
-        "bf16": "mixed_precision bf16",
+        "bf16": "mixed_precision=bf16 computes in bfloat16",
     },
 }
 
@@ -163,12 +164,24 @@ def explain_name(written: str, verb: str, known: dict[str, str], what: str) -> s
     own = re.split(r"\W", answer)[0]
     if answer and own in known and not answer.startswith(f"{own}="):
         return f"{written} is called {known[own]} here{answer.removeprefix(own)}"
+    if answer in ("prompt", "model", "context") and what == "flag":
+        return f"{written}: unknown flag; the {answer} is given without a flag"
     if answer:
         return f"{written}: unknown {what}; {answer}"
     near = difflib.get_close_matches(name, known, n=1)
     everything = f"help(genkit.{verb})" if what == "argument" else "--help"
     hint = f"the most similar is {known[near[0]]}" if near else f"{everything} lists all"
     return f"{written}: unknown {what}; {hint}"
+
+
+def check_unicode(name: str, text: Any) -> None:
+    """Raise ValueError for what is no text, or has half a surrogate pair."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a text, got {text!r:.80}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not valid Unicode: {error}") from None
 
 
 def explain_names(verb: Callable[P, R]) -> Callable[P, R]:

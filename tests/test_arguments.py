@@ -64,6 +64,10 @@ def test_names_of_other_libraries_are_none_of_ours(verb):
         ("answer x --context y --n_best_size 4", "--n-best-size is called --top-k here"),
         ("imagine x --guidance-scale 4", "--guidance-scale is called --guidance here"),
         ("train charlm --lr 1", "--lr is called --learning_rate here"),
+        ("generate --text x", "--text: unknown flag; the prompt is given without a flag"),
+        ("chat x --max-tokens 4", "--max-tokens is called --max-new-tokens here"),
+        ("generate x --presence-penalty 1", "frequency_penalty=… is similar"),
+        ("train charlm --bf16", "--bf16: unknown flag; mixed_precision=bf16"),
         ("train charlm --save-total-limit 1", "--save-total-limit is called --keep_checkpoints"),
     ],
 )

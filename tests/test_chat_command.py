@@ -97,6 +97,7 @@ def test_commands_change_the_conversation(chat, model, tmp_path):
     retried = history("hello", "/retry")
     assert retried[0] == HELLO and len(retried) == 2 and retried[1]["seed"] != 1
     assert history("hello", "/retry", "and")[3]["seed"] == 2
+    assert history("hello", "/seed 7", "/retry")[1]["seed"] == 7
     assert history("/seed 40", "hello", "and")[1::2] == history("/seed 40", "hello", "and")[1::2]
     assert [entry["seed"] for entry in history("/seed 40", "hello", "and")[1::2]] == [40, 41]
     assert history("/system be", "hello")[0] == {"role": "system", "content": "be"}
@@ -125,9 +126,52 @@ def test_what_cannot_be_done_is_a_line(chat, capfd, lines, words):
     assert out == "" and error.startswith("error: ") and words in error
 
 
-def test_retry_needs_a_strategy_that_draws(chat, capfd):
+def test_retry_needs_a_strategy_that_draws(model, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n/retry\n")))
+    own = ["--eager", "--strategy", "greedy", "--max-new-tokens", "5"]
     with pytest.raises(SystemExit):
-        chat("hello\n/retry\n", "--strategy", "greedy")
+        cli.main(["chat", str(model), *own])
+    assert "/retry: this strategy draws nothing" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("lines", "flags"), [("", ("--seed", "3")), ("/seed 3\n", ())])
+def test_a_seed_needs_a_strategy_that_draws(model, monkeypatch, capfd, lines, flags):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    with pytest.raises(SystemExit):
+        cli.main(["chat", str(model), "--eager", "--strategy", "greedy", *flags])
+    assert "seed" in capfd.readouterr().err
+
+
+def test_a_history_out_of_order_is_named_before_a_model_is_loaded(tmp_path, capfd):
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps([HELLO, HELLO]))
+    with pytest.raises(SystemExit):
+        cli.main(["chat", "no/such/model", "--history", str(file)])
+    assert "--history[1]: role 'user' is out of order" in capfd.readouterr().err
+
+
+def test_a_history_whose_last_message_is_not_answered_goes_on(model, monkeypatch, tmp_path):
+    """Ctrl-C before the first word: the next message is answered."""
+    file, saved = tmp_path / "talk.json", tmp_path / "saved.json"
+    file.write_text(json.dumps([HELLO]))
+    pressed = iter([KeyboardInterrupt])
+
+    def press(*_):
+        for error in pressed:
+            raise error
+
+    terminal = io.StringIO(f"and\n/save {saved}\n")
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    loaded = load_language_model(str(model), compile=False)
+    hook = loaded.model.register_forward_pre_hook(press)
+    try:
+        cli.main(["chat", str(model), *FLAGS, "--eager", "--history", str(file)])
+    finally:
+        hook.remove()
+    asked, reply = json.loads(saved.read_text())
+    assert asked == {"role": "user", "content": "and"} and reply["role"] == "assistant"
+    assert next(pressed, None) is None  # it was pressed
 
 
 def test_a_model_without_a_template_is_named(tmp_path, monkeypatch, capfd):

@@ -354,6 +354,25 @@ def test_prefix_and_stop_hold_in_a_reply(language):
     )  # after the prefix
 
 
+def test_an_end_of_turn_that_is_not_marked_special_is_no_part_of_the_reply():
+    language = chat_model("{% for m in messages %}{{ m['content'] }}<turn>{% endfor %}")
+    language.tokenizer.add_tokens("<turn>")
+    end = language.tokenizer.convert_tokens_to_ids("<turn>")
+    language.model.resize_token_embeddings(end + 1)
+    with torch.no_grad():
+        language.model.lm_head.weight[end] = 0  # a logit of 0: some replies end so
+        language.model.lm_head.weight[language.tokenizer.all_special_ids] = 0
+    options = {"model": language, "seed": 0, "temperature": 3.0, "max_new_tokens": 40}
+    batch = [[HELLO]] * 30
+    written = [""] * len(batch)
+    for piece in genkit.stream(batch, bad_words="turn", **options):
+        written[piece.row] += piece.text
+    rows = genkit.generate(batch, bad_words="turn", **options)
+    assert written == [row.completion for row in rows]
+    assert any(row.tokens[-1] == end and row.finish == "eos" for row in rows)
+    assert not any("<turn>" in row.completion for row in rows)
+
+
 def test_alternatives_read_a_reply_after_its_chat(language):
     chat = [user("Say <|im_end|>")]
     record = genkit.generate(chat, model=language, strategy="greedy", max_new_tokens=5)
@@ -412,6 +431,8 @@ def test_overflow_is_for_chats(language):
         genkit.generate("Hello", model=language, overflow="drop_oldest")
     with pytest.raises(ValueError, match=r"overflow .* got 'drop'"):
         genkit.generate([HELLO], model=language, overflow="drop")
+    with pytest.raises(ValueError, match="parse_special=False is for texts"):
+        genkit.generate([HELLO], model=language, parse_special=False)
 
 
 # ---- bad chats
@@ -440,6 +461,8 @@ def test_overflow_is_for_chats(language):
         ([SYSTEM, SYSTEM, HELLO], r"prompt\[1\]: role 'system' is out of order"),
         ([SYSTEM, HELLO, HI, HI], r"prompt\[3\]: role 'assistant' is out of order"),
         ([HELLO, HI], r"prompt\[1\]: the last message must be the user's, .* prefix"),
+        ([HELLO, HI, user("\ud800")], r"prompt\[2\]: content is not valid Unicode"),
+        ("\ud800", "prompt is not valid Unicode"),
         ([SYSTEM], r"prompt\[0\]: the last message must be the user's"),
     ],
 )

@@ -700,3 +700,22 @@ def test_nothing_but_the_seed_matters(letters):
     first = explain.temperature_series("ab", model=letters, max_new_tokens=10)
     assert torch.equal(torch.get_rng_state(), before)
     assert explain.temperature_series("ab", model=letters, max_new_tokens=10) == first
+
+
+def test_beam_tree_is_of_one_text():
+    with pytest.raises(ValueError, match="prompt must be one text, got"):
+        explain.beam_tree(["ab", "c"], model=built("bytes"))
+
+
+@pytest.mark.parametrize("first", ["a", "<s>", "the the"])
+def test_stops_and_prefixes_have_no_space_that_nobody_gave(first):
+    """SentencePiece adds a space before a text, and drops the first one of a decoded text."""
+    pieces = built("pieces")
+    options = {"model": pieces, "strategy": "greedy", "max_new_tokens": 8}
+    rows = genkit.generate([first, "the cat"], prefix="the", **options)
+    assert all(row.completion.startswith("the") for row in rows)
+    spaced = genkit.generate("the cat", prefix=" the", **options)
+    assert spaced.completion.startswith(" the")
+    stopped = genkit.generate([first, "the cat"], stop=" ", **options | {"max_new_tokens": 40})
+    alone = genkit.generate("the cat", stop=" ", **options | {"max_new_tokens": 40})
+    assert (stopped[1].tokens, stopped[1].finish) == (alone.tokens, alone.finish)

@@ -419,7 +419,7 @@ def test_bad_candidates_are_named(options, message):
     ("options", "message"),
     [
         ({"text": []}, r"text: \[\]"),
-        ({"text": ["a", None]}, "text: None"),
+        ({"text": ["a", None]}, "text must be a text, got None"),
         ({"lexicon": []}, r"lexicon: \[\]"),
         ({"lexicon": "some text"}, "lexicon: a str "),
         ({"lexicon": ["two words"]}, "lexicon: 'two words'"),

@@ -1,5 +1,6 @@
 """What a writer never does, whatever the strategy and however much is ruled out."""
 
+import functools
 import itertools
 import string
 
@@ -9,6 +10,7 @@ from builders import byte_model, letter_model, small_model
 import genkit
 from genkit.text import explain, token_names
 from genkit.text.language_model import LanguageModel
+from genkit.text.strategies import Rules
 
 LETTERS = string.ascii_lowercase + " "
 STRATEGIES = {
@@ -217,6 +219,29 @@ def test_decode_whole_of_bytes_as_tokens(data, text):
     tokenizer = small_model("llama").tokenizer
     ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in data]
     assert token_names.decode_whole(tokenizer, ids) == text
+
+
+def test_a_stop_is_found_after_a_long_run_of_bytes_and_ids_without_a_token_do_no_harm():
+    tokenizer = small_model("llama").tokenizer
+    ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "龘龘🤖".encode()]
+    rules = Rules(
+        longest=99,
+        stops=("🤖",),
+        bytes=token_names.byte_tokens(tokenizer),
+        decode=functools.partial(token_names.decode_whole, tokenizer),
+    )
+    ends = [rules.finish(ids[: i + 1]) for i in range(len(ids))]
+    assert ends == [None] * (len(ids) - 1) + ["stop"]
+    lacking = [*ids[:2], 10**6]
+    assert "龘" not in token_names.decode_whole(tokenizer, lacking)
+
+
+def test_stops_of_a_row_do_not_depend_on_the_first_prompt(of_bytes):
+    options = {"model": of_bytes, "strategy": "stochastic", "seed": [1, 2], "max_new_tokens": 30}
+    for first in ("a", "é", " "):
+        rows = genkit.generate([first, "The "], stop=[" ", "e", "a"], **options)
+        alone = genkit.generate("The ", stop=[" ", "e", "a"], **options | {"seed": 2})
+        assert (rows[1].tokens, rows[1].finish) == (alone.tokens, alone.finish)
 
 
 def test_bad_words_with_the_replacement_character_leave_whole_characters(of_bytes):

@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 import genkit
 from genkit.data import characters, corpus, tokens, words
 from genkit.qa import windows
-from genkit.text import scoring, task
+from genkit.text import chats, scoring, task
 from genkit.text.language_model import LanguageModel
 from genkit.text.samples import sample_page
 
@@ -245,3 +245,12 @@ def test_our_tokenizers_read_all_as_text(tmp_path):
     assert made.decode(tokens.encode_text(made, "a <eos> <unk>")) == "a <eos> <unk>"
     own = characters.make_tokenizer("<eos> 0x41")
     assert own.decode(tokens.encode_text(own, "<eos> <0x41>")) == "<eos> <0x41>"
+
+
+def test_a_chat_that_spells_a_piece_of_the_vocabulary_is_refused_for_that_reason(language):
+    made = MADE["unigram"]()
+    made.chat_template = "{{ messages[0]['content'] }}</s>"
+    spoken = LanguageModel(language.model, made, "tiny", compiled=False)
+    message = [{"role": "user", "content": "the </s> end"}]
+    with pytest.raises(ValueError, match="prompt: a content spells a control token"):
+        chats.read_chat(message, "prompt", spoken)

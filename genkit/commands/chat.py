@@ -26,7 +26,7 @@ EXAMPLES = """\
 
 Ctrl-C stops a reply and keeps what was written; Ctrl-D ends. These lines are commands:
   /undo         forget the last message and its reply
-  /retry        replace the last reply by one of a new seed
+  /retry        replace the last reply by one of a new seed, or of that of a /seed before it
   /seed N       draw the next reply by seed N, the ones after it by N + 1, ...
   /system TEXT  set the system message; without TEXT: remove it
   /save FILE    write the conversation to a JSON file, with the seed of each reply
@@ -35,7 +35,7 @@ Ctrl-C stops a reply and keeps what was written; Ctrl-D ends. These lines are co
 A message that begins with / is written with two: //etc is a folder.
 """
 # arguments of generate that a conversation does not take, or that are added below
-OWN = ("model", "compile", "trust_remote_code", "n_best")
+OWN = ("model", "compile", "trust_remote_code", "n_best", "parse_special")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +51,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: dict[str, Any]) -> None:
     """Talk until the input ends."""
     options = common.written_options(arguments)
-    from genkit.text import chat_history
+    from genkit.text import chat_history, chats
     from genkit.text.language_model import load_language_model
-    from genkit.text.options import LOAD
+    from genkit.text.options import LOAD, GenerationOptions, check_options
 
     history: list[Entry] = []
     if "history" in options:
         history = chat_history.read_history(options.pop("history"), "--history")
+        chats.check_turns(chat_history.as_messages(history), "--history")
     if "system" in options:
         history = chat_history.with_system(history, options.pop("system"))
     seed = options.pop("seed", None)
@@ -65,12 +66,15 @@ def run(arguments: dict[str, Any]) -> None:
         raise ValueError(f"--seed: give one number; the replies have it and those after it: {seed}")
     console.silence_libraries()
     loading = {name: options.pop(name) for name in LOAD if name in options}
-    language = load_language_model(options.pop("model"), **loading)
+    name = options.pop("model")
+    check_options(GenerationOptions(seed=seed, **options))
+    language = load_language_model(name, **loading)
     if "draft" in options:
         loading.pop("revision", None)
-        options["draft"] = load_language_model(options["draft"], **loading)
-    conversation = Conversation(language, options, history, seed)
-    if history and history[-1]["role"] == "user":
+        options["draft"] = load_language_model(options["draft"], **loading, argument="draft")
+    asked = bool(history) and history[-1]["role"] == "user"
+    conversation = Conversation(language, options, history[:-1] if asked else history, seed)
+    if asked:
         conversation.answer(history)
     if sys.stdin.isatty():
         _talk(conversation)
@@ -119,6 +123,7 @@ class Conversation:
     options: dict[str, Any]  # of generate
     history: list[Entry]
     seed: int | None = None  # of the next reply; None: a random one
+    seed_is_new: bool = False  # set by /seed, and no reply has it yet
     ended: bool = False
 
     def take(self, line: str) -> None:
@@ -163,6 +168,7 @@ class Conversation:
         reply = _write(history, self.language, options)
         if seed is None and self.seed is not None:
             self.seed += 1
+        self.seed_is_new = False
         if reply is not None:
             self.history = [*history, reply]
 
@@ -182,12 +188,15 @@ class Conversation:
 
         if not self._draws():
             raise ValueError("/retry: this strategy draws nothing, so the reply would be the same")
-        self.answer(without_reply(self.history), secrets.randbits(31))
+        seed = None if self.seed_is_new else secrets.randbits(31)
+        self.answer(without_reply(self.history), seed)
 
     def _set_seed(self, value: str) -> None:
         if not value.isdecimal():
             raise ValueError(f"/seed takes a whole number, got {value!r}")
-        self.seed = int(value)
+        if not self._draws():
+            raise ValueError(f"/seed {value}: this strategy draws nothing")
+        self.seed, self.seed_is_new = int(value), True
 
     def _set_system(self, value: str) -> None:
         from genkit.text.chat_history import with_system
@@ -256,5 +265,5 @@ def _describe(record: Generation | None, own: dict[str, Any], written: bool) -> 
     elif written:
         facts.append("stopped; what was written is kept")
     else:
-        facts.append("stopped before a word was written; your message is forgotten")
+        facts.append("stopped before a word was written; the conversation is as it was before")
     return f"({', '.join(facts)})"

@@ -68,7 +68,7 @@ def describe(folder: Path) -> str:
     return f"{found[1].replace('--', '/')} at {found[2]}" if found else str(folder)
 
 
-def check_text(text: str, argument: str) -> None:
+def check_no_file(name: str, text: str) -> None:
     """Refuse the name of a file where a text is meant.
 
     Raises:
@@ -76,6 +76,6 @@ def check_text(text: str, argument: str) -> None:
     """
     if re.fullmatch(r"\S*[./]\S*", text) and os.path.isfile(text):  # noqa: PTH113  as above
         raise ValueError(
-            f"{argument} must be a text, and {text!r} is the name of a file; give what is in it: "
+            f"{name} must be a text, and {text!r} is the name of a file; give what is in it: "
             f"pathlib.Path({text!r}).read_text()"
         )

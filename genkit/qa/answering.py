@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from genkit import console, machine
-from genkit.arguments import explain_names
+from genkit.arguments import check_unicode, explain_names
 from genkit.hub import names
 from genkit.qa.reader import DEFAULT, Reader, load_reader
 from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
@@ -251,16 +251,11 @@ def _named(name: str, given: str | Sequence[str], row: int) -> str:
 
 
 def _check_text(name: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"{name} must be a text, got {text!r:.80}")
+    check_unicode(name, text)
     if not text or text.isspace():
         raise ValueError(f"{name} is empty{' but for spaces' if text else ''}; give a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} has half a surrogate pair: {error.reason}") from None
     if name.startswith("context"):
-        names.check_text(text, name)
+        names.check_no_file(name, text)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

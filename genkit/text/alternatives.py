@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from genkit import console, files, notebook
-from genkit.arguments import explain_names
+from genkit.arguments import check_unicode, explain_names
 from genkit.data.tokens import encode_text, split_at_control_tokens
 from genkit.errors import panics_are_errors
 from genkit.hub import names
@@ -163,12 +163,15 @@ def alternatives(
     """
     if isinstance(text, Generation) and prompt:
         raise ValueError(f"prompt={prompt!r} is for a str; a record has its own: leave it out")
+    if isinstance(text, str):
+        check_unicode("text", text)
+        names.check_no_file("text", text)
+    check_unicode("prompt", prompt)
     language = as_language(model, device)
     check_top(top, language)
     if isinstance(text, Generation):
         prompt, chosen, given = text.prompt, text.tokens, prompt_tokens(text, language)
     else:
-        names.check_text(text, "text")
         given, chosen = _split(text, prompt, language)
         prompt = prompt or token_names.decode(language.tokenizer, given)
     check_context("text", len(given) + len(chosen), language)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from genkit.arguments import check_unicode
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache
 from genkit.text.language_model import LanguageModel
@@ -45,11 +46,12 @@ def split_prompts(
         ValueError: there is nothing, or texts and messages side by side; or see `check_chat`.
     """
     if isinstance(prompt, str):
+        check_unicode("prompt", prompt)
         return [prompt], {}
     if isinstance(prompt, Mapping):
         raise ValueError(f"prompt: {reprlib.repr(prompt)} is one message; give a list of messages")
     if not isinstance(prompt, Iterable) or isinstance(prompt, bytes):
-        raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r:.80}, or a chat")
+        raise ValueError(f"prompt must be a text, a list of texts or a chat, got {prompt!r:.80}")
     parts: list[Any] = list(prompt)
     if not parts:
         raise ValueError("prompt: [] is empty; give at least one text or message")
@@ -57,7 +59,7 @@ def split_prompts(
         return [], {"prompt": check_chat(parts, "prompt")}
     if isinstance(parts[0], str):
         for i, part in enumerate(parts):
-            check_text(f"prompt[{i}]", part)
+            check_unicode(f"prompt[{i}]", part)
         return parts, {}
     for i, part in enumerate(parts):
         if isinstance(part, str) or not isinstance(part, Sequence):
@@ -67,16 +69,6 @@ def split_prompts(
             )
     names = [f"prompt[{i}]" for i in range(len(parts))]
     return [], {name: check_chat(chat, name) for name, chat in zip(names, parts, strict=True)}
-
-
-def check_text(name: str, text: Any) -> None:
-    """Raise ValueError for what is no text, or has half a surrogate pair."""
-    if not isinstance(text, str):
-        raise ValueError(f"{name} must be a text, got {text!r:.80}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is not valid Unicode: {error}") from None
 
 
 def check_chat(chat: Chat, name: str) -> list[dict[str, str]]:
@@ -90,8 +82,19 @@ def check_chat(chat: Chat, name: str) -> list[dict[str, str]]:
     """
     if not chat:
         raise ValueError(f"{name}: the chat has no message; give at least one of the user's")
+    messages = check_turns(chat, name)
+    if messages[-1]["role"] != "user":
+        raise ValueError(
+            f"{name}[{len(messages) - 1}]: the last message must be the user's, got role "
+            f"{messages[-1]['role']!r}; add one, or give the beginning of a reply as prefix"
+        )
+    return messages
+
+
+def check_turns(chat: Chat, name: str) -> list[dict[str, str]]:
+    """Check a chat, whoever has its last word, and return its messages; see `check_chat`."""
     messages = [_check_message(message, f"{name}[{i}]") for i, message in enumerate(chat)]
-    first = int(messages[0]["role"] == "system")
+    first = int(bool(messages) and messages[0]["role"] == "system")
     for i, message in enumerate(messages[first:]):
         expected, role = ("user", "assistant")[i % 2], message["role"]
         if role != expected:
@@ -99,11 +102,6 @@ def check_chat(chat: Chat, name: str) -> list[dict[str, str]]:
                 f"{name}[{first + i}]: role {role!r} is out of order, {expected!r} comes here; "
                 "a system message may come first, then user and assistant take turns"
             )
-    if messages[-1]["role"] != "user":
-        raise ValueError(
-            f"{name}[{len(messages) - 1}]: the last message must be the user's, got role "
-            f"{messages[-1]['role']!r}; add one, or give the beginning of a reply as prefix"
-        )
     return messages
 
 
@@ -126,6 +124,7 @@ def _check_message(message: Any, name: str) -> dict[str, str]:
             f"{name}: content must be a text, got {reprlib.repr(content)}; "
             "images and other parts are not read"
         )
+    check_unicode(f"{name}: content", content)
     return {"role": role, "content": content}
 
 
@@ -174,11 +173,13 @@ def read_chat(
         history = _write(messages, count, name, language)
     if len(history.tokens) > room:
         what = "the last turn alone is" if overflow == "drop_oldest" else "the chat is"
-        advice = "" if overflow == "drop_oldest" else ", or pass overflow='drop_oldest'"
+        reply = f"; with max_new_tokens={max_new_tokens} that is" if max_new_tokens else ","
+        advice = ", lower max_new_tokens" if max_new_tokens else ""
+        if max_new_tokens and overflow == "error":
+            advice += ", or pass overflow='drop_oldest'"
         raise ValueError(
-            f"{name}: {what} {len(history.tokens)} tokens; with max_new_tokens={max_new_tokens} "
-            f"that is more than the model's context of {context}; shorten it, lower "
-            f"max_new_tokens{advice}"
+            f"{name}: {what} {len(history.tokens)} tokens{reply} more than the model's context of "
+            f"{context}; shorten it{advice}"
         )
     return history
 
@@ -227,6 +228,11 @@ def _apply_template(
         )
     except Exception as error:  # a template is the model's own program: it may raise anything
         reason = " ".join(str(error).split())
+        if options.get("sanitize_control_tokens") and reason.startswith("Can't sanitize"):
+            raise ValueError(
+                f"{name}: a content spells a control token, and the tokenizer of {language.name} "
+                f"cannot read it as text ({reason}); leave it out"
+            ) from error
         raise ValueError(
             f"{name} cannot be written by the chat template of {language.name}: {reason}"
         ) from error

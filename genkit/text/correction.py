@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from genkit import console
-from genkit.arguments import explain_names
+from genkit.arguments import check_unicode, explain_names
 from genkit.hub import names
 from genkit.notebook import TextRecord
 from genkit.text.language_model import LanguageModel, as_language_model
@@ -135,9 +135,8 @@ def _check_texts(text: str | Sequence[str]) -> list[str]:
     if not texts:
         raise ValueError("text: [] is empty; give at least one text")
     for each in texts:
-        if not isinstance(each, str):
-            raise ValueError(f"text: {each!r} is not a str")
-        names.check_text(each, "text")
+        check_unicode("text", each)
+        names.check_no_file("text", each)
     return texts
 
 

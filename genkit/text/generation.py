@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from genkit.arguments import explain_names
+from genkit.data.tokens import control_tokens
 from genkit.notebook import TextRecord
 from genkit.text import logits, strategies, token_names
 from genkit.text.chats import Chat
@@ -324,6 +325,8 @@ def trace_beams(
     length_penalty: float | None = None,
 ) -> tuple[list[list[logits.Candidate]], Generation]:
     """Search with beams and also return the candidates of every step, best first."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt must be one text, got {prompt!r:.80}")
     task = prepare_task(
         prompt,
         model,
@@ -375,7 +378,11 @@ def _text(task: Task, row: int, tokens: list[int], ended: bool = False) -> str:
 
 
 def _finished_text(task: Task, row: int, completion: strategies.Completion) -> str:
-    text = _text(task, row, completion.tokens, ended=True)
+    tokens = completion.tokens
+    control = control_tokens(task.language.tokenizer).values()  # not all are marked as special
+    if completion.finish == "eos" and tokens[-1] in control:
+        tokens = tokens[:-1]
+    text = _text(task, row, tokens, ended=True)
     if completion.finish != "stop":
         return text
     before = len(_text(task, row, completion.tokens[:-1]))
@@ -394,7 +401,7 @@ def _pieces(task: Task) -> Iterator[Piece]:
         else:
             tokens = best.tokens[: best.settled]
             while tokens and token_names.BYTE.fullmatch(
-                task.language.tokenizer.convert_ids_to_tokens(tokens[-1])
+                task.language.tokenizer.convert_ids_to_tokens(tokens[-1]) or ""
             ):
                 tokens.pop()  # bytes in a row are decoded together: another could change them all
             text = _certain_part(_text(task, row, tokens), task.options.stop)

@@ -9,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from genkit.arguments import check_unicode
 from genkit.seeds import is_whole
 from genkit.text.language_model import LanguageModel
 from genkit.text.logits import COLDEST
@@ -93,11 +94,12 @@ def check_options(options: GenerationOptions) -> GenerationOptions:
         strings = (given,) if isinstance(given, str) else given or ()
         if not isinstance(strings, Sequence) or not all(isinstance(x, str) for x in strings):
             raise ValueError(f"{name} must be a text or a list of texts, got {given!r:.80}")
+        for string in strings:
+            check_unicode(name, string)
         if "" in strings:
             raise ValueError(f"{name}: an empty string is in every text; leave it out")
         texts[name] = tuple(strings)
-    if not isinstance(options.prefix, str):
-        raise ValueError(f"prefix must be a text, got {options.prefix!r:.80}")
+    check_unicode("prefix", options.prefix)
     for word in texts["bad_words"]:
         if word in options.prefix:
             raise ValueError(f"bad_words: {word!r} is in the prefix {options.prefix!r}")
@@ -211,8 +213,9 @@ def _check_counts(options: GenerationOptions) -> None:
         optional = name not in ("max_new_tokens", "min_new_tokens")
         if not is_whole(value) and not (optional and value is None):
             raise ValueError(f"{name} must be a whole number, got {value!r:.80}")
-        if value is not None and value < (name != "min_new_tokens"):
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+        least = int(name != "min_new_tokens")
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
     if not 0 <= options.min_new_tokens <= options.max_new_tokens:
         raise ValueError(
             f"min_new_tokens must be between 0 and max_new_tokens={options.max_new_tokens}, "

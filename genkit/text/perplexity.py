@@ -146,7 +146,7 @@ def _encode_utf8(name: str, document: str) -> bytes:
         raise ValueError(f"{name} must be a text, got {document!r}")
     if not document:
         raise ValueError(f"{name} is empty; give a text of two tokens or more")
-    names.check_text(document, name)
+    names.check_no_file(name, document)
     try:
         return document.encode()
     except UnicodeEncodeError as error:

@@ -38,6 +38,7 @@ class Rules:
     last: int | None = None  # the token that some encoder-decoders must end with
     penalties: Penalties = field(default_factory=Penalties)
     special: frozenset[int] = frozenset()  # tokens that have no text
+    bytes: frozenset[int] = frozenset()  # tokens of which a run is decoded together
     decode: Callable[[list[int]], str] = field(default=str, compare=False)  # no half characters
 
     def forced(self, step: int) -> int | None:
@@ -66,7 +67,10 @@ class Rules:
         longest = max(len(text.encode()) for text in texts)
         seen = (token for token in reversed(tokens) if token not in self.special)
         # a token is a byte or more; 4 for a character
-        tail = list(itertools.islice(seen, longest + 4))[::-1]
+        tail = list(itertools.islice(seen, longest + 4))
+        if tail[-1] in self.bytes:
+            tail += itertools.takewhile(self.bytes.__contains__, seen)
+        tail.reverse()
         now, before = self.decode(tail), len(self.decode(tail[:-1]))
         return any(now.find(text, max(0, before - len(text) + 1)) >= 0 for text in texts)
 

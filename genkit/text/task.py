@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from genkit.data import characters
-from genkit.data.tokens import encode_text
+from genkit.data.tokens import control_tokens, encode_text
 from genkit.engine import decoder
 from genkit.errors import panics_are_errors
 from genkit.seeds import row_seeds
@@ -67,6 +67,8 @@ def prepare_task(
     seeds = tuple(row_seeds(options.seed, count, "a prompt")) if drawn else None
     if prompts and options.overflow != "error":
         raise ValueError(f"overflow={options.overflow!r} is for chats, and prompt is a text")
+    if asked and not options.parse_special:
+        raise ValueError("parse_special=False is for texts; in a chat every content is text anyway")
     model = as_language_model(model, **loading)
     draft = options.draft
     if draft is not None and not isinstance(draft, LanguageModel):
@@ -75,8 +77,11 @@ def prepare_task(
     limits = options.overflow, options.max_new_tokens
     histories = [chats.read_chat(chat, name, model, *limits) for name, chat in asked.items()]
     prompts = prompts or [history.text for history in histories]
-    special = options.parse_special
-    rows = [h.tokens for h in histories] or [encode_prompt(p, model, special) for p in prompts]
+    single = isinstance(prompt, str) or "prompt" in asked
+    rows = [h.tokens for h in histories] or [
+        encode_prompt(text, model, options.parse_special, "prompt" if single else f"prompt[{i}]")
+        for i, text in enumerate(prompts)
+    ]
     prefix = _encode_prefix(options.prefix, model)
     first = model.model.generation_config.forced_bos_token_id
     if model.model.config.is_encoder_decoder:
@@ -90,7 +95,6 @@ def prepare_task(
     context = kv_cache.context_length(model.model)
     if read + options.max_new_tokens > context:
         _warn_beyond(model.name, context)
-    single = isinstance(prompt, str) or "prompt" in asked
     return Task(model, single, prompts, histories, rows, prefix, seeds, options, draft)
 
 
@@ -123,17 +127,19 @@ def _check_speculation(
 
 
 @panics_are_errors()
-def encode_prompt(prompt: str, language: LanguageModel, parse_special: bool = True) -> list[int]:
+def encode_prompt(
+    prompt: str, language: LanguageModel, parse_special: bool = True, name: str = "prompt"
+) -> list[int]:
     """Turn a prompt into the tokens that the model reads.
 
     Args:
         parse_special: find special tokens in it; without, it is text throughout.
+        name: of the prompt, for messages of errors.
 
     Raises:
         ValueError: it is empty, too long, or has characters that a character model does not know.
     """
-    chats.check_text("prompt", prompt)
-    _check_known("prompt", prompt, language)
+    _check_known(name, prompt, language)
     if parse_special:
         tokens = list(language.tokenizer(prompt).input_ids)
     else:
@@ -141,11 +147,11 @@ def encode_prompt(prompt: str, language: LanguageModel, parse_special: bool = Tr
     if not tokens:
         tokens = language.possible(language.tokenizer.bos_token_id)
     if not tokens:
-        raise ValueError("prompt is empty, and this model has no start token; give some text")
+        raise ValueError(f"{name} is empty, and this model has no start token; give some text")
     context = kv_cache.context_length(language.model)
     if len(tokens) > context:
         raise ValueError(
-            f"prompt: {len(tokens)} tokens are more than the model's context of {context}; "
+            f"{name}: {len(tokens)} tokens are more than the model's context of {context}; "
             f"give the last {context} of them"
         )
     return tokens
@@ -155,7 +161,17 @@ def encode_prompt(prompt: str, language: LanguageModel, parse_special: bool = Tr
 def _encode_prefix(prefix: str, language: LanguageModel) -> list[int]:
     """Turn a prefix into tokens of text: all of it is in the completion."""
     _check_known("prefix", prefix, language)
-    return encode_text(language.tokenizer, prefix) if prefix else []
+    if not prefix:
+        return []
+    tokenizer = language.tokenizer
+    tokens = encode_text(tokenizer, prefix)
+    before = [] if language.model.config.is_encoder_decoder else token_names.anchor(tokenizer)
+    start = len(token_names.decode(tokenizer, before))
+    if token_names.decode(tokenizer, before + tokens)[start:] == prefix:
+        return tokens
+    line = encode_text(tokenizer, "\n")  # in the midst of a text SentencePiece adds no space
+    whole = encode_text(tokenizer, "\n" + prefix)
+    return whole[len(line) :] if whole[: len(line)] == line else tokens
 
 
 def _check_known(name: str, text: str, language: LanguageModel) -> None:
@@ -185,7 +201,6 @@ def start_strategy(
     kept: kept_keys.KeptTexts | None = None
     if task.histories:
         kept = task.language.kept if kept_keys.keys_stay(task.language.model) else None
-        rules = replace(rules, ends=rules.ends | chats.end_of_turn(task.language))
     states = options.strategy == "contrastive"
     reader = kv_cache.read_prompts(task.language.stepper, task.rows, states, kept)
     completions = _start(task, reader, rules, trace)
@@ -247,10 +262,14 @@ def _rules(task: Task) -> strategies.Rules:
     banned = [words[0] for words in settings.bad_words_ids or () if len(words) == 1]
     last = possible(settings.forced_eos_token_id)
     seq2seq = task.language.model.config.is_encoder_decoder
+    ends = frozenset(possible(settings.eos_token_id))
+    if task.histories:
+        ends |= chats.end_of_turn(task.language)
+    control = control_tokens(task.language.tokenizer).values()  # not all are marked as special
     return strategies.Rules(
         longest=options.max_new_tokens,
         shortest=options.min_new_tokens,
-        ends=frozenset(possible(settings.eos_token_id)),
+        ends=ends,
         never=tuple(possible([*(settings.suppress_tokens or ()), *banned])),
         stops=tuple(options.stop),
         banned=tuple(options.bad_words),
@@ -259,7 +278,8 @@ def _rules(task: Task) -> strategies.Rules:
         penalties=logits.Penalties(
             options.repetition_penalty, options.frequency_penalty, options.no_repeat_ngram
         ),
-        special=token_names.special_tokens(task.language.tokenizer),
+        special=token_names.special_tokens(task.language.tokenizer) | ends.intersection(control),
+        bytes=token_names.byte_tokens(task.language.tokenizer),
         decode=_completion_decoder(task),
     )
 
@@ -268,8 +288,6 @@ def _completion_decoder(task: Task) -> Callable[[list[int]], str]:
     """Return a function that decodes the tokens of a completion, as they follow its prompt."""
     decode = functools.partial(token_names.decode_whole, task.language.tokenizer)
     seq2seq = task.language.model.config.is_encoder_decoder
-    # some tokenizers drop the first token's space: a token before it that has a text of its own
-    before = () if seq2seq else ([token] for token in reversed(task.rows[0]))
-    anchor = next((ids for ids in before if decode(ids).strip("\ufffd")), [])
+    anchor = [] if seq2seq else token_names.anchor(task.language.tokenizer)
     start = len(decode(anchor))
     return lambda tokens: decode(anchor + tokens)[start:]

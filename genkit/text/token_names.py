@@ -55,14 +55,20 @@ def percent(share: float) -> str:
 
 def names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Name tokens: the visible text of each, or its bytes, as in ⟨F0⟩⟨9F⟩."""
-    anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]  # some drop a first space
-    start = len(decode(tokenizer, anchor))
+    before = anchor(tokenizer)
+    start = len(decode(tokenizer, before))
     found = []
     for i in ids:
-        text = decode(tokenizer, [*anchor, i], skip_special_tokens=False)[start:]
+        text = decode(tokenizer, [*before, i], skip_special_tokens=False)[start:]
         if "\ufffd" in text:
             text = _bytes_of(tokenizer.convert_ids_to_tokens(i)).decode(errors="surrogateescape")
         found.append(visible(text) or f"⟨{i}⟩")
+    return found
+
+
+def anchor(tokenizer: Any) -> list[int]:
+    """Return a token of text to decode others after: some tokenizers drop the first one's space."""
+    found: list[int] = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     return found
 
 
@@ -106,6 +112,12 @@ def special_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset(added.union(tokenizer.all_special_ids))
 
 
+def byte_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens of SentencePiece that are bytes; a run of them is decoded together."""
+    found = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in range(256)])
+    return frozenset(found) - {None, tokenizer.unk_token_id}
+
+
 def decode_whole(tokenizer: Any, ids: list[int]) -> str:
     """Decode tokens up to the last character of which all bytes are there; see `decode`.
 
@@ -119,7 +131,7 @@ def _count_pending(tokenizer: Any, ids: list[int]) -> int:
     """Count the U+FFFD at the end of a text that stand for the first bytes of a character."""
     special = special_tokens(tokenizer)
     seen = (token for token in reversed(ids) if token not in special)
-    names = map(tokenizer.convert_ids_to_tokens, seen)
+    names = (tokenizer.convert_ids_to_tokens(token) or "" for token in seen)  # "": it lacks it
     first = next(names)
     if BYTE.fullmatch(first):  # each byte of a run is U+FFFD unless all are characters
         run = [first, *itertools.takewhile(BYTE.fullmatch, names)]
