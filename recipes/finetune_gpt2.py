@@ -28,12 +28,12 @@ from genkit.hub import card, download
 from genkit.models import lm, lora
 from genkit.text.kv_cache import context_length
 from genkit.text.language_model import DEFAULT, REVISION
-from genkit.text.samples import example_prompt, sample_page
+from genkit.text.samples import example_prompt
 from genkit.training.optim import optimizers
 from genkit.training.progress import count_steps
 from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
-from genkit.training.text_data import TextSettings
+from genkit.training.text_data import TextSettings, write_samples
 
 # ---- settings
 
@@ -161,11 +161,7 @@ def evaluate(
     context = settings.context
     windows = run.shard(math.ceil((len(corpus.val) - 1) / context))
     nats, tokens = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
-    if run.is_main:
-        prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
-        compiles = run.settings.compile
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100, compiles)
-        run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
+    write_samples(run, corpus, network, PROMPT, 100)
     return {
         "val_loss": nats / tokens,
         "perplexity": math.exp(nats / tokens),

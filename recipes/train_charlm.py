@@ -26,11 +26,11 @@ from genkit.errors import clean_errors
 from genkit.hub import card, download
 from genkit.models import lm
 from genkit.text.language_model import LanguageModel
-from genkit.text.samples import example_prompt, sample_page
+from genkit.text.samples import example_prompt
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
-from genkit.training.text_data import TextSettings
+from genkit.training.text_data import TextSettings, write_samples
 
 # ---- settings
 
@@ -55,8 +55,7 @@ class Settings(TextSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        if self.init_from:
-            download.check_exists(self.init_from, "--init_from")
+        download.check_exists(self.init_from, "--init_from")
         if self.init_from and self.output_dir == Settings.output_dir:
             self.output_dir = "runs/charlm-tuned"
 
@@ -154,11 +153,7 @@ def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float
     windows = run.shard(math.ceil((len(corpus.val) - 1) / context))
     nats, count = run.sum(lm.total_loss(network, corpus.val, context, windows)).tolist()
     metrics = {"val_loss": nats / count, "bits_per_character": nats / count / math.log(2)}
-    if run.is_main:
-        prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
-        compiles = run.settings.compile
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 200, compiles)
-        run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
+    write_samples(run, corpus, network, PROMPT, 200)
     network.train()
     return metrics
 

@@ -77,8 +77,7 @@ class Settings(ImageSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        if self.extractor:
-            download.check_exists(self.extractor, "--extractor")
+        download.check_exists(self.extractor, "--extractor")
         if self.objective == "flow" and (self.min_snr or self.schedule):
             name = "min_snr" if self.min_snr else "schedule"
             raise ValueError(f"--{name} {getattr(self, name)} excludes --objective flow")
@@ -190,8 +189,8 @@ def make_batch(
         images and noise, (n, channels, height, width); labels, (n,); times, alpha and sigma, (n,).
     """
     _, which = order(rows)
-    turn, slots = rows[0] // run.batch_size, torch.from_numpy(rows % run.batch_size)
-    words = np.random.SeedSequence((settings.seed, int(turn)))
+    slots = torch.from_numpy(rows - run.first_row)
+    words = np.random.SeedSequence((settings.seed, run.turn))
     seed = int(words.generate_state(1, np.uint64)[0])
     generator, count = torch.Generator().manual_seed(seed), run.batch_size
     noise = torch.randn(count, *train.size, generator=generator)[slots]
@@ -255,7 +254,6 @@ def save_pictures(
         run.folder.path,
         run.progress.step,
         sampling.draw_samples(pipeline, seeds, labels, options),
-        caption=lambda step: f"{step * run.batch_size:,} images shown",
     )
 
 
@@ -326,7 +324,7 @@ def save_model(
         library="diffusers",
         about=f"{network.num_parameters():,} parameters, objective {settings.objective}, trained "
         f"on {len(train):,} images of {settings.images}, of which it was shown "
-        f"{run.progress.step * run.batch_size:,}.",
+        f"{run.progress.rows:,}.",
         usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "

@@ -112,8 +112,7 @@ class Settings(ImageSettings):
         """Refuse what cannot work, before any long work."""
         self.conditional = self.conditional or self.preset == "ac_wgan"
         super().__post_init__()
-        if self.extractor:
-            download.check_exists(self.extractor, "--extractor")
+        download.check_exists(self.extractor, "--extractor")
         if self.compile:
             raise ValueError("--compile is impossible: a penalty needs the gradient of a gradient")
         for name in ("generator_conditioning", "discriminator_conditioning"):
@@ -268,8 +267,8 @@ def make_batch(
 ) -> Batch:
     """Look up images and draw random numbers: the same for a row at any number of processes."""
     _, which = order(rows)
-    turn, slots = rows[0] // run.batch_size, torch.from_numpy(rows % run.batch_size)
-    words = np.random.SeedSequence((settings.seed, int(turn), network))
+    slots = torch.from_numpy(rows - run.first_row)
+    words = np.random.SeedSequence((settings.seed, run.turn, network))
     seed = int(words.generate_state(1, np.uint64)[0])
     generator, count = torch.Generator().manual_seed(seed), run.batch_size
     noise = torch.randn(count, settings.latent_dim, generator=generator)[slots]
@@ -334,13 +333,7 @@ def save_pictures(run: Run, settings: Settings, pipeline: gan.GANPipeline, train
         run.folder.path,
         run.progress.step,
         2 * samples - 1,
-        caption=lambda step: f"{step * images_a_step(settings):,} images shown",
     )
-
-
-def images_a_step(settings: Settings) -> int:
-    """Return how many real images the discriminator is shown in a step."""
-    return settings.critic_steps * settings.batch_size
 
 
 # ---- save
@@ -353,7 +346,7 @@ def save_model(
     network, raw = run.weights("generator"), run.networks["generator"].module
     vendoring.save_pipeline(gan.GANPipeline(network), path)
     gan.Generator.save_pretrained(raw, path / "generator", variant=gan.RAW)
-    shown = run.progress.step * images_a_step(settings)
+    shown = run.progress.rows * settings.critic_steps  # real images
     labels = f", labels={[i % len(train.names) for i in range(4)]}" if settings.conditional else ""
     card.write_card(
         path,

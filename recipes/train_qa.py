@@ -79,8 +79,7 @@ class Settings(RunSettings):
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
         squad.check_source(self.data)
-        if self.val_data is not None:
-            squad.check_source(self.val_data, "val_data")
+        squad.check_source(self.val_data, "val_data")
         for name in ("depth", "width", "heads", "vocab_size"):
             if getattr(self, name) is not None and not self.from_scratch:
                 raise ValueError(f"--{name} {getattr(self, name)} requires --from_scratch")

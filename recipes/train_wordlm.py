@@ -24,11 +24,11 @@ from genkit.data.order import Windows
 from genkit.errors import clean_errors
 from genkit.hub import card
 from genkit.models import lm
-from genkit.text.samples import example_prompt, sample_page
+from genkit.text.samples import example_prompt
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
-from genkit.training.text_data import TextSettings
+from genkit.training.text_data import TextSettings, write_samples
 
 # ---- settings
 
@@ -127,11 +127,7 @@ def evaluate(run: Run, corpus: Corpus, context: int) -> dict[str, float]:
         "bits_per_character": (nats / math.log(2) + spelling) / corpus.val_characters,
         "unknown": unknown,
     }
-    if run.is_main:
-        prompt = example_prompt(corpus.val, network, corpus.tokenizer, PROMPT)
-        compiles = run.settings.compile
-        page = sample_page(run.progress.step, prompt, network, corpus.tokenizer, 100, compiles)
-        run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
+    write_samples(run, corpus, network, PROMPT, 100)
     network.train()
     return metrics
 

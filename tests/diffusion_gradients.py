@@ -55,7 +55,7 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     loss = run.autocast(
         partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
     )
-    run.progress.step = 3
+    run.progress.step, run.progress.rows = 3, 3 * run.batch_size
     for rows in run.rows():
         run.backward(loss(model, *recipe.make_batch(run, settings, scheduler, train, order, rows)))
     parts = run.networks["model"].losses

@@ -71,7 +71,7 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     making = run.network("generator", generator, [])
     scoring = run.network("discriminator", discriminator, [], False)
     get_batch = partial(recipe.make_batch, run, settings, train, order)
-    run.progress.step = 1
+    run.progress.step, run.progress.rows = 1, run.batch_size
     for turn in range(settings.critic_steps):  # of which the last is kept
         discriminator.zero_grad()
         for rows in run.rows(turn, settings.critic_steps):

@@ -84,3 +84,28 @@ def test_two_hundred_kills_lose_nothing(processes):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "bit-identical to the unharmed run" in done.stdout
+
+
+AGREEING = """
+import sys, accelerate
+from genkit.training.processes import Processes
+
+run = Processes(accelerate.Accelerator())
+assert all(run.have_equal(f"text {i}") for i in range(20))
+assert not run.have_equal(f"text {run.is_main}")
+run.accelerator.wait_for_everyone()
+"""
+
+
+@pytest.mark.slow
+def test_have_equal_at_a_number_of_processes_that_is_no_power_of_two():
+    all_of_them = ON_CPU | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(PORT), "WORLD_SIZE": "3"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREEING],
+            cwd=ROOT,
+            env=os.environ | all_of_them | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "012"
+    ]
+    assert [process.wait(120) for process in running] == [0, 0, 0]

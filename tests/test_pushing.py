@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, constants
 
 import genkit
 from genkit.hub import card, pushing, staging
+from genkit.training.background_push import Pusher
 
 # ---- refused, each for its own reason, with nothing changed
 
@@ -126,6 +127,18 @@ def test_what_a_refused_push_has_created_stays_once_others_have_used_it(hub, fol
         HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="user/new")
         raise ValueError("refused")
     assert hub.tree("user/new")["notes.txt"] == b"mine"
+
+
+def test_a_run_whose_push_is_refused_leaves_nothing_new(hub, tmp_path):
+    for end in (Pusher.stop, Pusher.finish):
+        pusher = Pusher(tmp_path, "user/new", False, print)
+        assert "user/new" in hub.repositories
+        if end is Pusher.finish:
+            with pytest.raises(ValueError, match="The run is complete"):  # and has no model
+                end(pusher)
+        else:
+            end(pusher)
+        assert "user/new" not in hub.repositories
 
 
 # ---- the name in a card

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import warnings
+from functools import partial
 
 import diffusion_gradients
 import numpy as np
@@ -147,6 +148,24 @@ def test_batch_drops_the_asked_part_of_the_classes(tmp_path):
     dropped = labels == train.count_classes()
     assert 0.2 < dropped.float().mean() < 0.4
     assert torch.equal(labels[~dropped], train.classes(order(rows)[1])[~dropped])
+
+
+def test_a_batch_is_drawn_by_its_number_and_its_rows_by_their_place_in_it(tmp_path):
+    """So that after a change of the batch size none is drawn again, or across two."""
+    words = ["--batch_size", "8", "--dry_run", "--output_dir", str(tmp_path), "--compile", "no"]
+    with recipe_module("train_diffusion") as recipe:
+        settings = parse(recipe.Settings, recipe.preset, words)
+        train, scheduler = images.load_images("digits"), diffusion.make_scheduler("v")
+        order, run = Order(len(train), settings.seed), Run(settings)
+        batch = partial(recipe.make_batch, run, settings, scheduler, train, order)
+        run.progress.step, run.progress.rows = 3, 24
+        same = next(batch(rows)[1] for rows in run.rows())
+        run.progress.rows = 20  # the two steps before had 6 rows each
+        other = next(batch(rows) for rows in run.rows())
+    seed = int(np.random.SeedSequence((settings.seed, 2)).generate_state(1, np.uint64)[0])
+    drawn = torch.randn(8, *train.size, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(same, drawn) and torch.equal(other[1], drawn)
+    assert torch.equal(other[0], train.batch(order(np.arange(12, 20))[1]))
 
 
 def test_the_loss_is_of_images_from_everywhere():

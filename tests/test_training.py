@@ -286,7 +286,7 @@ def test_several_batches_a_step_go_through_the_order_once(tmp_path):
 
 
 def test_another_batch_size_goes_on_with_the_next_row(tmp_path):
-    taken = []
+    taken, turns = [], []
     for size, steps, resume in ((4, 3, False), (6, 5, True), (2, 6, True)):
         changed = settings(tmp_path, max_steps=steps, batch_size=size, resume=resume)
         with Run(changed) as run:
@@ -297,8 +297,11 @@ def test_another_batch_size_goes_on_with_the_next_row(tmp_path):
                 for turn in range(2):
                     for rows in run.rows(turn, 2):
                         run.backward(network(torch.ones(len(rows), 1)).square().mean())
+                        assert (rows - run.first_row).tolist() == list(range(size))
                         taken += rows.tolist()
+                    turns.append(run.turn)
                     run.update()
+    assert turns == list(range(2 * 6))
     assert taken == list(range(2 * (3 * 4 + 2 * 6 + 1 * 2)))
 
 

@@ -79,12 +79,14 @@ def find_images(source: ImageSource) -> tuple[str, Callable[[], EncodedImages]]:
     return _hub_dataset(source)
 
 
-def check_source(name: str, argument: str = "images") -> None:
-    """Refuse, before any long work, a name that no images can have.
+def check_source(name: str | None, argument: str = "images") -> None:
+    """Refuse, before any long work, a name that no images can have; None is no name.
 
     Raises:
         ValueError: it is neither here nor the id of a dataset, or an archive.
     """
+    if name is None:
+        return
     path = names.as_path(name, argument)
     if path.suffix.lower() in ARCHIVES and path.is_file():
         raise ValueError(f"{argument}: {name} is an archive; unpack it, and give its folder")

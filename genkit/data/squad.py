@@ -142,12 +142,14 @@ def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
     }
 
 
-def check_source(source: str, argument: str = "data") -> None:
-    """Refuse, before any long work, a name that no questions can have.
+def check_source(source: str | None, argument: str = "data") -> None:
+    """Refuse, before any long work, a name that no questions can have; None is no name.
 
     Raises:
         ValueError: it is neither here nor the id of a dataset.
     """
+    if source is None:
+        return
     path = names.as_path(source, argument)
     here = (path.is_file() and tables.find_kind(path)) or tables.is_saved_dataset(path)
     if not here and not names.is_dataset_id(source):

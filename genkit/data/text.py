@@ -54,12 +54,14 @@ def read_documents(
         yield from _read_rows(source, tables.ARROW, files, column, table_memory)
 
 
-def check_source(source: str, argument: str = "text") -> None:
-    """Refuse, before any long work, a name that no text can have.
+def check_source(source: str | None, argument: str = "text") -> None:
+    """Refuse, before any long work, a name that no text can have; None is no name.
 
     Raises:
         ValueError: it is neither here nor the id of a dataset.
     """
+    if source is None:
+        return
     here = names.as_path(source, argument).exists()
     if source != EMBEDDED and not here and not names.is_dataset_id(source):
         raise ValueError(

@@ -81,16 +81,20 @@ def fetch_settings(
     return folder
 
 
-def check_exists(name: str, argument: str = "model", hint: str = HINT) -> None:
+def check_exists(name: str | None, argument: str = "model", hint: str = HINT) -> None:
     """Refuse a name that is no Hub id unless there is such a folder; the Hub is not asked.
 
     Args:
+        name: folder or Hub id; None for no model, which is not refused.
         argument, hint: see `fetch`.
 
     Raises:
         ValueError: there is no such folder; the models beside it are named.
     """
-    if names.is_path(name) and not names.is_folder(name):
+    if name is None:
+        return
+    path = os.path.expanduser(name)  # noqa: PTH111  Path's own raises for unknown users
+    if names.is_path(path) and not names.is_folder(path):
         refuse_missing(name, argument, hint)
 
 

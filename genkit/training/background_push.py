@@ -30,7 +30,7 @@ class Pusher:
     def __init__(
         self, folder: Path, repository: str, private: bool, log: Callable[[str], None]
     ) -> None:
-        pushing.prepare_repository(repository, private)
+        self._created = pushing.prepare_repository(repository, private)
         self.folder, self.repository, self.private, self.log = folder, repository, private, log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -56,27 +56,31 @@ class Pusher:
             )
 
     def stop(self) -> None:
-        """End the push under way: what the repository holds stays whole."""
+        """End the push under way: what the repository holds stays whole; an empty new one goes."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
         shutil.rmtree(self.folder / STAGED, ignore_errors=True)
+        self._created.close()
 
     def finish(self) -> pushing.Pushed:
         """Wait for the push under way, then push the model of the finished run.
 
         Raises:
-            ValueError: it does not load, or the Hub refuses.
+            ValueError: it does not load, or the Hub refuses; a new repository without any is gone.
         """
-        if self._process is not None:
-            self._process.wait()
-            self._log_failure()
-        shutil.rmtree(self.folder / STAGED, ignore_errors=True)
-        try:
-            return pushing.push(self.folder, self.repository, private=self.private)
-        except ValueError as error:
-            again = f"genkit push {self.folder} {self.repository}"
-            raise ValueError(f"{error}. The run is complete; push its model by `{again}`") from None
+        with self._created:
+            if self._process is not None:
+                self._process.wait()
+                self._log_failure()
+            shutil.rmtree(self.folder / STAGED, ignore_errors=True)
+            try:
+                pushed = pushing.push(self.folder, self.repository, private=self.private)
+            except ValueError as error:
+                again = f"The run is complete; push its model by `genkit push {self.folder}"
+                raise ValueError(f"{error}. {again} {self.repository}`") from None
+            self._created.pop_all()  # it stays
+            return pushed
 
     def _log_failure(self) -> None:
         """Log how the last push ended, if it failed."""

@@ -39,8 +39,7 @@ class ImageSettings(RunSettings):
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
         check_source(self.images)
-        if self.val_images is not None:
-            check_source(self.val_images, "val_images")
+        check_source(self.val_images, "val_images")
 
 
 def load_for_run(

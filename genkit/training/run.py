@@ -83,6 +83,7 @@ class Run(Processes):
         self.clock = Clock()
         self.compile_seconds = 0.0
         self.batch_size = self._check_batch()
+        self.turn = self.first_row = 0  # of the global batch under way: its number, its start
         self._facts: dict[str, Any] = {}  # what the run is made of
         self._metrics: dict[str, float] = {}  # of the last step, for the log
         self._finite = True  # every update of the step under way
@@ -121,9 +122,6 @@ class Run(Processes):
             self._exit = stack.pop_all()
         return self
 
-    def _prepare_push(self, repository: str) -> None:
-        self._pusher = Pusher(self.folder.path, repository, self.settings.push_private, self.log)
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.processes > 1 and (kind is None or kind is SystemExit):
             # torch joins gloo's thread while it holds the lock that the thread needs to let go of
@@ -147,16 +145,17 @@ class Run(Processes):
             raise ValueError(f"data: the processes do not read the same; here it is {facts}")
         self._facts = facts
         self.on_main_process(lambda: self.folder.identify(facts, self.settings.accept_changes))
+        if repository := self.settings.push_to_hub:
+            options = self.folder.path, repository, self.settings.push_private, self.log
+            self._pusher = self.on_main_process(lambda: Pusher(*options))
         if self.settings.report_to:
             self._tracker.start(asdict(self.settings))
-        if repository := self.settings.push_to_hub:
-            self.on_main_process(lambda: self._prepare_push(repository))
 
     def log(self, text: str) -> None:
         """Print how the run goes, once; what a dry run says is its result."""
         if self.settings.dry_run:
             self.result(text)
-        elif self.is_main:
+        else:
             console.say(text)
 
     def result(self, text: str) -> None:
@@ -227,7 +226,6 @@ class Run(Processes):
         bar = console.bar(
             doing="training",
             total=1.0,
-            hidden=not self.is_main,
             initial=min(self.fraction, 1.0),
             delay=0,
             bar_format="{percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}",
@@ -278,8 +276,9 @@ class Run(Processes):
         Args:
             turn, turns: which batch this is of those that every step takes.
         """
-        first = (self.progress.rows - self.batch_size) * turns + turn * self.batch_size
-        positions = first + np.array(self.shard(self.batch_size))
+        self.turn = (self.progress.step - 1) * turns + turn
+        self.first_row = (self.progress.rows - self.batch_size) * turns + turn * self.batch_size
+        positions = self.first_row + np.array(self.shard(self.batch_size))
         *parts, last = np.split(positions, self.settings.gradient_accumulation)
         for part in parts:
             with contextlib.ExitStack() as stack:

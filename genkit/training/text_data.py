@@ -1,11 +1,16 @@
-"""Text of a run: the settings that every recipe of language models has."""
+"""Text of a run: what every recipe of language models has, its settings and its samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from genkit.data import tables
+from genkit.data.characters import CharacterCorpus
+from genkit.data.corpus import Corpus
 from genkit.data.text import EMBEDDED, check_source
+from genkit.training.run import Run
 from genkit.training.settings import RunSettings, setting
 
 
@@ -27,5 +32,23 @@ class TextSettings(RunSettings):
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
         check_source(self.text)
-        if self.val_text is not None:
-            check_source(self.val_text, "val_text")
+        check_source(self.val_text, "val_text")
+
+
+def write_samples(
+    run: Run, corpus: Corpus | CharacterCorpus, network: PreTrainedModel, prompt: int, most: int
+) -> None:
+    """Write samples of a step into the run's folder, on the main process.
+
+    Args:
+        corpus: whose validation text the prompt is taken from.
+        prompt: tokens of the prompt.
+        most: the most tokens of a sample.
+    """
+    from genkit.text.samples import example_prompt, sample_page  # settings do without
+
+    if run.is_main:
+        step, compiles = run.progress.step, run.settings.compile
+        text = example_prompt(corpus.val, network, corpus.tokenizer, prompt)
+        page = sample_page(step, text, network, corpus.tokenizer, most, compiles)
+        run.folder.write(f"samples/step-{step:08d}.md", page)
