@@ -1,5 +1,6 @@
 """Which files of a folder are images, and what is said of the others."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,26 @@ INTACT = {
     "CMYK": Image.fromarray(picture(1, 3)).convert("CMYK"),
 }
 INTACT["transparent"].putalpha(100)
+
+
+SGI_HEADER = struct.pack(">hBBHHHHll492x", 474, 0, 2, 3, 8, 8, 3, 0, 65535)
+DEEP = {  # of 8 x 8 in colour, which Pillow would give 8 bits without a word
+    "a.ppm": b"P6 8 8 65535\n" + bytes(8 * 8 * 3 * 2),
+    "plain.ppm": b"P3 8 8 1023\n" + b"700 " * (8 * 8 * 3),
+    "a.sgi": SGI_HEADER + bytes(8 * 8 * 3 * 2),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_colours_of_16_bits_are_refused_in_every_format(tmp_path, name):
+    (tmp_path / name).write_bytes(DEEP[name])
+    with pytest.raises(UnsuitableError, match=r"is RGB: .*16-bit"):
+        images.load_images(tmp_path)
+
+
+def test_plain_bitmaps_are_read(tmp_path):
+    (tmp_path / "a.pbm").write_bytes(b"P1 8 8\n" + b"1 0 " * 32)
+    assert images.load_images(tmp_path).size == (1, 8, 8)
 
 
 @pytest.mark.parametrize("kind", INTACT)

@@ -236,6 +236,16 @@ def _request():
     return gr.Request(request=fastapi.Request(scope | {guard.HEARD: lambda: True}))
 
 
+def test_an_error_before_the_first_state_fills_every_output():
+    def fails(_index):
+        raise ValueError("no such thing")
+        yield
+
+    shown = events.make_stream(fails, ModelIndex([]), ["second", "third"])
+    ((line, *others),) = shown(_request())
+    assert "no such thing" in line and others == ["second", "third"]
+
+
 # ---- behind a proxy
 
 
@@ -248,7 +258,9 @@ def _request():
         ("/a/b-c.d~e/", "", "/a/b-c.d~e"),
         ("https://Example.org", "https://example.org", ""),
         ("https://example.org:8443/genkit/", "https://example.org:8443", "/genkit"),
-        ("http://[::1]:80/x", "http://[::1]:80", "/x"),
+        ("http://[::1]:80/x", "http://[::1]", "/x"),
+        ("https://example.org:443", "https://example.org", ""),
+        ("https://example.org:80", "https://example.org:80", ""),
     ],
 )
 def test_parse_root(text, origin, path):

@@ -3,13 +3,15 @@
 import json
 import time
 
+import httpx2
 import pytest
 from builders import MAKE
 from hub_server import Repository, serve
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 import genkit
-from genkit.hub import card, pushing, staging
+from genkit.hub import card, hub_errors, pushing, staging
 from genkit.training.background_push import Pusher
 
 # ---- refused, each for its own reason, with nothing changed
@@ -210,3 +212,10 @@ def test_notes_of_where_a_model_came_from_are_base_names(tmp_path):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     changed = {f.name for f in staged.iterdir() if before.get(f.name) != f.read_bytes()}
     assert changed == {"README.md", "config.json"}
+
+
+def test_a_gated_model_is_not_missing():
+    asked = httpx2.Request("GET", "https://huggingface.co/api/models/user/gated")
+    refused = {status: httpx2.Response(status, request=asked) for status in (403, 404)}
+    assert not hub_errors.is_missing(GatedRepoError("gated", response=refused[403]))
+    assert hub_errors.is_missing(RepositoryNotFoundError("none", response=refused[404]))

@@ -47,6 +47,7 @@ class Turn:
 
     entry: Entry
     record: Generation | None = None  # of a reply that was not stopped
+    model: str = ""  # that wrote the record, by its name in the page
     colours: str = ""  # HTML of its tokens, if they are shown
 
 
@@ -85,12 +86,13 @@ def tab(index: ModelIndex) -> None:
         temperature = gr.Slider(0.05, 2, 0.7, step=0.05, label="Temperature", min_width=150)
         top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", min_width=150)
     given, shown = [model, turns, system, seed, longest, temperature, top_p], [view, turns, message]
-    ask = events.make_stream(_send, index)
+    skipped = [gr.skip(), gr.skip()]
+    ask = events.make_stream(_send, index, skipped)
     gr.on(
         [send.click, message.submit],
         ask, [message, *given], shown, api_name="chat", **events.EVENT,
     )  # fmt: skip
-    regenerate = events.make_stream(_regenerate, index)
+    regenerate = events.make_stream(_regenerate, index, skipped)
     again.click(regenerate, given, shown, api_name="regenerate", **events.EVENT)
     drawn = another.click(lambda: secrets.randbits(31), None, seed, api_name=False, queue=False)
     drawn.then(regenerate, given, shown, api_name=False, **events.EVENT)
@@ -100,17 +102,17 @@ def tab(index: ModelIndex) -> None:
     forget.click(_undo, turns, shown, **local)
     clear.click(lambda: (format_chat([]), [], ""), None, shown, **local)
     download.click(None, js="() => genkit.save('#chat .json', 'chat.json')", api_name=False)
-    _add_colours(index, model, view, turns)
+    _add_colours(index, view, turns)
 
 
-def _add_colours(index: ModelIndex, model: gr.Dropdown, view: gr.HTML, turns: gr.State) -> None:
+def _add_colours(index: ModelIndex, view: gr.HTML, turns: gr.State) -> None:
     """Let the buttons in the conversation colour the tokens of a reply."""
     colour = events.make_event(_colour, index, [gr.skip()])
 
-    def clicked(request: gr.Request, event: gr.EventData, name: str, history: list[Turn]) -> Any:
-        return colour(request, name, history, event._data)
+    def clicked(request: gr.Request, event: gr.EventData, history: list[Turn]) -> Any:
+        return colour(request, history, event._data)
 
-    view.click(clicked, [model, turns], [view, turns], api_name=False, **events.EVENT)
+    view.click(clicked, [turns], [view, turns], api_name=False, **events.EVENT)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -159,7 +161,8 @@ def _answer(
     options["top_p"] = parts.check_number("Top-p", top_p, 0.05, 1)
     turns = _with_system(turns, parts.check_length("System message", system))
     messages = chat_history.as_messages([turn.entry for turn in turns])
-    jobs.QUEUE.claim(sum(len(message["content"]) for message in messages), "characters")
+    length = sum(len(message["content"]) for message in messages)
+    jobs.QUEUE.claim(min(length, jobs.BUDGET // 2), "characters")  # older turns may be dropped
     jobs.QUEUE.claim(longest, "tokens times texts")
     model = write.load_language_model(index, name)
     if model.tokenizer.chat_template is None:
@@ -171,7 +174,7 @@ def _answer(
         entry = {**reply.entry, "content": reply.entry["content"] + piece.text}
         if piece.record:
             del entry["stopped"]
-        reply = Turn(entry, piece.record)
+        reply = Turn(entry, piece.record, name)
         now = [*turns, reply]
         yield format_chat(now), now, ""
 
@@ -188,9 +191,7 @@ def _undo(turns: list[Turn]) -> State:
     return format_chat(kept), kept, last[0].entry["content"] if len(last) == 2 else gr.skip()
 
 
-def _colour(
-    index: ModelIndex, name: str, turns: list[Turn], clicked: Any
-) -> tuple[str, list[Turn]]:
+def _colour(index: ModelIndex, turns: list[Turn], clicked: Any) -> tuple[str, list[Turn]]:
     """Show the tokens of a reply in colours, or no longer."""
     from genkit.text import alternatives, pages
 
@@ -199,7 +200,8 @@ def _colour(
     record, colours = turns[i].record, ""
     if record and not turns[i].colours:
         jobs.QUEUE.claim(len(record.prompt) + len(record.completion), "characters")
-        seen = alternatives.alternatives(record, model=write.load_language_model(index, name))
+        model = write.load_language_model(index, turns[i].model)
+        seen = alternatives.alternatives(record, model=model)
         colours = pages.fragment(replace(seen, prompt=""))
     turns = [*turns[:i], replace(turns[i], colours=colours), *turns[i + 1 :]]
     return format_chat(turns), turns

@@ -100,7 +100,9 @@ def make_event(
     return safe
 
 
-def make_stream(do: Callable[..., Iterator[Any]], index: ModelIndex) -> Callable[..., Any]:
+def make_stream(
+    do: Callable[..., Iterator[Any]], index: ModelIndex, others: Sequence[Any] = ()
+) -> Callable[..., Any]:
     """Make an event of a generator, which yields states of a result that grows.
 
     An error is shown as a line below the last state of the first output; the other outputs stay.
@@ -108,12 +110,13 @@ def make_stream(do: Callable[..., Iterator[Any]], index: ModelIndex) -> Callable
 
     Args:
         do: called with the index and the event's inputs, as a job of the visitor who asks.
+        others: values for the other outputs if it fails before its first state.
     """
 
     def safe(request: gr.Request, *inputs: Any) -> Iterator[Any]:
         states: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None ends them
         thread = threading.Thread(
-            target=_fill, args=[states, request, do, index, inputs], daemon=True
+            target=_fill, args=[states, request, do, index, inputs, others], daemon=True
         )
         thread.start()
         while True:
@@ -135,9 +138,10 @@ def _fill(
     do: Callable[..., Iterator[Any]],
     index: ModelIndex,
     inputs: Sequence[Any],
+    others: Sequence[Any],
 ) -> None:
     """Put the states of a job into a queue as they come, then None."""
-    state: Any = ""
+    state: Any = ("", *others) if others else ""
     try:
         with _job(request, do):
             import_verbs()

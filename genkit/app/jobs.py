@@ -109,9 +109,10 @@ class JobQueue:
     def _add(self, job: Job) -> None:
         """Add a job; if there is no room, the visitor with the most jobs loses one."""
         with self._changed:
-            jobs = [other for other in self._jobs if not other.dropped]
-            if sum(other.visitor == job.visitor for other in jobs) >= SHARE:
+            # those dropped hold their thread until their next pause
+            if sum(other.visitor == job.visitor for other in self._jobs) >= SHARE:
                 raise ValueError(f"{SHARE} of your requests are not done yet; wait for one")
+            jobs = [other for other in self._jobs if not other.dropped]
             if len(jobs) >= ROOM:
                 most = _greediest([*jobs, job])
                 if most is job:

@@ -69,4 +69,8 @@ def parse_root(text: str) -> Root:
             f"root_path must be a path such as /genkit or an address such as "
             f"https://example.org/genkit, got {text!r}"
         )
-    return Root((found[1] or "").lower(), found[2])
+    origin = (found[1] or "").lower()
+    for scheme, port in (("https://", ":443"), ("http://", ":80")):  # which browsers leave out
+        if origin.startswith(scheme):
+            origin = origin.removesuffix(port)
+    return Root(origin, found[2])

@@ -6,6 +6,7 @@ import functools
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -113,12 +114,21 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     animated = getattr(image, "is_animated", False)  # of formats that may have several
     if animated and image.format not in LAYERED:
         raise UnsuitableError(f"{name} has several frames; save one of them as an image")
-    # Pillow gives a 16-bit colour PNG the mode RGB; its depth stands in the raw mode
-    raw_modes = " ".join(str(tile.args) for tile in getattr(image, "tile", ()))
-    deep = any(order in raw_modes for order in (";16B", ";16L", ";16N"))
+    deep = any(_is_deep(tile) for tile in getattr(image, "tile", ()))
     if deep or image.mode not in (*GREY, *COLOUR):
         advice = ADVICE.get("I;16" if deep else image.mode, "convert it to RGB or to grey")
         raise UnsuitableError(f"{name} is {image.mode}: {advice}")
+
+
+def _is_deep(tile: Any) -> bool:
+    """Whether a part of a file has more than 8 bits a value: Pillow's mode of colours is RGB then.
+
+    The depth stands in the raw mode; of PPM, as the largest value; of SGI, in the decoder's name.
+    """
+    if tile.codec_name in ("ppm", "ppm_plain"):
+        return isinstance(tile.args, tuple) and tile.args[-1] > 255
+    orders = (";16B", ";16L", ";16N")
+    return tile.codec_name == "SGI16" or any(order in str(tile.args) for order in orders)
 
 
 def _to_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -69,5 +69,7 @@ def _line(error: BaseException) -> str:
 
 def is_missing(error: Exception) -> bool:
     """Whether the Hub, or the cache where the Hub is not asked, has no such repository."""
-    known = (RepositoryNotFoundError, OfflineModeIsEnabled)
-    return any(isinstance(cause, known) for cause in _causes(error))
+    known, causes = (RepositoryNotFoundError, OfflineModeIsEnabled), list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):  # a kind of the first
+        return False
+    return any(isinstance(cause, known) for cause in causes)
