@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from genkit.text.generation import stream as stream
     from genkit.text.perplexity import perplexity as perplexity
     from genkit.text.rescoring import rescore as rescore
+    from genkit.vision.attribution import attribute as attribute
     from genkit.vision.evaluation import evaluate as evaluate
     from genkit.vision.imagining import imagine as imagine
     from genkit.vision.sampling import sample as sample
@@ -53,6 +54,7 @@ _HOMES = {
     "imagine": "genkit.vision.imagining",
     "push": "genkit.hub.pushing",
     "perplexity": "genkit.text.perplexity",
+    "attribute": "genkit.vision.attribution",
     "evaluate": "genkit.vision.evaluation",
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",

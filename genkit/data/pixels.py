@@ -90,7 +90,7 @@ def decode_image(
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_header(image, name, max_pixels)
                 image.load()
-                return _to_grey_or_rgb(ImageOps.exif_transpose(image), name)
+                return to_grey_or_rgb(ImageOps.exif_transpose(image), name)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -131,8 +131,15 @@ def _is_deep(tile: Any) -> bool:
     return tile.codec_name == "SGI16" or any(order in str(tile.args) for order in orders)
 
 
-def _to_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Convert an image to mode L or RGB, without loss."""
+def to_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert an image to mode L or RGB, without loss.
+
+    Args:
+        name: of the image, for the message.
+
+    Raises:
+        UnsuitableError: it is partly transparent.
+    """
     mode = "L" if image.mode in GREY else "RGB"
     if image.has_transparency_data:
         if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):

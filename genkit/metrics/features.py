@@ -60,19 +60,27 @@ class Classifier:
         model: of transformers, in evaluation mode.
         processor: its image processor, of the backend that needs Pillow alone.
         name: for messages and protocols.
+        argument: the name of the model's argument, for messages.
 
     Raises:
         ValueError: it has no linear layer for its classes, or its processor makes no input for it.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor, name: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        name: str,
+        argument: str = "extractor",
+    ) -> None:
         self.model, self.name, self.device = model, name, model.device
+        self.argument = argument
         self.names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         inputs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
         if not layers or layers[-1].out_features != len(self.names) or not inputs:
             raise ValueError(
-                f"extractor: {name!r} needs a convolution first and a linear layer for its "
+                f"{argument}: {name!r} needs a convolution first and a linear layer for its "
                 f"{len(self.names)} classes last; give a ResNet or a ViT, for example"
             )
         self.head, self.channels = layers[-1], inputs[0].in_channels
@@ -102,7 +110,7 @@ class Classifier:
         captured: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
-            logits = self.model(pixel_values=self._preprocess(images).to(self.device)).logits
+            logits = self.model(pixel_values=self.preprocess(images).to(self.device)).logits
         finally:
             hook.remove()
         return captured[0].float().cpu(), logits.argmax(-1).cpu()
@@ -113,14 +121,14 @@ class Classifier:
         Args:
             size: channels, height and width of the images.
         """
-        height, width = self._preprocess(torch.zeros(1, *size)).shape[2:]
+        height, width = self.preprocess(torch.zeros(1, *size)).shape[2:]
         return height, width
 
-    def _preprocess(self, images: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocess images as in the classifier's training: float32, (n, channels, …)."""
         if images.shape[1] not in (1, self.channels):
             raise ValueError(
-                f"extractor: {self.name!r} takes {self.channels} channels, got images of "
+                f"{self.argument}: {self.name!r} takes {self.channels} channels, got images of "
                 f"{images.shape[1]}"
             )
         pictures = list(to_uint8(images).cpu().expand(-1, self.channels, -1, -1).numpy())
@@ -208,7 +216,10 @@ Extractor = Classifier | Inception | PixelFeatures
 
 
 def load_extractor(
-    name: str | Path, revision: str | None = None, device: str | None = None
+    name: str | Path,
+    revision: str | None = None,
+    device: str | None = None,
+    argument: str = "extractor",
 ) -> Extractor:
     """Load an extractor of features.
 
@@ -216,6 +227,7 @@ def load_extractor(
         name: folder or Hub id of an image classifier in safetensors, or "inception".
         revision: a branch, tag or commit on the Hub.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
+        argument: the name of the model's argument, for messages.
 
     Raises:
         ValueError: there is no such classifier or device, or its files are unsafe or incomplete.
@@ -223,12 +235,12 @@ def load_extractor(
     where = machine.find_device(device)
     if name == INCEPTION:
         return Inception(where)
-    folder = download.fetch(name, revision, argument="extractor", hint=HINT)
-    kinds.check_kind(folder, str(name), kinds.CLASSIFIER, "extractor")
+    folder = download.fetch(name, revision, argument=argument, hint=HINT)
+    kinds.check_kind(folder, str(name), kinds.CLASSIFIER, argument)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of a new head, which is refused below
     try:
-        with safety.opened(folder, argument="extractor") as private:
+        with safety.opened(folder, argument=argument) as private:
             processor = AutoImageProcessor.from_pretrained(
                 private, backend="pil", trust_remote_code=False
             )
@@ -240,7 +252,7 @@ def load_extractor(
                 output_loading_info=True,
             )
             safe_weights.check_loaded(model, report)
-            return Classifier(model.eval().to(where), processor, str(name))
+            return Classifier(model.eval().to(where), processor, str(name), argument)
     finally:
         logging.set_verbosity(verbosity)
 
