@@ -102,7 +102,7 @@ class Classifier:
         captured: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
-            logits = self.model(pixel_values=self._preprocess(images).to(self.device)).logits
+            logits = self.model(pixel_values=self.preprocess(images).to(self.device)).logits
         finally:
             hook.remove()
         return captured[0].float().cpu(), logits.argmax(-1).cpu()
@@ -113,10 +113,10 @@ class Classifier:
         Args:
             size: channels, height and width of the images.
         """
-        height, width = self._preprocess(torch.zeros(1, *size)).shape[2:]
+        height, width = self.preprocess(torch.zeros(1, *size)).shape[2:]
         return height, width
 
-    def _preprocess(self, images: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocess images as in the classifier's training: float32, (n, channels, …)."""
         if images.shape[1] not in (1, self.channels):
             raise ValueError(
