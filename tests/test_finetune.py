@@ -66,12 +66,11 @@ def base(text_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tuned(train, base, text_file, tmp_path_factory):
+def tuned(base, text_file, tmp_path_factory):
     """The folder of a finished run with adapters."""
     folder = tmp_path_factory.mktemp("runs") / "tuned"
     words = [*WORDS, *LORA, "--init_from", base, "--text", text_file]
-    done = train(*words, "--output_dir", folder, recipe="finetune_gpt2")
-    assert done.returncode == 0, done.stderr
+    run_here("finetune_gpt2", *words, "--output_dir", folder)
     return folder
 
 

@@ -175,7 +175,7 @@ def test_every_family_comes_back_where_there_is_no_genkit(models, pushed, enviro
     classifier = genkit.load(models["classifier"])
     shade = torch.from_numpy(np.asarray(Image.open(picture)).copy()).float() / 127.5 - 1
     with torch.inference_mode():
-        logits = classifier.model(pixel_values=classifier._prepared(shade[None, None])).logits
+        logits = classifier.model(pixel_values=classifier.preprocess(shade[None, None])).logits
     for i, score in enumerate(logits.softmax(-1)[0].tolist()):
         assert classes.get(classifier.names[i], score) == pytest.approx(score, abs=1e-4)
     assert len(classes) == 5

@@ -230,7 +230,10 @@ def on_loopback(command: list[str], home: Path, server: Hub) -> None:
 # ---- the command
 
 
-@pytest.mark.parametrize("line", OTHERS)
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("genkit push")) for n in OTHERS],
+)
 def test_commands(home, server, line, monkeypatch, capsys):
     line, _, output = line.partition(" > ")
     if " | " in line:

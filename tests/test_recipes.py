@@ -18,6 +18,7 @@ from builders import (
     ROOT,
     SHORT,
     TINY,
+    facts_file,
     listing,
     log_of,
     recipe_module,
@@ -26,6 +27,7 @@ from builders import (
 )
 
 import genkit
+from genkit import recipes
 from genkit.engine import compiled
 from genkit.errors import clean_errors
 from genkit.hub import card
@@ -50,6 +52,24 @@ def test_a_run_leaves_all_that_it_promises(trained, text_file):
     assert hashlib.sha256(text_file.read_bytes()).hexdigest() in card
     record = json.loads((trained / "run.json").read_text())
     assert record["settings"]["max_steps"] == 40
+
+
+NEEDED = {  # what recipes cannot start without, where there is no Hub
+    "train_qa": "--from_scratch --data {questions} --max_seq_len 48",
+    "finetune_gpt2": "--init_from {model} --text {text}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in recipes.FOLDER.glob("*_*.py")))
+def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text_file, tmp_path):
+    questions = tmp_path / "questions.json"
+    facts_file(questions, 1, 12, own_words=True)
+    words = NEEDED.get(recipe, "").format(questions=questions, model=trained, text=text_file)
+    short = ("--batch_size", "8", "--compile", "no", "--dry_run")
+    done = train(*words.split(), *short, recipe=recipe)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr and "not expected" not in done.stderr
 
 
 WITHOUT_GENKIT = """

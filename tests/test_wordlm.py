@@ -216,10 +216,9 @@ WORDS += ("--max_steps", "20", "--evaluations", "2", "--save_steps", "8")
 
 
 @pytest.fixture(scope="module")
-def trained_words(train, text_file, tmp_path_factory):
+def trained_words(text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "words"
-    done = train(*WORDS, "--text", text_file, "--output_dir", folder, recipe="train_wordlm")
-    assert done.returncode == 0, done.stderr
+    run_here("train_wordlm", *WORDS, "--text", text_file, "--output_dir", folder)
     return folder
 
 
