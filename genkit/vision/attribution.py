@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from genkit import console
 from genkit.arguments import explain_names
+from genkit.metrics import attribution as measures
+from genkit.metrics.attribution import Quality
 from genkit.metrics.features import Classifier
 from genkit.notebook import DrawnRecord
 from genkit.seeds import is_whole, row_seeds
@@ -30,6 +32,17 @@ NOISE = 0.15  # of SmoothGrad: standard deviation over the range of the pixels
 WINDOWS = 14  # of occlusion, along the shorter side
 BATCH = 16  # inputs of the network at once
 LARGE = 0.01  # completeness error to warn of
+
+
+@dataclass(frozen=True)
+class _Options:
+    steps: int
+    baseline: Baseline
+    layer: str | int | None
+    seed: int
+
+
+Found = tuple[torch.Tensor, dict[str, Any], float | None]  # values, settings, error
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -49,6 +62,7 @@ class Attribution(DrawnRecord):
     settings: dict[str, Any]  # of the method
     error: float | None  # of completeness, relative: integrated gradients only
     model: str
+    quality: Quality | None = None  # if it was measured
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
@@ -57,14 +71,8 @@ class Attribution(DrawnRecord):
         return (
             f"{self.method} for {self.target} ({self.probability:.1%}{seen})"
             f"{', ' if settings else ''}{settings}{error}"
+            f"{'' if self.quality is None else f'{chr(10)}{self.quality}'}"
         )
-
-    def heat(self) -> torch.Tensor:
-        """Return one value a pixel, (height, width): the sum of the channels' sizes.
-
-        Of Grad-CAM and occlusion, which have one channel, the values as they are.
-        """
-        return self.values[0] if len(self.values) == 1 else self.values.abs().sum(0)
 
     def save(self, path: str | Path) -> None:
         """Write a picture: the image, the map, and the one over the other.
@@ -72,7 +80,7 @@ class Attribution(DrawnRecord):
         Raises:
             ValueError: the suffix is not that of a supported format.
         """
-        heat_maps.save(self.pixels, self.heat(), Path(path))
+        heat_maps.save(self.pixels, heat(self.values), Path(path))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -90,6 +98,7 @@ def attribute(
     baseline: Baseline = "black",
     layer: str | int | None = None,
     seed: int = 0,
+    measure: bool = False,
     revision: str | None = None,
     device: str | None = None,
 ) -> Attribution:
@@ -111,7 +120,9 @@ def attribute(
             or mean, the mean colour.
         layer: of grad_cam: index of a hidden state or name of a module; default: the last hidden
             state that is a map with a gradient.
-        seed: of the noise of smooth_grad.
+        seed: of the noise of smooth_grad, and of random numbers that measuring takes.
+        measure: also measure how good the map is: the areas under the probability by deletion and
+            by insertion, and the correlation with maps of the same model with random weights.
         revision: a branch, tag or commit on the Hub.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
@@ -136,7 +147,12 @@ def attribute(
         best = int(probabilities.argmax())
         index = best if target is None else classifier.index_of(target)
         options = _Options(steps or STEPS.get(method, 0), baseline, layer, row_seed)
-        values, settings, error = METHODS[method](classifier, pixels, index, options)
+
+        def explain(of: DifferentiableClassifier) -> Found:
+            return METHODS[method](of, pixels, index, options)
+
+        values, settings, error = explain(classifier)
+        quality = _measure(classifier, pixels, index, values, explain, options) if measure else None
     if error is not None and error > LARGE:
         console.say(f"completeness error {error:.1%}: give more steps than {options.steps}")
     return Attribution(
@@ -150,7 +166,45 @@ def attribute(
         settings,
         error,
         classifier.name,
+        quality,
     )
+
+
+def _measure(
+    classifier: DifferentiableClassifier,
+    pixels: torch.Tensor,
+    index: int,
+    values: torch.Tensor,
+    explain: Callable[[DifferentiableClassifier], Found],
+    options: _Options,
+) -> Quality:
+    """Measure how good a map is, beside a map of random numbers."""
+
+    def probabilities(images: torch.Tensor) -> torch.Tensor:
+        return classifier(images).softmax(1)[:, index]
+
+    def heat_of(model: torch.nn.Module) -> torch.Tensor:
+        return heat(explain(classifier.with_model(model))[0])
+
+    start, generator = baseline_image(pixels, options.baseline), torch.Generator()
+    noise = torch.rand(pixels.shape[1:], generator=generator.manual_seed(options.seed))
+    own, other = (
+        measures.delete_and_insert(probabilities, pixels, each.to(pixels.device), start)
+        for each in (heat(values), noise)
+    )
+    with console.quiet():
+        sanity = measures.sanity_check(classifier.model, heat_of, options.seed)
+    return Quality(
+        own.deletion_area, own.insertion_area, other.deletion_area, other.insertion_area, sanity
+    )
+
+
+def heat(values: torch.Tensor) -> torch.Tensor:
+    """Return one value a pixel, (height, width), of attributions, (channels, height, width).
+
+    That of one channel is as it is; those of several are the sum of their sizes.
+    """
+    return values[0] if len(values) == 1 else values.abs().sum(0)
 
 
 def _check_options(method: Any, steps: Any, baseline: Any, layer: Any) -> None:
@@ -171,17 +225,6 @@ def _check_options(method: Any, steps: Any, baseline: Any, layer: Any) -> None:
 
 # ---------------------------------------------------------------------------------------------
 # Methods: pixels (channels, height, width) to values of the same height and width
-
-
-@dataclass(frozen=True)
-class _Options:
-    steps: int
-    baseline: Baseline
-    layer: str | int | None
-    seed: int
-
-
-Found = tuple[torch.Tensor, dict[str, Any], float | None]  # values, settings, error
 
 
 def saliency(

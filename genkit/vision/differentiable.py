@@ -7,6 +7,7 @@ the function, so that a gradient, a norm and a step are those of pixels.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,8 @@ class DifferentiableClassifier:
     """
 
     def __init__(self, classifier: Classifier) -> None:
-        self.classifier, self.model = classifier, classifier.model
+        self.classifier = classifier
+        self.model: torch.nn.Module = classifier.model
         self.name, self.names, self.device = classifier.name, classifier.names, classifier.device
         if not all(weights.is_floating_point() for weights in self.model.parameters()):
             raise ValueError(f"model: {self.name!r} is quantised: it has no gradients")
@@ -77,6 +79,12 @@ class DifferentiableClassifier:
         if not found.hidden_states:
             raise ValueError(f"model: {self.name!r} returns no hidden states; give layer=")
         return found.logits, tuple(found.hidden_states)
+
+    def with_model(self, model: torch.nn.Module) -> DifferentiableClassifier:
+        """Return the same function of another model, such as one with other weights."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
