@@ -35,7 +35,9 @@ LARGE = 0.01  # completeness error to warn of
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
+    """Options of all methods; see `attribute`."""
+
     steps: int
     baseline: Baseline
     layer: str | int | None
@@ -146,7 +148,7 @@ def attribute(
             probabilities = classifier(pixels[None])[0].softmax(0)
         best = int(probabilities.argmax())
         index = best if target is None else classifier.index_of(target)
-        options = _Options(steps or STEPS.get(method, 0), baseline, layer, row_seed)
+        options = Options(steps or STEPS.get(method, 0), baseline, layer, row_seed)
 
         def explain(of: DifferentiableClassifier) -> Found:
             return METHODS[method](of, pixels, index, options)
@@ -176,7 +178,7 @@ def _measure(
     index: int,
     values: torch.Tensor,
     explain: Callable[[DifferentiableClassifier], Found],
-    options: _Options,
+    options: Options,
 ) -> Quality:
     """Measure how good a map is, beside a map of random numbers."""
 
@@ -228,14 +230,14 @@ def _check_options(method: Any, steps: Any, baseline: Any, layer: Any) -> None:
 
 
 def saliency(
-    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: _Options
+    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: Options
 ) -> Found:
     """Return the size of the gradient of the logit."""
     return gradient(classifier, pixels[None], index)[0].abs(), {}, None
 
 
 def smooth_grad(
-    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: _Options
+    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: Options
 ) -> Found:
     """Return the size of the mean gradient over noisy copies, each with noise of its own seed."""
     spread = NOISE * float(pixels.max() - pixels.min())
@@ -248,7 +250,7 @@ def smooth_grad(
 
 
 def integrated_gradients(
-    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: _Options
+    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: Options
 ) -> Found:
     """Integrate the gradient from the baseline to the image, by Gauss-Legendre quadrature."""
     start = baseline_image(pixels, options.baseline)
@@ -271,7 +273,7 @@ def integrated_gradients(
 
 
 def grad_cam(
-    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: _Options
+    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: Options
 ) -> Found:
     """Weight the channels of a hidden state by their mean gradients; only what is positive."""
     inputs = pixels[None].clone().requires_grad_()
@@ -287,7 +289,7 @@ def grad_cam(
 
 @torch.no_grad()
 def occlusion(
-    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: _Options
+    classifier: DifferentiableClassifier, pixels: torch.Tensor, index: int, options: Options
 ) -> Found:
     """Return by how much squares over each pixel lower the logit, in the mean."""
     height, width = pixels.shape[1:]
@@ -313,7 +315,7 @@ def occlusion(
     return (drops / counts).float()[None], settings, None
 
 
-METHODS: dict[Method, Callable[[DifferentiableClassifier, torch.Tensor, int, _Options], Found]] = {
+METHODS: dict[Method, Callable[[DifferentiableClassifier, torch.Tensor, int, Options], Found]] = {
     "saliency": saliency,
     "smooth_grad": smooth_grad,
     "integrated_gradients": integrated_gradients,
