@@ -124,6 +124,16 @@ NAMES: dict[str, dict[str, str]] = {
         "num_images_per_prompt": "give the prompt as often as you want images of it",
         "n": "give the prompt as often as you want images of it",
     },
+    "attribute": {
+        "n_steps": "steps",
+        "nt_samples": "steps",
+        "baselines": "baseline",
+        "target_layer": "layer",
+        "target_class": "target",
+        "class_idx": "target",
+        "input_tensor": "image",
+        "inputs": "image",
+    },
     "train": {
         "lr": "learning_rate",
         "per_device_train_batch_size": "batch_size, of all processes together",

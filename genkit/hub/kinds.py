@@ -38,7 +38,7 @@ HEADS = {
 TAKEN = {
     TEXT: "a language model, which genkit.generate takes",
     ANSWERS: "a reader of answers, which genkit.answer takes",
-    CLASSIFIER: "an image classifier, which genkit.evaluate takes as its extractor",
+    CLASSIFIER: "an image classifier, which genkit.attribute and genkit.attack take",
     AUTOENCODER: "an autoencoder, which genkit.sample takes",
     GAN: "a GAN, which genkit.sample takes",
     DIFFUSION: "a diffusion model, which genkit.sample takes",
