@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import logging
 import subprocess
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import transformers
 from PIL import Image
@@ -40,7 +39,7 @@ TOKENS = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "
 TOKENS |= {"intermediate_size": 128, "image_size": SIDE}
 STAGES = {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}
 WINDOWS = {"embed_dim": 32, "depths": [1, 1, 2], "num_heads": [1, 2, 4], "window_size": 3}
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "ResNet": STAGES | {"embedding_size": 16, "layer_type": "basic"},
     "ConvNext": STAGES,
     "ViT": TOKENS,
@@ -158,13 +157,10 @@ def _to_unit(cam: torch.Tensor) -> torch.Tensor:
 
 def write_table(path: Path, cluttered: measures.Cluttered) -> None:
     """Write canvases as a table of images with labels."""
-    cells = []
-    for pixels in (255 * cluttered.pixels[:, 0]).round().byte().numpy():
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "png")
-        cells.append({"bytes": file.getvalue(), "path": None})
+    levels = (255 * cluttered.pixels[:, 0]).round().byte().numpy()
+    pictures = [Image.fromarray(each) for each in levels]
     labels = [str(label) for label in cluttered.labels]
-    pq.write_table(pa.table({"image": cells, "label": labels}), path)
+    datasets.Dataset.from_dict({"image": pictures, "label": labels}).to_parquet(path)
 
 
 def load_digits(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from genkit.app import answer, chat, events, guard, images, model_index, runs, wire, write
+from genkit.app import answer, chat, classify, events, guard, images, model_index, runs, wire, write
 from genkit.app.model_index import ModelIndex, find_models
 from genkit.app.root import LOCAL, TOP, Root, is_loopback, parse_root
 
@@ -116,6 +116,7 @@ def warm_up(index: ModelIndex) -> None:
         model_index.TEXT: write.load_language_model,
         model_index.ANSWERS: answer.load_reader,
         model_index.IMAGES: images.load_image_model,
+        model_index.CLASSIFIER: classify.load_classifier,
     }
     for kind, load in loaders.items():
         for name in index.names(kind)[:1]:
@@ -139,6 +140,8 @@ def build(index: ModelIndex) -> gr.Blocks:
             answer.tab(index)
         with gr.Tab("Images", id="images") as shown:
             images.tab(index, shown)
+        with gr.Tab("Classify", id="classify"):
+            classify.tab(index)
         with gr.Tab("Runs", id="runs"):
             runs.tab(index, page)
     page.queue(api_open=False, max_size=64, default_concurrency_limit=None)  # see jobs.JobQueue

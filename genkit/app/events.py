@@ -28,6 +28,7 @@ LIVE: dict[str, Any] = {**EVENT, "queue": False, "trigger_mode": "always_last"}
 MODULES = (
     *("text.explain", "text.generation", "text.alternatives", "text.pages", "qa.answering"),
     *("vision.sampling", "vision.latent", "vision.denoising", "metrics.collapse"),
+    *("vision.attribution", "vision.attacks"),
 )
 # arguments of verbs by the labels of their fields
 LABELS = {
@@ -45,6 +46,8 @@ LABELS = {
     "scheduler": "Scheduler",
     "steps": "Steps",
     "guidance": "Guidance",
+    "target": "Class",
+    "method": "Method",
 }
 # a path from the top of a file system, in quotes or up to a space; no part of an address
 PATH = re.compile(r"(?<=')/[^']+(?=')|(?<=\")/[^\"]+(?=\")|(?<![\w.:/~-])/[^\s/'\"]+/[^\s'\":;,]+")

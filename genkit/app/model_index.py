@@ -10,7 +10,8 @@ from typing import Any
 
 from genkit.hub import download, kinds, model_files, names
 
-TEXT, ANSWERS, IMAGES, RUNS = kinds.TEXT, kinds.ANSWERS, "images", "runs"
+TEXT, ANSWERS, CLASSIFIER = kinds.TEXT, kinds.ANSWERS, kinds.CLASSIFIER
+IMAGES, RUNS = "images", "runs"
 CHAT = "chat"  # of a language model with a chat template
 # as in genkit/training/folder.py, whose import would bring torch
 RUN_FILES = ("run.json", "metrics.jsonl")
@@ -117,7 +118,7 @@ def _model_use(folder: Path) -> tuple[str | None, str]:
         return None, f"holds no model that can be read ({error})"
     if kind in kinds.IMAGES:
         return IMAGES, ""
-    if kind in (TEXT, ANSWERS):
+    if kind in (TEXT, ANSWERS, CLASSIFIER):
         return kind, ""
     return None, f"holds a model of the kind {kind}, which the page does not support"
 

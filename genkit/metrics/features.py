@@ -6,6 +6,7 @@ pixels are the features.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -34,7 +35,7 @@ from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.engine.summary import summarize
 from genkit.files import cache_folder, weights_hash, written_whole
-from genkit.hub import download, kinds, safe_weights, safety
+from genkit.hub import download, kinds, model_files, safe_weights, safety
 
 INCEPTION = "inception"
 HINT = (
@@ -221,7 +222,7 @@ def load_extractor(
     device: str | None = None,
     argument: str = "extractor",
 ) -> Extractor:
-    """Load an extractor of features.
+    """Load an extractor of features; the last ones are cached.
 
     Args:
         name: folder or Hub id of an image classifier in safetensors, or "inception".
@@ -235,8 +236,15 @@ def load_extractor(
     where = machine.find_device(device)
     if name == INCEPTION:
         return Inception(where)
-    folder = download.fetch(name, revision, argument=argument, hint=HINT)
+    folder = download.fetch(name, revision, argument=argument, hint=HINT).resolve()
     kinds.check_kind(folder, str(name), kinds.CLASSIFIER, argument)
+    found = _load_classifier(folder, model_files.last_written(folder), where, argument)
+    found.name, found.argument = str(name), argument
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _load_classifier(folder: Path, written: int, device: torch.device, argument: str) -> Classifier:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of a new head, which is refused below
     try:
@@ -252,7 +260,7 @@ def load_extractor(
                 output_loading_info=True,
             )
             safe_weights.check_loaded(model, report)
-            return Classifier(model.eval().to(where), processor, str(name), argument)
+            return Classifier(model.eval().to(device), processor, folder.name, argument)
     finally:
         logging.set_verbosity(verbosity)
 
