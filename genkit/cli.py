@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "draw images from a model that a recipe trained",
     "imagine": "draw a picture of what a text says",
     "attribute": "show which pixels speak for a class",
+    "attack": "change an input so that a model is wrong",
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "push": "share a model on the Hub",
