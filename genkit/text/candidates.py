@@ -68,6 +68,24 @@ class Vocabulary:
         ids = torch.tensor([*found.values()], dtype=torch.int64, device=self.device)
         return [*found], self.embeddings(ids).float().cpu()
 
+    @torch.inference_mode()
+    def nearest_words(self, word: str, count: int) -> list[str]:
+        """Return the words whose vectors are most similar to a word's, the most similar first.
+
+        For a word with a capital letter, those are names where there are any: words that the
+        vocabulary does not have in lower case.
+        """
+        case, script = case_of(word), script_of(word)
+        words, vectors = self.whole_words(True, case, script)
+        ids = torch.tensor(encode_texts(self.tokenizer, [f" {word}"])[0], dtype=torch.int64)
+        own = self.embeddings(ids.to(self.device)).float().cpu().mean(0)
+        order = torch.cosine_similarity(vectors, own[None]).argsort(descending=True).tolist()
+        ranked = [words[i] for i in order if words[i].lower() != word.lower()]
+        if case != "lower":
+            common = {*self.whole_words(True, "lower", script)[0]}
+            ranked = [each for each in ranked if each.lower() not in common] or ranked
+        return ranked[:count]
+
 
 @functools.lru_cache(maxsize=16)
 def _letter_words(tokenizer: Any, script: str) -> list[str]:

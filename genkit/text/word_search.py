@@ -83,6 +83,7 @@ class Proposer:
     vocabulary: Vocabulary  # of the victim
     masked: MaskedModel | None
     seed: int
+    avoided: frozenset[str] = frozenset()  # words that are not put in, in lower case
 
     def edits(self, draft: Draft, positions: Sequence[int], victim: Queries) -> Edits:
         """Yield edits of a text, the most promising first.
@@ -93,6 +94,10 @@ class Proposer:
         Args:
             positions: of words, in the order of their importance by deletion if that is used.
         """
+        found = self._find(draft, positions, victim)
+        return (edit for edit in found if edit[1].lower() not in self.avoided)
+
+    def _find(self, draft: Draft, positions: Sequence[int], victim: Queries) -> Edits:
         if "gradient" not in (self.candidates, self.importance):
             return self._edits_in_order(draft, positions, None)
         gradients = victim.gradients(draft)
