@@ -151,15 +151,14 @@ def attack_answer(
     check_text("context", context)
     golds = _as_answers(answer)
     (row_seed,) = row_seeds(seed, 1, "a question")
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    check_method(method)
     word_search.check_search(candidates, importance, max_changed, budget, masked_model)
     draft = split_words(context)
     allowed = check_words("context", draft, max_changed)
     reader = load_reader_to_attack(model, revision, device)
     masked = None if masked_model is None else load_masked_model(masked_model, device=device)
     language = load_judge(language_model, device)
-    goal, first = find_goal(reader, question, draft, golds)
+    goal, first = _find_right_answer(reader, question, draft, golds)
     before = measure_perplexity(context, language)
     search = AnswerSearch(method, candidates, importance, allowed, budget, row_seed, masked)
     found, last, queries = search.run(goal, first)
@@ -222,6 +221,39 @@ class AnswerSearch:
             goal.protected_words,
         )
         return *goal.change_words(first, self.allowed, victim, proposer), victim.used
+
+
+def _find_right_answer(
+    reader: Reader, question: str, draft: Draft, golds: Sequence[str] | None
+) -> tuple[SpanGoal, Verdict]:
+    """Answer a question; see `find_goal`.
+
+    Args:
+        golds: the right answers; None: what the reader answers.
+
+    Raises:
+        ValueError: there is no answer, or it shares no word with a right one.
+    """
+    found = find_goal(reader, question, draft)
+    if found is None:
+        raise ValueError(f"context: {reader.name} finds no answer to {question!r:.80} in it")
+    answer = found[0].answer
+    if golds is not None and not max(compute_f1(answer, gold) for gold in golds):
+        raise ValueError(
+            f"answer: {', '.join(map(repr, golds))} is missed already: the model answers "
+            f"{answer!r}; there is nothing to attack"
+        )
+    return found
+
+
+def check_method(method: str) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        ValueError: it is none; the methods are named.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
 
 
 def _as_answers(answer: str | Sequence[str] | None) -> list[str] | None:

@@ -32,6 +32,10 @@ from genkit.text.word_search import BATCH as VERSIONS
 from genkit.text.word_search import Proposer, Queries, Verdict, search_words
 
 
+class NoDistractorError(ValueError):
+    """A question or an answer has no word that could be replaced by a similar one."""
+
+
 @dataclass(frozen=True)
 class SpanReading:
     """What a reader makes of a context."""
@@ -115,13 +119,13 @@ class SpanGoal:
         """Search for a sentence after the context that leads the reader away.
 
         Raises:
-            ValueError: the question or the answer has no word to replace.
+            NoDistractorError: the question or the answer has no word to replace.
         """
         text = self.draft.text
         asked = self.question, self.answer, text, vocabulary, victim.left, seed
         sentences = distractors(*asked)
         if not sentences:
-            raise ValueError(
+            raise NoDistractorError(
                 f"question: {self.question!r:.80} has no name, number or word of the context that "
                 "could be replaced by a similar one; use method='words'"
             )
@@ -229,31 +233,19 @@ def _token_characters(
 # The answer to lead away from
 
 
-def find_goal(
-    reader: Reader, question: str, draft: Draft, answers: Sequence[str] | None
-) -> tuple[SpanGoal, Verdict]:
+def find_goal(reader: Reader, question: str, draft: Draft) -> tuple[SpanGoal, Verdict] | None:
     """Answer a question; the answer is what an attack leads away from.
 
     Args:
         draft: the context.
-        answers: the right ones; None: what the reader answers.
 
     Returns:
-        The goal, and the verdict on the context as it is.
-
-    Raises:
-        ValueError: there is no answer, or it shares no word with a right one.
+        The goal, and the verdict on the context as it is; None if the reader finds no answer.
     """
     context = draft.text
     (reading,) = read_contexts(reader, question, [context], [(0, len(context))])
     found = reading.answer
     if not found.answer:
-        raise ValueError(f"context: {reader.name} finds no answer to {question!r:.80} in it")
-    if answers is not None and not max(compute_f1(found.answer, gold) for gold in answers):
-        raise ValueError(
-            f"answer: {', '.join(map(repr, answers))} is missed already: the model answers "
-            f"{found.answer!r}; there is nothing to attack"
-        )
+        return None
     goal = SpanGoal(reader, question, draft, found.answer, found.start, found.end)
-    (reading,) = read_contexts(reader, question, [context], [(found.start, found.end)])
-    return goal, goal.verdict(reading)
+    return goal, goal.judge([draft])[0]

@@ -36,7 +36,6 @@ from genkit.text.word_search import (
 )
 
 MAX_CHANGED, BUDGET = 0.2, 500  # by default: share of words, and texts given to the model
-SHARES = (0.05, 0.1, 0.2)  # of words changed, in a measurement
 
 # ---------------------------------------------------------------------------------------------
 # The record
