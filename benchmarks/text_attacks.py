@@ -280,7 +280,7 @@ def import_textattack(folder: Path, cache: Path) -> Any:
     sys.path.append(str(folder))
     missing = {name for name in UNUSED.split() if name == "nltk" or not _is_installed(name)}
     sys.meta_path.insert(0, _StandIns(missing))
-    import textattack  # type: ignore[import-not-found]
+    import textattack
 
     print(f"TextAttack with empty modules for {', '.join(sorted(missing))}")
     return textattack
@@ -352,13 +352,13 @@ def make_peer(
     """Make TextAttack's greedy search by word importance with genkit's candidates."""
     vocabulary = Vocabulary(classifier.model, classifier.tokenizer)
 
-    class Wrapper(textattack.models.wrappers.ModelWrapper):  # type: ignore[misc]
+    class Wrapper(textattack.models.wrappers.ModelWrapper):
         model = classifier.model
 
         def __call__(self, inputs: list[str]) -> torch.Tensor:
             return classifier.log_probabilities(inputs).exp()
 
-    class Candidates(textattack.transformations.WordSwap):  # type: ignore[misc]
+    class Candidates(textattack.transformations.WordSwap):
         def _get_transformations(self, current: Any, indices_to_modify: Any) -> list[Any]:
             draft, found = split_words(current.text), []
             positions = [i for i in indices_to_modify if has_letters(draft.words[i])]

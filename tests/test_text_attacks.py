@@ -32,7 +32,6 @@ from genkit.text.edits import has_letters, split_words
 from genkit.text.robustness import measure_text_attacks
 
 TEXT = "The film was lovely and the story had a (very) nice ending, 2024 was warm!  "
-NAMES = ("candidates", "importance")
 WAYS = [
     ("gradient", "gradient"),
     ("gradient", "deletion"),
@@ -402,7 +401,7 @@ def test_distractors_are_about_something_else():
     ("question", "expected"),
     [
         ("What is the zorp?", ["The zorp is tal.", "What is the zorp? Tal."]),
-        ("Who wrote Emma?", ["tal wrote Emma.", "Who wrote Emma? Tal."]),
+        ("Who wrote Emma?", ["Tal wrote Emma.", "Who wrote Emma? Tal."]),
         ("When did she move?", ["When did she move? Tal."]),
     ],
 )

@@ -93,6 +93,7 @@ def train_classifier(positions=48):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    model.zero_grad()
     return TextClassifier(model.eval(), tokenizer, "trained")
 
 

@@ -13,13 +13,10 @@ from genkit.text.edits import Draft, has_letters, split_words
 NEAR = 8  # words to choose from in place of one
 TRIES = 4  # draws for each sentence that is wanted; many are equal
 LONG = 4  # letters of a content word, where letters have cases
-# English questions that become a statement by rule: with "is", and those for a subject
+# English questions that become a statement by rule: "what is A", and "who did B"
 IS = re.compile(r"(?:what|who) (is|are|was|were) (.+)", re.IGNORECASE)
-SUBJECT = re.compile(
-    r"(?:what|who) (?!(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\b)"
-    r"(\w+(?:ed|s|gave|made|won|wrote|led|built|found|became|began|held|took)\b.*)",
-    re.IGNORECASE,
-)
+AUXILIARY = "do|does|did|has|have|had|can|could|will|would|shall|should|may|might|must"
+WHO = re.compile(rf"who (?!(?:{AUXILIARY})\b)(.+)", re.IGNORECASE)
 
 
 def is_content_word(word: str) -> bool:
@@ -70,11 +67,12 @@ def distractors(
 def statements(question: str, answer: str) -> Iterator[str]:
     """Yield a question and its answer as sentences: as a statement, if a rule fits, and as both."""
     asked = question.strip().rstrip("?\uff1f ")
+    capital = answer[0].upper() + answer[1:]
     if match := IS.fullmatch(asked):
         yield f"{match[2][0].upper()}{match[2][1:]} {match[1]} {answer}."
-    elif match := SUBJECT.fullmatch(asked):
-        yield f"{answer} {match[1]}."
-    yield f"{asked}? {answer[0].upper()}{answer[1:]}."
+    elif match := WHO.fullmatch(asked):
+        yield f"{capital} {match[1]}."
+    yield f"{asked}? {capital}."
 
 
 def _name_positions(asked: Draft, taken_from: str) -> list[int]:

@@ -133,7 +133,9 @@ def words_by_masked_model(
         filled = masked.fill(pairs, SPARE * COUNT)
         for position, words in zip(several, filled, strict=True):
             word = draft.words[position]
-            forms = (in_case(each, case_of(word)) for each in words if is_word(each))
+            script, case = script_of(word), case_of(word)
+            like = (each for each in words if is_word(each) and script_of(each) == script)
+            forms = (in_case(each, case) for each in like)
             new = [form for form in dict.fromkeys(forms) if form != word]
             yield from ((position, form) for form in new[:COUNT])
 
