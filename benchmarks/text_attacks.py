@@ -17,6 +17,7 @@ installed: empty modules stand for those that are missing.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -34,6 +35,7 @@ import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from genkit.data.squad import Example, read_examples
+from genkit.qa.attacks import Method
 from genkit.qa.model import make_tokenizer
 from genkit.qa.robustness import measure_answer_attacks
 from genkit.text.attacks import ClassGoal, attack_text
@@ -41,7 +43,7 @@ from genkit.text.candidates import Vocabulary, typing_errors, words_by_gradient
 from genkit.text.classifiers import TextClassifier, load_text_classifier
 from genkit.text.edits import has_letters, split_words
 from genkit.text.robustness import SHARES, mean, measure_text_attacks
-from genkit.text.word_search import words_allowed
+from genkit.text.word_search import Candidates, words_allowed
 
 ROOT = Path(__file__).parents[1]
 WORDS = 30  # of a passage, about
@@ -107,7 +109,8 @@ def main() -> None:
     texts, labels = map(list, zip(*held_out[: arguments.texts], strict=True))
     classifier = load_text_classifier(folder)
     print(attack_text(texts[0], model=classifier, max_changed=0.2, budget=arguments.budget))
-    for candidates in ("gradient", "characters"):
+    ways: tuple[Candidates, ...] = ("gradient", "characters")
+    for candidates in ways:
         start = time.perf_counter()
         found = measure_text_attacks(
             texts, labels, model=classifier, candidates=candidates, budget=arguments.budget
@@ -205,17 +208,20 @@ def attack_reader(folder: Path, count: int, budget: int) -> None:
     data, reader = folder / "articles.json", folder / "reader"
     write_articles(data, 1200, seed=0)
     if not (reader / "model.safetensors").exists():
-        command = ["accelerate", "launch", str(ROOT / "recipes/train_qa.py"), "--from_scratch"]
+        command = [
+            str(Path(sys.executable).with_name("accelerate")),
+            "launch",
+            str(ROOT / "recipes/train_qa.py"),
+            "--from_scratch",
+        ]
         command += ["--depth", "2", "--width", "64", "--heads", "4", "--max_seq_len", "96"]
         command += ["--data", str(data), "--output_dir", str(reader), "--epochs", "6"]
         subprocess.run(command, check=True, cwd=ROOT)
     write_articles(folder / "held_out.json", count // 6 + 1, seed=1)
     examples = read_examples(str(folder / "held_out.json"))[0][:count]
-    for method, candidates in (
-        ("words", "gradient"),
-        ("words", "characters"),
-        ("distractor", "gradient"),
-    ):
+    ways: list[tuple[Method, Candidates]]
+    ways = [("words", "gradient"), ("words", "characters"), ("distractor", "gradient")]
+    for method, candidates in ways:
         start = time.perf_counter()
         found = measure_answer_attacks(
             examples, model=reader, method=method, candidates=candidates, budget=budget
@@ -240,7 +246,9 @@ class _Anything(type):
 
 
 class _EmptyModule(types.ModuleType):
-    __path__ = ()
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -280,8 +288,7 @@ def import_textattack(folder: Path, cache: Path) -> Any:
     sys.path.append(str(folder))
     missing = {name for name in UNUSED.split() if name == "nltk" or not _is_installed(name)}
     sys.meta_path.insert(0, _StandIns(missing))
-    import textattack
-
+    textattack = importlib.import_module("textattack")
     print(f"TextAttack with empty modules for {', '.join(sorted(missing))}")
     return textattack
 
@@ -303,7 +310,8 @@ def compare_with_textattack(
         and tuple(textattack.shared.AttackedText(text).words) == split_words(text).words
     ]
     print(f"\n{len(rows)} texts that both cut into the same words, {budget} queries at most")
-    for candidates in ("gradient", "characters"):
+    ways: tuple[Candidates, ...] = ("gradient", "characters")
+    for candidates in ways:
         for share in SHARES:
             line = [f"{candidates}, {share:.0%} of words:"]
             start = time.perf_counter()
@@ -358,7 +366,7 @@ def make_peer(
         def __call__(self, inputs: list[str]) -> torch.Tensor:
             return classifier.log_probabilities(inputs).exp()
 
-    class Candidates(textattack.transformations.WordSwap):
+    class Swaps(textattack.transformations.WordSwap):
         def _get_transformations(self, current: Any, indices_to_modify: Any) -> list[Any]:
             draft, found = split_words(current.text), []
             positions = [i for i in indices_to_modify if has_letters(draft.words[i])]
@@ -380,7 +388,7 @@ def make_peer(
             textattack.constraints.overlap.MaxWordsPerturbed(max_percent=share),
             textattack.constraints.pre_transformation.RepeatModification(),
         ],
-        Candidates(),
+        Swaps(),
         textattack.search_methods.GreedyWordSwapWIR(wir_method=method),
     )
 

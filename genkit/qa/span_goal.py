@@ -24,9 +24,8 @@ from genkit.qa.distractors import asked_words, distractors, is_content_word
 from genkit.qa.reader import Reader
 from genkit.qa.spans import SpanOptions
 from genkit.qa.windows import TokenWindows
-from genkit.text.attacks import replaceable
 from genkit.text.candidates import Vocabulary
-from genkit.text.edits import Draft, split_words
+from genkit.text.edits import Draft, replaceable, split_words
 from genkit.text.encoders import TokenGradients, embedding_gradients
 from genkit.text.word_search import BATCH as VERSIONS
 from genkit.text.word_search import Proposer, Queries, Verdict, search_words

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from genkit.arguments import check_unicode, explain_names
+from genkit.data.tokens import encode_text
 from genkit.files import write_text
 from genkit.hub import kinds, names
 from genkit.notebook import TextRecord
 from genkit.seeds import row_seeds
 from genkit.text.candidates import Vocabulary
 from genkit.text.classifiers import TextClassifier, load_text_classifier
-from genkit.text.edits import Change, Draft, has_letters, split_words
+from genkit.text.edits import Change, Draft, has_letters, replaceable, split_words
 from genkit.text.encoders import TokenGradients, check_differentiable
 from genkit.text.language_model import LanguageModel, as_language_model
 from genkit.text.masked_models import load_masked_model
@@ -265,12 +266,6 @@ class ClassGoal:
         return *found, victim.used
 
 
-def replaceable(draft: Draft, characters: int) -> list[int]:
-    """Return the positions of words with letters among the first characters of a text."""
-    each = enumerate(draft.words)
-    return [i for i, word in each if has_letters(word) and draft.span(i)[1] <= characters]
-
-
 # ---------------------------------------------------------------------------------------------
 # Edges
 
@@ -328,8 +323,10 @@ def load_judge(
 
 
 def measure_perplexity(text: str, language: LanguageModel | None) -> float | None:
-    """Return the perplexity of a text; None without a language model."""
-    return perplexity(text, model=language).perplexity if language else None
+    """Return the perplexity of a text; None without a language model, or of a single token."""
+    if language is None or len(encode_text(language.tokenizer, text, ends=True)) < 2:
+        return None
+    return perplexity(text, model=language).perplexity
 
 
 def _check_prediction(

@@ -79,6 +79,12 @@ def has_letters(word: str) -> bool:
     return any(character.isalpha() for character in word)
 
 
+def replaceable(draft: Draft, characters: int) -> list[int]:
+    """Return the positions of words with letters among the first characters of a text."""
+    each = enumerate(draft.words)
+    return [i for i, word in each if has_letters(word) and draft.span(i)[1] <= characters]
+
+
 def case_of(word: str) -> Case:
     """Return how a word is written."""
     if len(word) > 1 and word.isupper():
