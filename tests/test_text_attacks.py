@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import genkit
 from genkit.data.squad import Example
+from genkit.hub import kinds, staging
 from genkit.metrics.squad import compute_f1
 from genkit.qa.attacks import attack_answer
 from genkit.qa.distractors import asked_words, distractors, statements
@@ -306,6 +307,11 @@ def test_a_classifier_of_texts_loads_and_other_verbs_refuse_it(folder, classifie
         for model in (str(folder), loaded):
             with pytest.raises(ValueError, match=r"model.*classifier of texts.*genkit.attack"):
                 verb(model)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_texts_passes_the_check_of_a_push(folder):
+    staging.validate(folder, kinds.kind_of(folder))
 
 
 def test_models_that_cannot_be_attacked_are_named(folder, tmp_path, classifier, masked_folder):
