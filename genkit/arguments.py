@@ -81,7 +81,23 @@ _DIFFUSION = {
     "pretrained_model_name_or_path": "model",
     "output_type": "the record has the images",
 }
+_TEXT_ATTACK = _LOADING | {
+    "model_wrapper": "model",
+    "victim": "model",
+    "ground_truth_output": "label",
+    "target_class": "target",
+    "transformation": "candidates",
+    "search_method": "importance",
+    "wir_method": "importance",
+    "max_percent": "max_changed",
+    "query_budget": "budget",
+    "max_queries": "budget",
+    "mlm": 'candidates="mlm", with masked_model=',
+    "random_seed": "seed",
+}
 NAMES: dict[str, dict[str, str]] = {
+    "attack_text": _TEXT_ATTACK,
+    "attack_answer": _TEXT_ATTACK | {"label": "answer"},
     "generate": _GENERATE,
     "stream": _GENERATE,
     "chat": _GENERATE,

@@ -31,8 +31,8 @@ def load(
 
     Returns:
         What its verb takes as a model: `genkit.generate` a language model, `genkit.answer` a
-        reader, `genkit.evaluate` a classifier as its extractor. An image model is a pipeline, which
-        draws when it is called.
+        reader, `genkit.evaluate` an image classifier as its extractor, `genkit.attack` a classifier
+        of images or of texts. An image model is a pipeline, which draws when it is called.
 
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
@@ -57,7 +57,14 @@ def load(
         return reader.load_reader(model, revision=revision, device=device, **options)
     for name, value in options.items():
         if value not in (None, False):
-            raise ValueError(f"{name}={value!r} is for models of text; {model!r} is a {kind} model")
+            raise ValueError(
+                f"{name}={value!r} is for language models and readers of answers; {model!r} is a "
+                f"{kind} model"
+            )
+    if kind == kinds.TEXT_CLASSIFIER:
+        from genkit.text import classifiers
+
+        return classifiers.load_text_classifier(model, revision=revision, device=device)
     if kind == kinds.CLASSIFIER:
         from genkit.metrics import features
 

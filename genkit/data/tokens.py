@@ -15,6 +15,7 @@ import copy
 import functools
 import json
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,16 @@ def encode_with_offsets(tokenizer: Any, text: str) -> Any:
     """Encode a text by a fast tokenizer; return transformers' encoding, with `offset_mapping`."""
     reader = _text_reader(tokenizer)
     return reader(text, add_special_tokens=False, return_offsets_mapping=True, **AS_TEXT)
+
+
+def encode_cut(tokenizer: Any, texts: Sequence[str], longest: int) -> Any:
+    """Encode texts by a fast tokenizer, each cut to `longest` tokens with those around it.
+
+    Returns transformers' encoding, with `offset_mapping`.
+    """
+    reader = _text_reader(tokenizer)
+    cut = {"truncation": True, "max_length": longest} if longest < sys.maxsize else {}
+    return reader(list(texts), return_offsets_mapping=True, **cut, **AS_TEXT)
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,16 @@ class StockEncoder(torch.nn.Module):
             inputs["token_type_ids"] = types
         output = torch.func.functional_call(self._model[0], weights, (), inputs)
         return output.start_logits, output.end_logits
+
+
+def token_limit(model: PreTrainedModel, tokenizer: Any) -> int:
+    """Return the most tokens that a model reads at once."""
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    for name, layer in model.named_modules():
+        embeds = isinstance(layer, torch.nn.Embedding) and "position_embeddings" in name
+        if embeds and layer.padding_idx:  # RoBERTa's start after the one for padding
+            return min(tokenizer.model_max_length, positions - layer.padding_idx - 1)
+    return min(tokenizer.model_max_length, positions)
 
 
 class SpanEncoder:

@@ -13,6 +13,7 @@ from genkit.hub.model_files import ROOTS
 
 LARGEST = 1 << 24  # bytes of a model's settings
 TEXT, ANSWERS, CLASSIFIER = "text", "answers", "classifier"
+TEXT_CLASSIFIER = "text classifier"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
 TEXT_TO_IMAGE = "text-to-image"
@@ -30,6 +31,7 @@ COMPONENTS = {("autoencoder", "Autoencoder"), ("gan", "Generator")}
 HEADS = {
     "ForQuestionAnswering": ANSWERS,
     "ForImageClassification": CLASSIFIER,
+    "ForSequenceClassification": TEXT_CLASSIFIER,
     "ForCausalLM": TEXT,
     "LMHeadModel": TEXT,
     "ForConditionalGeneration": TEXT,
@@ -39,6 +41,7 @@ TAKEN = {
     TEXT: "a language model, which genkit.generate takes",
     ANSWERS: "a reader of answers, which genkit.answer takes",
     CLASSIFIER: "an image classifier, which genkit.attribute and genkit.attack take",
+    TEXT_CLASSIFIER: "a classifier of texts, which genkit.attack takes",
     AUTOENCODER: "an autoencoder, which genkit.sample takes",
     GAN: "a GAN, which genkit.sample takes",
     DIFFUSION: "a diffusion model, which genkit.sample takes",
@@ -51,6 +54,7 @@ LOADED = {
     "LanguageModel": TAKEN[TEXT],
     "Reader": TAKEN[ANSWERS],
     "Classifier": TAKEN[CLASSIFIER],
+    "TextClassifier": TAKEN[TEXT_CLASSIFIER],
     "AutoencoderPipeline": DRAWS,
     "GANPipeline": DRAWS,
     "DenoisingPipeline": DRAWS,
@@ -74,8 +78,8 @@ def kind_of(folder: Path, argument: str = "model") -> str:
         what = settings.get("_class_name") or settings.get("architectures")
         raise ValueError(
             f"{argument}: {names.describe(folder)!r} holds a {what}; language models, readers of "
-            "answers, image classifiers, autoencoders, GANs, diffusion models, models of pixels "
-            "and diffusers' text-to-image pipelines are supported"
+            "answers, classifiers of images and of texts, autoencoders, GANs, diffusion models, "
+            "models of pixels and diffusers' text-to-image pipelines are supported"
         )
     return found
 

@@ -54,7 +54,7 @@ def load_without_genkit(folder: str, kind: str) -> None:
     )
     if report["missing_keys"]:
         sys.exit(f"the weights lack {sorted(report['missing_keys'])}")
-    if kind in ("text", "answers"):
+    if kind in ("text", "answers", "text classifier"):
         transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if kind == "classifier":
         transformers.AutoImageProcessor.from_pretrained(
@@ -68,6 +68,8 @@ def class_name(kind: str, config: Any) -> str:
         return "AutoModelForQuestionAnswering"
     if kind == "classifier":
         return "AutoModelForImageClassification"
+    if kind == "text classifier":
+        return "AutoModelForSequenceClassification"
     return "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
 
 

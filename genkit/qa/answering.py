@@ -171,10 +171,10 @@ def answer(
     questions, contexts = _pairs(question, context)
     _check_count("top_k", top_k, 1)
     _check_flags(handle_impossible=handle_impossible, align_to_words=align_to_words)
-    reader = _as_reader(model, revision, dtype, quantize, compile, trust_remote_code, device)
+    reader = as_reader(model, revision, dtype, quantize, compile, trust_remote_code, device)
     options = _choose_span_options(reader, top_k, max_answer_len, align_to_words)
     null_odds = _choose_null_odds(reader, handle_impossible, threshold)
-    size = _choose_window_size(reader, max_seq_len, doc_stride)
+    size = choose_window_size(reader, max_seq_len, doc_stride)
     given = {"question": question, "context": context}
     windows = TokenWindows(
         questions,
@@ -186,11 +186,11 @@ def answer(
     )
     found = read_windows(reader, windows, contexts, options)
     triples = zip(questions, contexts, found, strict=True)
-    rows = [_record(reader, *triple, null_odds, top_k) for triple in triples]
+    rows = [rank_answers(reader, *triple, null_odds, top_k) for triple in triples]
     return rows[0] if isinstance(question, str) and isinstance(context, str) else rows
 
 
-def _as_reader(
+def as_reader(
     model: str | Path | Reader,
     revision: str | None,
     dtype: str | None,
@@ -269,7 +269,7 @@ def _check_flags(**flags: Any) -> None:
             raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
-def _choose_window_size(
+def choose_window_size(
     reader: Reader, max_seq_len: int | None, doc_stride: int | None
 ) -> tuple[int, int]:
     """Return the tokens of a window, and of its context that the next one shares."""
@@ -374,7 +374,7 @@ def collect_spans(
         rows[row].null_confidence = min(rows[row].null_confidence, sure)
 
 
-def _record(
+def rank_answers(
     reader: Reader,
     question: str,
     context: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTraine
 
 from genkit import machine
 from genkit.engine.compiled import weights_version
-from genkit.engine.encoder import SpanEncoder
+from genkit.engine.encoder import SpanEncoder, token_limit
 from genkit.engine.precision import check_compiler, check_precision, move, weights_type
 from genkit.engine.summary import summarize
 from genkit.hub import download, kinds, model_files, safe_weights, safety
@@ -83,12 +82,7 @@ class Reader:
     @property
     def limit(self) -> int:
         """The most tokens that the model reads at once."""
-        positions = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
-        for name, layer in self.model.named_modules():
-            embeds = isinstance(layer, torch.nn.Embedding) and "position_embeddings" in name
-            if embeds and layer.padding_idx:  # RoBERTa's start after the one for padding
-                return min(self.tokenizer.model_max_length, positions - layer.padding_idx - 1)
-        return min(self.tokenizer.model_max_length, positions)
+        return token_limit(self.model, self.tokenizer)
 
     @functools.cached_property
     def has_null(self) -> bool:
