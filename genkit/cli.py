@@ -22,6 +22,8 @@ COMMANDS = {
     "answer": "find answers in a text",
     "sample": "draw images from a model that a recipe trained",
     "imagine": "draw a picture of what a text says",
+    "dream": "show in a picture what a classifier sees in it",
+    "visualize": "draw what the units of a classifier respond to",
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "push": "share a model on the Hub",
