@@ -81,6 +81,21 @@ _DIFFUSION = {
     "pretrained_model_name_or_path": "model",
     "output_type": "the record has the images",
 }
+_CLIMBING = {
+    "iterations": "steps",
+    "iter_n": "steps",
+    "n_steps": "steps",
+    "num_steps": "steps",
+    "lr": "step_size",
+    "learning_rate": "step_size",
+    "layer_name": "layer",
+    "layers": "layer",
+    "image_size": "size",
+    "generator": "seed",
+    "random_seed": "seed",
+    "model_id": "model",
+    "pretrained_model_name_or_path": "model",
+}
 NAMES: dict[str, dict[str, str]] = {
     "generate": _GENERATE,
     "stream": _GENERATE,
@@ -123,6 +138,21 @@ NAMES: dict[str, dict[str, str]] = {
         "height": "size, which is (width, height)",
         "num_images_per_prompt": "give the prompt as often as you want images of it",
         "n": "give the prompt as often as you want images of it",
+    },
+    "dream": _CLIMBING
+    | {
+        "num_octaves": "octaves",
+        "octave_n": "octaves",
+        "end": "layer",
+        "guide_image": "guide",
+    },
+    "visualize": _CLIMBING
+    | {
+        "channel": "unit",
+        "neuron": "unit",
+        "objective_f": "unit is a channel, target a class",
+        "class_name": "target",
+        "label": "target",
     },
     "train": {
         "lr": "learning_rate",

@@ -21,15 +21,16 @@ from genkit.seeds import check_number, is_whole, row_seeds
 from genkit.vision import image_grid
 from genkit.vision.differentiable import DifferentiableClassifier, load_differentiable
 from genkit.vision.dreams import LEAST, to_picture
-from genkit.vision.hidden_maps import hidden_maps, one_map
+from genkit.vision.hidden_maps import one_map
 
 LARGEST = 1024  # side of an image, in pixels
 LAYERS, UNITS = 4, 6  # of the sheet that is drawn by default
 RATE = 0.05  # learning rate of Adam
 SPREAD = 0.01  # standard deviation of the first spectrum
-CONTRAST = 4  # that the image is divided by before the sigmoid
+CONTRAST = 5  # that the image is divided by before the sigmoid
+DECAY = 1.3  # power of the frequency by which the amplitude falls: 1 in photographs
 # in each step, at most: shift as a share of the side, change of the scale, and degrees
-SHIFT, ZOOM, TURN = 1 / 16, 0.1, 10.0
+SHIFT, ZOOM, TURN = 1 / 8, 0.2, 15.0
 # red, green and blue of independent colours: square root of the covariance of ImageNet's pixels
 COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
 
@@ -70,16 +71,14 @@ class Visualization(DrawnRecord):
         return "\n".join([*map(str, self.units), end])
 
     def save(self, path: str | Path) -> None:
-        """Write a picture: one image, or a sheet of several with captions.
+        """Write a picture of the images with captions; small images are enlarged.
 
         Raises:
             ValueError: the suffix is not that of a supported format.
         """
         images = [unit.image for unit in self.units]
         captions = [unit.caption for unit in self.units]
-        alone = len(images) == 1
-        sheet = images[0] if alone else image_grid.captioned(images, captions, self.columns)
-        image_grid.save_as(sheet, path)
+        image_grid.save_as(image_grid.captioned(images, captions, self.columns), path)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -122,7 +121,7 @@ def visualize(
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
-        A record that prints, and whose `save` writes the image, or a sheet of them.
+        A record that prints, and whose `save` writes a sheet of the images.
 
     Raises:
         ValueError: an argument is invalid, or the model is none that can be differentiated.
@@ -216,9 +215,10 @@ def _channel_goals(
     for number in numbers:
         if not is_whole(number) or not 0 <= number < count:
             raise ValueError(f"unit must be 0 to {count - 1} in {found.layer}, got {number!r:.80}")
-    short = found.layer.removeprefix("hidden state").split(" of ")[0].split(".")[-1]
+    state = found.layer.removeprefix("hidden state ").split(" of ")[0]
+    short = f"layer {state}" if state.isdecimal() else state.split(".")[-1]
     return [
-        _Goal(int(i), f"{found.layer}, channel {i}", f"{short.strip()}: {i}", layer=layer)
+        _Goal(int(i), f"{found.layer}, channel {i}", f"{short}: {i}", layer=layer)
         for i in dict.fromkeys(numbers)
     ]
 
@@ -265,13 +265,13 @@ def to_pixels(spectrum: torch.Tensor, side: int) -> torch.Tensor:
     """Return an image in (0, 1), (n, channels, side, side), from its spectrum.
 
     Args:
-        spectrum: real and imaginary parts, (n, channels, side, side // 2 + 1, 2), as multiples of
-            what natural images have, whose amplitude falls with the frequency.
+        spectrum: real and imaginary parts, (n, channels, side, side // 2 + 1, 2), to be
+            divided by a power of the frequency, as the amplitudes of photographs fall.
         side: of the image.
     """
     rows, columns = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
     frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / side)
-    scaled = torch.view_as_complex(spectrum) / frequency.to(spectrum.device)
+    scaled = torch.view_as_complex(spectrum) / frequency.to(spectrum.device) ** DECAY
     values = torch.fft.irfft2(scaled, s=(side, side), norm="ortho") / CONTRAST
     if spectrum.shape[1] == 3:
         mixing = (COLOURS / COLOURS.norm(dim=0).max()).to(values.device)

@@ -15,6 +15,7 @@ from genkit import files
 from genkit.data.order import blocks
 
 GAP = 2  # pixels of the images, between them
+LEGIBLE = 84  # smallest side of an image above a caption, in pixels
 SIDE = 56  # smallest side of an image, in pixels: smaller ones are enlarged
 FONT, SMALL = 18, 14
 COLOURS = 64  # of a film
@@ -128,12 +129,13 @@ def _open(file: Path) -> Image.Image:
 
 
 def captioned(images: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
-    """Lay images of one size out in rows, each with its caption below."""
+    """Lay images of one size out in rows, each with its caption below; small ones are enlarged."""
+    side = max(images[0].size)
+    times = math.ceil(LEGIBLE / side)
     strips = []
     for which in blocks(len(images), columns):
-        sheet = _sheet(
-            np.stack([np.asarray(images[i].convert("RGB")) for i in which]), columns, GAP
-        )
+        values = np.stack([np.asarray(images[i].convert("RGB")) for i in which])
+        sheet = _sheet(values.repeat(times, 1).repeat(times, 2), columns, GAP)
         strips += [sheet, _words([captions[i] for i in which], sheet.width, columns)]
     picture, top = Image.new("RGB", (strips[0].width, sum(s.height for s in strips)), PAPER), 0
     for strip in strips:
@@ -185,5 +187,7 @@ def _words(words: Sequence[str], width: int, columns: int | None = None) -> Imag
     strip = Image.new("RGB", (width, 2 * SMALL), PAPER)
     pen, font = ImageDraw.Draw(strip), ImageFont.load_default(SMALL)
     for i, word in enumerate(words):
+        while font.getlength(word) > side:
+            word = f"{word[:-2]}…"
         pen.text(((GAP + side) // 2 + i * side, SMALL), word, INK, font, anchor="mm")
     return strip
