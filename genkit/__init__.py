@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from genkit.text.perplexity import perplexity as perplexity
     from genkit.text.rescoring import rescore as rescore
     from genkit.vision.attribution import attribute as attribute
+    from genkit.vision.dreams import dream as dream
     from genkit.vision.evaluation import evaluate as evaluate
+    from genkit.vision.filters import visualize as visualize
     from genkit.vision.imagining import imagine as imagine
     from genkit.vision.sampling import sample as sample
 
@@ -55,6 +57,8 @@ _HOMES = {
     "push": "genkit.hub.pushing",
     "perplexity": "genkit.text.perplexity",
     "attribute": "genkit.vision.attribution",
+    "dream": "genkit.vision.dreams",
+    "visualize": "genkit.vision.filters",
     "evaluate": "genkit.vision.evaluation",
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",

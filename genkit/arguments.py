@@ -95,6 +95,21 @@ _TEXT_ATTACK = _LOADING | {
     "mlm": 'candidates="mlm", with masked_model=',
     "random_seed": "seed",
 }
+_CLIMBING = {
+    "iterations": "steps",
+    "iter_n": "steps",
+    "n_steps": "steps",
+    "num_steps": "steps",
+    "lr": "step_size",
+    "learning_rate": "step_size",
+    "layer_name": "layer",
+    "layers": "layer",
+    "image_size": "size",
+    "generator": "seed",
+    "random_seed": "seed",
+    "model_id": "model",
+    "pretrained_model_name_or_path": "model",
+}
 NAMES: dict[str, dict[str, str]] = {
     "attack_text": _TEXT_ATTACK,
     "attack_answer": _TEXT_ATTACK | {"label": "answer"},
@@ -149,6 +164,21 @@ NAMES: dict[str, dict[str, str]] = {
         "class_idx": "target",
         "input_tensor": "image",
         "inputs": "image",
+    },
+    "dream": _CLIMBING
+    | {
+        "num_octaves": "octaves",
+        "octave_n": "octaves",
+        "end": "layer",
+        "guide_image": "guide",
+    },
+    "visualize": _CLIMBING
+    | {
+        "channel": "unit",
+        "neuron": "unit",
+        "objective_f": "unit is a channel, target a class",
+        "class_name": "target",
+        "label": "target",
     },
     "train": {
         "lr": "learning_rate",

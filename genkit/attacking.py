@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from genkit.vision.attacks import Attacked
     from genkit.vision.robustness import Robustness
 
-IMAGE, DATA = ("genkit.vision.attacks", "attack_image"), (
-    "genkit.vision.robustness",
-    "measure_robustness",
+IMAGE, DATA = (
+    ("genkit.vision.attacks", "attack_image"),
+    (
+        "genkit.vision.robustness",
+        "measure_robustness",
+    ),
 )
 TEXT, ANSWER = ("genkit.text.attacks", "attack_text"), ("genkit.qa.attacks", "attack_answer")
 ATTACKS = {kinds.CLASSIFIER: IMAGE, kinds.TEXT_CLASSIFIER: TEXT, kinds.ANSWERS: ANSWER}

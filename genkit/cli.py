@@ -24,6 +24,8 @@ COMMANDS = {
     "imagine": "draw a picture of what a text says",
     "attribute": "show which pixels speak for a class",
     "attack": "change an input so that a model is wrong",
+    "dream": "show in a picture what a classifier sees in it",
+    "visualize": "draw what the units of a classifier respond to",
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "push": "share a model on the Hub",

@@ -1,4 +1,4 @@
-"""One seed a row, so that a row is the same in any batch; whole numbers."""
+"""One seed a row, so that a row is the same in any batch; whole numbers, and numbers in a range."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ def row_seeds(seed: Any, rows: int, what: str) -> list[int]:
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number; True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
+    """Raise ValueError for what is no number from `low` to `high`; with `whole`, no whole one."""
+    known = is_whole(value) or (not whole and isinstance(value, float | np.floating))
+    if not known or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {kind} from {low:g} to {high:g}, got {value!r:.80}")

@@ -11,7 +11,7 @@ be passed on: `verb(text, **arguments)`. The source is parsed, not imported, so 
 
 | parameter | flag |
 |---|---|
-| `int`, `float`; anything else, `str | int` too, is text | `--name VALUE` |
+| `int`, `float`; anything else, and what may also be a text, is text | `--name VALUE` |
 | `X | Sequence[X]` | `--name VALUE`, which may be repeated: once gives X, more a list |
 | `Sequence[X]` | the same, always a list |
 | `bool = False` | `--name` |
@@ -128,8 +128,8 @@ def _options(annotation: str, default: Any) -> dict[str, Any]:
         names = re.findall(r"[\"'](\w+)[\"']", annotation)
         return {"type": _as_bool, "metavar": "|".join((*WORDS, *names))}
     many = {part[9:-1] for part in parts if part.startswith("Sequence[")}
-    named = parts | many
-    kind = str if "str" in named else next((TYPES[n] for n in TYPES if n in named), str)
+    known = {name.strip() for part in parts | many for name in part.split("|")}
+    kind = next((TYPES[name] for name in TYPES if name in known and "str" not in known), str)
     if not many:
         return {"type": kind}
     return {"type": kind, "action": _Append if parts & many else "extend", "nargs": 1}

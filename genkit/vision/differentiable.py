@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from genkit.metrics.features import Classifier, load_extractor
 from genkit.seeds import is_whole
 
 PROBE = 32  # side of the images by which the normalisation is found
+SHOWN = 224  # side of the image by which the size of the input is found
 LISTED = 5  # class names in a message
 KINDS = (
     "a path, a PIL image, a uint8 array of the shape (height, width) or (height, width, 1 or 3), "
@@ -49,6 +51,10 @@ class DifferentiableClassifier:
         self.name, self.names, self.device = classifier.name, classifier.names, classifier.device
         if not all(weights.is_floating_point() for weights in self.model.parameters()):
             raise ValueError(f"model: {self.name!r} is quantised: it has no gradients")
+        # pixels of any size; those of the model's own size have the same positions as without
+        known = inspect.signature(self.model.forward).parameters
+        positions = "interpolate_pos_encoding"
+        self.options = {positions: True} if positions in known else {}
         black, white = (self._preprocess_flat(level) for level in (-1.0, 1.0))
         self.offset, self.scale = black.to(self.device), (white - black).to(self.device)
         if not (self.scale.abs() > 0).all():
@@ -66,7 +72,8 @@ class DifferentiableClassifier:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits, (n, classes), of pixels in [0, 1], (n, 1 or C, height, width)."""
-        logits: torch.Tensor = self.model(pixel_values=self.normalize(pixels)).logits
+        found = self.model(pixel_values=self.normalize(pixels), **self.options)
+        logits: torch.Tensor = found.logits
         return logits
 
     def hidden_states(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -75,7 +82,8 @@ class DifferentiableClassifier:
         Raises:
             ValueError: the model has none.
         """
-        found = self.model(pixel_values=self.normalize(pixels), output_hidden_states=True)
+        options = {"output_hidden_states": True, **self.options}
+        found = self.model(pixel_values=self.normalize(pixels), **options)
         if not found.hidden_states:
             raise ValueError(f"model: {self.name!r} returns no hidden states; give layer=")
         return found.logits, tuple(found.hidden_states)
@@ -85,6 +93,10 @@ class DifferentiableClassifier:
         other = copy.copy(self)
         other.model = model
         return other
+
+    def side(self) -> int:
+        """Return the side of the model's own input, in pixels; the shorter one if they differ."""
+        return min(self.classifier.input_size((self.classifier.channels, SHOWN, SHOWN)))
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -111,17 +123,22 @@ class DifferentiableClassifier:
         Raises:
             ValueError: it is no image, or not one that the model takes.
         """
-        given = read_image(image, argument)
-        if len(given) > self.classifier.channels:
-            console.say(f"{argument}: made grey, as {self.name} takes")
-            weights = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601, as Pillow's L
-            given = (given * weights[:, None, None]).sum(0, keepdim=True)
+        given = self.read(image, argument)
         made = self.classifier.preprocess(given[None])[0].to(self.device)
         if made.shape[1:] != given.shape[1:]:
             sizes = [f"{each.shape[2]} x {each.shape[1]}" for each in (given, made)]
             console.say(f"{argument}: resized from {sizes[0]} to {sizes[1]}, which the model takes")
         values = ((made - self.offset) / self.scale).clamp(0, 1)
         return values[:1] if len(given) == 1 else values
+
+    def read(self, image: ImageLike, argument: str = "image") -> torch.Tensor:
+        """Return an image of its own size in [-1, 1], (1 or C, height, width); grey if C is 1."""
+        given = read_image(image, argument)
+        if len(given) > self.classifier.channels:
+            console.say(f"{argument}: made grey, as {self.name} takes")
+            weights = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601, as Pillow's L
+            given = (given * weights[:, None, None]).sum(0, keepdim=True)
+        return given
 
     def index_of(self, target: str | int, argument: str = "target") -> int:
         """Return the index of a class by its name or its number.

@@ -16,6 +16,7 @@ import torch
 from genkit.vision.differentiable import DifferentiableClassifier
 
 SPECIAL = (0, 1, 2)  # tokens before the patches: none, a class token, and a distillation token
+DEPTH = 2 / 3  # of the hidden state that responds to parts of things
 STAGES = 6  # of a hierarchical network, each of which halves the sides
 
 
@@ -64,6 +65,24 @@ def hidden_maps(
     if not maps:
         raise ValueError(f"layer: no hidden state of {classifier.name} is a map; name a module")
     return logits, maps
+
+
+def one_map(
+    classifier: DifferentiableClassifier, pixels: torch.Tensor, layer: str | int | None = None
+) -> HiddenMap:
+    """Return one hidden state as a map; default: at two thirds of the depth.
+
+    States before it respond to lines and textures, those behind it to whole scenes.
+
+    Args:
+        pixels: in [0, 1], (n, channels, height, width).
+        layer: index of a hidden state, or the name of a module.
+
+    Raises:
+        ValueError: there is no such layer, or its output is no map.
+    """
+    _, maps = hidden_maps(classifier, pixels, layer)
+    return maps[round(DEPTH * (len(maps) - 1))]
 
 
 def last_with_gradient(

@@ -15,10 +15,12 @@ from genkit import files
 from genkit.data.order import blocks
 
 GAP = 2  # pixels of the images, between them
+LEGIBLE = 84  # smallest side of an image above a caption, in pixels
 SIDE = 56  # smallest side of an image, in pixels: smaller ones are enlarged
 FONT, SMALL = 18, 14
 COLOURS = 64  # of a film
 FRAME, LAST = 400, 2000  # milliseconds
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 Colour = tuple[int, int, int]
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (40, 40, 40)
@@ -126,6 +128,34 @@ def _open(file: Path) -> Image.Image:
         raise ValueError(f"{file} is damaged ({error}); delete it, then go on") from error
 
 
+def captioned(images: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
+    """Lay images of one size out in rows, each with its caption below; small ones are enlarged."""
+    side = max(images[0].size)
+    times = math.ceil(LEGIBLE / side)
+    strips = []
+    for which in blocks(len(images), columns):
+        values = np.stack([np.asarray(images[i].convert("RGB")) for i in which])
+        sheet = _sheet(values.repeat(times, 1).repeat(times, 2), columns, GAP)
+        strips += [sheet, _words([captions[i] for i in which], sheet.width, columns)]
+    picture, top = Image.new("RGB", (strips[0].width, sum(s.height for s in strips)), PAPER), 0
+    for strip in strips:
+        picture.paste(strip, (0, top))
+        top += strip.height
+    return picture
+
+
+def save_as(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture in the format that the file's name ends in, completely or not at all.
+
+    Raises:
+        ValueError: that is none of the supported ones.
+    """
+    kind = FORMATS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise ValueError(f"path: {str(path)!r} must end in one of {', '.join(FORMATS)}")
+    save(picture, Path(path), kind)
+
+
 def save(picture: Image.Image, path: Path, kind: str = "png", **options: Any) -> None:
     """Write a picture completely or not at all."""
     with files.written_whole(path) as scratch:
@@ -151,10 +181,13 @@ def _sheet(values: np.ndarray, columns: int, gap: int) -> Image.Image:
     return Image.fromarray(sheet)
 
 
-def _words(words: Sequence[str], width: int) -> Image.Image:
+def _words(words: Sequence[str], width: int, columns: int | None = None) -> Image.Image:
     """Write a word under each image of a sheet of this width."""
-    strip, side = Image.new("RGB", (width, 2 * SMALL), PAPER), (width - GAP) // len(words)
+    side = (width - GAP) // (columns or len(words))
+    strip = Image.new("RGB", (width, 2 * SMALL), PAPER)
     pen, font = ImageDraw.Draw(strip), ImageFont.load_default(SMALL)
     for i, word in enumerate(words):
+        while font.getlength(word) > side:
+            word = f"{word[:-2]}…"
         pen.text(((GAP + side) // 2 + i * side, SMALL), word, INK, font, anchor="mm")
     return strip

@@ -23,7 +23,6 @@ from genkit.seeds import is_whole, row_seeds
 from genkit.vision import image_grid, text2image
 from genkit.vision.text2image import DEFAULT, Source
 
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 AREA = 1 << 24  # pixels of the largest picture
 Size = int | tuple[int, int]
 
@@ -61,10 +60,7 @@ class Picture(DrawnRecord):
         Raises:
             ValueError: the suffix is not that of a supported format.
         """
-        kind = FORMATS.get(Path(path).suffix.lower())
-        if kind is None:
-            raise ValueError(f"path: {str(path)!r} must end in one of {', '.join(FORMATS)}")
-        image_grid.save(self.image, Path(path), kind)
+        image_grid.save_as(self.image, path)
 
 
 # ---------------------------------------------------------------------------------------------
