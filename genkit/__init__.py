@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from genkit.vision.evaluation import evaluate as evaluate
     from genkit.vision.imagining import imagine as imagine
     from genkit.vision.sampling import sample as sample
+    from genkit.vision.style import stylize as stylize
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ _HOMES = {
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",
     "sample": "genkit.vision.sampling",
+    "stylize": "genkit.vision.style",
 }
 __all__ = list(_HOMES)
 

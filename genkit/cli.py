@@ -22,6 +22,7 @@ COMMANDS = {
     "answer": "find answers in a text",
     "sample": "draw images from a model that a recipe trained",
     "imagine": "draw a picture of what a text says",
+    "stylize": "paint an image in the style of another",
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "push": "share a model on the Hub",

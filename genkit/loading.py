@@ -31,7 +31,8 @@ def load(
 
     Returns:
         What its verb takes as a model: `genkit.generate` a language model, `genkit.answer` a
-        reader, `genkit.evaluate` a classifier as its extractor. An image model is a pipeline, which
+        reader, `genkit.evaluate` a classifier as its extractor, `genkit.stylize` a
+        stylizer. Any other image model is a pipeline, which
         draws when it is called.
 
     Raises:
@@ -66,4 +67,8 @@ def load(
         from genkit.vision import sampling
 
         return sampling.load_image_model(model, revision, device)
+    if kind == kinds.STYLIZER:
+        from genkit.vision import stylizers
+
+        return stylizers.load_stylizer_model(model, revision, device)
     raise ValueError(f"model: {model!r} makes images from text; pass it to genkit.imagine")
