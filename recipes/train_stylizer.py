@@ -69,6 +69,9 @@ class Settings(ImageSettings):
         CHOSEN, "channels at each size; the image is halved between two of them", least=1
     )
     blocks: int = setting(5, "residual blocks at the smallest size", least=0)
+    stride: int = setting(
+        CHOSEN, "of the first convolution; 2 saves most of the work at full size", choices=(1, 2)
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
@@ -85,10 +88,11 @@ BLOCK = 8  # images evaluated together
 def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open: for a GPU, or for a CPU."""
     if device == "accelerator":
-        run: dict[str, Any] = {"resolution": 256, "widths": [32, 64, 128], "batch_size": 16}
-        run |= {"max_steps": 10_000}
+        run: dict[str, Any] = {"resolution": 256, "widths": [32, 64, 128], "stride": 1}
+        run |= {"batch_size": 16, "max_steps": 10_000}
     else:
-        run = {"resolution": 128, "widths": [16, 32, 64], "batch_size": 4, "max_minutes": 20.0}
+        run = {"resolution": 128, "widths": [16, 32, 64], "stride": 2}
+        run |= {"batch_size": 4, "max_minutes": 20.0}
     rates = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     return run | rates | precision | {"optimizer": "adamw", "ema": 0.0, "compile": False}
@@ -110,7 +114,9 @@ def main() -> None:
         target = make_target(settings, classifier)
 
         # ---- model
-        network = stylizer.Stylizer(train.size[0], settings.widths, settings.blocks)
+        network = stylizer.Stylizer(
+            train.size[0], settings.widths, settings.blocks, settings.stride
+        )
         model = run.network("model", network, optimizers(network, settings))
         paint = run.autocast(partial(apply, model))
         run.log(

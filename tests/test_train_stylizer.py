@@ -55,17 +55,17 @@ def trained(data, tmp_path_factory):
 # ---- the family
 
 
-def tiny(channels: int = 3) -> StylizerPipeline:
+def tiny(channels: int = 3, stride: int = 2) -> StylizerPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return StylizerPipeline(Stylizer(channels, (4, 8, 8), 1).eval())
+        return StylizerPipeline(Stylizer(channels, (4, 8), 1, stride).eval())
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 31), (40, 13)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_stylizer_keeps_any_size(size, channels):
+@pytest.mark.parametrize(("channels", "stride"), [(1, 1), (3, 2)])
+def test_stylizer_keeps_any_size(size, channels, stride):
     images = torch.rand(2, channels, *size) * 2 - 1
-    painted = tiny(channels)(images, output_type="pt").images
+    painted = tiny(channels, stride)(images, output_type="pt").images
     assert [row.shape for row in painted] == [images[0].shape] * 2
     assert all(row.min() >= 0 and row.max() <= 1 for row in painted)
 

@@ -22,7 +22,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 
 MODES = {1: "L", 3: "RGB"}
-OUTER = 9  # side of the kernels at full size
+FIRST = 9  # side of the first kernels
 SMALLEST = 8  # pixels of a side: reflection needs more than it pads
 
 # ---------------------------------------------------------------------------------------------
@@ -72,23 +72,28 @@ class Stylizer(ModelMixin, ConfigMixin):
         channels: of the images, 1 for grey, 3 for colour.
         widths: of the convolutions; the image is halved between two of them, and grows again.
         blocks: residual blocks at the smallest size.
+        stride: of the first convolution; 2 saves most of the work at full size.
 
     Source: Johnson et al. 2016, https://arxiv.org/abs/1603.08155
     """
 
     @register_to_config
     def __init__(
-        self, channels: int = 3, widths: Sequence[int] = (16, 32, 64), blocks: int = 5
+        self,
+        channels: int = 3,
+        widths: Sequence[int] = (16, 32, 64),
+        blocks: int = 5,
+        stride: int = 2,
     ) -> None:
         super().__init__()
         if channels not in MODES:
             raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels}")
         pairs = list(itertools.pairwise(widths))
-        self.start = Normalized(channels, widths[0], OUTER)
+        self.start = Normalized(channels, widths[0], FIRST, stride)
         self.shrink = torch.nn.ModuleList(Normalized(a, b, stride=2) for a, b in pairs)
         self.middle = torch.nn.Sequential(*(Residual(widths[-1]) for _ in range(blocks)))
         self.grow = torch.nn.ModuleList(Normalized(b, a) for a, b in pairs[::-1])
-        self.end = Convolution(widths[0], channels, OUTER)
+        self.end = Convolution(widths[0], channels)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return images of the same shape."""
@@ -100,7 +105,7 @@ class Stylizer(ModelMixin, ConfigMixin):
         x = self.middle(x)
         for layer, size in zip(self.grow, sizes[::-1], strict=True):
             x = F.relu(layer(F.interpolate(x, size=size)))
-        return self.end(x).tanh()
+        return self.end(F.interpolate(x, size=images.shape[2:])).tanh()
 
 
 # ---------------------------------------------------------------------------------------------
