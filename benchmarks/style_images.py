@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from scipy.spatial import cKDTree
 
 SIDE = 192  # of a style
 CROP = 160  # side of the crops, in pixels
@@ -89,15 +88,22 @@ def mosaic(rng: np.random.Generator) -> Image.Image:
     places = np.stack([rows.ravel(), columns.ravel()], 1)
     seeds = rng.uniform(0, SIDE, (110, 2))
     for _ in range(2):  # to the middle of each pane, so that they are even
-        _, nearest = cKDTree(seeds).query(places)
+        nearest = distances_to(seeds, places).argmin(1)
         seeds = np.stack([places[nearest == i].mean(0) for i in np.unique(nearest)])
-    distances, nearest = cKDTree(seeds).query(places, k=2)
+    distances = distances_to(seeds, places)
+    nearest, two = distances.argmin(1), np.partition(distances, 1)[:, :2]
     panes = np.array(GLASS)[rng.integers(0, len(GLASS), len(seeds))]
     panes = np.clip(panes + rng.normal(0, 14, panes.shape), 0, 255)
-    values = panes[nearest[:, 0]]
-    values[distances[:, 1] - distances[:, 0] < 2.6] = (22, 20, 24)
+    values = panes[nearest]
+    values[two[:, 1] - two[:, 0] < 2.6] = (22, 20, 24)
     picture = Image.fromarray(values.reshape(SIDE, SIDE, 3).astype(np.uint8))
     return picture.filter(ImageFilter.GaussianBlur(0.6))
+
+
+def distances_to(seeds: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the distance of each place, (n, 2), to each seed, (m, 2): (n, m)."""
+    across, down = (np.subtract.outer(places[:, i], seeds[:, i]) for i in (0, 1))
+    return np.hypot(across, down)
 
 
 def hatching(rng: np.random.Generator) -> Image.Image:

@@ -21,7 +21,10 @@ FRAMES = 40  # of an animation
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("image", help="image to paint")
-    flags.add(parser, flags.from_verb("genkit.vision.style", "stylize", skip=("frames",)))
+    parser.add_argument(
+        "--model", required=True, help="folder or Hub id of an image classifier, or of a stylizer"
+    )
+    flags.add(parser, flags.from_verb("genkit.vision.style", "stylize", skip=("model", "frames")))
     parser.add_argument("--output", default="stylized.png", help="file of the picture")
     parser.add_argument("--animation", help="GIF of how the picture emerges")
     common.add_json(parser)
