@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from genkit.vision.filters import visualize as visualize
     from genkit.vision.imagining import imagine as imagine
     from genkit.vision.sampling import sample as sample
+    from genkit.vision.style import stylize as stylize
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ _HOMES = {
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",
     "sample": "genkit.vision.sampling",
+    "stylize": "genkit.vision.style",
 }
 __all__ = list(_HOMES)
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "attack": "change an input so that a model is wrong",
     "dream": "show in a picture what a classifier sees in it",
     "visualize": "draw what the units of a classifier respond to",
+    "stylize": "paint an image in the style of another",
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "push": "share a model on the Hub",

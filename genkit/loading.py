@@ -32,7 +32,8 @@ def load(
     Returns:
         What its verb takes as a model: `genkit.generate` a language model, `genkit.answer` a
         reader, `genkit.evaluate` an image classifier as its extractor, `genkit.attack` a classifier
-        of images or of texts. An image model is a pipeline, which draws when it is called.
+        of images or of texts, `genkit.stylize` a stylizer. Any other image model is a pipeline,
+        which draws when it is called.
 
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
@@ -73,4 +74,8 @@ def load(
         from genkit.vision import sampling
 
         return sampling.load_image_model(model, revision, device)
+    if kind == kinds.STYLIZER:
+        from genkit.vision import stylizers
+
+        return stylizers.load_stylizer_model(model, revision, device)
     raise ValueError(f"model: {model!r} makes images from text; pass it to genkit.imagine")

@@ -43,6 +43,7 @@ from genkit.models import diffusion, gan, lm
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
+from genkit.models.stylizer import Stylizer, StylizerPipeline
 from genkit.text.language_model import LanguageModel
 from genkit.training import checkpoints
 from genkit.vision import pixel_lm
@@ -300,6 +301,10 @@ def tiny_autoencoder(folder: Path) -> None:
 def tiny_gan(folder: Path) -> None:
     generator = gan.Generator(SIZE, 3, widths=(8,), patch=4).eval()
     vendoring.save_pipeline(gan.GANPipeline(generator), folder)
+
+
+def tiny_stylizer(folder: Path) -> None:
+    vendoring.save_pipeline(StylizerPipeline(Stylizer(3, (4, 8), 1).eval()), folder)
 
 
 def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear"):

@@ -209,6 +209,7 @@ IMAGES = {
     "sample": lambda **o: genkit.sample(**o),
     "imagine": lambda **o: genkit.imagine("a fox", **o),
     "evaluate": lambda **o: genkit.evaluate(**o),
+    "stylize": lambda **o: genkit.stylize("a.png", **o),
 }
 
 

@@ -39,6 +39,7 @@ RECIPES = {
     "class_conditional": "train_diffusion --widths 8 16 --eval_samples 16 --conditional "
     "--objective flow",
     "pixels": "train_pixels --depth 1 --width 32 --heads 2 --levels 8",
+    "stylizer": "train_stylizer --resolution 16 --widths 4 8 --blocks 1",
 }
 IMAGES = ("autoencoder", "gan", "diffusion", "class_conditional")
 CONTEXT = "The zorp is blue. The mig is tal."
@@ -58,8 +59,10 @@ def models(text_file, tmp_path_factory):
         for name, words in RECIPES.items():
             recipe, *given = words.split()
             given += map(str, data.get(name, ("--images", home / "pictures")))
-            if name in ("gan", "diffusion"):
+            if name in ("gan", "diffusion", "stylizer"):
                 given += ["--extractor", str(runs / "classifier")]
+            if name == "stylizer":
+                given += ["--style", str(home / "pictures" / "3" / "0.png")]
             run_here(recipe, *given, *SHORT, "--output_dir", runs / name)
     return {name: runs / name for name in RECIPES}
 
@@ -243,7 +246,8 @@ def test_what_is_pushed_is_a_clean_copy(models, pushed, server):
         assert {"README.md", "metrics.jsonl", "loss.png"} <= set(tree)
         assert len([path for path in tree if path.startswith("samples/")]) <= 1
         code = {path for path in tree if path.endswith(".py")}
-        assert bool(code) == (name in ("autoencoder", "gan", "class_conditional")), name
+        ours = ("autoencoder", "gan", "class_conditional", "stylizer")
+        assert bool(code) == (name in ours), name
         for path in code:
             module = ROOT / "genkit/models" / Path(path).name
             assert tree[path] == module.read_bytes()

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from builders import reader, text_model, tiny_autoencoder, tiny_denoiser, tiny_gan, tiny_pixels
+from builders import (
+    reader,
+    text_model,
+    tiny_autoencoder,
+    tiny_denoiser,
+    tiny_gan,
+    tiny_pixels,
+    tiny_stylizer,
+)
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 import genkit
@@ -23,6 +31,7 @@ FAMILIES = {
     "GANPipeline": tiny_gan,
     "DenoisingPipeline": tiny_denoiser("epsilon"),
     "PixelPipeline": tiny_pixels,
+    "StylizerPipeline": tiny_stylizer,
 }
 
 

@@ -21,7 +21,7 @@ RUN_FILE = "run.json"  # settings of the run, and hashes of its data
 PICTURES = (
     *("loss.png", "progress.png", "progress.gif", "reconstructions.png", "latents.png"),
     *("plane.png", "loss_by_time.png", "completions.png", "confusion.png", "mistakes.png"),
-    "calibration.png",
+    *("calibration.png", "painted.png"),
 )
 CARD = """---
 {metadata}
@@ -87,6 +87,8 @@ LIMITS = {
     "one all the same, and its confidence holds for questions like those it was measured on.",
     "image-classification": "For images like those it was trained on, which it puts into one of "
     "its classes, whatever they show. Not for decisions about people.",
+    "image-to-image": "For learning and play: it paints any image in the one style that it was "
+    "trained for, best at the size that it was trained at.",
     "unconditional-image-generation": "For learning, and for images like those it was trained on: "
     "it draws nothing else, may leave out kinds that were rare among them, and may come close to "
     "single ones of them.",

@@ -16,17 +16,18 @@ TEXT, ANSWERS, CLASSIFIER = "text", "answers", "classifier"
 TEXT_CLASSIFIER = "text classifier"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
-TEXT_TO_IMAGE = "text-to-image"
+TEXT_TO_IMAGE, STYLIZER = "text-to-image", "stylizer"
 
 # by the class that model_index.json names: a stock one, or a file beside it and its class
 PIPELINES: dict[Any, str] = {
     ("autoencoder", "AutoencoderPipeline"): AUTOENCODER,
     ("gan", "GANPipeline"): GAN,
     ("diffusion", "DenoisingPipeline"): DIFFUSION,
+    ("stylizer", "StylizerPipeline"): STYLIZER,
     "DDPMPipeline": DIFFUSION,
 }
 # genkit's own classes of components
-COMPONENTS = {("autoencoder", "Autoencoder"), ("gan", "Generator")}
+COMPONENTS = {("autoencoder", "Autoencoder"), ("gan", "Generator"), ("stylizer", "Stylizer")}
 # by the end of the name of a transformers class
 HEADS = {
     "ForQuestionAnswering": ANSWERS,
@@ -47,6 +48,7 @@ TAKEN = {
     DIFFUSION: "a diffusion model, which genkit.sample takes",
     PIXELS: "a model of pixels, which genkit.sample takes",
     TEXT_TO_IMAGE: "a text-to-image pipeline, which genkit.imagine takes",
+    STYLIZER: "a stylizer, which genkit.stylize takes",
 }
 DRAWS = "an image pipeline, which draws when it is called"
 # the same of models that genkit.load has returned, by their classes
@@ -59,6 +61,7 @@ LOADED = {
     "GANPipeline": DRAWS,
     "DenoisingPipeline": DRAWS,
     "PixelPipeline": DRAWS,
+    "StylizerPipeline": TAKEN[STYLIZER],
 }
 
 
@@ -79,7 +82,7 @@ def kind_of(folder: Path, argument: str = "model") -> str:
         raise ValueError(
             f"{argument}: {names.describe(folder)!r} holds a {what}; language models, readers of "
             "answers, classifiers of images and of texts, autoencoders, GANs, diffusion models, "
-            "models of pixels and diffusers' text-to-image pipelines are supported"
+            "models of pixels, stylizers and diffusers' text-to-image pipelines are supported"
         )
     return found
 
