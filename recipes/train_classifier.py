@@ -59,8 +59,8 @@ class Settings(ImageSettings):
         "train on images under attack: by one step from a random start, or by several of PGD",
         choices=("no", "fast", "pgd"),
     )
-    epsilon: float | None = setting(
-        None,
+    epsilon: float = setting(
+        CHOSEN,
         "largest change of a pixel by the attack, of [0, 1]; 0.3 for grey images, 8/255 in colour",
         above=0,
         most=1,
@@ -107,14 +107,15 @@ def main() -> None:
         check_images(run, settings, train)
         if settings.shift is None:
             settings.shift = round(min(train.size[1:]) / SHIFT)
-        epsilon = settings.epsilon = settings.epsilon or EPSILON[train.size[0]]
+        robust = settings.adversarial != "no"
+        if robust and settings.epsilon is None:
+            settings.epsilon = EPSILON[train.size[0]]
 
         # ---- model
         network = classifier.make_model(train.names, train.size, settings.depth, settings.width)
         model = run.network("model", network, optimizers(network, settings))
         loss = run.autocast(classifier.loss)
-        robust = settings.adversarial != "no"
-        attack = make_attack(run, STEPS[settings.adversarial], epsilon) if robust else None
+        attack = make_attack(run, settings) if robust else None
         get_batch = partial(make_batch, train, settings.shift, attack, run.device)
         run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
@@ -128,6 +129,7 @@ def main() -> None:
             settings.epochs, len(train), settings.batch_size, settings.max_steps
         )
         smoothing = settings.label_smoothing
+        best, curve = ("robust_accuracy", robustness_curve) if robust else ("accuracy", None)
         run.warm_up(lambda rows: loss(model, *get_batch(order(rows)[1]), smoothing))
         run.restore()
         for _ in run.steps():
@@ -136,19 +138,23 @@ def main() -> None:
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
-                    metrics, best, curve = evaluate(run, val), "accuracy", None
+                    metrics = evaluate(run, val)
                     if robust:
-                        metrics |= evaluate_attacked(run, val, epsilon)
-                        best, curve = "robust_accuracy", robustness_curve
+                        metrics |= evaluate_attacked(run, val, settings.epsilon)
                     if run.report(best, metrics, lower_is_better=False, curve=curve):
                         run.publish(partial(save_model, run, settings, train, val, metrics))
 
 
 def check_images(run: Run, settings: Settings, train: Images) -> None:
-    """Refuse images of one class, shifts beyond them, and batches of 1, which have no variance."""
+    """Refuse images of one class, shifts beyond them, and batches of 1, which have no variance.
+
+    Also an epsilon without the training that has it.
+    """
     classes = train.count_classes()
     if classes < 2:
         raise ValueError(f"images: two or more classes are needed, got only {train.names[0]!r}")
+    if settings.epsilon is not None and settings.adversarial == "no":
+        raise ValueError(f"--epsilon {settings.epsilon} is for --adversarial fast or pgd")
     side = min(train.size[1:])
     if settings.shift is not None and settings.shift >= side:
         raise ValueError(f"--shift must be below the side of {side} pixels, got {settings.shift}")
@@ -172,12 +178,13 @@ def make_batch(
     return images if attack is None else attack(images, labels), labels
 
 
-def make_attack(run: Run, steps: int, epsilon: float) -> Attack:
+def make_attack(run: Run, settings: Settings) -> Attack:
     """Return the attack of a training step, on the network as it is, in training mode."""
     predict = run.autocast(partial(classifier.predict, run.networks["model"].module))
+    steps = STEPS[settings.adversarial]
 
     def attack(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        grown = epsilon * min(1.0, run.fraction / GROWTH)
+        grown = settings.epsilon * min(1.0, run.fraction / GROWTH)
         changed = perturbations.training_examples(
             lambda pixels: predict(2 * pixels - 1), (images + 1) / 2, labels, grown, steps
         )

@@ -72,16 +72,16 @@ def to_levels(pixels: torch.Tensor, center: torch.Tensor, budget: Budget) -> tor
 
     By linf each pixel takes the nearest level that the ball has. By l2 rounding would lengthen a
     change, or leave nothing of a faint one: each row is the largest multiple of its change whose
-    rounding stays in the ball.
+    rounding is no longer than the change.
 
     Args:
         pixels: (n, channels, height, width).
         center: images of these levels, of the same shape.
     """
     before, change = (center * LEVELS).round(), (pixels - center) * LEVELS
-    most = budget.epsilon * LEVELS * (1 + TINY_PART)
     if budget.norm == "linf":
-        rounded = change.round().clamp(-math.floor(most), math.floor(most))
+        most = math.floor(budget.epsilon * LEVELS * (1 + TINY_PART))
+        rounded = change.round().clamp(-most, most)
         return (before + rounded).clamp(0, LEVELS) / LEVELS
 
     def multiple(factor: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ def to_levels(pixels: torch.Tensor, center: torch.Tensor, budget: Budget) -> tor
     high = LEVELS / change.abs().amax((1, 2, 3), True).clamp(min=TINY)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fits = length(multiple(middle)) <= most
+        fits = length(multiple(middle)) <= length(change)
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
     return (before + multiple(low)) / LEVELS
 
@@ -235,11 +235,13 @@ def square_search(
     Source: Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049, simplified
     """
     channels, height, width = pixels.shape[1:]
-    generators = row_generators(seeds)
-    draws = torch.stack([torch.rand(steps, 2 + channels, generator=g) for g in generators])
+    generators, device = row_generators(seeds), pixels.device
     stripes = torch.stack([torch.rand(channels, 1, width, generator=g) for g in generators])
-    start = pixels + 2 * budget.epsilon * (stripes.to(pixels.device).round() - 0.5)
-    best = project(start.expand_as(pixels), pixels, budget)
+    draws = torch.stack([torch.rand(steps, 2 + channels, generator=g) for g in generators])
+    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    reach = 2 * budget.epsilon  # from one end of the ball to the other
+    start = pixels + reach * (stripes.to(device).round() - 0.5)
+    best = project(start, pixels, budget)
     margins, queries = _margin(logits(best), labels), torch.ones_like(labels)
     for step in range(steps):
         rows = (margins > 0).nonzero().flatten()
@@ -247,17 +249,15 @@ def square_search(
             break
         share = LARGE * (SMALL / LARGE) ** (step / steps)
         side = max(1, round(share * min(height, width)))
-        tried = best[rows]
-        for row, draw in zip(tried, draws[rows.cpu(), step], strict=True):
-            top, left = (draw[:2] * torch.tensor([height - side + 1, width - side + 1])).int()
-            signs = 2 * draw[2:].round().to(pixels.device) - 1
-            row[:, top : top + side, left : left + side] += (
-                2 * budget.epsilon * signs[:, None, None]
-            )
-        tried = project(tried, pixels[rows], budget)
-        found = _margin(logits(tried), labels[rows])
+        drawn = draws[rows.cpu(), step].to(device)[:, :, None, None]  # (rows, 2 + channels, 1, 1)
+        down = y - (drawn[:, :1] * (height - side + 1)).floor()  # (rows, 1, height, 1)
+        right = x - (drawn[:, 1:2] * (width - side + 1)).floor()
+        square = (down >= 0) & (down < side) & (right >= 0) & (right < side)
+        changed = best[rows] + reach * square * (2 * drawn[:, 2:].round() - 1)
+        changed = project(changed, pixels[rows], budget)
+        found = _margin(logits(changed), labels[rows])
         better = found < margins[rows]
-        best[rows[better]], margins[rows[better]] = tried[better], found[better]
+        best[rows[better]], margins[rows[better]] = changed[better], found[better]
         queries[rows] += 1
     return Perturbed(best, margins <= 0, queries)
 
