@@ -28,9 +28,9 @@ from genkit.vision.perturbations import Budget, Norm
 
 Method = Literal["fgsm", "pgd", "patch"]
 EPSILON = 8 / 255  # by default
-STEPS = {"pgd": 40, "patch": 200}  # by default
+STEPS = {"pgd": 40, "patch": 60}  # by default
 SHARE = 0.4  # of a patch by default
-PLACES = 100  # in which a patch is tried
+PLACES = 50  # in which a patch is tried
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -141,7 +141,7 @@ def attack_image(
         epsilon: largest change of fgsm and pgd, in pixels of [0, 1]; default: 8/255.
         norm: by which it is measured: linf, the largest change of a pixel, or l2, the length of
             the whole; default: linf.
-        steps: of pgd, default 40, or of the patch, default 200.
+        steps: of pgd, default 40, or of the patch, default 60.
         restarts: random starts of pgd, until one succeeds; default: 1.
         share: diameter of the patch over the shorter side of the image; default: 0.4.
         seed: of random starts and places.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from genkit import console
 from genkit.vision.perturbations import Logits
 
-DRAWS = 16  # placements in a step
+DRAWS = 8  # placements in a step
 RATE = 0.05  # of Adam, in pixels of [0, 1]
 SIZES = (0.8, 1.2)  # of the diameter: the least and the largest, as parts of that asked for
 TURN = 45.0  # degrees that a patch is rotated by, at most
@@ -38,7 +38,7 @@ def make_patch(
         pixels: images in [0, 1], (n, channels, height, width).
         labels: classes to leave, or with `targeted` to reach, (n,).
         share: diameter over the shorter side of the images.
-        steps: of Adam, each over 16 placements.
+        steps: of Adam, each over 8 placements.
         seed: of the placements.
 
     Returns:
