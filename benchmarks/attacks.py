@@ -80,8 +80,9 @@ def make_engines(
         return ~perturbations.pgd(classifier, pixels, labels, budget, **options).fooled
 
     def by_torchattacks(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        changed = peer(pixels, labels)
         with torch.no_grad():
-            return network(peer(pixels, labels)).argmax(1) == labels
+            return network(changed).argmax(1) == labels
 
     def by_foolbox(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         _, _, fooled = attack(bounded, pixels, labels, epsilons=budget.epsilon)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from genkit.vision.attribution import attribute as attribute
     from genkit.vision.evaluation import evaluate as evaluate
     from genkit.vision.imagining import imagine as imagine
+    from genkit.vision.robustness import measure_robustness as measure_robustness
     from genkit.vision.sampling import sample as sample
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _HOMES = {
     "perplexity": "genkit.text.perplexity",
     "attribute": "genkit.vision.attribution",
     "evaluate": "genkit.vision.evaluation",
+    "measure_robustness": "genkit.vision.robustness",
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",
     "sample": "genkit.vision.sampling",
