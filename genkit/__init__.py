@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from genkit.vision.evaluation import evaluate as evaluate
     from genkit.vision.filters import visualize as visualize
     from genkit.vision.imagining import imagine as imagine
+    from genkit.vision.robustness import measure_robustness as measure_robustness
     from genkit.vision.sampling import sample as sample
     from genkit.vision.style import stylize as stylize
 
@@ -61,6 +62,7 @@ _HOMES = {
     "dream": "genkit.vision.dreams",
     "visualize": "genkit.vision.filters",
     "evaluate": "genkit.vision.evaluation",
+    "measure_robustness": "genkit.vision.robustness",
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",
     "sample": "genkit.vision.sampling",

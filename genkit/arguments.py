@@ -110,6 +110,24 @@ _CLIMBING = {
     "model_id": "model",
     "pretrained_model_name_or_path": "model",
 }
+_ATTACK = {
+    "eps": "epsilon",
+    "epsilons": "epsilon",
+    "max_norm": "epsilon",
+    "num_steps": "steps",
+    "n_iter": "steps",
+    "nb_iter": "steps",
+    "max_iter": "steps",
+    "n_restarts": "restarts",
+    "num_random_init": "restarts",
+    "random_start": "pgd always starts at random; method=fgsm does not",
+    "ord": "norm",
+    "target_label": "target",
+    "targeted": "target, which is the class to reach",
+    "labels": "target is the class to reach; without it, any other than the model's own",
+    "patch_size": "share, the diameter over the image's side",
+    "scale": "share, the diameter over the image's side",
+}
 NAMES: dict[str, dict[str, str]] = {
     "attack_text": _TEXT_ATTACK,
     "attack_answer": _TEXT_ATTACK | {"label": "answer"},
@@ -194,6 +212,18 @@ NAMES: dict[str, dict[str, str]] = {
         "init_image": "start",
         "content_weight": "style_weight, over a content weight of 1",
         "generator": "seed",
+    },
+    "attack": _ATTACK,
+    "attack_image": _ATTACK,
+    "measure_robustness": _ATTACK
+    | {
+        "alpha": "step_size",
+        "eps_iter": "step_size",
+        "abs_stepsize": "step_size",
+        "images": "data",
+        "dataset": "data",
+        "n_examples": "count",
+        "labels": "data, which have them",
     },
     "train": {
         "lr": "learning_rate",

@@ -18,10 +18,12 @@ from genkit import plots
 from genkit.data import images, pixels
 from genkit.metrics import features
 from genkit.models import classifier
+from genkit.vision import robustness
 
 EVERY = ("--width", "8", "--mixed_precision", "no")
 LENGTH = ("--max_steps", "8", "--evaluations", "2", "--save_steps", "4", "--keep_checkpoints", "9")
 SHORT = (*EVERY, "--batch_size", "16", *LENGTH)
+ATTACKED = (*SHORT, "--adversarial", "fast")
 SIZES = [(1, 8, 8), (3, 9, 30), (1, 16, 16), (1, 17, 17), (1, 28, 28), (3, 64, 8), (3, 40, 40)]
 
 
@@ -39,6 +41,14 @@ def trained(tmp_path_factory):
     """A run of 8 steps, with averaged weights."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     run_here("train_classifier", *SHORT, "--ema", "0.5", "--output_dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hardened(tmp_path_factory):
+    """A run of 8 steps on attacked images."""
+    folder = tmp_path_factory.mktemp("runs") / "hardened"
+    run_here("train_classifier", *ATTACKED, "--output_dir", folder)
     return folder
 
 
@@ -314,6 +324,58 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+# ---- it trains on attacked images
+
+
+def test_adversarial_training_keeps_the_most_robust_model(hardened):
+    lines = judged(hardened)
+    assert [line["step"] for line in lines] == [4, 8]
+    kept = max(lines, key=lambda line: line["robust_accuracy"])
+    assert all(0 <= line["robust_accuracy"] <= line["accuracy"] for line in lines)
+    card = (hardened / "README.md").read_text()
+    assert f"| robust_accuracy | {kept['robust_accuracy']:.4f} |" in card
+    assert "right under PGD of 10 steps within 0.3 (linf, pixels in [0, 1])" in card
+    saved = json.loads((hardened / "run.json").read_text())["settings"]
+    assert (saved["epsilon"], saved["shift"], saved["label_smoothing"]) == (0.3, 0, 0.0)
+    with Image.open(hardened / "loss.png") as picture:
+        assert picture.width > 1.9 * picture.height  # two panels
+
+
+@pytest.mark.slow
+def test_robust_accuracy_is_that_of_the_saved_model(hardened):
+    """The same attack, from the same starts, on the folder."""
+    _, val = images.load_train_val("digits", None, 0.1)
+    found = robustness.measure_robustness(
+        val, model=hardened, epsilon=0.3, steps=10, checked=0, device="cpu"
+    )
+    kept = max(judged(hardened), key=lambda line: line["robust_accuracy"])
+    assert found.robust == pytest.approx(kept["robust_accuracy"], abs=1.5 / len(val))
+
+
+@pytest.mark.slow
+def test_adversarial_training_goes_on_exactly(hardened, tmp_path):
+    shutil.copytree(hardened, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")
+    run_here("train_classifier", "--output_dir", tmp_path / "run", "--resume")
+    assert weights_of(tmp_path / "run") == weights_of(hardened)
+    assert log_of(tmp_path / "run") == log_of(hardened)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_attacked_images_and_go_on_exactly(train, tmp_path):
+    launch = {"recipe": "train_classifier", "launcher": TWO, "env": ON_CPU}
+    words = (*SHORT, "--adversarial", "pgd", "--output_dir", tmp_path / "whole")
+    done = train(*words, **launch)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000008")
+    done = train("--output_dir", tmp_path / "stopped", "--resume", **launch)
+    assert "resumed after step 4" in done.stderr
+    assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "whole")
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+    assert all("robust_accuracy" in line for line in judged(tmp_path / "whole"))
+
+
 # ---- what cannot work
 
 
@@ -332,6 +394,10 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
         ("--width 0", "width.*got 0"),
         ("--shift -1", "shift.*got -1"),
         ("--shift 8", "shift .*got 8"),
+        ("--adversarial fgsm", "adversarial must be one of no, fast or pgd, got 'fgsm'"),
+        ("--epsilon 0", "epsilon.*got 0.0"),
+        ("--epsilon 8", "epsilon.*got 8.0"),
+        ("--epsilon 0.1", "--epsilon 0.1 is for --adversarial"),
         ("--epochs 0", "epochs.*got 0.0"),
         ("--gradient_accumulation 16", "batch_size 16 .* 32 or more"),
     ],

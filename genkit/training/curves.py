@@ -53,6 +53,36 @@ def loss_curve(log: list[dict[str, Any]], path: Path, unit: str = "nats") -> Non
     save_figure(figure, path)
 
 
+def robustness_curve(log: list[dict[str, Any]], path: Path) -> None:
+    """Draw the loss of adversarial training, and accuracies with and without an attack, by step.
+
+    Args:
+        log: entries with "step" and any of "loss", "accuracy" and "robust_accuracy".
+        path: the PNG to write.
+    """
+    figure = matplotlib.figure.Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    trained = [(e["step"], e["loss"]) for e in log if e.get("loss") is not None]
+    if trained:
+        steps, losses = np.array(trained, dtype=float).T
+        left.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1)
+        left.plot(steps, smooth(losses), color="tab:blue")
+    left.set(xlabel="step", ylabel="training loss under attack (nats), lower is better")
+    log_scale(left)
+    for name, colour in (("accuracy", "tab:orange"), ("robust_accuracy", "tab:red")):
+        found = [(e["step"], 100 * e[name]) for e in log if e.get(name) is not None]
+        steps, shares = np.array(found, dtype=float).T
+        right.plot(steps, shares, "o-", color=colour, label=name.replace("_", " "))
+        highest = int(shares.argmax())
+        place: dict[str, Any] = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center"}
+        right.annotate(f"{shares[highest]:.1f}", (steps[highest], shares[highest]), **place)
+    right.set(xlabel="step", ylabel="validation images that are right (%)", ylim=(0, 102))
+    right.legend(frameon=False, loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
+    save_figure(figure, path)
+
+
 PANELS = {  # of a game: metrics of each player and of the monitor, and their colours
     "losses": {"discriminator_loss": "tab:purple", "generator_loss": "tab:green"},
     "gradient norms": {"discriminator_grad_norm": "tab:purple", "generator_grad_norm": "tab:green"},

@@ -72,8 +72,9 @@ class DifferentiableClassifier:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits, (n, classes), of pixels in [0, 1], (n, 1 or C, height, width)."""
-        found = self.model(pixel_values=self.normalize(pixels), **self.options)
-        logits: torch.Tensor = found.logits
+        # channels last: oneDNN's convolutions take 0.7 of the time
+        inputs = self.normalize(pixels).contiguous(memory_format=torch.channels_last)
+        logits: torch.Tensor = self.model(pixel_values=inputs, **self.options).logits
         return logits
 
     def hidden_states(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -128,8 +129,21 @@ class DifferentiableClassifier:
         if made.shape[1:] != given.shape[1:]:
             sizes = [f"{each.shape[2]} x {each.shape[1]}" for each in (given, made)]
             console.say(f"{argument}: resized from {sizes[0]} to {sizes[1]}, which the model takes")
+        return self._denormalize(made[None], len(given))[0]
+
+    def pixels_of(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images in [-1, 1], (n, 1 or C, height, width), as `pixels` does.
+
+        Raises:
+            ValueError: they have more channels than the model takes.
+        """
+        made = self.classifier.preprocess(images).to(self.device)
+        return self._denormalize(made, images.shape[1])
+
+    def _denormalize(self, made: torch.Tensor, channels: int) -> torch.Tensor:
+        """Return pixels in [0, 1] of the network's input; grey ones keep one channel."""
         values = ((made - self.offset) / self.scale).clamp(0, 1)
-        return values[:1] if len(given) == 1 else values
+        return values[:, :1] if channels == 1 else values
 
     def read(self, image: ImageLike, argument: str = "image") -> torch.Tensor:
         """Return an image of its own size in [-1, 1], (1 or C, height, width); grey if C is 1."""
