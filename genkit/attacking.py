@@ -59,7 +59,7 @@ def attack(
     options |= {"model": model, "revision": revision}
     if name == ANSWER[1] and given is not None:
         options = {"context": given} | options
-        return verb(**options)  # type: ignore[no-any-return]
+        return verb(**options)
     return verb(**options) if name == ANSWER[1] else verb(given, **options)
 
 
@@ -86,4 +86,4 @@ def _is_data_set(given: Any) -> bool:
     path = Path(given).expanduser()
     if path.suffix.lower() in pixels.suffixes():
         return False
-    return not path.is_file() or path.suffix.lower() in tables.TABLES
+    return not path.is_file() or path.suffix.lower() in tables.KINDS
