@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genkit.attacking import attack as attack
     from genkit.hub.pushing import push as push
     from genkit.loading import load as load
     from genkit.qa.answering import answer as answer
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from genkit.vision.evaluation import evaluate as evaluate
     from genkit.vision.filters import visualize as visualize
     from genkit.vision.imagining import imagine as imagine
-    from genkit.vision.robustness import measure_robustness as measure_robustness
     from genkit.vision.sampling import sample as sample
     from genkit.vision.style import stylize as stylize
 
@@ -58,11 +58,11 @@ _HOMES = {
     "imagine": "genkit.vision.imagining",
     "push": "genkit.hub.pushing",
     "perplexity": "genkit.text.perplexity",
+    "attack": "genkit.attacking",
     "attribute": "genkit.vision.attribution",
     "dream": "genkit.vision.dreams",
     "visualize": "genkit.vision.filters",
     "evaluate": "genkit.vision.evaluation",
-    "measure_robustness": "genkit.vision.robustness",
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",
     "sample": "genkit.vision.sampling",

@@ -13,7 +13,7 @@ FLOORS = [  # from the ground up; packages of one floor do not import each other
     {"text"},
     {"metrics"},
     {"qa", "vision", "training"},
-    {"loading", "recipes"},
+    {"attacking", "loading", "recipes"},
     {"app"},
     {"commands"},
     {"cli"},

@@ -23,7 +23,10 @@ def save(pixels: torch.Tensor, heat: torch.Tensor, path: Path) -> None:
     Args:
         pixels: in [0, 1], (1 or 3, height, width).
         heat: (height, width); larger is more, below 0 is shown as 0.
-        path: the PNG to write.
+        path: the picture to write.
+
+    Raises:
+        ValueError: the suffix is not that of a supported format.
     """
     image = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
     share = heat.clamp(min=0).numpy()
@@ -39,4 +42,4 @@ def save(pixels: torch.Tensor, heat: torch.Tensor, path: Path) -> None:
     sheet = np.ones((height, 3 * width + 2 * GAP, 3))
     for i, each in enumerate(enlarged):
         sheet[:, i * (width + GAP) : i * (width + GAP) + width] = each
-    image_grid.save(Image.fromarray((255 * sheet).round().astype(np.uint8)), path)
+    image_grid.save_as(Image.fromarray((255 * sheet).round().astype(np.uint8)), path)
