@@ -30,9 +30,11 @@ import pytest
 import torch
 from builders import ROOT, facts_file, recipe_module, run_here, stable_diffusion
 from chat_models import save_chat_model
+from classifiers import make_image
 from hub_server import Hub, serve
 from PIL import Image
 from sklearn.datasets import load_digits
+from text_victims import train_classifier
 
 from genkit import cli
 from genkit.data import characters
@@ -67,6 +69,7 @@ BENCHMARKS = [line for line in LINES if line.startswith("python benchmarks/")]
 SETUP = [line for line in LINES if re.match(r"pip |make |python3 -m venv |source ", line)]
 PROOFS = [line for line in LINES if line.startswith("pytest ")]
 OTHERS = [line for line in LINES if line not in RECIPES + BENCHMARKS + SETUP + PROOFS]
+LONG = ("genkit push", "genkit stylize", "genkit dream", "genkit visualize")
 SHORT = ("--max_steps", "2", "--batch_size", "8", "--evaluations", "1", "--compile", "no")
 OWN = {
     "train_gan": ("--eval_samples", "20"),
@@ -115,6 +118,12 @@ def home(tmp_path_factory):
     (folder / "prompts.txt").write_text("The \nA \n")
     digits = load_digits()
     pictures(folder, digits.images.astype(np.uint8) * 15, digits.target)
+    for seed, name in enumerate(("cat.png", "harbour.png", "wave.png")):
+        levels = 127.5 * (make_image(seed, side=96) + 1)
+        Image.fromarray(levels.byte().permute(1, 2, 0).numpy()).save(folder / name)
+    sentiment = train_classifier()
+    sentiment.model.save_pretrained(folder / "sentiment")
+    sentiment.tokenizer.save_pretrained(folder / "sentiment")
     for name in ("questions.json", "train-v2.0.json", "dev-v2.0.json"):
         facts_file(folder / name, 1, 12, own_words=True, impossible="v2" in name)
     with contextlib.chdir(folder):
@@ -232,7 +241,7 @@ def on_loopback(command: list[str], home: Path, server: Hub) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("genkit push")) for n in OTHERS],
+    [pytest.param(n, marks=[pytest.mark.slow] * n.startswith(LONG)) for n in OTHERS],
 )
 def test_commands(home, server, line, monkeypatch, capsys):
     line, _, output = line.partition(" > ")
@@ -316,6 +325,7 @@ NAMING = (
     "--val_data",
     "--extractor",
     "--init_from",
+    "--style",
 )
 
 
