@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 SIDE = 192  # of a style
-CROP = 160  # side of the crops, in pixels
+CROP = 256  # side of the crops, in pixels
 BORDER = 0.6  # part of a photograph's width, at its left, that is trained on
 CROPS, DRAWN = 250, 150  # to train on: of each photograph, and pictures of shapes
 BLUES = [(20, 38, 92), (36, 78, 150), (70, 130, 190), (150, 195, 215)]
@@ -165,7 +165,7 @@ def shapes(rng: np.random.Generator) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     for _ in range(rng.integers(0, 14)):
         left, top = rng.uniform(0, CROP, 2)
-        width, height = rng.uniform(6, 70, 2)
+        width, height = rng.uniform(0.04, 0.45, 2) * CROP
         draw = pen.ellipse if rng.random() < 0.5 else pen.rectangle
         draw((left, top, left + width, top + height), tuple(rng.integers(0, 256, 3).tolist()))
     return picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 2))))
