@@ -21,6 +21,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -47,7 +48,7 @@ from genkit.text.word_search import Candidates, words_allowed
 
 ROOT = Path(__file__).parents[1]
 WORDS = 30  # of a passage, about
-POSITIONS, STEPS, ROWS = 96, 600, 64  # of the classifier: tokens, steps, texts a step
+POSITIONS, STEPS, ROWS = 96, 300, 32  # of the classifier: tokens, steps, texts a step
 CLASSES = {0: "first half", 1: "second half"}
 CITIES = [
     "Vienna",
@@ -151,17 +152,17 @@ def train_classifier(passages: list[tuple[str, int]], folder: Path) -> None:
     config = DistilBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=POSITIONS,
-        dim=128,
+        dim=64,
         n_layers=2,
         n_heads=4,
-        hidden_dim=256,
+        hidden_dim=128,
         dropout=0.3,
         pad_token_id=tokenizer.pad_token_id,
         id2label=CLASSES,
         label2id={name: i for i, name in CLASSES.items()},
     )
     model = DistilBertForSequenceClassification(config)
-    optimizer = torch.optim.AdamW(model.parameters(), 5e-4, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.1)
     draws = random.Random(0)
     for step in range(STEPS):
         texts, labels = zip(*draws.sample(passages, ROWS), strict=True)
@@ -311,35 +312,33 @@ def compare_with_textattack(
     ]
     print(f"\n{len(rows)} texts that both cut into the same words, {budget} queries at most")
     ways: tuple[Candidates, ...] = ("gradient", "characters")
-    for candidates in ways:
-        for share in SHARES:
-            line = [f"{candidates}, {share:.0%} of words:"]
-            start = time.perf_counter()
-            found = [
-                attack_text(
-                    text,
-                    model=classifier,
-                    label=label,
-                    candidates=candidates,
-                    max_changed=share,
-                    budget=budget,
-                )
-                for text, label in rows
-                if words_allowed(share, len(split_words(text).words))
-            ]
-            line.append(describe("genkit", [(r.success, r.queries) for r in found], start))
-            for method in ("delete", "unk"):
-                start = time.perf_counter()
-                attack = make_peer(textattack, classifier, candidates, share, budget, method)
-                results = [
-                    attack.attack(text, label)
-                    for text, label in rows
-                    if words_allowed(share, len(split_words(text).words))
-                ]
-                kinds = textattack.attack_results.SuccessfulAttackResult
-                both = [(isinstance(each, kinds), each.num_queries) for each in results]
-                line.append(describe(f"TextAttack {method}", both, start))
-            print("  ".join(line), flush=True)
+    for candidates, share in itertools.product(ways, SHARES):
+        compare_searches(textattack, classifier, rows, candidates, share, budget)
+
+
+def compare_searches(
+    textattack: Any,
+    classifier: TextClassifier,
+    rows: list[tuple[str, int]],
+    candidates: Candidates,
+    share: float,
+    budget: int,
+) -> None:
+    """Attack texts by both searches; those of which the share is no word are left out."""
+    rows = [row for row in rows if words_allowed(share, len(split_words(row[0]).words))]
+    line = [f"{candidates}, {share:.0%} of words, {len(rows)} texts:"]
+    start = time.perf_counter()
+    options: dict[str, Any] = {"candidates": candidates, "max_changed": share, "budget": budget}
+    found = [attack_text(text, model=classifier, label=label, **options) for text, label in rows]
+    line.append(describe("genkit", [(each.success, each.queries) for each in found], start))
+    for method in ("delete", "unk"):
+        start = time.perf_counter()
+        attack = make_peer(textattack, classifier, candidates, share, budget, method)
+        results = [attack.attack(text, label) for text, label in rows]
+        success = textattack.attack_results.SuccessfulAttackResult
+        both = [(isinstance(each, success), each.num_queries) for each in results]
+        line.append(describe(f"TextAttack {method}", both, start))
+    print("  ".join(line), flush=True)
 
 
 def describe(name: str, results: list[tuple[bool, int]], start: float) -> str:

@@ -63,8 +63,7 @@ class Vocabulary:
             spaced: after a space, or at the start of a text or after a sign.
             case, script: of the words.
         """
-        forms = {in_case(word, case): None for word in _letter_words(self.tokenizer, script)}
-        found = _single_tokens(self.tokenizer, "a " if spaced else "(", [*forms])
+        found = _single_tokens(self.tokenizer, "a " if spaced else "(", case, script)
         ids = torch.tensor([*found.values()], dtype=torch.int64, device=self.device)
         return [*found], self.embeddings(ids).float().cpu()
 
@@ -102,8 +101,10 @@ def is_word(text: str) -> bool:
     return split_words(text).words == (text,) and (len(text) > 1 or text.lower() == text.upper())
 
 
-def _single_tokens(tokenizer: Any, before: str, words: Sequence[str]) -> dict[str, int]:
-    """Return those words that are one token, and no unknown one, after a text."""
+@functools.lru_cache(maxsize=64)
+def _single_tokens(tokenizer: Any, before: str, case: Case, script: str) -> dict[str, int]:
+    """Return the words that are one token, and no unknown one, after a text; with their tokens."""
+    words = [*dict.fromkeys(in_case(word, case) for word in _letter_words(tokenizer, script))]
     around = encode_texts(tokenizer, [before.strip()])[0]
     encoded = encode_texts(tokenizer, [before + word for word in words])
     count, unknown = len(around), tokenizer.unk_token_id
