@@ -8,10 +8,10 @@ bottom up; a package imports from those above it in this list:
 - `data`: texts, corpora, tokenizers, images, questions: what goes in
 - `models`: networks and their losses, a family a file
 - `engine`: what makes a network fast on this machine: compiled, packed, quantised
-- `text`: generate, explain, score, correct
+- `text`: generate, explain, score, correct, attack
 - `metrics`: figures with their protocol
 - `qa`: answers from a text
-- `vision`: sample, imagine, walk a latent space, look inside diffusion
+- `vision`: sample, imagine, walk a latent space, look inside diffusion, differentiate by pixels
 - `training`: the run that every recipe shares
 - `recipes`: one file for each family of models: the settings, the loop, the evaluation
 - `commands`, `app`: the `genkit` command and the page

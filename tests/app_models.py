@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from builders import tiny_autoencoder, tiny_denoiser, tiny_gan, tiny_pixels
+from classifiers import make_classifier
 from readers import pointer
 
 import genkit
@@ -70,6 +71,12 @@ def reader(folder: Path) -> None:
     lm.save_tokenizer(made.tokenizer, folder)
 
 
+def classifier(folder: Path) -> None:
+    made = make_classifier("ResNet", 32)
+    made.model.save_pretrained(folder)
+    made.processor.save_pretrained(folder)
+
+
 def two_latents(folder: Path) -> None:
     model = Autoencoder((1, 8, 8), 2, widths=(16,), variational=True).eval()
     model.fit_prior(torch.randn(50, 2) * 2 + 1)
@@ -113,6 +120,7 @@ MAKE = {
     "talks": talks,
     "talks_slowly": talks_slowly,
     "reader": reader,
+    "classifier": classifier,
     "two_latents": two_latents,
     "autoencoder": tiny_autoencoder,
     "gan": tiny_gan,

@@ -29,6 +29,7 @@ from app_models import (
     sample,
     served,
 )
+from classifiers import make_image
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -349,6 +350,26 @@ def test_an_answer_is_marked_in_its_place(page, models, artefacts):
     page.get_by_label("Question").fill(" ")
     page.get_by_role("button", name="Answer", exact=True).click()
     page.locator("#answer .problem", has_text="question is empty").wait_for()
+
+
+# ---- classify
+
+
+def test_an_image_is_chosen_and_explained(page, artefacts, tmp_path):
+    levels = (127.5 * (make_image(side=600) + 1)).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(levels).save(tmp_path / "photo.png")
+    show(page, "Classify")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#drop .drop").click()
+    chooser.value.set_files(tmp_path / "photo.png")
+    page.locator("#classified tr").first.wait_for()
+    assert page.locator("#drop img").evaluate("image => image.naturalWidth") == 512
+    page.get_by_role("button", name="Show what speaks for it").click()
+    page.locator("#classified img.sheet").wait_for()
+    assert "grad_cam for class" in page.locator("#classified figcaption").inner_text()
+    page.get_by_role("button", name="Fool the model").click()
+    page.locator("#classified figcaption", has_text="pgd").wait_for()
+    photograph(page, artefacts, "classify")
 
 
 # ---- images

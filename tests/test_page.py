@@ -1,14 +1,19 @@
 """The page by its requests: fields, families one after the other, streams, proxies, paths."""
 
 import asyncio
+import base64
 import html
+import io
 import itertools
 import json
 from html.parser import HTMLParser
 
 import httpx
 import pytest
+import torch
 from app_models import MAKE, ask, language, long_seed, served
+from classifiers import make_image
+from PIL import Image
 from visitors import Visitor
 
 pytest.importorskip("gradio")
@@ -31,7 +36,7 @@ LIMITS = (1.0, 0, 4)  # top-p, top-k, beams
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    for name in (*FAMILIES, "language", "talks", "training"):
+    for name in (*FAMILIES, "language", "talks", "training", "classifier"):
         MAKE[name](folder / name)
     return folder
 
@@ -67,6 +72,37 @@ def text_of(shown: str) -> str:
 
 
 # ---- images
+
+
+def as_data_url(image: torch.Tensor, kind: str = "png") -> str:
+    levels = (127.5 * (image + 1)).byte().permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, kind)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_an_image_is_classified_explained_and_attacked(address, models):
+    visitor, image = Visitor(address, "classify"), make_image(side=40)
+    fine = ["classifier", as_data_url(image)]
+    record = genkit.attribute(image, model=models / "classifier", method="saliency")
+    found = visitor.ask("classify", fine)
+    assert found.count("<tr>") == 5 and f"{record.target}</td><td>{record.probability:.1%}" in found
+    found = visitor.ask("attribute", [*fine, "the most probable", "saliency"])
+    assert "data:image/png;base64," in found and html.escape(str(record)) in found
+    found = visitor.ask("attack", [*fine, "class 3", 32])
+    assert "data:image/png;base64," in found and "class 3" in found
+    for name, given, words in (
+        ("attribute", [fine[0], "", "", "saliency"], "drop an image"),
+        ("attribute", [fine[0], "data:image/png;base64,x", "", "saliency"], "Image must be"),
+        ("attribute", [fine[0], "http://localhost/a.png", "", "saliency"], "Image must be"),
+        ("attribute", [fine[0], f"{fine[1][:82]}AAAA", "", "saliency"], "the image"),
+        ("attribute", [*fine, "cat", "saliency"], "Class: "),
+        ("attribute", [*fine, "", "lime"], "Method must be"),
+        ("attack", [*fine, "", 33], "Epsilon"),
+        ("classify", ["language", fine[1]], "model: "),
+    ):
+        found = visitor.ask(name, given)
+        assert 'class="problem"' in found and words in text_of(found), found
 
 
 def test_draw_works_after_any_other_family(address):
