@@ -7,7 +7,7 @@
         --style images/waves.png --images images/held_out
 
 Each held-out image is painted by both, at the size that the stylizer was trained at: by L-BFGS in
-100 steps from the image, at one scale, and in a single pass. The loss is content + 30 style + 3
+100 steps from the image, at one scale, and in a single pass. The loss is content + 30 style + 10
 variation on the same hidden states of the same network, of the pictures as they would be saved.
 Seconds of L-BFGS are those of the steps; of the pass, the median of 20 after two that do not count.
 """

@@ -233,7 +233,7 @@ def test_a_stylizer_paints_in_one_pass_at_any_size():
     ("options", "message"),
     [
         ({"style": None}, "style is required"),
-        ({"style": picture(2, 3, 3), "size": 40}, "style: 3 x 3 pixels are too few"),
+        ({"style": picture(2, 3, 3), "scales": 1}, "style: 3 x 3 pixels are too few"),
         ({"scales": 4}, "too few"),
         ({"style_layers": [9]}, "style_layers.*9.*0 to"),
         ({"style_layers": []}, "style_layers is empty"),

@@ -254,11 +254,12 @@ def _make_levels(
         for image, name in zip(images, ("image", "style"), strict=True)
     )
     side = size or min(SIZE, max(pixels.shape[1:]))
+    style = style_target.shrink(style, side)
     levels = []
-    for scale in reversed(range(scales)):
-        own = max(1, round(side / 2**scale))
-        target = StyleTarget(classifier, style_target.shrink(style, own), *layers)
-        scaled = style_target.resize(pixels, own)[None]
+    for factor in (2**scale for scale in reversed(range(scales))):
+        smaller = style_target.resize(style, max(1, round(max(style.shape[1:]) / factor)))
+        scaled = style_target.resize(pixels, max(1, round(side / factor)))[None]
+        target = StyleTarget(classifier, smaller, *layers)
         levels.append(_Level(scaled, target, target.content(scaled)))
     return levels
 

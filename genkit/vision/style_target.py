@@ -15,7 +15,7 @@ from genkit.vision.hidden_maps import hidden_maps
 
 TEMPERATURE = 2.0  # of the softmax over channels, in standard deviations of the style's state
 COLOUR = 0.3  # weight of the colours beside the hidden states' mean
-VARIATION = 3.0  # weight of the total variation
+VARIATION = 10.0  # weight of the total variation
 STYLES, CONTENT = 4, 2  # resolutions that the style is taken from; which of them has the content
 LEAST = 2  # sides of the smallest map
 
