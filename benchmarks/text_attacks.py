@@ -333,8 +333,13 @@ def compare_searches(
     line.append(describe("genkit", [(each.success, each.queries) for each in found], start))
     for method in ("delete", "unk"):
         start = time.perf_counter()
-        attack = make_peer(textattack, classifier, candidates, share, budget, method)
-        results = [attack.attack(text, label) for text, label in rows]
+        # its own share of words is rounded up, genkit's down: it gets the number of words
+        limit = textattack.constraints.overlap.MaxWordsPerturbed(max_num_words=1)
+        attack = make_peer(textattack, classifier, candidates, limit, budget, method)
+        results = []
+        for text, label in rows:
+            limit.max_num_words = words_allowed(share, len(split_words(text).words))
+            results.append(attack.attack(text, label))
         success = textattack.attack_results.SuccessfulAttackResult
         both = [(isinstance(each, success), each.num_queries) for each in results]
         line.append(describe(f"TextAttack {method}", both, start))
@@ -352,11 +357,15 @@ def make_peer(
     textattack: Any,
     classifier: TextClassifier,
     candidates: str,
-    share: float,
+    limit: Any,
     budget: int,
     method: str,
 ) -> Any:
-    """Make TextAttack's greedy search by word importance with genkit's candidates."""
+    """Make TextAttack's greedy search by word importance with genkit's candidates.
+
+    Args:
+        limit: its constraint of the words that may be changed.
+    """
     vocabulary = Vocabulary(classifier.model, classifier.tokenizer)
 
     class Wrapper(textattack.models.wrappers.ModelWrapper):
@@ -384,7 +393,7 @@ def make_peer(
     return textattack.Attack(
         textattack.goal_functions.UntargetedClassification(Wrapper(), query_budget=budget),
         [
-            textattack.constraints.overlap.MaxWordsPerturbed(max_percent=share),
+            limit,
             textattack.constraints.pre_transformation.RepeatModification(),
         ],
         Swaps(),
