@@ -193,7 +193,6 @@ NAMES: dict[str, dict[str, str]] = {
     "visualize": _CLIMBING
     | {
         "channel": "unit",
-        "neuron": "unit",
         "objective_f": "unit is a channel, target a class",
         "class_name": "target",
         "label": "target",

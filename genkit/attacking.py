@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genkit import machine
 from genkit.data import pixels, tables
 from genkit.hub import download, kinds
 
@@ -54,6 +55,7 @@ def attack(
     Raises:
         ValueError: an argument is invalid, or the model is of another kind.
     """
+    machine.find_device(options.get("device"))
     module, name = find_attack(given, model, revision)
     verb = getattr(importlib.import_module(module), name)
     options |= {"model": model, "revision": revision}

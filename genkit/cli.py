@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import sys
 from typing import Any
@@ -59,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(words: list[str]) -> dict[str, Any]:
     """Parse a command line; only the module of its command is imported."""
     asked = next((word for word in words if not word.startswith("-")), None)
-    parser = Parser(prog="genkit", description="Train and use generative models.")
+    narrow = functools.partial(argparse.HelpFormatter, indent_increment=1)  # long names fit, too
+    description = "Train and use generative models."
+    parser = Parser(prog="genkit", description=description, formatter_class=narrow)
     parser.add_argument("--version", action="version", version=f"genkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in COMMANDS.items():

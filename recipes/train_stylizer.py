@@ -56,9 +56,7 @@ class Settings(ImageSettings):
     style_size: int | None = setting(
         None, "shrink the style to this longer side; default: the resolution", least=1
     )
-    style_weight: float = setting(
-        30.0, "weight of the style's loss over the content's", least=0, below=1e9
-    )
+    style_weight: float = setting(30.0, "weight of the style's loss over the content's", least=0)
     content_layer: int | None = setting(
         None, "hidden state of the content; default: the last one of the third resolution"
     )

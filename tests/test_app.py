@@ -662,7 +662,7 @@ def test_what_is_no_model_is_refused(models, tmp_path):
     for text, words in {
         "{": "no model that can be read (model: ",
         "[]": "holds no settings of a model",
-        '{"architectures": ["ResNetForImageClassification"]}': "which the page does not support",
+        '{"architectures": ["BertForSequenceClassification"]}': "which the page does not support",
         '{"architectures": ["LlamaForCausalLM"]}': "holds no weights in safetensors",
     }.items():
         config.write_text(text)

@@ -9,7 +9,10 @@ import sys
 import warnings
 from pathlib import Path
 
+import app_models
 import pytest
+from classifiers import make_image
+from PIL import Image
 from readers import pointer
 
 from genkit import cli
@@ -382,6 +385,11 @@ RECORDS = {
     "explain beams": "explain the --model {trained} --show beams --max-new-tokens 2",
     "explain alternatives": "explain the --model {trained} --show alternatives",
     "evaluate": "evaluate {trained} --data {text_file}",
+    "attribute": "attribute {picture} --model {classifier}",
+    "attack": "attack {picture} --model {classifier} --steps 2",
+    "dream": "dream {picture} --model {classifier} --octaves 1 --steps 1",
+    "visualize": "visualize {classifier} --target 3 --steps 1",
+    "stylize": "stylize {picture} --style {picture} --model {classifier} --steps 1 --scales 1",
 }
 
 
@@ -389,6 +397,10 @@ RECORDS = {
 def test_json_is_all_that_a_command_prints(
     trained, drawer, reader, painter, course, text_file, tmp_path, capsys, monkeypatch, name
 ):
+    classifier, picture = tmp_path / "classifier", tmp_path / "picture.png"
+    app_models.classifier(classifier)
+    levels = (127.5 * (make_image() + 1)).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(levels).save(picture)
     monkeypatch.chdir(tmp_path)
     words = RECORDS[name].format(**locals()).split()
     found = json.loads(here(capsys, *words, "--json"), parse_constant=pytest.fail)

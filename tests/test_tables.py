@@ -468,7 +468,7 @@ def test_every_recipe_of_images_has_the_caps_as_flags():
     recipes = [
         p for p in sorted((ROOT / "recipes").glob("*.py")) if "load_for_run(" in p.read_text()
     ]
-    assert len(recipes) == 7
+    assert len(recipes) == 8
     assert all("class Settings(ImageSettings)" in recipe.read_text() for recipe in recipes)
     names = {field.name for field in dataclasses.fields(image_data.ImageSettings)}
     for name in ("allow_outside", "max_pixels", "max_bytes", "table_memory"):
