@@ -286,7 +286,7 @@ def test_prompts_come_by_a_pipe_and_records_go_as_json(trained, capsys, monkeypa
 
 @pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error(trained):
-    command = f"{GENKIT} generate the rain --model {trained} --max-new-tokens 40 | head -c 1"
+    command = f"{GENKIT} generate the rain --model {trained} --max-new-tokens 20 | head -c 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.stderr == "" and len(done.stdout) == 1
 
