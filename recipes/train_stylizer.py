@@ -89,7 +89,7 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
         run: dict[str, Any] = {"resolution": 256, "widths": [32, 64, 128], "stride": 1}
         run |= {"batch_size": 16, "max_steps": 10_000}
     else:
-        run = {"resolution": 128, "widths": [16, 32, 64], "stride": 2}
+        run = {"resolution": 128, "widths": [16, 32], "stride": 2}
         run |= {"batch_size": 4, "max_minutes": 20.0}
     rates = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}

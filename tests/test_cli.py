@@ -375,11 +375,24 @@ def painter(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stylizer(tmp_path_factory):
+    """The folder of a stylizer, in which a picture lies, too."""
+    from builders import tiny_stylizer
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("models") / "stylizer"
+    tiny_stylizer(folder)
+    Image.new("RGB", (16, 16)).save(folder / "picture.png")
+    return folder
+
+
 RECORDS = {
     "generate": "generate the rain --model {trained} --max-new-tokens 2 --strategy beam --n-best 2",
     "answer": "answer Where? --context {course} --model {reader}",
     "sample": "sample {drawer} -n 2 --label 1 --output a.png",
     "imagine": "imagine fox --model {painter} --steps 2 --output a.png",
+    "stylize": "stylize {stylizer}/picture.png --model {stylizer} --output a.png",
     "explain": "explain the --model {trained}",
     "explain temperatures": "explain the --model {trained} --show temperatures --max-new-tokens 2",
     "explain beams": "explain the --model {trained} --show beams --max-new-tokens 2",
@@ -395,7 +408,17 @@ RECORDS = {
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_json_is_all_that_a_command_prints(
-    trained, drawer, reader, painter, course, text_file, tmp_path, capsys, monkeypatch, name
+    trained,
+    drawer,
+    reader,
+    painter,
+    stylizer,
+    course,
+    text_file,
+    tmp_path,
+    capsys,
+    monkeypatch,
+    name,
 ):
     classifier, picture = tmp_path / "classifier", tmp_path / "picture.png"
     app_models.classifier(classifier)

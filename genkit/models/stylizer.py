@@ -81,9 +81,9 @@ class Stylizer(ModelMixin, ConfigMixin):
     def __init__(
         self,
         channels: int = 3,
-        widths: Sequence[int] = (16, 32, 64),
+        widths: Sequence[int] = (32, 64, 128),
         blocks: int = 5,
-        stride: int = 2,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         if channels not in MODES:
