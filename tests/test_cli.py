@@ -377,13 +377,10 @@ def painter(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stylizer(tmp_path_factory):
-    """The folder of a stylizer, in which a picture lies, too."""
     from builders import tiny_stylizer
-    from PIL import Image
 
     folder = tmp_path_factory.mktemp("models") / "stylizer"
     tiny_stylizer(folder)
-    Image.new("RGB", (16, 16)).save(folder / "picture.png")
     return folder
 
 
@@ -392,7 +389,6 @@ RECORDS = {
     "answer": "answer Where? --context {course} --model {reader}",
     "sample": "sample {drawer} -n 2 --label 1 --output a.png",
     "imagine": "imagine fox --model {painter} --steps 2 --output a.png",
-    "stylize": "stylize {stylizer}/picture.png --model {stylizer} --output a.png",
     "explain": "explain the --model {trained}",
     "explain temperatures": "explain the --model {trained} --show temperatures --max-new-tokens 2",
     "explain beams": "explain the --model {trained} --show beams --max-new-tokens 2",
@@ -403,6 +399,7 @@ RECORDS = {
     "dream": "dream {picture} --model {classifier} --octaves 1 --steps 1",
     "visualize": "visualize {classifier} --target 3 --steps 1",
     "stylize": "stylize {picture} --style {picture} --model {classifier} --steps 1 --scales 1",
+    "stylize in one pass": "stylize {picture} --model {stylizer}",
 }
 
 
