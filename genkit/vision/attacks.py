@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -82,7 +81,7 @@ class Attacked(DrawnRecord):
         """
         if Path(path).suffix.lower() != ".png":
             raise ValueError(f"path: {str(path)!r} must end in .png, which keeps every pixel")
-        image_grid.save(_to_picture(self.after), Path(path))
+        image_grid.save(image_grid.to_picture(self.after), Path(path))
 
     def save_comparison(self, path: str | Path) -> None:
         """Write a picture: the image, the change made visible, the changed image."""
@@ -366,12 +365,7 @@ def judge(classifier: DifferentiableClassifier, pixels: torch.Tensor) -> tuple[i
 def read_back(pixels: torch.Tensor) -> Image.Image:
     """Write an image as PNG, and read that."""
     file = io.BytesIO()
-    _to_picture(pixels).save(file, "png")
+    image_grid.to_picture(pixels).save(file, "png")
     with Image.open(file) as picture:
         picture.load()
         return picture
-
-
-def _to_picture(pixels: torch.Tensor) -> Image.Image:
-    levels = (pixels * perturbations.LEVELS).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(np.squeeze(levels, 2) if levels.shape[2] == 1 else levels)

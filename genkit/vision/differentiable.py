@@ -147,12 +147,7 @@ class DifferentiableClassifier:
 
     def read(self, image: ImageLike, argument: str = "image") -> torch.Tensor:
         """Return an image of its own size in [-1, 1], (1 or C, height, width); grey if C is 1."""
-        given = read_image(image, argument)
-        if len(given) > self.classifier.channels:
-            console.say(f"{argument}: made grey, as {self.name} takes")
-            weights = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601, as Pillow's L
-            given = (given * weights[:, None, None]).sum(0, keepdim=True)
-        return given
+        return read_for(image, self.classifier.channels, argument)
 
     def index_of(self, target: str | int, argument: str = "target") -> int:
         """Return the index of a class by its name or its number.
@@ -229,6 +224,20 @@ def read_image(image: ImageLike, argument: str = "image") -> torch.Tensor:
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         image = torch.tensor(planes).float() / 127.5 - 1
     return _check_tensor(image, argument)
+
+
+def read_for(image: ImageLike, channels: int, argument: str = "image") -> torch.Tensor:
+    """Return an image as `read_image` does; a colour image is made grey for a model of 1 channel.
+
+    Args:
+        channels: that the model takes.
+    """
+    given = read_image(image, argument)
+    if len(given) <= channels:
+        return given
+    console.say(f"{argument}: made grey, as the model takes")
+    weights = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601, as Pillow's L
+    return (given * weights[:, None, None]).sum(0, keepdim=True)
 
 
 def _check_tensor(image: Any, argument: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from PIL import Image
 from genkit import console
 from genkit.arguments import explain_names
 from genkit.data.pixels import MIN_SIDE
-from genkit.metrics.features import Classifier, to_uint8
+from genkit.metrics.features import Classifier
 from genkit.notebook import DrawnRecord
 from genkit.seeds import check_number, row_seeds
 from genkit.vision import image_grid
@@ -138,7 +138,7 @@ def dream(
         dreamed = climb(goal, pixels, sizes, options)
         after, _ = _look(goal, dreamed, sizes)
     return Dream(
-        to_picture(dreamed[0]),
+        image_grid.to_picture(dreamed[0]),
         name,
         before,
         after,
@@ -333,9 +333,3 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if images.shape[2:] == size:
         return images
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def to_picture(pixels: torch.Tensor) -> Image.Image:
-    """Return pixels in [0, 1], (1 or 3, height, width), as an image of 256 levels."""
-    levels = to_uint8(pixels.cpu() * 2 - 1)
-    return Image.fromarray((levels[0] if len(levels) == 1 else levels.permute(1, 2, 0)).numpy())

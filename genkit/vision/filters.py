@@ -20,7 +20,7 @@ from genkit.notebook import DrawnRecord
 from genkit.seeds import check_number, is_whole, row_seeds
 from genkit.vision import image_grid
 from genkit.vision.differentiable import DifferentiableClassifier, load_differentiable
-from genkit.vision.dreams import LEAST, to_picture
+from genkit.vision.dreams import LEAST
 from genkit.vision.hidden_maps import one_map
 
 LARGEST = 1024  # side of an image, in pixels
@@ -258,7 +258,7 @@ def _draw(
     with torch.no_grad():
         pixels = to_pixels(spectrum, side)
         after = float(goal.score(classifier, pixels))
-    return Unit(goal.name, goal.caption, to_picture(pixels[0]), before, after, seed)
+    return Unit(goal.name, goal.caption, image_grid.to_picture(pixels[0]), before, after, seed)
 
 
 def to_pixels(spectrum: torch.Tensor, side: int) -> torch.Tensor:

@@ -144,6 +144,12 @@ def captioned(images: Sequence[Image.Image], captions: Sequence[str], columns: i
     return picture
 
 
+def to_picture(pixels: torch.Tensor) -> Image.Image:
+    """Return pixels in [0, 1], (1 or 3, height, width), as a picture of 256 levels."""
+    levels = (255 * pixels.detach().float().cpu()).round().clamp(0, 255).byte().numpy()
+    return Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
+
+
 def save_as(picture: Image.Image, path: str | Path) -> None:
     """Write a picture in the format that the file's name ends in, completely or not at all.
 

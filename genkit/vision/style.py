@@ -35,7 +35,6 @@ OUTSIDE = 10.0  # weight of the squares by which pixels leave [0, 1]
 HISTORY = 20  # steps that L-BFGS remembers
 FRAME, LAST = 100, 2000  # milliseconds of an animation's frames
 NOISE = "noise"
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 # ---------------------------------------------------------------------------------------------
 # The record
@@ -64,10 +63,7 @@ class Stylized(DrawnRecord):
         Raises:
             ValueError: the suffix is not that of a supported format.
         """
-        kind = FORMATS.get(Path(path).suffix.lower())
-        if kind is None:
-            raise ValueError(f"path: {str(path)!r} must end in one of {', '.join(FORMATS)}")
-        image_grid.save(self.image, Path(path), kind)
+        image_grid.save_as(self.image, path)
 
     def save_animation(self, path: str | Path) -> None:
         """Write a GIF of the iterates, from the first to the last.
@@ -121,7 +117,7 @@ def stylize(
     Args:
         image: a path, a PIL image, a uint8 array, or a float tensor in [-1, 1] of the shape
             (channels, height, width).
-        model: folder or Hub id of an image classifier that is convolutional, or of a stylizer; or
+        model: folder or Hub id of an image classifier, or of a stylizer; or
             what `genkit.load` returned.
         style: an image, as `image`; it is shrunk to the same longer side.
         content_layer: index of the hidden state of the content; default: the last one of the third
@@ -194,7 +190,7 @@ def _pass_once(image: ImageLike, pipeline: StylizerPipeline, size: int | None) -
     started = time.perf_counter()
     (painted,) = pipeline(2 * pixels[None] - 1, output_type="pt").images
     seconds = time.perf_counter() - started
-    return Stylized(_picture(painted), {}, [], {}, seconds, pipeline.name)
+    return Stylized(image_grid.to_picture(painted), {}, [], {}, seconds, pipeline.name)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -300,9 +296,14 @@ def _optimize(pixels: torch.Tensor, levels: list[_Level], options: _Options) -> 
         "scales": options.scales,
         "optimizer": options.optimizer,
     }
-    pictures = [_picture(frame) for frame in frames]
+    pictures = [image_grid.to_picture(frame) for frame in frames]
     return Stylized(
-        _picture(pixels[0]), losses, pictures, settings, seconds, target.classifier.name
+        image_grid.to_picture(pixels[0]),
+        losses,
+        pictures,
+        settings,
+        seconds,
+        target.classifier.name,
     )
 
 
@@ -348,9 +349,3 @@ def _rescale(pixels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     if pixels.shape[2:] == tuple(shape):
         return pixels
     return F.interpolate(pixels, tuple(shape), mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def _picture(pixels: torch.Tensor) -> Image.Image:
-    """Return pixels in [0, 1], (1 or 3, height, width), as a picture."""
-    values = (255 * pixels).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(values.squeeze(2) if values.shape[2] == 1 else values)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from genkit import console
 from genkit.models import style_losses
-from genkit.vision.differentiable import DifferentiableClassifier, ImageLike, read_image
+from genkit.vision.differentiable import DifferentiableClassifier, ImageLike, read_for
 from genkit.vision.hidden_maps import hidden_maps
 
 TEMPERATURE = 2.0  # of the softmax over channels, in standard deviations of the style's state
@@ -37,7 +36,7 @@ class StyleTarget:
     """The style of an image, on hidden states of a classifier.
 
     Args:
-        classifier: a convolutional network, whose weights are frozen meanwhile.
+        classifier: its weights are frozen meanwhile.
         pixels: of the style, in [0, 1], (channels, height, width).
         content_layer: index of the hidden state of the content; default: the last one of the third
             resolution.
@@ -117,7 +116,7 @@ class StyleTarget:
         name = self.classifier.name
         try:
             _, maps = hidden_maps(self.classifier, pixels)
-        except ValueError as error:  # of a transformer, which takes one size
+        except ValueError as error:  # a transformer that does not interpolate takes one size
             size = f"{pixels.shape[3]} x {pixels.shape[2]}"
             raise ValueError(
                 f"model: {name} does not take the {argument} of {size} ({error}); give a "
@@ -153,11 +152,7 @@ def read_pixels(image: ImageLike, channels: int, argument: str) -> torch.Tensor:
     Raises:
         ValueError: it is no image.
     """
-    pixels = (read_image(image, argument) + 1) / 2
-    if len(pixels) > channels:
-        console.say(f"{argument}: made grey, as the model takes")
-        weights = torch.tensor([0.299, 0.587, 0.114])  # of ITU-R BT.601, as Pillow's L
-        pixels = (pixels * weights[:, None, None]).sum(0, keepdim=True)
+    pixels = (read_for(image, channels, argument) + 1) / 2
     return pixels.expand(channels, -1, -1).contiguous()
 
 
