@@ -8,7 +8,7 @@ bottom up; a package imports from those above it in this list:
 - `data`: texts, corpora, tokenizers, images, questions: what goes in
 - `models`: networks and their losses, a family a file
 - `engine`: what makes a network fast on this machine: compiled, packed, quantised
-- `text`: generate, explain, score, correct, attack
+- `text`: generate, explain, score, correct, compare, attack
 - `metrics`: figures with their protocol
 - `qa`: answers from a text
 - `vision`: sample, imagine, walk a latent space, look inside diffusion, differentiate by pixels
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from genkit.loading import load as load
     from genkit.qa.answering import answer as answer
     from genkit.text.alternatives import alternatives as alternatives
+    from genkit.text.comparison import compare as compare
     from genkit.text.correction import correct as correct
     from genkit.text.explain import beam_tree as beam_tree
     from genkit.text.explain import next_tokens as next_tokens
@@ -58,6 +59,7 @@ _HOMES = {
     "imagine": "genkit.vision.imagining",
     "push": "genkit.hub.pushing",
     "perplexity": "genkit.text.perplexity",
+    "compare": "genkit.text.comparison",
     "attack": "genkit.attacking",
     "attribute": "genkit.vision.attribution",
     "dream": "genkit.vision.dreams",

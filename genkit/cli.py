@@ -30,6 +30,7 @@ COMMANDS = {
     "stylize": "paint an image in the style of another",
     "explain": "look inside a language model",
     "evaluate": "measure a model",
+    "compare": "compare two language models by a reward",
     "push": "share a model on the Hub",
     "app": "open the page: write, answer, draw, watch runs",
 }

@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from genkit import files, machine
-from genkit.data import squad, tables
+from genkit.data import squad, table_sources, tables
 from genkit.data.corpus import tokenizer_hash
 from genkit.data.order import Order
 from genkit.errors import clean_errors
@@ -78,8 +78,8 @@ class Settings(RunSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        squad.check_source(self.data)
-        squad.check_source(self.val_data, "val_data")
+        table_sources.check_source(self.data)
+        table_sources.check_source(self.val_data, "val_data")
         for name in ("depth", "width", "heads", "vocab_size"):
             if getattr(self, name) is not None and not self.from_scratch:
                 raise ValueError(f"--{name} {getattr(self, name)} requires --from_scratch")

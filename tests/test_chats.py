@@ -16,6 +16,7 @@ from chat_models import (
 )
 
 import genkit
+from genkit.data import messages
 from genkit.engine import decoder
 from genkit.text import chats, kept_keys, kv_cache
 from genkit.text.kept_keys import KeptText, KeptTexts
@@ -51,7 +52,7 @@ def by_transformers(language: LanguageModel, chat: list[dict[str, str]]) -> list
 
 
 def tokens_of(language: LanguageModel, chat: list[dict[str, str]]) -> list[int]:
-    return chats.read_chat(chats.check_chat(chat, "prompt"), "prompt", language).tokens
+    return chats.read_chat(messages.check_chat(chat, "prompt"), "prompt", language).tokens
 
 
 @contextlib.contextmanager

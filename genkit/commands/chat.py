@@ -51,14 +51,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: dict[str, Any]) -> None:
     """Talk until the input ends."""
     options = common.written_options(arguments)
-    from genkit.text import chat_history, chats
+    from genkit.data import messages
+    from genkit.text import chat_history
     from genkit.text.language_model import load_language_model
     from genkit.text.options import LOAD, GenerationOptions, check_options
 
     history: list[Entry] = []
     if "history" in options:
         history = chat_history.read_history(options.pop("history"), "--history")
-        chats.check_turns(chat_history.as_messages(history), "--history")
+        messages.check_turns(chat_history.as_messages(history), "--history")
     if "system" in options:
         history = chat_history.with_system(history, options.pop("system"))
     seed = options.pop("seed", None)

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.data import tables
-from genkit.data.text import load_hub_dataset
-from genkit.hub import names
+from genkit.data import table_sources, tables
 
 COLUMNS = ("id", "title", "question", "context", "answers")
 
@@ -44,7 +42,7 @@ def read_examples(
     Raises:
         ValueError: there is no such data, or it is in another format; the message names the row.
     """
-    found = _find_tables(source, table_memory)
+    found = table_sources.find_tables(source, table_memory)
     train, val = (
         _parse_rows(_read_rows(table), source) if (table := found.get(name)) else []
         for name in ("train", "validation")
@@ -120,44 +118,6 @@ def content_hash(examples: Sequence[Example]) -> str:
 def has_impossible(examples: Sequence[Example]) -> bool:
     """Return whether some questions have no answer, as in SQuAD 2.0."""
     return not all(example.answers for example in examples)
-
-
-def _find_tables(source: str, memory: int) -> dict[str, tables.Table]:
-    """Find the files of a source, by split."""
-    check_source(source)
-    path = names.as_path(source, "data")
-    kind = tables.find_kind(path) if path.is_file() else None
-    if kind:
-        found = {"train": [path]}
-    elif tables.is_saved_dataset(path):
-        try:
-            found = {split or "train": files for split, files in tables.saved_files(path).items()}
-        except ValueError as error:
-            raise ValueError(f"data: cannot load {path}: {error}") from None
-    else:
-        found = load_hub_dataset("data", source)
-    return {
-        name: tables.hash_files(f"data: {source}", kind or tables.ARROW, files, memory)
-        for name, files in found.items()
-    }
-
-
-def check_source(source: str | None, argument: str = "data") -> None:
-    """Refuse, before any long work, a name that no questions can have; None is no name.
-
-    Raises:
-        ValueError: it is neither here nor the id of a dataset.
-    """
-    if source is None:
-        return
-    path = names.as_path(source, argument)
-    here = (path.is_file() and tables.find_kind(path)) or tables.is_saved_dataset(path)
-    if not here and not names.is_dataset_id(source):
-        raise ValueError(
-            f"{argument}: {source!r} is no file of questions and no dataset; give a file in "
-            "SQuAD's format (.json), a table (.jsonl, .parquet), a dataset saved by `datasets`, or "
-            "one's Hub id"
-        )
 
 
 def _read_rows(table: tables.Table) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
@@ -189,6 +191,28 @@ def load_lm(
             "choose another model"
         )
     return model, tokenizer
+
+
+def make_critic(model: PreTrainedModel) -> PreTrainedModel:
+    """Build the stock network of values of a causal model: its layers, and a head that is 0.
+
+    Raises:
+        ValueError: transformers has no token classifier of this architecture.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    try:
+        critic = AutoModelForTokenClassification.from_config(config)
+    except ValueError:
+        raise ValueError(
+            f"method: ppo needs a network of values, and transformers has no token classifier of "
+            f"{type(config).__name__}; give --method grpo, rloo or dpo"
+        ) from None
+    critic.base_model.load_state_dict(model.base_model.state_dict())
+    head = critic.score if hasattr(critic, "score") else critic.classifier
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return critic
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Chats: messages checked, and written and encoded by the model's own template."""
+"""Chats: told from texts, and written and encoded by the model's own template."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import bisect
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from genkit.arguments import check_unicode
+from genkit.data.messages import Chat, check_chat
 from genkit.errors import panics_are_errors
 from genkit.text import kv_cache
 from genkit.text.language_model import LanguageModel
 
-Message: TypeAlias = Mapping[str, str]  # {"role": one of ROLES, "content": a text}
-Chat: TypeAlias = Sequence[Message]  # oldest message first
-ROLES = ("system", "user", "assistant")
 PROBE = "genkitwritesthis"  # a content that stands nowhere else
 
 
@@ -34,7 +32,7 @@ class History:
 
 
 # ---------------------------------------------------------------------------------------------
-# Messages
+# Texts or chats
 
 
 def split_prompts(
@@ -69,63 +67,6 @@ def split_prompts(
             )
     names = [f"prompt[{i}]" for i in range(len(parts))]
     return [], {name: check_chat(chat, name) for name, chat in zip(names, parts, strict=True)}
-
-
-def check_chat(chat: Chat, name: str) -> list[dict[str, str]]:
-    """Check a chat that is to be answered and return its messages.
-
-    Args:
-        name: of the chat, for messages of errors.
-
-    Raises:
-        ValueError: a message is none, or is out of order; the text names it by its index.
-    """
-    if not chat:
-        raise ValueError(f"{name}: the chat has no message; give at least one of the user's")
-    messages = check_turns(chat, name)
-    if messages[-1]["role"] != "user":
-        raise ValueError(
-            f"{name}[{len(messages) - 1}]: the last message must be the user's, got role "
-            f"{messages[-1]['role']!r}; add one, or give the beginning of a reply as prefix"
-        )
-    return messages
-
-
-def check_turns(chat: Chat, name: str) -> list[dict[str, str]]:
-    """Check a chat, whoever has its last word, and return its messages; see `check_chat`."""
-    messages = [_check_message(message, f"{name}[{i}]") for i, message in enumerate(chat)]
-    first = int(bool(messages) and messages[0]["role"] == "system")
-    for i, message in enumerate(messages[first:]):
-        expected, role = ("user", "assistant")[i % 2], message["role"]
-        if role != expected:
-            raise ValueError(
-                f"{name}[{first + i}]: role {role!r} is out of order, {expected!r} comes here; "
-                "a system message may come first, then user and assistant take turns"
-            )
-    return messages
-
-
-def _check_message(message: Any, name: str) -> dict[str, str]:
-    if not isinstance(message, Mapping):
-        raise ValueError(
-            f'{name} must be a message {{"role": ..., "content": ...}}, got {reprlib.repr(message)}'
-        )
-    for key in ("role", "content"):
-        if key not in message:
-            raise ValueError(f"{name}: {key!r} is missing; a message has a role and a content")
-    others = [key for key in message if key not in ("role", "content")]
-    if others:
-        raise ValueError(f"{name}: {others[0]!r} is not used; a message has a role and a content")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise ValueError(f"{name}: role must be one of {', '.join(ROLES)}, got {role!r}")
-    if not isinstance(content, str):
-        raise ValueError(
-            f"{name}: content must be a text, got {reprlib.repr(content)}; "
-            "images and other parts are not read"
-        )
-    check_unicode(f"{name}: content", content)
-    return {"role": role, "content": content}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -192,14 +133,36 @@ def _write(
     split = first + 2 * dropped
     kept = messages[:first] + messages[split:]
     text = _apply_template(kept, name, language, tokenize=False)
-    # what spells an added token is made text; all else is encoded as transformers does anyway
-    added = language.tokenizer.added_tokens_encoder
-    spelled = any(token in message["content"] for message in kept for token in added)
-    options = {"sanitize_control_tokens": True} if spelled else {}
-    tokens = _apply_template(kept, name, language, return_dict=False, **options)
+    tokens = encode_messages(kept, name, language)
     if not tokens:
         raise ValueError(f"{name}: the chat template of {language.name} writes nothing")
-    return History(kept, messages[first:split], text, list(tokens))
+    return History(kept, messages[first:split], text, tokens)
+
+
+def encode_messages(
+    messages: list[dict[str, str]],
+    name: str,
+    language: LanguageModel,
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """Encode messages by the model's template; a content that spells a control token is text.
+
+    Args:
+        name: of the chat, for messages of errors.
+        add_generation_prompt: end with what the template writes before a reply.
+
+    Raises:
+        ValueError: the template refuses them.
+    """
+    # what spells an added token is made text; all else is encoded as transformers does anyway
+    added = language.tokenizer.added_tokens_encoder
+    spelled = any(token in message["content"] for message in messages for token in added)
+    options = {"sanitize_control_tokens": True} if spelled else {}
+    return list(
+        _apply_template(
+            messages, name, language, add_generation_prompt, return_dict=False, **options
+        )
+    )
 
 
 def _check_system(history: History, name: str, language: LanguageModel) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from genkit.arguments import explain_names
+from genkit.data.messages import Chat
 from genkit.data.tokens import control_tokens
 from genkit.notebook import TextRecord
 from genkit.text import logits, strategies, token_names
-from genkit.text.chats import Chat
 from genkit.text.language_model import DEFAULT, LanguageModel
 from genkit.text.options import Strategy, used_options
 from genkit.text.task import Task, prepare_task, start_strategy

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from genkit.data.dialogues import Demonstration
 from genkit.data.tokens import encode_text
 from genkit.text import generation, kv_cache
 from genkit.text.language_model import LanguageModel
 
 TEMPERATURES = (0.25, 0.5, 1.0)
+ANSWER = 100  # tokens of the longest answer on a page
 TRIES = 1000  # places of a text at which a prompt is looked for
 
 
@@ -64,4 +68,23 @@ def sample_page(
             seed=1,
         )
         lines.append(f"## Temperature {temperature}\n\n```text\n{text}\n```\n")
+    return "\n".join(lines)
+
+
+def answers_page(step: int, shown: Sequence[Demonstration], language: LanguageModel) -> str:
+    """Return a page of given answers and the model's own in Markdown: the same seed every time.
+
+    Args:
+        step: the number of the step, for the heading.
+    """
+    lines = [f"# Step {step}\n"]
+    for each in shown:
+        asked = each.prompt if isinstance(each.prompt, str) else each.prompt[-1]["content"]
+        as_text = {"parse_special": False} if isinstance(each.prompt, str) else {}
+        own = generation.generate(
+            each.prompt, model=language, max_new_tokens=ANSWER, seed=1, **as_text
+        )
+        lines.append(f"## {' '.join(asked.split())[:80]}\n")
+        lines.append(f"Given:\n\n~~~text\n{each.answer}\n~~~\n")
+        lines.append(f"The model's own:\n\n~~~text\n{own.completion}\n~~~\n")
     return "\n".join(lines)

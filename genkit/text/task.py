@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.data import characters
+from genkit.data.messages import Chat
 from genkit.data.tokens import control_tokens, encode_text
 from genkit.engine import decoder
 from genkit.errors import panics_are_errors
@@ -47,7 +48,7 @@ class Task:
 
 
 def prepare_task(
-    prompt: str | chats.Chat | Sequence[str] | Sequence[chats.Chat],
+    prompt: str | Chat | Sequence[str] | Sequence[Chat],
     model: str | Path | LanguageModel,
     **given: Any,
 ) -> Task:

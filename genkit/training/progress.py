@@ -29,6 +29,7 @@ class Progress:
     rate_scale: float = 1.0  # halved at every roll-back
     rollbacks: int = 0
     skips: int = 0  # non-finite steps in a row
+    coefficient: float = 0.0  # a weight in the loss that adapts, in a run that has one
 
     def __post_init__(self) -> None:
         """Refuse values that no checkpoint holds.

@@ -279,13 +279,25 @@ class Run(Processes):
         self.turn = (self.progress.step - 1) * turns + turn
         self.first_row = (self.progress.rows - self.batch_size) * turns + turn * self.batch_size
         positions = self.first_row + np.array(self.shard(self.batch_size))
-        *parts, last = np.split(positions, self.settings.gradient_accumulation)
+        yield from self.parts(positions)
+
+    def parts(self, mine: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield this process's rows of a batch, (n,), in the parts of gradient accumulation.
+
+        Gradients are exchanged at the last.
+        """
+        *parts, last = np.array_split(mine, self.settings.gradient_accumulation)
         for part in parts:
             with contextlib.ExitStack() as stack:
                 for network in self.networks.values():
                     stack.enter_context(self.accelerator.no_sync(network.prepared))
                 yield part
         yield last
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts a batch is divided, of whose losses the mean is taken."""
+        return self.processes * self.settings.gradient_accumulation
 
     def backward(self, loss: torch.Tensor, name: str = "model") -> None:
         """Add a loss's gradient to those of the step."""
@@ -313,6 +325,10 @@ class Run(Processes):
         network.clear()
         if not finite:
             self._skip_step(loss, norm)
+
+    def record(self, **metrics: float) -> None:
+        """Add figures of the step under way to its line in the log."""
+        self._metrics |= metrics
 
     def _synchronize(self, loss: float) -> float:
         """Average the loss over processes; take the time from the main one, a signal from any."""

@@ -1,0 +1,619 @@
+"""Align a language model with a reward, or with what people prefer: PPO, GRPO, RLOO and DPO.
+
+    accelerate launch recipes/align.py --init_from runs/sft --reward runs/reward --prompts p.txt
+    accelerate launch recipes/align.py --init_from runs/sft --data pairs.jsonl --method dpo
+    accelerate launch recipes/align.py --init_from runs/charlm --reward sentiment --prompts p.txt
+    accelerate launch recipes/align.py --output_dir runs/aligned --resume
+
+The objective is the expected reward less beta times the divergence from the model that the run
+started from, in nats a completion. The output folder is an ordinary transformers model, at any time
+the one of the highest objective so far, or with DPO of the lowest loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from genkit import files, machine
+from genkit.data import dialogues, table_sources, tables
+from genkit.data.dialogues import Pair, Prompt
+from genkit.data.order import Order
+from genkit.errors import clean_errors
+from genkit.hub import card, download
+from genkit.models import alignment_losses as losses
+from genkit.models import completions, lm, lora
+from genkit.models.completions import Rows
+from genkit.text import kv_cache, rewards
+from genkit.text.dialogue_tokens import Row, encode_dialogue, encode_prompt_of
+from genkit.text.language_model import LanguageModel
+from genkit.text.rewards import Reward
+from genkit.training import rollouts
+from genkit.training.alignment_curves import alignment_curve, preference_curve
+from genkit.training.optim import optimizers
+from genkit.training.progress import count_steps
+from genkit.training.rollouts import Completion, Rollout
+from genkit.training.run import Run
+from genkit.training.settings import CHOSEN, RunSettings, parse, setting
+
+# ---- settings
+
+
+@dataclass
+class Settings(RunSettings):
+    """Settings of this recipe; see also RunSettings in genkit/training."""
+
+    output_dir: str = setting("runs/aligned", "folder of the run and of the model")
+    init_from: str = setting("runs/sft", "language model to start from: a folder or a Hub id")
+    method: str = setting("ppo", "how to align", choices=("ppo", "grpo", "rloo", "dpo"))
+    reward: str | None = setting(None, f"{rewards.KINDS}; not for dpo")
+    gold: str | None = setting(None, "a second reward, watched and not trained on")
+    prompts: str | None = setting(None, "prompts: a text file, one a line, or a table; not for dpo")
+    data: str | None = setting(None, "for dpo: pairs of answers, a table or a dataset")
+    val_fraction: float = setting(
+        0.1, "part of the prompts or pairs to validate on", above=0, below=1
+    )
+    beta: float = setting(CHOSEN, "weight of the divergence, in rewards a nat", above=0)
+    kl_target: float | None = setting(
+        None, "ppo: adapt beta to this divergence, in nats a completion", above=0
+    )
+    max_new_tokens: int = setting(64, "tokens of the longest completion", least=1)
+    group_size: int = setting(CHOSEN, "completions of each prompt of a step", least=1)
+    updates: int = setting(CHOSEN, "minibatches of a step's completions, each an update", least=1)
+    policy_epochs: int = setting(CHOSEN, "passes over a step's completions", least=1)
+    clip_ratio: float = setting(
+        0.2, "ratio of probabilities beyond which nothing is gained", above=0
+    )
+    gae_decay: float = setting(0.95, "ppo: lambda of generalised advantages", least=0, most=1)
+    value_learning_rate: float = setting(CHOSEN, "ppo: peak learning rate of the values", above=0)
+    label_smoothing: float = setting(
+        0.0, "dpo: probability that a pair is the wrong way round", least=0, below=0.5
+    )
+    normalize_length: bool = setting(False, "dpo: log-probabilities a token, not a completion")
+    lora_rank: int = setting(
+        0, "train LoRA adapters of this rank; 0 to train the weights themselves", least=0
+    )
+    table_memory: int = setting(
+        tables.MEMORY, "MiB of the process that reads a table", least=tables.MIN_MEMORY
+    )
+    epochs: float | None = setting(
+        None, "dpo: passes over the pairs, unless max_steps is fewer steps", above=0
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        offline = self.method == "dpo"
+        for name in ("reward", "prompts") if not offline else ("data",):
+            if getattr(self, name) is None:
+                raise ValueError(f"--method {self.method} requires --{name}")
+        if offline and self.prompts is not None:
+            raise ValueError(f"--prompts {self.prompts} is not for dpo, whose pairs have them")
+        if not offline and self.data is not None:
+            raise ValueError(f"--data {self.data} is for --method dpo, not for {self.method}")
+        if self.method in ("grpo", "rloo") and self.group_size == 1:
+            raise ValueError(
+                f"--group_size 1: {self.method} compares completions of a prompt; give 2 or more"
+            )
+        if self.kl_target is not None and self.method != "ppo":
+            raise ValueError(f"--kl_target {self.kl_target} is for --method ppo")
+        if self.lora_rank and importlib.util.find_spec("peft") is None:
+            raise ValueError("--lora_rank requires peft: pip install 'hf-genkit[align]'")
+        table_sources.check_source(self.data)
+        download.check_exists(self.init_from, "--init_from")
+
+
+SMALL_RATIO = 1e-4  # how far |ρ - 1| may be before the first update
+PRESETS: dict[str, dict[str, Any]] = {
+    "ppo": {"group_size": 1, "updates": 4, "policy_epochs": 2, "beta": 0.05},
+    "grpo": {"group_size": 8, "updates": 2, "policy_epochs": 1, "beta": 0.05},
+    "rloo": {"group_size": 4, "updates": 1, "policy_epochs": 1, "beta": 0.05},
+    "dpo": {"group_size": 1, "updates": 1, "policy_epochs": 1, "beta": 0.1},
+}
+
+
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
+    """Choose what was left open: for a GPU, or for a CPU."""
+    run: dict[str, Any] = {"batch_size": 256 if device == "accelerator" else 64}
+    if not (settings.epochs or settings.max_steps or settings.max_minutes):
+        run |= {"max_minutes": 5.0} if settings.method != "dpo" else {"epochs": 3.0}
+    rates = {"learning_rate": 1e-4, "muon_learning_rate": 2e-3, "weight_decay": 0.0}
+    if settings.lora_rank:
+        rates |= {"learning_rate": 5e-4}
+    rates |= {"value_learning_rate": 3 * (settings.learning_rate or rates["learning_rate"])}
+    # half precision would make old and new probabilities differ before anything is learned
+    step = {"optimizer": "adamw", "ema": 0.0, "compile": False, "mixed_precision": "no"}
+    return run | rates | step | PRESETS[settings.method]
+
+
+@dataclass
+class Actors:
+    """The networks of a run, as functions of rows."""
+
+    network: PreTrainedModel  # the policy
+    policy: Callable[[Rows], tuple[torch.Tensor, torch.Tensor]]  # log π and entropies, trained
+    reference: Callable[[Rows], tuple[torch.Tensor, torch.Tensor]]
+    value: Callable[[Rows], torch.Tensor] | None  # of ppo
+    before: LanguageModel  # the reference, to write with
+
+    @property
+    def language(self) -> LanguageModel:
+        """The policy as it is now, to write with."""
+        return LanguageModel(self.network, self.before.tokenizer, "this run", compiled=False)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits of a token."""
+        return int(self.network.config.vocab_size)
+
+
+def main() -> None:
+    """Train."""
+    settings = parse(Settings, preset)
+
+    with Run(settings) as run:
+        actors, facts = make_actors(run, settings)
+        if settings.method == "dpo":
+            train_on_pairs(run, settings, actors, facts)
+        else:
+            train_by_drawing(run, settings, actors, facts)
+
+
+def make_actors(run: Run, settings: Settings) -> tuple[Actors, dict[str, Any]]:
+    """Load the policy and its frozen copy, and for ppo a network of values that starts at 0."""
+    with run.accelerator.local_main_process_first():
+        network, tokenizer = lm.load_lm(settings.init_from)
+    facts = {"model_sha256": files.weights_hash(network)}
+    reference = copy.deepcopy(network).to(run.device).eval().requires_grad_(False)
+    before = LanguageModel(reference, tokenizer, settings.init_from, compiled=False)
+    value = None
+    if settings.method == "ppo":
+        critic = lm.make_critic(network)
+        rate = dataclasses.replace(settings, learning_rate=settings.value_learning_rate)
+        wrapped = run.network("value", critic, optimizers(critic, rate), averaged=False)
+        value = partial(completions.values, wrapped)
+    if settings.lora_rank:
+        network = lora.add_adapters(network, settings.lora_rank)
+    wrapped = run.network("model", network, optimizers(network, settings), averaged=False)
+    for each in run.networks.values():
+        each.module.eval()  # no dropout: probabilities are those that drew
+    policy = run.autocast(partial(completions.log_probabilities, wrapped))
+    under_reference = run.autocast(partial(completions.log_probabilities, reference))
+    return Actors(network, policy, under_reference, value, before), facts
+
+
+# ---- learning from completions that the policy draws
+
+
+def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[str, Any]) -> None:
+    """Draw completions, score them, and make those of more reward than expected more likely."""
+    # ---- data
+    check_batch(run, settings)
+    reward, gold = (
+        rewards.load_reward(name, str(run.device)) if name else None
+        for name in (settings.reward, settings.gold)
+    )
+    prompts = dialogues.read_prompts(settings.prompts, settings.table_memory)
+    check_prompts(prompts, settings, actors.before)
+    train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
+    order = Order(len(train), settings.seed)
+    draw = partial(rollouts.draw, run, seed=settings.seed, max_new_tokens=settings.max_new_tokens)
+    scores = {"reward": reward} | ({"gold": gold} if gold else {})
+    facts |= {"prompts_sha256": dialogues.content_hash(prompts), "reward_sha256": reward.sha256}
+    run.log(
+        f"{actors.network.num_parameters():,} parameters · {len(train):,} prompts to train on, "
+        f"{len(val):,} to validate · reward {reward.name}"
+    )
+
+    # ---- loop
+    run.identify(**facts)
+    run.progress.coefficient = settings.beta
+    evaluate = partial(evaluate_drawn, run, settings, actors, val, scores)
+    run.restore(before=evaluate)
+    for step in run.steps():
+        positions = (step - 1) * count_prompts(settings) + np.arange(count_prompts(settings))
+        which = order(positions)[1]
+        drawn = draw(
+            actors.language, train, which, positions, group_size=settings.group_size, reward=reward
+        )
+        rollout = rollouts.roll_out(run, drawn, actors.policy, actors.reference, actors.vocabulary)
+        batch = judge(run, settings, actors, rollout)
+        clipped = torch.zeros(2, dtype=torch.float64)  # of all tokens, and all tokens
+        for turn, mine, count in minibatches(run, settings, batch):
+            for rows in run.parts(mine):
+                loss, ratios = policy_loss(run, settings, actors, batch, rows, count)
+                check_ratios(run, ratios, turn)
+                clipped += torch.tensor([count_clipped(ratios, settings), ratios.numel()])
+                run.backward(loss)
+                if actors.value:
+                    run.backward(critic_loss(run, settings, actors, batch, rows, count), "value")
+            run.update()
+            if actors.value:
+                run.update("value")
+        record(run, settings, rollout, run.sum(clipped))
+        if run.evaluation_due():
+            with run.clock.paused():
+                evaluate()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rollout with how much better than expected each token or completion was."""
+
+    rollout: Rollout
+    advantages: torch.Tensor  # ppo: (n, length); else (n,)
+    values: torch.Tensor | None = None  # ppo: V_old, (n, length)
+    returns: torch.Tensor | None = None  # ppo: (n, length)
+
+
+def judge(run: Run, settings: Settings, actors: Actors, rollout: Rollout) -> Batch:
+    """Compare rewards with what was expected, over the whole batch of all processes."""
+    beta, mask = run.progress.coefficient, rollout.rows.mask
+    grouped = (-1, settings.group_size)
+    if settings.method == "grpo":
+        return Batch(rollout, losses.group_advantages(rollout.rewards.view(grouped)).flatten())
+    if settings.method == "rloo":
+        penalised = rollout.rewards - beta * rollout.divergence
+        return Batch(rollout, losses.leave_one_out_advantages(penalised.view(grouped)).flatten())
+    values = rollouts.evaluate_shared(run, actors.value, rollout.rows)
+    earned = losses.token_rewards(
+        rollout.rewards, losses.log_ratio(rollout.old, rollout.reference), mask, beta
+    )
+    advantages = losses.generalised_advantages(earned, values, mask, decay=settings.gae_decay)
+    return Batch(rollout, losses.whiten(advantages, mask), values, advantages + values)
+
+
+def minibatches(
+    run: Run, settings: Settings, batch: Batch
+) -> Iterator[tuple[int, np.ndarray, float]]:
+    """Yield the number of each update, this process's rows of it, and what its losses count.
+
+    That is tokens of the minibatch over all processes; for rloo, completions.
+    """
+    lengths = batch.rollout.rows.mask.sum(1).numpy()
+    for epoch in range(settings.policy_epochs):
+        rng = np.random.default_rng((settings.seed, run.progress.step, epoch))
+        parts = np.split(rng.permutation(len(lengths)), settings.updates)
+        for turn, which in enumerate(parts, epoch * settings.updates):
+            mine = which[np.array(run.shard(len(which)), int)]
+            count = len(which) if settings.method == "rloo" else lengths[which].sum()
+            yield turn, mine, float(count)
+
+
+def policy_loss(
+    run: Run, settings: Settings, actors: Actors, batch: Batch, rows: np.ndarray, count: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of some rows, and π / π_old of each token, (tokens,)."""
+    rollout, device = batch.rollout, run.device
+    own = rollout.rows.take(rows).to(device)
+    length = own.mask.shape[1]
+    old = rollout.old[rows, :length].to(device)
+    advantages = batch.advantages[rows].to(device)
+    logs, _ = actors.policy(own)
+    options = {"mask": own.mask, "count": count / run.shares, "clip": settings.clip_ratio}
+    if settings.method == "ppo":
+        loss = losses.ppo_loss(logs, old, advantages[:, :length], **options)
+    elif settings.method == "grpo":
+        reference = rollout.reference[rows, :length].to(device)
+        options["beta"] = run.progress.coefficient
+        loss = losses.grpo_loss(logs, old, reference, advantages, **options)
+    else:
+        loss = losses.rloo_loss(logs, old, advantages, **options)
+    return loss, (logs.detach() - old).exp()[own.mask > 0]
+
+
+def critic_loss(
+    run: Run, settings: Settings, actors: Actors, batch: Batch, rows: np.ndarray, count: float
+) -> torch.Tensor:
+    """Return the loss of the values of some rows."""
+    own = batch.rollout.rows.take(rows).to(run.device)
+    length = own.mask.shape[1]
+    old, returns = (each[rows, :length].to(run.device) for each in (batch.values, batch.returns))
+    return losses.value_loss(
+        actors.value(own), old, returns, own.mask, count / run.shares, settings.clip_ratio
+    )
+
+
+def count_clipped(ratios: torch.Tensor, settings: Settings) -> int:
+    """Count the tokens whose probability has changed by more than the clip."""
+    return int(((ratios - 1).abs() > settings.clip_ratio).sum())
+
+
+def check_ratios(run: Run, ratios: torch.Tensor, turn: int) -> None:
+    """Stop a run whose probabilities are not those that drew, before it learns from them."""
+    if turn:
+        return
+    worst = (ratios - 1).abs().max().item()
+    if worst > SMALL_RATIO:
+        raise ValueError(
+            f"step {run.progress.step}: before the first update a token's probability differs by "
+            f"{worst:.1e} from the one it was drawn with, more than {SMALL_RATIO:g}; give "
+            "--mixed_precision no, or a smaller --learning_rate if weights have grown large"
+        )
+
+
+def record(run: Run, settings: Settings, rollout: Rollout, clipped: torch.Tensor) -> None:
+    """Log how the step's completions were, and adapt beta if there is a target."""
+    mask, k = rollout.rows.mask, settings.group_size
+    divergence = rollout.divergence.mean().item()
+    spread = rollout.rewards.view(-1, k).std(1) if k > 1 else torch.ones(1)
+    run.record(
+        reward=rollout.rewards.mean().item(),
+        kl=divergence,
+        kl_k3=(losses.k3(rollout.old, rollout.reference) * mask).sum(1).mean().item(),
+        beta=run.progress.coefficient,
+        entropy=(rollout.entropies.sum() / mask.sum()).item(),
+        tokens=mask.sum(1).mean().item(),
+        ended=float(np.mean([completion.ended for completion in rollout.completions])),
+        clipped=(clipped[0] / clipped[1]).item(),
+        groups_alike=(spread == 0).double().mean().item(),
+    )
+    if settings.kl_target is not None:
+        run.progress.coefficient = losses.adapt_coefficient(
+            run.progress.coefficient, divergence, settings.kl_target, len(mask)
+        )
+
+
+def evaluate_drawn(
+    run: Run,
+    settings: Settings,
+    actors: Actors,
+    prompts: list[Prompt],
+    scores: dict[str, Reward],
+) -> None:
+    """Compare the policy with the reference on validation prompts, and save it if it is the best.
+
+    Both draw one completion of each prompt, from the same seeds at every evaluation.
+    """
+    which = np.arange(len(prompts))
+    options: dict[str, Any] = {"seed": settings.seed, "max_new_tokens": settings.max_new_tokens}
+    options |= {"group_size": 1, "reward": scores["reward"]}
+    after, before = (
+        rollouts.draw(run, language, prompts, which, which, **options)
+        for language in (actors.language, actors.before)
+    )
+    rollout = rollouts.roll_out(run, after, actors.policy, actors.reference, actors.vocabulary)
+    metrics = compare(settings, rollout, before)
+    asked = [prompts[each.prompt] for each in after]
+    if "gold" in scores:
+        gold = scores["gold"](asked, [each.text for each in after])
+        metrics["val_gold"] = float(np.mean(gold))
+    if run.is_main:
+        page = sample_page(run.progress.step, asked, before, after)
+        run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
+    if run.report("objective", metrics, lower_is_better=False, curve=alignment_curve):
+        run.publish(partial(save_model, run, settings, actors, metrics, len(prompts)))
+
+
+def compare(settings: Settings, rollout: Rollout, before: list[Completion]) -> dict[str, float]:
+    """Return what the policy gains over the reference, and what it pays."""
+    reference = torch.tensor([completion.reward for completion in before])
+    wins = (rollout.rewards > reference).double() + (rollout.rewards == reference).double() / 2
+    reward, divergence = rollout.rewards.mean().item(), rollout.divergence.mean().item()
+    return {
+        "objective": reward - settings.beta * divergence,
+        "val_reward": reward,
+        "reference_reward": reference.mean().item(),
+        "win_rate": wins.mean().item(),
+        "val_kl": divergence,
+    }
+
+
+SHOWN = 8  # prompts on a page of samples
+
+
+def sample_page(
+    step: int, prompts: list[Prompt], before: list[Completion], after: list[Completion]
+) -> str:
+    """Return completions of reference and policy, one after the other, in Markdown."""
+    lines = [f"# Step {step}\n"]
+    for prompt, old, new in list(zip(prompts, before, after, strict=True))[:SHOWN]:
+        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        lines.append(f"## {' '.join(shown.split())[:80]}\n")
+        lines.append(f"Reference, reward {old.reward:.3f}\n\n~~~text\n{old.text}\n~~~\n")
+        lines.append(f"Policy, reward {new.reward:.3f}\n\n~~~text\n{new.text}\n~~~\n")
+    return "\n".join(lines)
+
+
+def count_prompts(settings: Settings) -> int:
+    """Return the number of prompts of a step, over all processes."""
+    return settings.batch_size // settings.group_size
+
+
+def check_batch(run: Run, settings: Settings) -> None:
+    """Refuse completions that do not divide into groups, or into updates and their parts."""
+    groups, parts = settings.group_size * run.processes, settings.updates * run.shares
+    for name, number in (("group_size", groups), ("updates", parts)):
+        if settings.batch_size % number:
+            right = -(-settings.batch_size // number) * number
+            raise ValueError(
+                f"--batch_size {settings.batch_size} completions do not divide by --{name} "
+                f"{getattr(settings, name)} on {run.processes} processes with "
+                f"--gradient_accumulation {settings.gradient_accumulation}; {right} would"
+            )
+
+
+def check_prompts(prompts: list[Prompt], settings: Settings, language: LanguageModel) -> None:
+    """Refuse prompts that leave no room for a completion."""
+    context = kv_cache.context_length(language.model)
+    for i, prompt in enumerate(prompts):
+        length = len(encode_prompt_of(prompt, language, f"prompts: prompt {i}"))
+        if length + settings.max_new_tokens > context:
+            raise ValueError(
+                f"prompts: prompt {i} has {length} tokens, which with --max_new_tokens "
+                f"{settings.max_new_tokens} are more than the model's context of {context}; "
+                "shorten it, or give fewer new tokens"
+            )
+
+
+# ---- learning from pairs
+
+
+def train_on_pairs(run: Run, settings: Settings, actors: Actors, facts: dict[str, Any]) -> None:
+    """Make chosen answers more likely than rejected ones, compared with the reference."""
+    # ---- data
+    pairs = dialogues.read_pairs(settings.data, settings.table_memory)
+    train, val = (
+        encode_pairs(part, actors.before)
+        for part in dialogues.split(pairs, settings.val_fraction, "data")
+    )
+    order = Order(len(train), settings.seed)
+    facts |= {"pairs_sha256": dialogues.content_hash(pairs)}
+    run.log(
+        f"{actors.network.num_parameters():,} parameters · {len(train):,} pairs to train on, "
+        f"{len(val):,} to validate"
+    )
+
+    # ---- loop
+    run.identify(**facts)
+    settings.max_steps = count_steps(
+        settings.epochs, len(train), settings.batch_size, settings.max_steps
+    )
+    evaluate = partial(evaluate_pairs, run, settings, actors, val)
+    run.restore(before=evaluate)
+    for _ in run.steps():
+        for rows in run.rows():
+            run.backward(preference_loss(run, settings, actors, train.take(order(rows)[1])))
+        run.update()
+        if run.evaluation_due():
+            with run.clock.paused():
+                evaluate()
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Pairs as rows of tokens: all chosen ones, and all rejected ones."""
+
+    chosen: list[Row]
+    rejected: list[Row]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def take(self, which: np.ndarray) -> Rows:
+        """Return the chosen rows of some pairs, then the rejected ones, as one batch."""
+        rows = [side[i] for side in (self.chosen, self.rejected) for i in which]
+        return completions.pad_rows([row.ids for row in rows], [row.answers for row in rows])
+
+
+def encode_pairs(pairs: list[Pair], language: LanguageModel) -> EncodedPairs:
+    """Encode both sides of each pair."""
+    chosen, rejected = (
+        [
+            encode_dialogue(pair.prompt, getattr(pair, side), language, f"data: pair {i}: {side}")
+            for i, pair in enumerate(pairs)
+        ]
+        for side in ("chosen", "rejected")
+    )
+    return EncodedPairs(chosen, rejected)
+
+
+def preference_loss(run: Run, settings: Settings, actors: Actors, rows: Rows) -> torch.Tensor:
+    """Return the loss of pairs, whose chosen rows come first."""
+    rows = rows.to(run.device)
+    logs = sum_up(settings, actors.policy(rows)[0], rows)
+    with torch.no_grad():
+        reference = sum_up(settings, actors.reference(rows)[0], rows)
+    return losses.dpo_loss(
+        *logs.chunk(2), *reference.chunk(2), settings.beta, settings.label_smoothing
+    )
+
+
+def sum_up(settings: Settings, logs: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Return the log-probability of each whole answer, or its mean over tokens."""
+    whole = logs.sum(1)
+    return whole / rows.mask.sum(1) if settings.normalize_length else whole
+
+
+@torch.no_grad()
+def evaluate_pairs(run: Run, settings: Settings, actors: Actors, val: EncodedPairs) -> None:
+    """Compare chosen and rejected answers of validation pairs, and save the best model."""
+    shard = np.array(run.shard(len(val)), int)
+    found = []
+    for which in np.array_split(shard, max(1, -(-len(shard) // settings.batch_size))):
+        rows = val.take(which).to(run.device)
+        both = actors.policy, actors.reference
+        each = [sum_up(settings, score(rows)[0], rows) for score in both]
+        found.append(torch.stack([*each[0].chunk(2), *each[1].chunk(2)], 1).cpu().numpy())
+    (logs,) = run.gather_arrays(np.concatenate(found))
+    chosen, rejected, old_chosen, old_rejected = torch.from_numpy(logs).T
+    margins = settings.beta * ((chosen - old_chosen) - (rejected - old_rejected))
+    metrics = {
+        "val_loss": losses.dpo_loss(
+            chosen, rejected, old_chosen, old_rejected, settings.beta, settings.label_smoothing
+        ).item(),
+        "accuracy": (margins > 0).double().mean().item(),
+        "margin": margins.mean().item(),
+        "chosen": (chosen - old_chosen).mean().item(),
+        "rejected": (rejected - old_rejected).mean().item(),
+    }
+    if run.report("val_loss", metrics, curve=preference_curve):
+        run.publish(partial(save_model, run, settings, actors, metrics, len(val)))
+
+
+# ---- save
+
+
+NAMES = {
+    "ppo": "proximal policy optimisation (PPO)",
+    "grpo": "group relative policy optimisation (GRPO)",
+    "rloo": "REINFORCE with a leave-one-out baseline (RLOO)",
+    "dpo": "direct preference optimisation (DPO)",
+}
+USAGE = """
+from transformers import pipeline
+print(pipeline("text-generation", model)("Once"))
+
+import genkit  # the same text for the same seed, at any batch size
+print(genkit.generate("Once", model=model, seed=1))
+"""
+DRAWN = (
+    "One completion of each of {count:,} validation prompts, drawn at temperature 1 from fixed "
+    "seeds by this model and by the one that it started from. The divergence val_kl is the mean of "
+    "log π - log π_ref over this model's completions (k1), in nats a completion; the objective is "
+    "the reward less {beta:g} times it; win_rate counts a tie as half."
+)
+PAIRED = (
+    "All {count:,} validation pairs. Chosen and rejected are the mean changes of an answer's "
+    "log-probability from the model that it started from, in nats; the margin is {beta:g} times "
+    "their difference, and accuracy the share of pairs where it is above 0."
+)
+
+
+def save_model(
+    run: Run, settings: Settings, actors: Actors, metrics: dict[str, float], count: int, path: Path
+) -> None:
+    """Write the policy as transformers does, adapters merged, with its card."""
+    network: Any = actors.network
+    network = lora.merge_adapters(network) if settings.lora_rank else network
+    network.save_pretrained(path)
+    lm.save_tokenizer(actors.before.tokenizer, path)
+    offline = settings.method == "dpo"
+    source = f"pairs of {settings.data}" if offline else f"the reward {settings.reward}"
+    card.write_card(
+        path,
+        run.folder.path,
+        title=f"{Path(settings.init_from).name}, aligned",
+        task="text-generation",
+        about=f"{settings.init_from}, {network.num_parameters():,} parameters, aligned by "
+        f"{NAMES[settings.method]} with {source} for {run.progress.step:,} steps.",
+        usage=USAGE,
+        figures=metrics,
+        protocol=(PAIRED if offline else DRAWN).format(count=count, beta=settings.beta),
+        data=settings.data if offline else settings.prompts,
+    )
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        main()

@@ -1,0 +1,225 @@
+"""Train a reward model: it gives the answer that people prefer the higher reward.
+
+    accelerate launch recipes/train_reward.py --init_from runs/sft --data pairs.jsonl
+    accelerate launch recipes/train_reward.py --init_from runs/charlm --data pairs.jsonl --epochs 2
+    accelerate launch recipes/train_reward.py --output_dir runs/reward --resume
+
+The output folder is an ordinary transformers model for sequence classification with one label, at
+any time the best one so far. It reads a prompt and its answer as one text, and its reward stands at
+the last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from genkit import files, machine
+from genkit.data import dialogues, table_sources, tables
+from genkit.data.dialogues import Pair
+from genkit.data.order import Order
+from genkit.errors import clean_errors
+from genkit.hub import card, download
+from genkit.models import lm, reward_model
+from genkit.models.alignment_losses import bradley_terry_loss
+from genkit.text.dialogue_tokens import encode_whole
+from genkit.text.language_model import LanguageModel
+from genkit.training.alignment_curves import reward_curve
+from genkit.training.optim import optimizers
+from genkit.training.progress import count_steps
+from genkit.training.run import Run
+from genkit.training.settings import RunSettings, parse, setting
+
+# ---- settings
+
+
+@dataclass
+class Settings(RunSettings):
+    """Settings of this recipe; see also RunSettings in genkit/training."""
+
+    output_dir: str = setting("runs/reward", "folder of the run and of the model")
+    init_from: str = setting("runs/sft", "language model to start from: a folder or a Hub id")
+    data: str = setting("pairs.jsonl", "pairs of answers, one preferred: a table or a dataset")
+    val_fraction: float = setting(0.1, "part of the pairs to validate on", above=0, below=1)
+    table_memory: int = setting(
+        tables.MEMORY, "MiB of the process that reads the table", least=tables.MIN_MEMORY
+    )
+    centring: float = setting(0.01, "weight of the term that holds the mean reward near 0", least=0)
+    epochs: float | None = setting(
+        None, "passes over the pairs, unless max_steps is fewer steps", above=0
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        table_sources.check_source(self.data)
+        download.check_exists(self.init_from, "--init_from")
+
+
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
+    """Choose what was left open: for a GPU, or for a CPU."""
+    run: dict[str, Any] = {"batch_size": 64 if device == "accelerator" else 32}
+    if not (settings.epochs or settings.max_steps or settings.max_minutes):
+        run |= {"epochs": 3.0}
+    rates = {"learning_rate": 1e-4, "muon_learning_rate": 2e-3, "weight_decay": 0.01}
+    step = {"optimizer": "adamw", "ema": 0.0, "compile": False}
+    return run | rates | step | {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
+
+
+def main() -> None:
+    """Train."""
+    settings = parse(Settings, preset)
+
+    with Run(settings) as run:
+        # ---- model
+        with run.accelerator.local_main_process_first():
+            base, tokenizer = lm.load_lm(settings.init_from)
+        facts = {"model_sha256": files.weights_hash(base)}
+        network = reward_model.make_reward_model(base, tokenizer)
+        model = run.network("model", network, optimizers(network, settings))
+        network.eval()  # no dropout: the rewards of a pair are compared
+        score = run.autocast(partial(reward_model.rewards, model, network.config.pad_token_id))
+
+        # ---- data
+        pairs = dialogues.read_pairs(settings.data, settings.table_memory)
+        language = LanguageModel(network, tokenizer, settings.init_from, compiled=False)
+        train, val = (
+            encode_pairs(part, language)
+            for part in dialogues.split(pairs, settings.val_fraction, "data")
+        )
+        order = Order(len(train), settings.seed)
+        run.log(
+            f"{network.num_parameters():,} parameters · {len(train):,} pairs to train on, "
+            f"{len(val):,} to validate"
+        )
+
+        # ---- loop
+        run.identify(**facts, pairs_sha256=dialogues.content_hash(pairs))
+        settings.max_steps = count_steps(
+            settings.epochs, len(train), settings.batch_size, settings.max_steps
+        )
+        run.restore()
+        for _ in run.steps():
+            for rows in run.rows():
+                chosen, rejected, margins = score_pairs(score, train, order(rows)[1], run.device)
+                run.backward(bradley_terry_loss(chosen, rejected, margins, settings.centring))
+            run.update()
+            if run.evaluation_due():
+                with run.clock.paused():
+                    metrics = evaluate(run, settings, score, val)
+                    if run.report("val_loss", metrics, curve=reward_curve):
+                        run.publish(
+                            partial(save_model, run, settings, tokenizer, metrics, len(val))
+                        )
+
+
+# ---- data
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Pairs as tokens: all chosen texts, all rejected ones, and their margins."""
+
+    chosen: list[list[int]]
+    rejected: list[list[int]]
+    margins: list[float]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+def encode_pairs(pairs: list[Pair], language: LanguageModel) -> EncodedPairs:
+    """Encode both texts of each pair, prompt and answer."""
+    chosen, rejected = (
+        [
+            encode_whole(pair.prompt, getattr(pair, side), language, f"data: pair {i}: {side}")
+            for i, pair in enumerate(pairs)
+        ]
+        for side in ("chosen", "rejected")
+    )
+    return EncodedPairs(chosen, rejected, [pair.margin for pair in pairs])
+
+
+Score = Callable[[list[list[int]], torch.device], torch.Tensor]
+
+
+def score_pairs(
+    score: Score, pairs: EncodedPairs, which: np.ndarray, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the rewards of chosen and of rejected texts, and the margins, (n,) each."""
+    rows = [side[i] for side in (pairs.chosen, pairs.rejected) for i in which]
+    chosen, rejected = score(rows, device).chunk(2)
+    return chosen, rejected, torch.tensor([pairs.margins[i] for i in which], device=device)
+
+
+# ---- evaluate
+
+
+@torch.no_grad()
+def evaluate(run: Run, settings: Settings, score: Score, val: EncodedPairs) -> dict[str, float]:
+    """Score all validation pairs, and say how often the chosen answer has the higher reward."""
+    shard = np.array(run.shard(len(val)), int)
+    found = [np.empty((0, 3), np.float32)]
+    for which in np.array_split(shard, -(-len(shard) // settings.batch_size) or 1):
+        if len(which):
+            parts = score_pairs(score, val, which, run.device)
+            found.append(torch.stack(parts, 1).float().cpu().numpy())
+    (rewards,) = run.gather_arrays(np.concatenate(found))
+    chosen, rejected, margins = torch.from_numpy(rewards).T
+    both = torch.cat([chosen, rejected])
+    return {
+        "val_loss": bradley_terry_loss(chosen, rejected, margins).item(),
+        "accuracy": (chosen > rejected).double().mean().item(),
+        "reward_mean": both.mean().item(),
+        "reward_std": both.std().item(),
+    }
+
+
+# ---- save
+
+
+USAGE = """
+from transformers import pipeline
+
+score = pipeline("text-classification", model, function_to_apply="none")
+print(score("a prompt" + " and its answer"))
+"""
+
+
+def save_model(
+    run: Run,
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerFast,
+    metrics: dict[str, float],
+    count: int,
+    path: Path,
+) -> None:
+    """Write the model as transformers does, with its card."""
+    network: PreTrainedModel = run.weights()
+    network.save_pretrained(path)
+    lm.save_tokenizer(tokenizer, path)
+    card.write_card(
+        path,
+        run.folder.path,
+        title=f"{Path(settings.init_from).name}, a reward model",
+        task="text-classification",
+        about=f"{settings.init_from}, {network.num_parameters():,} parameters, trained on pairs of "
+        f"answers of {settings.data} for {run.progress.step:,} steps.",
+        usage=USAGE,
+        figures=metrics,
+        protocol=f"All {count:,} validation pairs: the loss is that of Bradley and Terry on their "
+        "rewards, in nats, accuracy the share of pairs whose chosen answer has the higher one.",
+        data=settings.data,
+    )
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        main()
