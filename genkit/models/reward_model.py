@@ -30,7 +30,7 @@ def make_reward_model(
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PADDING})
     config = copy.deepcopy(model.config)
-    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    config.num_labels, config.pad_token_id = 1, None  # its embedding may not be there yet
     config.problem_type = "regression"
     try:
         network = AutoModelForSequenceClassification.from_config(config)
@@ -41,6 +41,7 @@ def make_reward_model(
     network.base_model.load_state_dict(model.base_model.state_dict())
     if network.get_input_embeddings().num_embeddings < len(tokenizer):
         network.resize_token_embeddings(len(tokenizer))
+    network.config.pad_token_id = tokenizer.pad_token_id
     torch.nn.init.zeros_(network.score.weight)
     return network
 

@@ -19,10 +19,10 @@ from genkit.text.task import encode_prompt
 
 # for a tokenizer without a template; contents are trimmed, so that no token spans a border
 TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}:\n"
-    "{{ message['content'] | trim }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize + ':\\n' + message['content'] | trim }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
 )
 
 

@@ -1,0 +1,102 @@
+"""Rewards: built in, functions, and models that plain transformers scores alike."""
+
+import pytest
+import torch
+from builders import byte_model, small_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from genkit.models import lm
+from genkit.models.reward_model import make_reward_model, rewards
+from genkit.text.rewards import Reward, load_reward
+
+FUNCTIONS = """
+def vowels(prompts, completions):
+    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
+
+def broken(prompts, completions):
+    return [float("nan")] * len(completions)
+
+def short(prompts, completions):
+    return [0.0]
+
+number = 3
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_rewards.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_built_in_rewards():
+    prompts = ["a", "b"]
+    assert load_reward("length=4")(prompts, ["abcd", "ab"]) == [0.0, -0.5]
+    assert load_reward(r"format=[a-z]+")(prompts, ["ab\ncd\n1", ""]) == [2 / 3, 0.0]
+    good, bad = load_reward("sentiment")(prompts, ["What a wonderful day!", "I hate this."])
+    assert -1 <= bad < 0 < good <= 1
+
+
+def test_a_function_of_the_users(functions):
+    reward = load_reward("my_rewards:vowels")
+    assert reward(["x", "y"], ["abe", "xyz"]) == [2 / 3, 0.0]
+    assert reward.sha256 != load_reward("my_rewards:broken").sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_rewards:broken", "reward: my_rewards:broken gave nan for 'a'"),
+        ("my_rewards:short", "reward: my_rewards:short gave 1 numbers for 2"),
+        ("my_rewards:number", "reward: my_rewards:number is no function"),
+        ("my_rewards:none", "reward: cannot import my_rewards:none"),
+        ("length=0", "reward: length=N takes a number of characters, got length=0"),
+        ("length", "reward: length=N takes a number"),
+        ("format=(", "reward: format='\\(' is no regular expression"),
+        ("sentiment=1", "reward: sentiment takes no value"),
+        ("no/such/reward", "reward"),
+    ],
+)
+def test_what_is_no_reward(functions, name, message):
+    with pytest.raises(ValueError, match=message):
+        load_reward(name)(["p", "q"], ["a", "b"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_reward_model_scores_as_transformers_does(tmp_path, architecture):
+    language = small_model(architecture)
+    network = make_reward_model(language.model, language.tokenizer).eval()
+    assert network.config.pad_token_id != language.tokenizer.eos_token_id
+    torch.nn.init.normal_(network.score.weight)
+    network.save_pretrained(tmp_path)
+    lm.save_tokenizer(language.tokenizer, tmp_path)
+
+    prompts, texts = ["the ", "a ", "in "], ["cat", "house by the sea", ""]
+    found = load_reward(str(tmp_path), "cpu")(prompts, texts)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.padding_side = "right"
+    for prompt, text, score in zip(prompts, texts, found, strict=True):
+        alone = model(**tokenizer(prompt + text, return_tensors="pt")).logits
+        assert alone.shape == (1, 1) and alone.item() == pytest.approx(score, abs=1e-5)
+    batch = tokenizer([p + t for p, t in zip(prompts, texts, strict=True)], padding=True)
+    together = model(**{k: torch.tensor(v) for k, v in batch.items()}).logits[:, 0]
+    torch.testing.assert_close(together, torch.tensor(found), rtol=1e-4, atol=1e-5)
+
+
+def test_the_reward_is_read_at_the_last_token_even_if_it_ends_the_text():
+    language = byte_model()
+    end = language.tokenizer.eos_token_id
+    network = make_reward_model(language.model, language.tokenizer).eval()
+    torch.nn.init.normal_(network.score.weight)
+    rows = [[1, 2, 3, end], [4, 5]]
+    together = rewards(network, network.config.pad_token_id, rows, network.device)
+    for row, score in zip(rows, together, strict=True):
+        states = network.transformer(torch.tensor([row])).last_hidden_state
+        torch.testing.assert_close(network.score(states)[0, -1, 0], score)
+
+
+def test_a_reward_that_is_loaded_is_returned():
+    reward = Reward("mine", lambda prompts, texts: [1.0] * len(texts), "0")
+    assert load_reward(reward) is reward and reward(["p"], ["a"]) == [1.0]
