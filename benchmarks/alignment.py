@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import string
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from genkit.models import lm
+from genkit.text.rewards import load_reward
 
 ROOT = Path(__file__).parents[1]
 LETTERS, END = "adehilnorst", "."
@@ -96,8 +96,6 @@ class World:
     """All texts that may follow each prompt, with their rewards and probabilities."""
 
     def __init__(self, folder: Path) -> None:
-        import exact_reward
-
         letters = range(1, len(LETTERS) + 1)
         texts = [
             (*text, *([0] if length < LONGEST else []))
@@ -110,7 +108,7 @@ class World:
             self.ids[i, : len(text)] = torch.tensor(text)
             self.mask[i, : len(text)] = 1
         self.texts = ["".join(LETTERS[t - 1] for t in text if t) for text in texts]
-        rewards = exact_reward.score([], self.texts)
+        rewards = load_reward("exact_reward:score")([""] * len(self.texts), self.texts)
         self.rewards = torch.tensor(rewards, dtype=torch.float64)
         self.reference = self.load(folder)
 
@@ -149,7 +147,7 @@ class World:
 def write_pairs(world: World, path: Path) -> None:
     """Draw pairs from the reference, and the preference by the model of Bradley and Terry."""
     rng = np.random.default_rng(0)
-    lines = []
+    lines: list[str] = []
     probabilities = world.reference.exp().numpy()
     probabilities /= probabilities.sum(1, keepdims=True)
     while len(lines) < PAIRS:
@@ -167,7 +165,6 @@ def write_pairs(world: World, path: Path) -> None:
 
 def train(folder: Path, method: str, words: argparse.Namespace, more: list[str]) -> None:
     """Run the recipe as a user does."""
-    assert string.ascii_lowercase
     offline = ["--data", "pairs.jsonl"]
     online = ["--prompts", "prompts.txt", "--reward", "exact_reward:score"]
     command = [

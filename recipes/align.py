@@ -199,10 +199,9 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     """Draw completions, score them, and make those of more reward than expected more likely."""
     # ---- data
     check_batch(run, settings)
-    reward, gold = (
-        rewards.load_reward(name, str(run.device)) if name else None
-        for name in (settings.reward, settings.gold)
-    )
+    assert settings.reward and settings.prompts, "this method requires them"
+    reward = rewards.load_reward(settings.reward, str(run.device))
+    gold = rewards.load_reward(settings.gold, str(run.device)) if settings.gold else None
     prompts = dialogues.read_prompts(settings.prompts, settings.table_memory)
     check_prompts(prompts, settings, actors.before)
     train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
@@ -265,6 +264,7 @@ def judge(run: Run, settings: Settings, actors: Actors, rollout: Rollout) -> Bat
     if settings.method == "rloo":
         penalised = rollout.rewards - beta * rollout.divergence
         return Batch(rollout, losses.leave_one_out_advantages(penalised.view(grouped)).flatten())
+    assert actors.value, "ppo has one"
     values = rollouts.evaluate_shared(run, actors.value, rollout.rows)
     earned = losses.token_rewards(
         rollout.rewards, losses.log_ratio(rollout.old, rollout.reference), mask, beta
@@ -300,7 +300,8 @@ def policy_loss(
     old = rollout.old[rows, :length].to(device)
     advantages = batch.advantages[rows].to(device)
     logs, _ = actors.policy(own)
-    options = {"mask": own.mask, "count": count / run.shares, "clip": settings.clip_ratio}
+    options: dict[str, Any] = {"mask": own.mask, "count": count / run.shares}
+    options["clip"] = settings.clip_ratio
     if settings.method == "ppo":
         loss = losses.ppo_loss(logs, old, advantages[:, :length], **options)
     elif settings.method == "grpo":
@@ -316,6 +317,7 @@ def critic_loss(
     run: Run, settings: Settings, actors: Actors, batch: Batch, rows: np.ndarray, count: float
 ) -> torch.Tensor:
     """Return the loss of the values of some rows."""
+    assert actors.value and batch.values is not None and batch.returns is not None, "ppo has them"
     own = batch.rollout.rows.take(rows).to(run.device)
     length = own.mask.shape[1]
     old, returns = (each[rows, :length].to(run.device) for each in (batch.values, batch.returns))
@@ -462,6 +464,7 @@ def check_prompts(prompts: list[Prompt], settings: Settings, language: LanguageM
 def train_on_pairs(run: Run, settings: Settings, actors: Actors, facts: dict[str, Any]) -> None:
     """Make chosen answers more likely than rejected ones, compared with the reference."""
     # ---- data
+    assert settings.data, "dpo requires them"
     pairs = dialogues.read_pairs(settings.data, settings.table_memory)
     train, val = (
         encode_pairs(part, actors.before)
@@ -524,8 +527,9 @@ def preference_loss(run: Run, settings: Settings, actors: Actors, rows: Rows) ->
     logs = sum_up(settings, actors.policy(rows)[0], rows)
     with torch.no_grad():
         reference = sum_up(settings, actors.reference(rows)[0], rows)
+    (chosen, rejected), (old_chosen, old_rejected) = logs.chunk(2), reference.chunk(2)
     return losses.dpo_loss(
-        *logs.chunk(2), *reference.chunk(2), settings.beta, settings.label_smoothing
+        chosen, rejected, old_chosen, old_rejected, settings.beta, settings.label_smoothing
     )
 
 

@@ -208,6 +208,7 @@ class Answers:
     def __init__(
         self, settings: Settings, network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     ) -> None:
+        assert settings.data, "else the data is a text"
         found = dialogues.read_demonstrations(settings.data, settings.table_memory)
         if any(not isinstance(each.prompt, str) for each in found):
             add_template(tokenizer)

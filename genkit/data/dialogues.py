@@ -7,7 +7,6 @@ begin alike; `prompt`. Files of prompts may also be plain text, a prompt a line.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -107,7 +106,7 @@ def content_hash(items: Iterable[Any]) -> str:
     """SHA-256 of prompts, demonstrations or pairs, in their order."""
     digest = hashlib.sha256()
     for item in items:
-        plain = dataclasses.astuple(item) if dataclasses.is_dataclass(item) else item
+        plain = vars(item) if isinstance(item, Demonstration | Pair) else item
         digest.update(json.dumps(plain).encode() + b"\n")
     return digest.hexdigest()
 

@@ -19,7 +19,8 @@ from genkit.models.completions import Rows, blocks, log_probabilities, pad_rows
 from genkit.notebook import TextRecord
 from genkit.seeds import row_seeds
 from genkit.text.dialogue_tokens import encode_prompt_of
-from genkit.text.generation import Generation, generate
+from genkit.text.drawing import draw_completions
+from genkit.text.generation import Generation
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import Reward, load_reward
 from genkit.text.scoring import as_language, table
@@ -102,7 +103,7 @@ def compare(
     score = load_reward(reward, device)
     seeds = row_seeds(seed, len(asked), "a prompt")
     new, old = (as_language(each, device) for each in (model, reference))
-    rows = [_complete(asked, each, max_new_tokens, seeds) for each in (new, old)]
+    rows = [draw_completions(asked, each, max_new_tokens, seeds) for each in (new, old)]
     rewards = [score(asked, [record.completion for record in records]) for records in rows]
     divergences = _divergences(asked, rows[0], new, old)
     compared = [
@@ -110,7 +111,7 @@ def compare(
         for prompt, mine, other, own, reference_reward in zip(asked, *rows, *rewards, strict=True)
     ]
     wins = [(a > b) + (a == b) / 2 for a, b in zip(*rewards, strict=True)]
-    settings = {"model": new.name, "reference": old.name, "reward": score.name}
+    settings: dict[str, Any] = {"model": new.name, "reference": old.name, "reward": score.name}
     settings |= {"max_new_tokens": max_new_tokens, "seed": seeds[0]}
     return Comparison(
         win_rate=_mean(wins),
@@ -133,20 +134,6 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     middle = (share + Z**2 / (2 * count)) / scale
     half = Z / scale * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _complete(
-    prompts: list[Prompt], language: LanguageModel, max_new_tokens: int, seeds: list[int]
-) -> list[Generation]:
-    as_text = {"parse_special": False} if isinstance(prompts[0], str) else {}
-    return generate(  # type: ignore[return-value]
-        prompts,  # type: ignore[arg-type]
-        model=language,
-        strategy="stochastic",
-        max_new_tokens=max_new_tokens,
-        seed=seeds,
-        **as_text,
-    )
 
 
 @torch.inference_mode()

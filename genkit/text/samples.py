@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from genkit.data.dialogues import Demonstration
 from genkit.data.tokens import encode_text
 from genkit.text import generation, kv_cache
+from genkit.text.drawing import draw_completions
 from genkit.text.language_model import LanguageModel
 
 TEMPERATURES = (0.25, 0.5, 1.0)
@@ -80,10 +81,7 @@ def answers_page(step: int, shown: Sequence[Demonstration], language: LanguageMo
     lines = [f"# Step {step}\n"]
     for each in shown:
         asked = each.prompt if isinstance(each.prompt, str) else each.prompt[-1]["content"]
-        as_text = {"parse_special": False} if isinstance(each.prompt, str) else {}
-        own = generation.generate(
-            each.prompt, model=language, max_new_tokens=ANSWER, seed=1, **as_text
-        )
+        (own,) = draw_completions([each.prompt], language, ANSWER, [1])
         lines.append(f"## {' '.join(asked.split())[:80]}\n")
         lines.append(f"Given:\n\n~~~text\n{each.answer}\n~~~\n")
         lines.append(f"The model's own:\n\n~~~text\n{own.completion}\n~~~\n")

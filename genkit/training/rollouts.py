@@ -17,7 +17,7 @@ import torch
 from genkit.data.dialogues import Prompt
 from genkit.models.completions import Rows, blocks, pad_rows
 from genkit.text.dialogue_tokens import encode_prompt_of
-from genkit.text.generation import generate
+from genkit.text.drawing import draw_completions
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import Reward
 from genkit.training.processes import Processes
@@ -84,14 +84,8 @@ def draw(
     asked = [prompts[prompt] for prompt, _, _ in rows]
     if not rows:
         return processes.gather([])
-    records = generate(
-        asked,
-        model=language,
-        strategy="stochastic",
-        max_new_tokens=max_new_tokens,
-        seed=[completion_seed(seed, position, k) for _, position, k in rows],
-        **({"parse_special": False} if isinstance(asked[0], str) else {}),  # in chats all is text
-    )
+    seeds = [completion_seed(seed, position, k) for _, position, k in rows]
+    records = draw_completions(asked, language, max_new_tokens, seeds)
     rewards = reward(asked, [record.completion for record in records])
     known: dict[int, list[int]] = {}
     found: list[Any] = []

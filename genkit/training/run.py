@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import accelerate
 import numpy as np
@@ -48,6 +48,7 @@ from genkit.training.settings import RunSettings
 from genkit.training.signals import Signals
 from genkit.training.tracker import Tracker
 
+T = TypeVar("T")
 MAX_SKIPS = 3  # non-finite steps in a row before rolling back
 MAX_ROLLBACKS = 3
 DRY_STEPS = 10
@@ -185,11 +186,11 @@ class Run(Processes):
         """Return the network as it is evaluated and saved: the average if there is one."""
         return self.networks[name].evaluated
 
-    def autocast(self, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def autocast(self, loss: Callable[..., T]) -> Callable[..., T]:
         """Return a loss that computes in the run's precision, compiled if the settings say so."""
         half = self.settings.mixed_precision == "bf16"
 
-        def lowered(*arguments: Any) -> torch.Tensor:
+        def lowered(*arguments: Any) -> T:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 return loss(*arguments)
 

@@ -1,0 +1,256 @@
+"""Reward models and alignment: the recipes learn, go on exactly, and do not depend on processes."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from builders import ON_CPU, TWO, log_of, run_here, small_model, weights_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+import genkit
+from genkit.errors import clean_errors
+from genkit.models import lm
+from genkit.text.comparison import wilson_interval
+from genkit.text.rewards import load_reward
+from genkit.training.rollouts import completion_seed
+
+PROMPTS = ["the ", "a ", "in ", "of ", "and ", "to ", "is ", "it ", "as ", "on "]
+TINY = "--batch_size 8 --val_fraction 0.2 --warmup 0 --learning_rate 0.003 --max_new_tokens 6"
+LENGTH = "--max_steps 6 --evaluations 2 --save_steps 2 --keep_checkpoints 9"
+ONLINE = ("ppo", "grpo", "rloo")
+REWARD = r"format=[a-m]*[ ]*[a-m]*"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A model to start from, prompts, and pairs of which the one with more a's is preferred."""
+    home = tmp_path_factory.mktemp("home")
+    language = small_model("llama")
+    language.model.save_pretrained(home / "base")
+    lm.save_tokenizer(language.tokenizer, home / "base")
+    (home / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    rng, lines = np.random.default_rng(0), []
+    for i in range(60):
+        texts = ["".join(rng.choice(list("aeo"), 5)) for _ in range(2)]
+        chosen, rejected = sorted(texts, key=lambda text: (-text.count("a"), text))
+        if chosen != rejected:
+            row = {"prompt": PROMPTS[i % 10], "chosen": chosen, "rejected": rejected}
+            lines.append(json.dumps(row))
+    (home / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    return home
+
+
+def words_for(method: str, home) -> list:
+    source = ["--prompts", home / "prompts.txt", "--reward", REWARD]
+    if method == "dpo":
+        source = ["--data", home / "pairs.jsonl"]
+    start = ["--method", method, "--init_from", home / "base"]
+    return [*TINY.split(), *LENGTH.split(), *start, *source]
+
+
+@pytest.fixture(scope="module")
+def aligned(home, tmp_path_factory):
+    """The folder of a finished run of each method, made when it is first asked for."""
+    made: dict = {}
+
+    def run(method: str):
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp("aligned") / method
+            run_here("align", *words_for(method, home), "--output_dir", made[method])
+        return made[method]
+
+    return run
+
+
+@pytest.mark.parametrize("method", [*ONLINE, "dpo"])
+def test_a_run_leaves_all_that_it_promises(aligned, method):
+    folder = aligned(method)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md", "loss.png"}
+    steps = [line for line in log_of(folder) if line["step"] and "loss" in line]
+    if method != "dpo":
+        logged = {"reward", "kl", "kl_k3", "beta", "entropy", "tokens", "ended", "clipped"}
+        assert all(line.keys() >= logged | {"groups_alike"} for line in steps)
+        assert all(line["kl_k3"] >= 0 for line in steps)
+        assert steps[0]["kl"] == pytest.approx(0, abs=1e-5)
+        assert len(list((folder / "samples").iterdir())) == 3
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = model.generate(
+        **tokenizer("the ", return_tensors="pt"), do_sample=False, max_new_tokens=6
+    )
+    own = genkit.generate("the ", model=folder, strategy="greedy", max_new_tokens=6)
+    assert tokenizer.decode(ids[0], skip_special_tokens=True) == own.text
+    assert method.upper() in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", [*ONLINE, "dpo"])
+def test_a_run_goes_on_exactly(aligned, home, tmp_path, method):
+    whole, folder = aligned(method), tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for step in (4, 6):
+        shutil.rmtree(folder / "checkpoints" / f"step-0000000{step}")
+    run_here("align", "--output_dir", folder, "--resume")
+    assert weights_of(folder) == weights_of(whole)
+    assert [without_time(line) for line in log_of(folder)] == [
+        without_time(line) for line in log_of(whole)
+    ]
+
+
+def without_time(line: dict) -> dict:
+    return {name: value for name, value in line.items() if name != "seconds"}
+
+
+@pytest.mark.parametrize("method", [*ONLINE, "dpo"])
+def test_the_reward_rises(home, tmp_path, method):
+    length = ["--max_steps", "40", "--evaluations", "1", "--beta", "0.01", "--batch_size", "32"]
+    words = [*words_for(method, home), *length, "--learning_rate", "0.005"]
+    run_here("align", *words, "--output_dir", tmp_path / "run")
+    log = log_of(tmp_path / "run")
+    if method == "dpo":
+        assert log[-1]["accuracy"] > 0.8 and log[-1]["chosen"] > log[-1]["rejected"]
+    else:
+        assert log[-1]["val_reward"] > log[-1]["reference_reward"] + 0.2
+        assert log[-1]["val_kl"] > 0
+
+
+def test_a_divergence_that_costs_much_stays_small(home, tmp_path):
+    """At a large β the policy stays where it was."""
+    found = {}
+    for beta in ("0.01", "10"):
+        words = [*words_for("grpo", home), "--max_steps", "20", "--beta", beta]
+        run_here("align", *words, "--output_dir", tmp_path / beta)
+        found[beta] = log_of(tmp_path / beta)[-1]["kl"]
+    assert found["10"] < 0.05 < found["0.01"]
+
+
+def test_the_coefficient_adapts_and_is_restored(home, tmp_path):
+    words = [*words_for("ppo", home), "--kl_target", "0.0001", "--learning_rate", "0.01"]
+    run_here("align", *words, "--output_dir", tmp_path / "run")
+    betas = [line["beta"] for line in log_of(tmp_path / "run") if "beta" in line]
+    assert betas[-1] > betas[0] == pytest.approx(0.05)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    run_here("align", "--output_dir", tmp_path / "run", "--resume")
+    again = [line["beta"] for line in log_of(tmp_path / "run") if "beta" in line]
+    assert again == betas
+
+
+def test_adapters_are_merged_into_what_is_saved(home, tmp_path):
+    words = [*words_for("grpo", home), "--lora_rank", "2"]
+    run_here("align", *words, "--output_dir", tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "adapter_config.json" not in names
+    assert genkit.generate("the ", model=tmp_path / "run", seed=1, max_new_tokens=4).tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--method ppo --prompts {home}/prompts.txt", "--method ppo requires --reward"),
+        ("--method dpo", "--method dpo requires --data"),
+        (
+            "--method grpo --group_size 1 --reward length=3 --prompts {home}/prompts.txt",
+            "2 or more",
+        ),
+        ("--method dpo --data {home}/pairs.jsonl --prompts x", "--prompts x is not for dpo"),
+        ("--method dpo --data {home}/none.jsonl", "data: .*none.jsonl"),
+        ("--reward length=3 --prompts {home}/none.txt", "prompts: .*none.txt"),
+        ("--reward nothing=3 --prompts {home}/prompts.txt", "reward: .*nothing=3"),
+        ("--reward length=3 --prompts {home}/prompts.txt --max_new_tokens 62", "62 are more than"),
+        ("--reward length=3 --prompts {home}/prompts.txt --batch_size 6 --updates 4", "8 would"),
+        ("--init_from {home}/none --reward length=3 --prompts {home}/prompts.txt", "init_from"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line(home, tmp_path, capsys, words, message):
+    given = words.format(home=home).split()
+    base = [] if "--init_from" in given else ["--init_from", str(home / "base")]
+    with pytest.raises(SystemExit) as stopped, clean_errors():
+        run_here("align", *base, *given, "--max_steps", "1", "--output_dir", tmp_path / "run")
+    assert stopped.value.code == 2
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*ONLINE, "dpo"])
+def test_two_processes_draw_the_same_and_learn_the_same(aligned, home, train, tmp_path, method):
+    done = train(
+        *words_for(method, home),
+        *("--output_dir", tmp_path / "two"),
+        recipe="align",
+        launcher=TWO,
+        env=ON_CPU,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (log_of(folder) for folder in (aligned(method), tmp_path / "two"))
+    for a, b in zip(one, two, strict=True):
+        assert without_time(b) == pytest.approx(without_time(a), rel=1e-5, abs=1e-5)
+    pages = [sorted((f / "samples").iterdir()) for f in (aligned(method), tmp_path / "two")]
+    assert [p.read_text() for p in pages[0]] == [p.read_text() for p in pages[1]]
+
+
+# ---- reward models
+
+
+@pytest.fixture(scope="module")
+def rewarding(home, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward") / "run"
+    words = "--batch_size 8 --max_steps 60 --evaluations 2 --save_steps 20 --keep_checkpoints 9"
+    words += " --learning_rate 0.003 --val_fraction 0.3 --mixed_precision no"
+    source = ("--init_from", home / "base", "--data", home / "pairs.jsonl")
+    run_here("train_reward", *words.split(), *source, "--output_dir", folder)
+    return folder
+
+
+def test_a_reward_model_learns_what_is_preferred(rewarding):
+    log = log_of(rewarding)
+    assert log[-1]["accuracy"] > 0.8
+    reward = load_reward(str(rewarding), "cpu")
+    more, less = reward(["the ", "the "], ["aaaaa", "oeoeo"])
+    assert more > less
+    score = pipeline("text-classification", str(rewarding), function_to_apply="none")
+    assert score("the aaaaa")[0]["score"] == pytest.approx(more, abs=1e-5)
+
+
+def test_training_a_reward_model_goes_on_exactly(rewarding, tmp_path):
+    shutil.copytree(rewarding, tmp_path / "run")
+    for step in (40, 60):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-000000{step}")
+    run_here("train_reward", "--output_dir", tmp_path / "run", "--resume")
+    assert weights_of(tmp_path / "run") == weights_of(rewarding)
+
+
+def test_a_policy_learns_from_a_reward_model(rewarding, home, tmp_path):
+    words = [*words_for("rloo", home), "--reward", rewarding, "--gold", "length=6"]
+    run_here("align", *words, "--output_dir", tmp_path / "run")
+    assert {"val_reward", "val_gold"} <= log_of(tmp_path / "run")[-1].keys()
+
+
+# ---- comparing
+
+
+def test_a_model_is_level_with_itself_and_apart_from_another(aligned, home):
+    options = {"prompts": PROMPTS, "reward": REWARD, "max_new_tokens": 6, "seed": 3}
+    same = genkit.compare(home / "base", home / "base", **options)
+    assert same.win_rate == 0.5 and same.kl == 0.0 and same.reward == same.reference_reward
+    found = genkit.compare(aligned("grpo"), home / "base", **options)
+    assert found.interval[0] < found.win_rate < found.interval[1]
+    assert found.kl != 0 and "nats a completion" in str(found)
+    swapped = genkit.compare(home / "base", aligned("grpo"), **options)
+    assert swapped.win_rate == pytest.approx(1 - found.win_rate)
+    assert [row.text for row in swapped.rows] == [row.reference_text for row in found.rows]
+
+
+def test_the_interval_of_a_share():
+    low, high = wilson_interval(0.8, 100)
+    assert (low, high) == pytest.approx((0.7112, 0.8666), abs=1e-4)
+    assert wilson_interval(1.0, 10)[1] == 1.0 and wilson_interval(1.0, 10)[0] == pytest.approx(
+        0.7225, abs=1e-4
+    )
+
+
+def test_seeds_of_completions_are_all_different():
+    seeds = {completion_seed(s, p, k) for s in range(3) for p in range(20) for k in range(5)}
+    assert len(seeds) == 300 and min(seeds) >= 0 and max(seeds) < 1 << 63
