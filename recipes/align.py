@@ -181,7 +181,7 @@ def make_actors(run: Run, settings: Settings) -> tuple[Actors, dict[str, Any]]:
         critic = lm.make_critic(network)
         rate = dataclasses.replace(settings, learning_rate=settings.value_learning_rate)
         wrapped = run.network("value", critic, optimizers(critic, rate), averaged=False)
-        value = partial(completions.values, wrapped)
+        value = partial(completions.token_values, wrapped)
     if settings.lora_rank:
         network = lora.add_adapters(network, settings.lora_rank)
     wrapped = run.network("model", network, optimizers(network, settings), averaged=False)
@@ -226,7 +226,7 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
             actors.language, train, which, positions, group_size=settings.group_size, reward=reward
         )
         rollout = rollouts.roll_out(run, drawn, actors.policy, actors.reference, actors.vocabulary)
-        batch = judge(run, settings, actors, rollout)
+        batch = weigh_completions(run, settings, actors, rollout)
         clipped = torch.zeros(2, dtype=torch.float64)  # of all tokens, and all tokens
         for turn, mine, count in minibatches(run, settings, batch):
             for rows in run.parts(mine):
@@ -239,7 +239,7 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
             run.update()
             if actors.value:
                 run.update("value")
-        record(run, settings, rollout, run.sum(clipped))
+        log_rollout(run, settings, rollout, run.sum(clipped))
         if run.evaluation_due():
             with run.clock.paused():
                 evaluate()
@@ -255,7 +255,7 @@ class Batch:
     returns: torch.Tensor | None = None  # ppo: (n, length)
 
 
-def judge(run: Run, settings: Settings, actors: Actors, rollout: Rollout) -> Batch:
+def weigh_completions(run: Run, settings: Settings, actors: Actors, rollout: Rollout) -> Batch:
     """Compare rewards with what was expected, over the whole batch of all processes."""
     beta, mask = run.progress.coefficient, rollout.rows.mask
     grouped = (-1, settings.group_size)
@@ -344,12 +344,12 @@ def check_ratios(run: Run, ratios: torch.Tensor, turn: int) -> None:
         )
 
 
-def record(run: Run, settings: Settings, rollout: Rollout, clipped: torch.Tensor) -> None:
+def log_rollout(run: Run, settings: Settings, rollout: Rollout, clipped: torch.Tensor) -> None:
     """Log how the step's completions were, and adapt beta if there is a target."""
     mask, k = rollout.rows.mask, settings.group_size
     divergence = rollout.divergence.mean().item()
     spread = rollout.rewards.view(-1, k).std(1) if k > 1 else torch.ones(1)
-    run.record(
+    run.add_metrics(
         reward=rollout.rewards.mean().item(),
         kl=divergence,
         kl_k3=(losses.k3(rollout.old, rollout.reference) * mask).sum(1).mean().item(),
@@ -381,11 +381,11 @@ def evaluate_drawn(
     options: dict[str, Any] = {"seed": settings.seed, "max_new_tokens": settings.max_new_tokens}
     options |= {"group_size": 1, "reward": scores["reward"]}
     after, before = (
-        rollouts.draw(run, language, prompts, which, which, **options)
+        rollouts.draw_scored(run, language, prompts, which, which, **options)
         for language in (actors.language, actors.before)
     )
     rollout = rollouts.roll_out(run, after, actors.policy, actors.reference, actors.vocabulary)
-    metrics = compare(settings, rollout, before)
+    metrics = compare_rewards(settings, rollout, before)
     asked = [prompts[each.prompt] for each in after]
     if "gold" in scores:
         gold = scores["gold"](asked, [each.text for each in after])
@@ -397,7 +397,9 @@ def evaluate_drawn(
         run.publish(partial(save_model, run, settings, actors, metrics, len(prompts)))
 
 
-def compare(settings: Settings, rollout: Rollout, before: list[Completion]) -> dict[str, float]:
+def compare_rewards(
+    settings: Settings, rollout: Rollout, before: list[Completion]
+) -> dict[str, float]:
     """Return what the policy gains over the reference, and what it pays."""
     reference = torch.tensor([completion.reward for completion in before])
     wins = (rollout.rewards > reference).double() + (rollout.rewards == reference).double() / 2

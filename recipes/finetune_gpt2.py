@@ -236,7 +236,7 @@ class Answers:
         """Return rows, and how many tokens of answers their part of the batch stands for."""
         every = self.order(run.first_row + np.arange(run.batch_size))[1]
         count = sum(self.train[i].count for i in every) / run.shares
-        return take([self.train[i] for i in self.order(rows)[1]]).to(run.device), count
+        return stack_rows([self.train[i] for i in self.order(rows)[1]]).to(run.device), count
 
     @staticmethod
     def loss(model: torch.nn.Module, rows: Rows, count: float) -> torch.Tensor:
@@ -248,7 +248,7 @@ class Answers:
         """Evaluate a model on all validation answers, and write its own beside them."""
         total = torch.zeros(2, dtype=torch.float64)
         for i in run.shard(len(self.val)):
-            rows = take([self.val[i]]).to(run.device)
+            rows = stack_rows([self.val[i]]).to(run.device)
             loss = self.loss(network, rows, 1.0).item()
             total += torch.tensor([loss, self.val[i].count])
         nats, tokens = run.sum(total).tolist()
@@ -274,7 +274,7 @@ class Answers:
         return f"Mean over all {tokens:,} tokens of {len(self.val):,} validation answers."
 
 
-def take(rows: list[Row]) -> Rows:
+def stack_rows(rows: list[Row]) -> Rows:
     """Return rows as a batch."""
     return completions.pad_rows([row.ids for row in rows], [row.answers for row in rows])
 

@@ -11,7 +11,7 @@ from chat_models import TEMPLATES, chat_model
 from genkit.data import characters, dialogues
 from genkit.data.dialogues import Demonstration, Pair
 from genkit.models import lm
-from genkit.models.completions import LOGITS, blocks, log_probabilities, pad_rows
+from genkit.models.completions import LOGITS, log_probabilities, pad_rows, split_blocks
 from genkit.text.dialogue_tokens import add_template, encode_dialogue, encode_prompt_of
 from genkit.text.language_model import LanguageModel
 
@@ -170,6 +170,6 @@ def test_log_probabilities_are_those_of_each_row_alone():
 def test_blocks_have_every_row_and_no_more_logits_than_fit():
     rows = pad_rows([[1] * 101] * 50, [[False] + [True] * 100] * 50)
     vocabulary = LOGITS // 100 // 7
-    found = blocks(rows, vocabulary)
+    found = split_blocks(rows, vocabulary)
     assert [i for block in found for i in range(50)[block]] == list(range(50))
     assert max(len(range(50)[block]) for block in found) == 7

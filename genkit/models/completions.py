@@ -64,7 +64,7 @@ def log_probabilities(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor,
     return torch.cat([empty, found], 1), torch.cat([empty, entropies], 1)
 
 
-def values(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
+def token_values(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     """Return V before each token of answers, (n, length), 0 elsewhere.
 
     Args:
@@ -73,7 +73,7 @@ def values(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     return model(input_ids=rows.ids[:, :-1]).logits[..., 0].float() * rows.mask
 
 
-def blocks(rows: Rows, vocabulary: int) -> list[slice]:
+def split_blocks(rows: Rows, vocabulary: int) -> list[slice]:
     """Cut rows into blocks whose logits may be computed at once."""
     count, length = rows.mask.shape
     size = max(1, LOGITS // (length * vocabulary))

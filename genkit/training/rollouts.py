@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from genkit.data.dialogues import Prompt
-from genkit.models.completions import Rows, blocks, pad_rows
+from genkit.models.completions import Rows, pad_rows, split_blocks
 from genkit.text.dialogue_tokens import encode_prompt_of
 from genkit.text.drawing import draw_completions
 from genkit.text.language_model import LanguageModel
@@ -58,7 +58,7 @@ def completion_seed(seed: int, position: int, index: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def draw(
+def draw_scored(
     processes: Processes,
     language: LanguageModel,
     prompts: Sequence[Prompt],
@@ -149,7 +149,7 @@ def evaluate(
     """Return what a model gives rows, on the CPU, computed in blocks that fit into memory."""
     parts = [
         model(Rows(rows.ids[block], rows.mask[block]).to(device))
-        for block in blocks(rows, vocabulary)
+        for block in split_blocks(rows, vocabulary)
     ]
     return [torch.cat(each).cpu() for each in zip(*parts, strict=True)]
 

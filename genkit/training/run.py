@@ -327,7 +327,7 @@ class Run(Processes):
         if not finite:
             self._skip_step(loss, norm)
 
-    def record(self, **metrics: float) -> None:
+    def add_metrics(self, **metrics: float) -> None:
         """Add figures of the step under way to its line in the log."""
         self._metrics |= metrics
 
