@@ -206,8 +206,6 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     check_prompts(prompts, settings, actors.before)
     train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
     order = Order(len(train), settings.seed)
-    limits = {"seed": settings.seed, "max_new_tokens": settings.max_new_tokens}
-    draw_scored = partial(rollouts.draw_scored, run, reward=reward, **limits)
     scores = {"reward": reward} | ({"gold": gold} if gold else {})
     facts |= {"prompts_sha256": dialogues.content_hash(prompts), "reward_sha256": reward.sha256}
     run.log(
@@ -223,8 +221,16 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     for step in run.steps():
         positions = (step - 1) * count_prompts(settings) + np.arange(count_prompts(settings))
         which = order(positions)[1]
-        drawn = draw_scored(
-            actors.language, train, which, positions, group_size=settings.group_size
+        drawn = rollouts.draw_scored(
+            run,
+            actors.language,
+            train,
+            which,
+            positions,
+            seed=settings.seed,
+            group_size=settings.group_size,
+            max_new_tokens=settings.max_new_tokens,
+            reward=reward,
         )
         rollout = rollouts.roll_out(run, drawn, actors.policy, actors.reference, actors.vocabulary)
         batch = weigh_completions(run, settings, actors, rollout)
