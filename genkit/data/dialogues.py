@@ -79,6 +79,8 @@ def read_prompts(source: str, table_memory: int = tables.MEMORY) -> list[Prompt]
         found = _read(source, table_memory, _prompt_alone, "prompts")
     if not found:
         raise ValueError(f"prompts: {source!r} has no prompt; give one a line, or a table")
+    if len({isinstance(prompt, str) for prompt in found}) > 1:
+        raise ValueError(f"prompts: {source!r} has texts and chats; give all of one kind")
     return list({json.dumps(prompt): prompt for prompt in found}.values())
 
 
