@@ -1,182 +1,261 @@
-"""How much of the attainable objective each method reaches, where the optimum can be enumerated.
+"""Reward against divergence for every method, with the optimum and best-of-N.
 
-    python benchmarks/alignment.py exact --output_dir runs/exact --minutes 3
+    genkit train charlm --text tinyshakespeare/input.txt --output_dir runs/charlm
+    python benchmarks/alignment.py --model runs/charlm --text tinyshakespeare/input.txt \\
+        --output_dir runs/frontier --minutes 5
 
-The objective is E[r] - β KL(π, π_ref). Its optimum is π* ∝ π_ref exp(r / β), with the value
-β log E_ref[exp(r / β)] (Rafailov et al. 2023, appendix A.1). The model writes up to four of eleven
-letters or ends before, 16,105 texts in all, so that every expectation is a sum over all texts. A
-method's share is (its objective - that of the reference) / (the optimum - that of the reference),
-mean over prompts. Each method runs by its recipe, with the preset of a CPU and its minutes; DPO
-learns from pairs that the reference draws, whose preference is drawn with the probability
-σ(r1 - r2), and its β is the same.
+The reward is `sentiment` of a completion of 64 tokens. Each method runs by its recipe with each β,
+on prompts that begin lines of the text's first nine tenths; it is measured on prompts of the rest.
+DPO learns from two completions of each prompt by the reference, the one of the higher reward chosen.
+
+The optimum of E[r] - β KL(π, π_ref) is π* ∝ π_ref exp(r / β). Its reward and divergence are
+estimated by the reference's own completions, weighted by exp(r / β); the effective sample size of
+the weights is printed, and below 1,000 the estimate should not be trusted. Best-of-N is estimated by
+the same completions; its divergence is at most log N - (N - 1) / N (Beirami et al. 2024).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from genkit.models import lm
+import genkit
+from genkit.models.completions import Rows, log_probabilities, split_blocks
+from genkit.plots import save_figure
+from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import load_reward
+from genkit.training.processes import Processes
+from genkit.training.rollouts import as_rows, draw_scored
 
 ROOT = Path(__file__).parents[1]
-LETTERS, END = "adehilnorst", "."
-LONGEST = 4
-PAIRS = 20_000
-REWARD = '''
-"""The reward of the benchmark: vowels, and letters in the order of the alphabet."""
+REWARD, LONGEST = "sentiment", 64
+TRAINED, HELD = 400, 20  # prompts
+WORDS = 3  # of a prompt, the first ones of a line
+COLOURS = {"ppo": "tab:blue", "grpo": "tab:orange", "rloo": "tab:green", "dpo": "tab:red"}
 
-def score(prompts, completions):
-    return [reward(text) for text in completions]
 
-def reward(text):
-    vowels = sum(letter in "aeio" for letter in text) / 4
-    return vowels + (len(text) == 4 and list(text) == sorted(text))
-'''
+@dataclass(frozen=True)
+class Point:
+    """A policy: how it was made, what it earns and how far it has gone."""
+
+    method: str
+    beta: float
+    reward: float
+    reward_error: float
+    kl: float  # nats a completion
+    kl_error: float
+    share: float  # of the attainable objective at its β
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("exact",))
+    parser.add_argument("--model", type=Path, required=True, help="a character model of the text")
+    parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=["ppo", "grpo", "rloo", "dpo"])
-    parser.add_argument("--beta", type=float, default=0.2)
-    parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", default=list(COLOURS))
+    parser.add_argument("--betas", nargs="+", type=float, default=[0.02, 0.05, 0.1])
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--draws", type=int, default=500, help="of each held-out prompt")
     words, more = parser.parse_known_args()
     folder = words.output_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "exact_reward.py").write_text(REWARD)
-    sys.path.insert(0, str(folder))
-    make_reference(folder / "reference")
-    world = World(folder / "reference")
-    (folder / "prompts.txt").write_text("\n".join(LETTERS) + "\n")
-    write_pairs(world, folder / "pairs.jsonl")
-    start, best = world.objective(world.reference, words.beta), world.optimum(words.beta)
-    print(f"β {words.beta}: the reference has {start:.4f}, the optimum {best:.4f}")
+    trained, held = find_prompts(words.text)
+    (folder / "prompts.txt").write_text("\n".join(trained) + "\n")
+    reference = genkit.load(words.model)
+    rewards, _ = measure(reference, reference, held, words.draws)
+    print_optimum(rewards, words.betas)
+    if "dpo" in words.methods:
+        write_pairs(reference, trained, folder / "pairs.jsonl")
+    points = []
     for method in words.methods:
-        train(folder, method, words, more)
-        found = world.load(folder / method)
-        reached = world.objective(found, words.beta)
-        share = (reached - start) / (best - start)
-        print(
-            f"{method:5} {share:7.2%} of the attainable objective: {reached:.4f}, reward "
-            f"{world.reward(found):.4f}, KL {world.divergence(found):.3f} nats",
-            flush=True,
-        )
+        for beta in words.betas:
+            run = folder / f"{method}_{beta:g}"
+            train(run, method, beta, words, more)
+            points.append(evaluate(run, method, beta, reference, held, rewards))
+            print_point(points[-1])
+            (folder / "points.json").write_text(json.dumps(list(map(asdict, points)), indent=1))
+    draw(points, rewards, folder / "frontier.png")
 
 
-def make_reference(folder: Path) -> None:
-    """Save a random model of the letters, with rather peaked predictions."""
-    tokens = [END, *LETTERS]
-    backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=END))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
-    torch.manual_seed(0)
-    model = lm.make_model("llama", len(tokens), 16, 2, 64, 2, 0.0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2.5 if parameter.ndim > 1 else 1)
-    model.save_pretrained(folder)
-    lm.save_tokenizer(tokenizer, folder)
+# ---- data
 
 
-class World:
-    """All texts that may follow each prompt, with their rewards and probabilities."""
-
-    def __init__(self, folder: Path) -> None:
-        letters = range(1, len(LETTERS) + 1)
-        texts = [
-            (*text, *([0] if length < LONGEST else []))
-            for length in range(LONGEST + 1)
-            for text in itertools.product(letters, repeat=length)
-        ]
-        self.ids = torch.zeros(len(texts), LONGEST, dtype=torch.int64)
-        self.mask = torch.zeros(len(texts), LONGEST)
-        for i, text in enumerate(texts):
-            self.ids[i, : len(text)] = torch.tensor(text)
-            self.mask[i, : len(text)] = 1
-        self.texts = ["".join(LETTERS[t - 1] for t in text if t) for text in texts]
-        rewards = load_reward("exact_reward:score")([""] * len(self.texts), self.texts)
-        self.rewards = torch.tensor(rewards, dtype=torch.float64)
-        self.reference = self.load(folder)
-
-    @torch.inference_mode()
-    def load(self, folder: Path) -> torch.Tensor:
-        """Return the log-probability of every text after every prompt, (prompts, texts)."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder).eval()
-        found = [self._read(model, prompt) for prompt in range(1, len(LETTERS) + 1)]
-        logs = torch.stack(found)
-        assert torch.allclose(logs.exp().sum(1), torch.ones(len(LETTERS)).double(), atol=1e-5)
-        return logs
-
-    def _read(self, model: PreTrainedModel, prompt: int) -> torch.Tensor:
-        start = torch.full((len(self.ids), 1), prompt)
-        rows = torch.cat([start, self.ids], 1)
-        logs = model(rows[:, :-1]).logits.log_softmax(-1).gather(-1, rows[:, 1:, None])[..., 0]
-        return (logs * self.mask).double().sum(1)
-
-    def reward(self, logs: torch.Tensor) -> float:
-        """Return E[r], mean over prompts."""
-        return (logs.exp() * self.rewards).sum(1).mean().item()
-
-    def divergence(self, logs: torch.Tensor) -> float:
-        """Return KL(π, π_ref) in nats a completion, mean over prompts."""
-        return (logs.exp() * (logs - self.reference)).sum(1).mean().item()
-
-    def objective(self, logs: torch.Tensor, beta: float) -> float:
-        """Return E[r] - β KL, mean over prompts."""
-        return self.reward(logs) - beta * self.divergence(logs)
-
-    def optimum(self, beta: float) -> float:
-        """Return β log E_ref[exp(r / β)], mean over prompts."""
-        return beta * (self.reference + self.rewards / beta).logsumexp(1).mean().item()
+def find_prompts(text: Path) -> tuple[list[str], list[str]]:
+    """Return beginnings of lines of the first nine tenths of a text, and of the rest."""
+    whole = text.read_text()
+    border = len(whole) * 9 // 10
+    found = []
+    for part, count in ((whole[:border], TRAINED), (whole[border:], HELD)):
+        lines = [line.split() for line in part.splitlines()]
+        starts = [" ".join(line[:WORDS]) + " " for line in lines if len(line) > WORDS]
+        which = np.random.default_rng(0).permutation(len(starts))
+        found.append(list(dict.fromkeys(starts[i] for i in which))[:count])
+    return found[0], found[1]
 
 
-def write_pairs(world: World, path: Path) -> None:
-    """Draw pairs from the reference, and the preference by the model of Bradley and Terry."""
-    rng = np.random.default_rng(0)
-    lines: list[str] = []
-    probabilities = world.reference.exp().numpy()
-    probabilities /= probabilities.sum(1, keepdims=True)
-    while len(lines) < PAIRS:
-        prompt = int(rng.integers(len(LETTERS)))
-        first, second = rng.choice(len(world.texts), 2, p=probabilities[prompt])
-        if first == second or not world.texts[first] or not world.texts[second]:
-            continue  # the same text, or none, is no answer
-        margin = float(world.rewards[first] - world.rewards[second])
-        if rng.random() > 1 / (1 + np.exp(-margin)):
-            first, second = second, first
-        pair = {"chosen": world.texts[first], "rejected": world.texts[second]}
-        lines.append(json.dumps({"prompt": LETTERS[prompt]} | pair))
+def write_pairs(reference: LanguageModel, prompts: list[str], path: Path) -> None:
+    """Write two completions of each prompt, eight times over, the better one chosen."""
+    import accelerate
+
+    lines = []
+    drawn = draw_scored(
+        Processes(accelerate.Accelerator(cpu=True)),
+        reference,
+        prompts,
+        np.arange(len(prompts)),
+        np.arange(len(prompts)) + (1 << 30),
+        seed=0,
+        group_size=16,
+        max_new_tokens=LONGEST,
+        reward=load_reward(REWARD),
+    )
+    for one, two in zip(drawn[::2], drawn[1::2], strict=True):
+        better, worse = (one, two) if one.reward > two.reward else (two, one)
+        if better.reward > worse.reward and better.text.strip() and worse.text.strip():
+            pair = {"chosen": better.text, "rejected": worse.text}
+            lines.append(json.dumps({"prompt": prompts[one.prompt]} | pair))
     path.write_text("\n".join(lines) + "\n")
 
 
-def train(folder: Path, method: str, words: argparse.Namespace, more: list[str]) -> None:
+# ---- measuring
+
+
+def measure(
+    language: LanguageModel, reference: LanguageModel, prompts: list[str], draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rewards and divergences of completions, (prompts, draws) each."""
+    import accelerate
+
+    drawn = draw_scored(
+        Processes(accelerate.Accelerator(cpu=True)),
+        language,
+        prompts,
+        np.arange(len(prompts)),
+        np.arange(len(prompts)) + (1 << 31),
+        seed=0,
+        group_size=draws,
+        max_new_tokens=LONGEST,
+        reward=load_reward(REWARD),
+    )
+    rewards = np.array([each.reward for each in drawn]).reshape(len(prompts), draws)
+    if language is reference:
+        return rewards, np.zeros_like(rewards)
+    rows, parts = as_rows(drawn), []
+    with torch.inference_mode():
+        for block in split_blocks(rows, language.model.config.vocab_size):
+            own = Rows(rows.ids[block], rows.mask[block])
+            new, old = (log_probabilities(m.model, own)[0] for m in (language, reference))
+            parts.append((new - old).double().sum(1))
+    return rewards, torch.cat(parts).numpy().reshape(rewards.shape)
+
+
+def optimum(rewards: np.ndarray, beta: float) -> tuple[float, float, float]:
+    """Return reward and divergence of π*, and the effective sample size over all prompts."""
+    logs = torch.from_numpy(rewards) / beta
+    weights = logs.softmax(1).numpy()
+    reward = (weights * rewards).sum(1)
+    mean = (logs.logsumexp(1) - math.log(rewards.shape[1])).numpy()
+    divergence = reward / beta - mean
+    return reward.mean(), divergence.mean(), (1 / (weights**2).sum(1)).sum()
+
+
+def best_of(rewards: np.ndarray, count: int) -> tuple[float, float]:
+    """Return the expected reward of the best of so many, and its divergence at most."""
+    ordered = np.sort(rewards, 1)
+    size = rewards.shape[1]
+    ranks = np.arange(1, size + 1) / size
+    weights = ranks**count - (ranks - 1 / size) ** count
+    return float((ordered * weights).sum(1).mean()), math.log(count) - (count - 1) / count
+
+
+def evaluate(
+    run: Path,
+    method: str,
+    beta: float,
+    reference: LanguageModel,
+    prompts: list[str],
+    before: np.ndarray,
+) -> Point:
+    """Measure a policy on the held-out prompts."""
+    draws = before.shape[1] // 5
+    rewards, divergences = measure(genkit.load(run), reference, prompts, draws)
+    reward, divergence, _ = optimum(before, beta)
+    start = before.mean()
+    gain = rewards.mean() - beta * divergences.mean() - start
+    error = [values.std() / math.sqrt(values.size) for values in (rewards, divergences)]
+    return Point(
+        method,
+        beta,
+        float(rewards.mean()),
+        float(error[0]),
+        float(divergences.mean()),
+        float(error[1]),
+        float(gain / (reward - beta * divergence - start)),
+    )
+
+
+# ---- running, printing, drawing
+
+
+def train(run: Path, method: str, beta: float, words: argparse.Namespace, more: list[str]) -> None:
     """Run the recipe as a user does."""
-    offline = ["--data", "pairs.jsonl"]
-    online = ["--prompts", "prompts.txt", "--reward", "exact_reward:score"]
+    online = ["--prompts", "prompts.txt", "--reward", REWARD]
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"),
-        *(str(ROOT / "recipes" / "align.py"), "--method", method, "--init_from", "reference"),
-        *("--output_dir", method, "--max_minutes", str(words.minutes), "--beta", str(words.beta)),
-        *("--max_new_tokens", str(LONGEST), "--seed", str(words.seed), "--quiet"),
-        *(offline if method == "dpo" else online),
+        *(str(ROOT / "recipes" / "align.py"), "--method", method, "--output_dir", str(run)),
+        *("--init_from", str(words.model.resolve()), "--beta", str(beta), "--quiet"),
+        *("--max_minutes", str(words.minutes), "--max_new_tokens", str(LONGEST)),
+        *(["--data", "pairs.jsonl"] if method == "dpo" else online),
         *more,
     ]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    subprocess.run(command, cwd=folder, env=environment, check=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=run.parent, env=environment, check=True)
+
+
+def print_optimum(rewards: np.ndarray, betas: list[float]) -> None:
+    print(f"reference: reward {rewards.mean():.4f}, of {rewards.size:,} completions")
+    for beta in betas:
+        reward, divergence, size = optimum(rewards, beta)
+        print(f"optimum at β {beta:g}: reward {reward:.4f}, KL {divergence:.2f}, ESS {size:,.0f}")
+    for count in (4, 16, 64):
+        reward, divergence = best_of(rewards, count)
+        print(f"best of {count}: reward {reward:.4f}, KL {divergence:.2f}", flush=True)
+
+
+def print_point(point: Point) -> None:
+    print(
+        f"{point.method:5} β {point.beta:<5g} reward {point.reward:.4f} ± {point.reward_error:.4f}, "
+        f"KL {point.kl:6.2f} ± {point.kl_error:.2f}, {point.share:.1%} of the attainable",
+        flush=True,
+    )
+
+
+def draw(points: list[Point], rewards: np.ndarray, path: Path) -> None:
+    """Draw reward against divergence."""
+    figure = matplotlib.figure.Figure(figsize=(7, 4.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    curve = [optimum(rewards, beta) for beta in np.geomspace(0.02, 2, 60)]
+    trusted = [(kl, reward) for reward, kl, size in curve if size >= 1000]
+    axes.plot(*zip(*trusted, strict=True), color="black", label="optimum")
+    line = [best_of(rewards, count)[::-1] for count in (1, 2, 4, 8, 16, 32, 64, 128)]
+    axes.plot(*zip(*line, strict=True), "--", color="grey", label="best of N")
+    for method in dict.fromkeys(point.method for point in points):
+        own = sorted((p.kl, p.reward) for p in points if p.method == method)
+        axes.plot(*zip(*own, strict=True), "o-", color=COLOURS[method], label=method.upper())
+    axes.set(xlabel="KL(π, π_ref), nats a completion", ylabel="reward")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ def dpo(new: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor, kind: st
 
 def reward_model(rewards: torch.Tensor) -> Both:
     margins = torch.linspace(0, 1, N // 2)
-    ours = losses.bradley_terry_loss(*rewards.chunk(2), margins, 0.05)
+    chosen, rejected = rewards.chunk(2)
+    ours = losses.bradley_terry_loss(chosen, rejected, margins, 0.05)
     peer = trainer()
     peer.args.center_rewards_coefficient = 0.05
     inputs = {"attention_mask": torch.ones(N, 2), "margin": margins}

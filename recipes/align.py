@@ -34,8 +34,9 @@ from genkit.hub import card, download
 from genkit.models import alignment_losses as losses
 from genkit.models import completions, lm, lora
 from genkit.models.completions import Rows
-from genkit.text import kv_cache, rewards
-from genkit.text.dialogue_tokens import Row, encode_dialogue, encode_prompt_of
+from genkit.text import rewards
+from genkit.text.dialogue_tokens import Row, encode_dialogue
+from genkit.text.drawing import check_room
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import Reward
 from genkit.training import rollouts
@@ -203,7 +204,7 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     reward = rewards.load_reward(settings.reward, str(run.device))
     gold = rewards.load_reward(settings.gold, str(run.device)) if settings.gold else None
     prompts = dialogues.read_prompts(settings.prompts, settings.table_memory)
-    check_prompts(prompts, settings, actors.before)
+    check_room(prompts, actors.before, settings.max_new_tokens)
     train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
     order = Order(len(train), settings.seed)
     scores = {"reward": reward} | ({"gold": gold} if gold else {})
@@ -451,19 +452,6 @@ def check_batch(run: Run, settings: Settings) -> None:
                 f"--batch_size {settings.batch_size} completions do not divide by --{name} "
                 f"{getattr(settings, name)} on {run.processes} processes with "
                 f"--gradient_accumulation {settings.gradient_accumulation}; {right} would"
-            )
-
-
-def check_prompts(prompts: list[Prompt], settings: Settings, language: LanguageModel) -> None:
-    """Refuse prompts that leave no room for a completion."""
-    context = kv_cache.context_length(language.model)
-    for i, prompt in enumerate(prompts):
-        length = len(encode_prompt_of(prompt, language, f"prompts: prompt {i}"))
-        if length + settings.max_new_tokens > context:
-            raise ValueError(
-                f"prompts: prompt {i} has {length} tokens, which with --max_new_tokens "
-                f"{settings.max_new_tokens} are more than the model's context of {context}; "
-                "shorten it, or give fewer new tokens"
             )
 
 

@@ -11,6 +11,7 @@ import functools
 import importlib
 import io
 import itertools
+import json
 import os
 import pkgutil
 import re
@@ -77,6 +78,7 @@ OWN = {
     "train_vae": ("--nll_images", "8", "--nll_samples", "2"),
     "train_pixels": ("--eval_samples", "8"),
     "train_qa": ("--max_seq_len", "48"),
+    "align": ("--max_new_tokens", "8"),
 }
 HERE = {
     "rajpurkar/squad": "questions.json",
@@ -116,6 +118,11 @@ def home(tmp_path_factory):
     (folder / "sequel.txt").write_text(text[4000:7000])
     (folder / "course.txt").write_text("It was written by Ada. The exam weighs 50 %.")
     (folder / "prompts.txt").write_text("The \nA \n")
+    pair = {"prompt": "The ", "chosen": "a", "rejected": "b"}
+    (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(pair) + "\n")
+    answers = [{"prompt": "The ", "completion": "end"}, {"prompt": "A ", "completion": "text"}]
+    for name in ("demos.jsonl", "demonstrations.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in answers))
     digits = load_digits()
     pictures(folder, digits.images.astype(np.uint8) * 15, digits.target)
     for seed, name in enumerate(("cat.png", "harbour.png", "wave.png")):
@@ -150,7 +157,7 @@ def pictures(folder: Path, shades: np.ndarray, labels: np.ndarray) -> None:
 def train() -> None:
     """Train what the README's Python has in runs/."""
     small = {
-        "charlm": "train_charlm --depth 1 --width 32 --heads 2 --context 64 --text mybook.txt",
+        "charlm": "train_charlm --depth 1 --width 32 --heads 2 --context 96 --text mybook.txt",
         "qa": "train_qa --from_scratch --data questions.json --depth 1 --width 32 --heads 2",
         "vae": "train_vae --network dense --widths 32 --latent_dim 2",
         "gan": "train_gan --widths 8 --discriminator_widths 8",
@@ -161,8 +168,10 @@ def train() -> None:
         recipe, *given = words.split()
         given += [*SHORT, *OWN.get(recipe, ()), "--output_dir", f"runs/{name}"]
         run_here(recipe, *given)
-    shutil.copytree("runs/charlm", "runs/mybook")
-    shutil.copytree("runs/charlm", "runs/demo")
+    for name in ("mybook", "demo", "sft", "aligned"):
+        shutil.copytree("runs/charlm", f"runs/{name}")
+    reward = ("--init_from", "runs/sft", "--data", "pairs.jsonl", "--output_dir", "runs/reward")
+    run_here("train_reward", *SHORT, *reward)
 
 
 @pytest.fixture(scope="module")

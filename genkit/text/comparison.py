@@ -19,7 +19,7 @@ from genkit.models.completions import Rows, log_probabilities, pad_rows, split_b
 from genkit.notebook import TextRecord
 from genkit.seeds import row_seeds
 from genkit.text.dialogue_tokens import encode_prompt_of
-from genkit.text.drawing import draw_completions
+from genkit.text.drawing import check_room, draw_completions
 from genkit.text.generation import Generation
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import Reward, load_reward
@@ -103,6 +103,8 @@ def compare(
     score = load_reward(reward, device)
     seeds = row_seeds(seed, len(asked), "a prompt")
     new, old = (as_language(each, device) for each in (model, reference))
+    for each in (new, old):
+        check_room(asked, each, max_new_tokens)
     rows = [draw_completions(asked, each, max_new_tokens, seeds) for each in (new, old)]
     rewards = [score(asked, [record.completion for record in records]) for records in rows]
     divergences = _divergences(asked, rows[0], new, old)

@@ -6,8 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from genkit.data.dialogues import Prompt
+from genkit.text import kv_cache
+from genkit.text.dialogue_tokens import encode_prompt_of
 from genkit.text.generation import Generation, generate
 from genkit.text.language_model import LanguageModel
+
+
+def check_room(prompts: Sequence[Prompt], language: LanguageModel, max_new_tokens: int) -> None:
+    """Refuse prompts that leave no room for a completion.
+
+    Raises:
+        ValueError: prompt and completion may be longer than the model's context.
+    """
+    context = kv_cache.context_length(language.model)
+    for i, prompt in enumerate(prompts):
+        length = len(encode_prompt_of(prompt, language, f"prompts: prompt {i}"))
+        if length + max_new_tokens > context:
+            raise ValueError(
+                f"prompts: prompt {i} has {length} tokens, which with max_new_tokens="
+                f"{max_new_tokens} are more than the context of {language.name}, {context}; "
+                "shorten it, or lower max_new_tokens"
+            )
 
 
 def draw_completions(
