@@ -10,8 +10,8 @@ DPO learns from two completions of each prompt by the reference, the one of the 
 
 The optimum of E[r] - β KL(π, π_ref) is π* ∝ π_ref exp(r / β). Its reward and divergence are
 estimated by the reference's own completions, weighted by exp(r / β); the effective sample size of
-the weights is printed, and below 1,000 the estimate should not be trusted. Best-of-N is estimated by
-the same completions; its divergence is at most log N - (N - 1) / N (Beirami et al. 2024).
+the weights is printed, and below 1,000 the estimate should not be trusted. Best-of-N is estimated
+by the same completions; its divergence is at most log N - (N - 1) / N (Beirami et al. 2024).
 """
 
 from __future__ import annotations
@@ -234,8 +234,8 @@ def print_optimum(rewards: np.ndarray, betas: list[float]) -> None:
 
 def print_point(point: Point) -> None:
     print(
-        f"{point.method:5} β {point.beta:<5g} reward {point.reward:.4f} ± {point.reward_error:.4f}, "
-        f"KL {point.kl:6.2f} ± {point.kl_error:.2f}, {point.share:.1%} of the attainable",
+        f"{point.method:5} β {point.beta:<5g} reward {point.reward:.4f} ± "
+        f"{point.reward_error:.4f}, KL {point.kl:6.2f} ± {point.kl_error:.2f}, {point.share:.1%} of the attainable",
         flush=True,
     )
 

@@ -205,6 +205,9 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     gold = rewards.load_reward(settings.gold, str(run.device)) if settings.gold else None
     prompts = dialogues.read_prompts(settings.prompts, settings.table_memory)
     check_room(prompts, actors.before, settings.max_new_tokens)
+    own = actors.before.tokenizer
+    if reward.tokenizer and reward.tokenizer.get_vocab() != own.get_vocab():
+        run.log(f"reward {reward.name} has another tokenizer: it reads completions as text")
     train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
     order = Order(len(train), settings.seed)
     scores = {"reward": reward} | ({"gold": gold} if gold else {})

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -43,6 +44,7 @@ class Reward:
     name: str  # as the user gave it
     function: Function
     sha256: str  # of what decides: weights, the function's source, or the name
+    tokenizer: Any = None  # of a model
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """Score completions.
@@ -176,4 +178,4 @@ def _load_model(name: str, device: str | None) -> Reward:
             found[group] = model(**inputs).logits[:, 0].float().cpu()
         return found.tolist()
 
-    return Reward(name, score, files.weights_hash(model))
+    return Reward(name, score, files.weights_hash(model), tokenizer)
