@@ -6,7 +6,7 @@
 
 The reward is `sentiment` of a completion of 64 tokens. Each method runs by its recipe with each β,
 on prompts that begin lines of the text's first nine tenths; it is measured on prompts of the rest.
-DPO learns from two completions of each prompt by the reference, the one of the higher reward chosen.
+DPO learns from pairs of completions by the reference, the one of the higher reward chosen.
 
 The optimum of E[r] - β KL(π, π_ref) is π* ∝ π_ref exp(r / β). Its reward and divergence are
 estimated by the reference's own completions, weighted by exp(r / β); the effective sample size of
@@ -235,7 +235,8 @@ def print_optimum(rewards: np.ndarray, betas: list[float]) -> None:
 def print_point(point: Point) -> None:
     print(
         f"{point.method:5} β {point.beta:<5g} reward {point.reward:.4f} ± "
-        f"{point.reward_error:.4f}, KL {point.kl:6.2f} ± {point.kl_error:.2f}, {point.share:.1%} of the attainable",
+        f"{point.reward_error:.4f}, KL {point.kl:6.2f} ± {point.kl_error:.2f}, "
+        f"{point.share:.1%} of the attainable",
         flush=True,
     )
 
