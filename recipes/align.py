@@ -142,6 +142,7 @@ class Actors:
     """The networks of a run, as functions of rows."""
 
     network: PreTrainedModel  # the policy
+    inner: PreTrainedModel  # the same without peft's wrapper, which writes
     policy: Callable[[Rows], tuple[torch.Tensor, torch.Tensor]]  # log π and entropies, trained
     reference: Callable[[Rows], tuple[torch.Tensor, torch.Tensor]]
     value: Callable[[Rows], torch.Tensor] | None  # of ppo
@@ -150,7 +151,7 @@ class Actors:
     @property
     def language(self) -> LanguageModel:
         """The policy as it is now, to write with."""
-        return LanguageModel(self.network, self.before.tokenizer, "this run", compiled=False)
+        return LanguageModel(self.inner, self.before.tokenizer, "this run", compiled=False)
 
     @property
     def vocabulary(self) -> int:
@@ -183,6 +184,7 @@ def make_actors(run: Run, settings: Settings) -> tuple[Actors, dict[str, Any]]:
         rate = dataclasses.replace(settings, learning_rate=settings.value_learning_rate)
         wrapped = run.network("value", critic, optimizers(critic, rate), averaged=False)
         value = partial(completions.token_values, wrapped)
+    inner = network  # adapters are put into it
     if settings.lora_rank:
         network = lora.add_adapters(network, settings.lora_rank)
     wrapped = run.network("model", network, optimizers(network, settings), averaged=False)
@@ -190,7 +192,7 @@ def make_actors(run: Run, settings: Settings) -> tuple[Actors, dict[str, Any]]:
         each.module.eval()  # no dropout: probabilities are those that drew
     policy = run.autocast(partial(completions.log_probabilities, wrapped))
     under_reference = run.autocast(partial(completions.log_probabilities, reference))
-    return Actors(network, policy, under_reference, value, before), facts
+    return Actors(network, inner, policy, under_reference, value, before), facts
 
 
 # ---- learning from completions that the policy draws
@@ -209,6 +211,7 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     if reward.tokenizer and reward.tokenizer.get_vocab() != own.get_vocab():
         run.log(f"reward {reward.name} has another tokenizer: it reads completions as text")
     train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
+    check_held_out(run, len(val), "prompts")
     order = Order(len(train), settings.seed)
     scores = {"reward": reward} | ({"gold": gold} if gold else {})
     facts |= {"prompts_sha256": dialogues.content_hash(prompts), "reward_sha256": reward.sha256}
@@ -220,7 +223,8 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     # ---- loop
     run.identify(**facts)
     run.progress.coefficient = settings.beta
-    evaluate = partial(evaluate_drawn, run, settings, actors, val, scores)
+    before = draw_one_each(run, settings, actors.before, val, reward)
+    evaluate = partial(evaluate_drawn, run, settings, actors, val, before, scores)
     run.restore(before=evaluate)
     for step in run.steps():
         positions = (step - 1) * count_prompts(settings) + np.arange(count_prompts(settings))
@@ -382,19 +386,16 @@ def evaluate_drawn(
     settings: Settings,
     actors: Actors,
     prompts: list[Prompt],
+    before: list[Completion],
     scores: dict[str, Reward],
 ) -> None:
     """Compare the policy with the reference on validation prompts, and save it if it is the best.
 
-    Both draw one completion of each prompt, from the same seeds at every evaluation.
+    Args:
+        before: the reference's completions, of the same seeds.
+        scores: "reward" and perhaps "gold".
     """
-    which = np.arange(len(prompts))
-    options: dict[str, Any] = {"seed": settings.seed, "max_new_tokens": settings.max_new_tokens}
-    options |= {"group_size": 1, "reward": scores["reward"]}
-    after, before = (
-        rollouts.draw_scored(run, language, prompts, which, which, **options)
-        for language in (actors.language, actors.before)
-    )
+    after = draw_one_each(run, settings, actors.language, prompts, scores["reward"])
     rollout = rollouts.roll_out(run, after, actors.policy, actors.reference, actors.vocabulary)
     metrics = compare_rewards(settings, rollout, before)
     asked = [prompts[each.prompt] for each in after]
@@ -406,6 +407,24 @@ def evaluate_drawn(
         run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
     if run.report("objective", metrics, lower_is_better=False, curve=alignment_curve):
         run.publish(partial(save_model, run, settings, actors, metrics, len(prompts)))
+
+
+def draw_one_each(
+    run: Run, settings: Settings, language: LanguageModel, prompts: list[Prompt], reward: Reward
+) -> list[Completion]:
+    """Draw a completion of each validation prompt, from the same seeds every time."""
+    which = np.arange(len(prompts))
+    return rollouts.draw_scored(
+        run,
+        language,
+        prompts,
+        which,
+        which,
+        seed=settings.seed,
+        group_size=1,
+        max_new_tokens=settings.max_new_tokens,
+        reward=reward,
+    )
 
 
 def compare_rewards(
@@ -458,6 +477,14 @@ def check_batch(run: Run, settings: Settings) -> None:
             )
 
 
+def check_held_out(run: Run, count: int, what: str) -> None:
+    """Refuse fewer rows to validate on than there are processes."""
+    if count < run.processes:
+        raise ValueError(
+            f"--val_fraction leaves {count} {what} for {run.processes} processes; give more"
+        )
+
+
 # ---- learning from pairs
 
 
@@ -470,6 +497,7 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors, facts: dict[str
         encode_pairs(part, actors.before)
         for part in dialogues.split(pairs, settings.val_fraction, "data")
     )
+    check_held_out(run, len(val), "pairs")
     order = Order(len(train), settings.seed)
     facts |= {"pairs_sha256": dialogues.content_hash(pairs)}
     run.log(
