@@ -3,34 +3,46 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import ON_CPU, TWO, log_of, run_here, small_model, weights_of
+import torch
+from builders import ON_CPU, TWO, log_of, run_here, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import genkit
 from genkit.errors import clean_errors
-from genkit.models import lm
 from genkit.text.comparison import wilson_interval
 from genkit.text.rewards import load_reward
 from genkit.training.rollouts import completion_seed
 
-PROMPTS = ["the ", "a ", "in ", "of ", "and ", "to ", "is ", "it ", "as ", "on "]
+PROMPTS = ["the ", "a ", "in ", "no ", "to ", "is ", "it ", "as ", "on ", "he "]
 TINY = "--batch_size 8 --val_fraction 0.2 --warmup 0 --learning_rate 0.003 --max_new_tokens 6"
 LENGTH = "--max_steps 6 --evaluations 2 --save_steps 2 --keep_checkpoints 9"
 ONLINE = ("ppo", "grpo", "rloo")
-REWARD = r"format=[a-m]*[ ]*[a-m]*"
+REWARD = "rewards_of_this_test:vowels"
+VOWELS = """
+def vowels(prompts, completions):
+    return [sum(letter in "aeio" for letter in text) / 6 for text in completions]
+"""
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(trained, tmp_path_factory):
     """A model to start from, prompts, and pairs of which the one with more a's is preferred."""
     home = tmp_path_factory.mktemp("home")
-    language = small_model("llama")
-    language.model.save_pretrained(home / "base")
-    lm.save_tokenizer(language.tokenizer, home / "base")
+    unlogged = shutil.ignore_patterns("checkpoints", "samples", "metrics.jsonl", "run.json")
+    shutil.copytree(trained, home / "base", ignore=unlogged)
+    (home / "rewards_of_this_test.py").write_text(VOWELS)
     (home / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    write_pairs(home / "pairs.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(home)
+        yield home
+
+
+def write_pairs(path: Path) -> None:
     rng, lines = np.random.default_rng(0), []
     for i in range(60):
         texts = ["".join(rng.choice(list("aeo"), 5)) for _ in range(2)]
@@ -38,8 +50,7 @@ def home(tmp_path_factory):
         if chosen != rejected:
             row = {"prompt": PROMPTS[i % 10], "chosen": chosen, "rejected": rejected}
             lines.append(json.dumps(row))
-    (home / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    return home
+    path.write_text("\n".join(lines) + "\n")
 
 
 def words_for(method: str, home) -> list:
@@ -120,10 +131,11 @@ def test_a_divergence_that_costs_much_stays_small(home, tmp_path):
     """At a large β the policy stays where it was."""
     found = {}
     for beta in ("0.01", "10"):
-        words = [*words_for("grpo", home), "--max_steps", "20", "--beta", beta]
-        run_here("align", *words, "--output_dir", tmp_path / beta)
+        words = [*words_for("grpo", home), "--max_steps", "30", "--batch_size", "32"]
+        run_here("align", *words, "--beta", beta, "--output_dir", tmp_path / beta)
         found[beta] = log_of(tmp_path / beta)[-1]["kl"]
-    assert found["10"] < 0.05 < found["0.01"]
+    print(found)
+    assert found["10"] < found["0.01"] / 4
 
 
 def test_the_coefficient_adapts_and_is_restored(home, tmp_path):
@@ -158,7 +170,7 @@ def test_adapters_are_merged_into_what_is_saved(home, tmp_path):
         ("--method dpo --data {home}/none.jsonl", "data: .*none.jsonl"),
         ("--reward length=3 --prompts {home}/none.txt", "prompts: .*none.txt"),
         ("--reward nothing=3 --prompts {home}/prompts.txt", "reward: .*nothing=3"),
-        ("--reward length=3 --prompts {home}/prompts.txt --max_new_tokens 62", "max_new_tokens=62"),
+        ("--reward length=3 --prompts {home}/prompts.txt --max_new_tokens 99", "max_new_tokens=99"),
         ("--reward length=3 --prompts {home}/prompts.txt --batch_size 6 --updates 4", "8 would"),
         ("--init_from {home}/none --reward length=3 --prompts {home}/prompts.txt", "init_from"),
     ],
@@ -231,14 +243,21 @@ def test_a_policy_learns_from_a_reward_model(rewarding, home, tmp_path):
 # ---- comparing
 
 
-def test_a_model_is_level_with_itself_and_apart_from_another(aligned, home):
+def test_a_model_is_level_with_itself_and_apart_from_another(home, tmp_path):
+    other = AutoModelForCausalLM.from_pretrained(home / "base")
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.std())
+    shutil.copytree(home / "base", tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
     options = {"prompts": PROMPTS, "reward": REWARD, "max_new_tokens": 6, "seed": 3}
     same = genkit.compare(home / "base", home / "base", **options)
     assert same.win_rate == 0.5 and same.kl == 0.0 and same.reward == same.reference_reward
-    found = genkit.compare(aligned("grpo"), home / "base", **options)
+    found = genkit.compare(tmp_path / "other", home / "base", **options)
     assert found.interval[0] < found.win_rate < found.interval[1]
     assert found.kl != 0 and "nats a completion" in str(found)
-    swapped = genkit.compare(home / "base", aligned("grpo"), **options)
+    swapped = genkit.compare(home / "base", tmp_path / "other", **options)
     assert swapped.win_rate == pytest.approx(1 - found.win_rate)
     assert [row.text for row in swapped.rows] == [row.reference_text for row in found.rows]
 

@@ -82,6 +82,9 @@ LIMITS = {
     "text-generation": "For learning, play and drafts that somebody reads. It writes what is like "
     "the text that it was trained on, with that text's errors and prejudices; it knows no facts, "
     "and may repeat passages of it word for word.",
+    "text-classification": "For scoring answers as those would whose preferences it learned, and "
+    "for aligning language models. It knows nothing of texts unlike those, and a model that is "
+    "aligned with it for long finds what it overlooks.",
     "question-answering": "For finding passages that a reader then checks. It marks a stretch of "
     "the text that is given, and knows nothing besides; where the text has no answer it may mark "
     "one all the same, and its confidence holds for questions like those it was measured on.",
