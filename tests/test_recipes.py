@@ -118,6 +118,7 @@ def test_example_prompt_skips_what_does_not_come_back(trained):
     assert prompt and "\n" not in prompt and "\ufffd" not in prompt
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(train, trained, text_file, tmp_path):
     """SIGTERM in the middle, then --resume with only the folder, ends where `trained` did."""
     folder = tmp_path / "run"
@@ -173,7 +174,6 @@ def test_a_run_whose_launcher_is_stopped_saves_and_ends(train, text_file, tmp_pa
     assert problems == [] and int(found.name[5:]) == len(log_of(folder)) > 3
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_itself(trained, text_file, tmp_path, capsys):
     folder = tmp_path / "run"
     length = ("--max_steps", "40", "--evaluations", "3", "--save_steps", "15")
