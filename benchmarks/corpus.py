@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from genkit.data import characters, text
+from genkit.data import character_corpus, text
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def write_corpus(path: Path, size: int, symbols: str) -> int:
 
 def time_reading(path: Path) -> float:
     start = time.monotonic()
-    characters.read_characters(str(path), "text", None, val_fraction=0.1, context=256)
+    character_corpus.read_characters(str(path), "text", None, val_fraction=0.1, context=256)
     return time.monotonic() - start
 
 

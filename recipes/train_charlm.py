@@ -19,8 +19,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from genkit import machine
-from genkit.data import characters
-from genkit.data.characters import CharacterCorpus
+from genkit.data import character_corpus, characters
+from genkit.data.character_corpus import CharacterCorpus
 from genkit.data.order import Windows
 from genkit.errors import clean_errors
 from genkit.hub import card, download
@@ -98,7 +98,9 @@ def main() -> None:
         source = settings.text, settings.text_column, settings.val_text, settings.val_fraction
         with run.accelerator.local_main_process_first():
             tokenizer = origin.tokenizer if origin else None
-            corpus = characters.read_characters(*source, context, tokenizer, settings.table_memory)
+            corpus = character_corpus.read_characters(
+                *source, context, tokenizer, settings.table_memory
+            )
         train = Windows(corpus.train, context, settings.seed)
 
         # ---- model

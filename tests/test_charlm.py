@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from genkit.data import characters
+from genkit.data import character_corpus, characters
+from genkit.data.character_corpus import encode_characters, read_characters, survey_corpus
 from genkit.models import lm
 
 ODD = [
@@ -67,14 +68,14 @@ def test_extending_keeps_every_id(tokenizer):
 def test_the_table_gives_the_tokenizers_ids(tokenizer, tmp_path_factory, text):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(text.encode())
-    ids = characters.encode_characters(str(path), characters.survey_corpus(str(path)), tokenizer)
+    ids = encode_characters(str(path), survey_corpus(str(path)), tokenizer)
     assert ids.tolist() == tokenizer(text).input_ids
 
 
 def test_big_vocabularies_have_wider_ids(tmp_path):
     text = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
     (tmp_path / "text.txt").write_text(text)
-    corpus = characters.read_characters(str(tmp_path / "text.txt"), "text", None, 0.5, context=10)
+    corpus = read_characters(str(tmp_path / "text.txt"), "text", None, 0.5, context=10)
     assert corpus.train.dtype == np.uint32
     assert corpus.tokenizer.decode(corpus.val.tolist()) == text[35_000:]
 
@@ -82,11 +83,11 @@ def test_big_vocabularies_have_wider_ids(tmp_path):
 def test_the_cache_follows_the_content(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcabc")
-    first = characters.read_characters(str(path), "text", None, 0.5, context=1)
-    again = characters.read_characters(str(path), "text", None, 0.5, context=1)
+    first = read_characters(str(path), "text", None, 0.5, context=1)
+    again = read_characters(str(path), "text", None, 0.5, context=1)
     assert first.train.base.filename == again.train.base.filename
     path.write_text("abcabd")
-    changed = characters.read_characters(str(path), "text", None, 0.5, context=1)
+    changed = read_characters(str(path), "text", None, 0.5, context=1)
     assert changed.facts != first.facts
     assert changed.tokenizer.decode(changed.val.tolist()) == "abd"
 
@@ -94,18 +95,18 @@ def test_the_cache_follows_the_content(tmp_path):
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("a text of this test alone")
-    surveyed = characters.survey_corpus(str(path))
+    surveyed = survey_corpus(str(path))
     path.write_text("a text of this test alone, changed")
     with pytest.raises(ValueError, match="changed while it was read"):
-        characters.encode_characters(str(path), surveyed, characters.make_tokenizer("abc"))
-    left = [file.name for file in characters.cache_folder().glob(".writing-*")]
+        encode_characters(str(path), surveyed, characters.make_tokenizer("abc"))
+    left = [file.name for file in character_corpus.cache_folder().glob(".writing-*")]
     assert left == []
 
 
 def test_documents_are_separated(tmp_path):
     for name, text in {"1.txt": "ab", "2.txt": "cd<eos>"}.items():
         (tmp_path / name).write_text(text)
-    corpus = characters.read_characters(str(tmp_path), "text", None, 0.2, context=1)
+    corpus = read_characters(str(tmp_path), "text", None, 0.2, context=1)
     ids = [*corpus.train.tolist(), *corpus.val.tolist()]
     eos = corpus.tokenizer.eos_token_id
     assert ids.index(eos) == 2 and ids.count(eos) == 1
@@ -116,7 +117,7 @@ def test_a_validation_text_of_its_own(tmp_path):
     (tmp_path / "a.txt").write_text("abababab")
     (tmp_path / "b.txt").write_text("cdcdcd")
     a, b = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
-    corpus = characters.read_characters(a, "text", b, 0.1, context=2)
+    corpus = read_characters(a, "text", b, 0.1, context=2)
     assert corpus.tokenizer.decode(corpus.train.tolist()) == "abababab"
     assert corpus.tokenizer.decode(corpus.val.tolist()) == "cdcdcd"
 
@@ -134,7 +135,7 @@ def test_a_validation_text_of_its_own(tmp_path):
 def test_short_texts_are_refused(tmp_path, length, fraction, message):
     (tmp_path / "text.txt").write_text("x" * length)
     with pytest.raises(ValueError, match=message):
-        characters.read_characters(str(tmp_path / "text.txt"), "text", None, fraction, context=8)
+        read_characters(str(tmp_path / "text.txt"), "text", None, fraction, context=8)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -1,6 +1,6 @@
 """A text as a memory-mapped sequence of ids: hashed, split by position, encoded, cached.
 
-This is for any tokenizer of transformers, in constant memory; `characters` has a faster way for
+This is for any tokenizer of transformers, in constant memory; `character_corpus` has a faster way for
 character tokenizers.
 """
 

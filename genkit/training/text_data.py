@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from genkit.data import tables
-from genkit.data.characters import CharacterCorpus
+from genkit.data.character_corpus import CharacterCorpus
 from genkit.data.corpus import Corpus
 from genkit.data.text import EMBEDDED, check_source
 from genkit.training.run import Run
