@@ -55,7 +55,9 @@ class Settings(RunSettings):
     """Settings of this recipe; see also RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/aligned", "folder of the run and of the model")
-    init_from: str = setting("runs/sft", "language model to start from: a folder or a Hub id")
+    init_from: str | None = setting(
+        None, "language model to start from: a folder or a Hub id; required"
+    )
     method: str = setting("ppo", "how to align", choices=("ppo", "grpo", "rloo", "dpo"))
     reward: str | None = setting(None, f"{rewards.KINDS}; not for dpo")
     gold: str | None = setting(None, "a second reward, watched and not trained on")
@@ -94,18 +96,6 @@ class Settings(RunSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        offline = self.method == "dpo"
-        for name in ("reward", "prompts") if not offline else ("data",):
-            if getattr(self, name) is None:
-                raise ValueError(f"--method {self.method} requires --{name}")
-        if offline and self.prompts is not None:
-            raise ValueError(f"--prompts {self.prompts} is not for dpo, whose pairs have them")
-        if not offline and self.data is not None:
-            raise ValueError(f"--data {self.data} is for --method dpo, not for {self.method}")
-        if self.method in ("grpo", "rloo") and self.group_size == 1:
-            raise ValueError(
-                f"--group_size 1: {self.method} compares completions of a prompt; give 2 or more"
-            )
         if self.kl_target is not None and self.method != "ppo":
             raise ValueError(f"--kl_target {self.kl_target} is for --method ppo")
         if self.lora_rank and importlib.util.find_spec("peft") is None:
@@ -162,6 +152,7 @@ class Actors:
 def main() -> None:
     """Train."""
     settings = parse(Settings, preset)
+    check_settings(settings)
 
     with Run(settings) as run:
         actors, facts = make_actors(run, settings)
@@ -171,8 +162,25 @@ def main() -> None:
             train_by_drawing(run, settings, actors, facts)
 
 
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that lack what the method needs, or have what it does not."""
+    method, offline = settings.method, settings.method == "dpo"
+    needed, other = (("data",), ("prompts",)) if offline else (("reward", "prompts"), ("data",))
+    for name in ("init_from", *needed):
+        if getattr(settings, name) is None:
+            raise ValueError(f"--{name} is missing; --method {method} requires it")
+    for name in other:
+        if getattr(settings, name) is not None:
+            raise ValueError(f"--{name} {getattr(settings, name)} is not for --method {method}")
+    if method in ("grpo", "rloo") and settings.group_size == 1:
+        raise ValueError(
+            f"--group_size 1: {method} compares completions of a prompt; give 2 or more"
+        )
+
+
 def make_actors(run: Run, settings: Settings) -> tuple[Actors, dict[str, Any]]:
     """Load the policy and its frozen copy, and for ppo a network of values that starts at 0."""
+    assert settings.init_from, "checked"
     with run.accelerator.local_main_process_first():
         network, tokenizer = lm.load_lm(settings.init_from)
     facts = {"model_sha256": files.weights_hash(network)}
@@ -202,7 +210,7 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     """Draw completions, score them, and make those of more reward than expected more likely."""
     # ---- data
     check_batch(run, settings)
-    assert settings.reward and settings.prompts, "this method requires them"
+    assert settings.reward and settings.prompts, "checked"
     reward = rewards.load_reward(settings.reward, str(run.device))
     gold = rewards.load_reward(settings.gold, str(run.device)) if settings.gold else None
     prompts = dialogues.read_prompts(settings.prompts, settings.table_memory)
@@ -491,7 +499,7 @@ def check_held_out(run: Run, count: int, what: str) -> None:
 def train_on_pairs(run: Run, settings: Settings, actors: Actors, facts: dict[str, Any]) -> None:
     """Make chosen answers more likely than rejected ones, compared with the reference."""
     # ---- data
-    assert settings.data, "dpo requires them"
+    assert settings.data, "checked"
     pairs = dialogues.read_pairs(settings.data, settings.table_memory)
     train, val = (
         encode_pairs(part, actors.before)
@@ -635,9 +643,9 @@ def save_model(
     card.write_card(
         path,
         run.folder.path,
-        title=f"{Path(settings.init_from).name}, aligned",
+        title=f"{Path(actors.before.name).name}, aligned",
         task="text-generation",
-        about=f"{settings.init_from}, {network.num_parameters():,} parameters, aligned by "
+        about=f"{actors.before.name}, {network.num_parameters():,} parameters, aligned by "
         f"{NAMES[settings.method]} with {source} for {run.progress.step:,} steps.",
         usage=USAGE,
         figures=metrics,

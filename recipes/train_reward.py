@@ -45,8 +45,12 @@ class Settings(RunSettings):
     """Settings of this recipe; see also RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/reward", "folder of the run and of the model")
-    init_from: str = setting("runs/sft", "language model to start from: a folder or a Hub id")
-    data: str = setting("pairs.jsonl", "pairs of answers, one preferred: a table or a dataset")
+    init_from: str | None = setting(
+        None, "language model to start from: a folder or a Hub id; required"
+    )
+    data: str | None = setting(
+        None, "pairs of answers, one preferred: a table or a dataset; required"
+    )
     val_fraction: float = setting(0.1, "part of the pairs to validate on", above=0, below=1)
     table_memory: int = setting(
         tables.MEMORY, "MiB of the process that reads the table", least=tables.MIN_MEMORY
@@ -76,9 +80,13 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
 def main() -> None:
     """Train."""
     settings = parse(Settings, preset)
+    for name in ("init_from", "data"):
+        if getattr(settings, name) is None:
+            raise ValueError(f"--{name} is missing; give it")
 
     with Run(settings) as run:
         # ---- model
+        assert settings.init_from and settings.data, "checked"
         with run.accelerator.local_main_process_first():
             base, tokenizer = lm.load_lm(settings.init_from)
         facts = {"model_sha256": files.weights_hash(base)}
@@ -208,7 +216,7 @@ def save_model(
     card.write_card(
         path,
         run.folder.path,
-        title=f"{Path(settings.init_from).name}, a reward model",
+        title=f"{Path(settings.init_from or '').name}, a reward model",
         task="text-classification",
         about=f"{settings.init_from}, {network.num_parameters():,} parameters, trained on pairs of "
         f"answers of {settings.data} for {run.progress.step:,} steps.",

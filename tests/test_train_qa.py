@@ -224,7 +224,7 @@ def test_a_trained_head_is_kept_and_a_dry_run_writes_nothing(learned, tmp_path, 
         ("--init_from {base} --init_revision main", "init_revision main .*folder"),
         ("--init_from {left} --max_seq_len 48", "is a slow one, or pads on the left"),
         ("--from_scratch --val_data {tmp}/one.json", "data must .*2 or more questions.*got 1"),
-        ("--from_scratch --data {tmp}/none.json", "data: .* is no table and no dataset"),
+        ("--from_scratch --data {tmp}/none.json", "data: .* is no file of rows"),
     ],
 )
 def test_bad_settings_are_named(possible, tmp_path, words, message):

@@ -1,7 +1,7 @@
 """A text as a memory-mapped sequence of ids: hashed, split by position, encoded, cached.
 
-This is for any tokenizer of transformers, in constant memory; `character_corpus` has a faster way for
-character tokenizers.
+This is for any tokenizer of transformers, in constant memory; `character_corpus` has a faster way
+for character tokenizers.
 """
 
 from __future__ import annotations

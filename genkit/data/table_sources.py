@@ -48,6 +48,6 @@ def check_source(source: str | None, argument: str = "data") -> None:
     here = (path.is_file() and tables.find_kind(path)) or tables.is_saved_dataset(path)
     if not here and not names.is_dataset_id(source):
         raise ValueError(
-            f"{argument}: {source!r} is no table and no dataset; give a table (.jsonl, .json, "
-            ".parquet), a dataset saved by `datasets`, or one's Hub id"
+            f"{argument}: {source!r} is no file of rows and no dataset; give a table (.jsonl, "
+            ".json, .parquet), a dataset saved by `datasets`, or one's Hub id"
         )
