@@ -25,6 +25,7 @@ from genkit import files, machine
 from genkit.data import dialogues, table_sources, tables
 from genkit.data.dialogues import Pair
 from genkit.data.order import Order
+from genkit.engine.encoder import token_limit
 from genkit.errors import clean_errors
 from genkit.hub import card, download
 from genkit.models import lm, reward_model
@@ -144,15 +145,24 @@ class EncodedPairs:
 
 
 def encode_pairs(pairs: list[Pair], language: LanguageModel) -> EncodedPairs:
-    """Encode both texts of each pair, prompt and answer."""
-    chosen, rejected = (
-        [
-            encode_whole(pair.prompt, getattr(pair, side), language, f"data: pair {i}: {side}")
-            for i, pair in enumerate(pairs)
-        ]
-        for side in ("chosen", "rejected")
-    )
-    return EncodedPairs(chosen, rejected, [pair.margin for pair in pairs])
+    """Encode both texts of each pair, prompt and answer.
+
+    Raises:
+        ValueError: one is longer than what the model reads.
+    """
+    most = token_limit(language.model, language.tokenizer)
+    sides: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
+    for i, pair in enumerate(pairs):
+        for side, rows in sides.items():
+            name = f"data: pair {i}: {side}"
+            row = encode_whole(pair.prompt, getattr(pair, side), language, name)
+            if len(row) > most:
+                raise ValueError(
+                    f"{name}: with the prompt it is {len(row)} tokens, and {language.name} reads "
+                    f"{most}; shorten it, or leave the pair out"
+                )
+            rows.append(row)
+    return EncodedPairs(**sides, margins=[pair.margin for pair in pairs])
 
 
 Score = Callable[[list[list[int]], torch.device], torch.Tensor]

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from genkit.data.dialogues import Messages, Prompt
 from genkit.data.tokens import encode_text
-from genkit.engine.encoder import token_limit
 from genkit.text import chats, kv_cache
 from genkit.text.language_model import LanguageModel
 from genkit.text.task import encode_prompt
@@ -92,19 +91,12 @@ def encode_whole(prompt: Prompt, answer: str, language: LanguageModel, name: str
         name: of what is encoded, for messages.
 
     Raises:
-        ValueError: they are more tokens than the model reads, whose last one has the reward.
+        ValueError: the chat template refuses them.
     """
     if isinstance(prompt, str):
-        ids = encode_text(language.tokenizer, prompt + answer, ends=True)
-    else:
-        messages = [*prompt, {"role": "assistant", "content": answer}]
-        ids = chats.encode_messages(messages, name, language, add_generation_prompt=False)
-    most = token_limit(language.model, language.tokenizer)
-    if len(ids) > most:
-        raise ValueError(
-            f"{name}: prompt and answer are {len(ids)} tokens, and {language.name} reads {most}"
-        )
-    return ids
+        return encode_text(language.tokenizer, prompt + answer, ends=True)
+    messages = [*prompt, {"role": "assistant", "content": answer}]
+    return chats.encode_messages(messages, name, language, add_generation_prompt=False)
 
 
 def _encode_text(prompt: str, answer: str, language: LanguageModel, name: str) -> Row:

@@ -10,10 +10,12 @@ runs/reward         the folder or Hub id of a reward model: one number a text
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import math
 import re
 import sys
@@ -27,6 +29,7 @@ from transformers import AutoModelForSequenceClassification
 
 from genkit import files
 from genkit.data.dialogues import Prompt
+from genkit.engine.encoder import token_limit
 from genkit.hub import kinds
 from genkit.text.dialogue_tokens import encode_whole
 from genkit.text.encoders import collate, load_encoder, similar_lengths
@@ -166,12 +169,15 @@ def _load_model(name: str, device: str | None) -> Reward:
             "the end; give it a token for padding of its own"
         )
 
-    language = LanguageModel(model, tokenizer, name)
+    language, most = LanguageModel(model, tokenizer, name), token_limit(model, tokenizer)
 
     @torch.inference_mode()
     def score(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         pairs = zip(prompts, completions, strict=True)
         rows = [encode_whole(prompt, text, language, "reward") for prompt, text in pairs]
+        if max(map(len, rows)) > most:
+            _warn_of_cutting(name, most)
+        rows = [row[-most:] for row in rows]
         found = torch.empty(len(rows))
         for group in similar_lengths(model, rows):
             inputs = collate(model, [rows[i] for i in group])
@@ -179,3 +185,12 @@ def _load_model(name: str, device: str | None) -> Reward:
         return found.tolist()
 
     return Reward(name, score, files.weights_hash(model), tokenizer)
+
+
+@functools.cache
+def _warn_of_cutting(name: str, most: int) -> None:
+    """Warn, once for each model, that it does not read a text from its beginning."""
+    logging.getLogger(__name__).warning(
+        f"reward: {name} reads {most} tokens, and a prompt with its completion has more; of such "
+        "texts it reads the end"
+    )
