@@ -149,16 +149,16 @@ def write_pairs(world: World, path: Path) -> None:
     lines: list[str] = []
     probabilities = world.reference.exp().numpy()
     probabilities /= probabilities.sum(1, keepdims=True)
-    while len(lines) < PAIRS:
-        prompt = int(rng.integers(len(LETTERS)))
-        first, second = rng.choice(len(world.texts), 2, p=probabilities[prompt])
-        if first == second or not world.texts[first] or not world.texts[second]:
-            continue  # the same text, or none, is no answer
-        margin = float(world.rewards[first] - world.rewards[second])
-        if rng.random() > 1 / (1 + np.exp(-margin)):
-            first, second = second, first
-        pair = {"chosen": world.texts[first], "rejected": world.texts[second]}
-        lines.append(json.dumps({"prompt": LETTERS[prompt]} | pair))
+    for prompt, letter in enumerate(LETTERS):
+        drawn = rng.choice(len(world.texts), (PAIRS // len(LETTERS), 2), p=probabilities[prompt])
+        for first, second in drawn.tolist():
+            if first == second or not world.texts[first] or not world.texts[second]:
+                continue  # the same text, or none, is no answer
+            margin = float(world.rewards[first] - world.rewards[second])
+            if rng.random() > 1 / (1 + np.exp(-margin)):
+                first, second = second, first
+            pair = {"chosen": world.texts[first], "rejected": world.texts[second]}
+            lines.append(json.dumps({"prompt": letter} | pair))
     path.write_text("\n".join(lines) + "\n")
 
 
