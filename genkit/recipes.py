@@ -14,4 +14,5 @@ __path__ = [str(FOLDER)]  # a module that has one is a package: imports look the
 
 def find_recipes() -> dict[str, Path]:
     """Return the files of all recipes by name: that of train_charlm.py is charlm."""
-    return {path.stem.partition("_")[2]: path for path in sorted(FOLDER.glob("*_*.py"))}
+    files = sorted(FOLDER.glob("[!_]*.py"))
+    return {path.stem.partition("_")[2] or path.stem: path for path in files}

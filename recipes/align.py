@@ -501,10 +501,8 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors, facts: dict[str
     # ---- data
     assert settings.data, "checked"
     pairs = dialogues.read_pairs(settings.data, settings.table_memory)
-    train, val = (
-        encode_pairs(part, actors.before)
-        for part in dialogues.split(pairs, settings.val_fraction, "data")
-    )
+    encoded = encode_pairs(pairs, actors.before)
+    train, val = map(EncodedPairs, dialogues.split(encoded, settings.val_fraction, "data"))
     check_held_out(run, len(val), "pairs")
     order = Order(len(train), settings.seed)
     facts |= {"pairs_sha256": dialogues.content_hash(pairs)}
@@ -531,30 +529,28 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors, facts: dict[str
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Pairs as rows of tokens: all chosen ones, and all rejected ones."""
+    """Pairs as rows of tokens, the chosen one and the rejected one."""
 
-    chosen: list[Row]
-    rejected: list[Row]
+    pairs: list[tuple[Row, Row]]
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.pairs)
 
     def take(self, which: np.ndarray) -> Rows:
         """Return the chosen rows of some pairs, then the rejected ones, as one batch."""
-        rows = [side[i] for side in (self.chosen, self.rejected) for i in which]
+        rows = [self.pairs[i][side] for side in (0, 1) for i in which]
         return completions.pad_rows([row.ids for row in rows], [row.answers for row in rows])
 
 
-def encode_pairs(pairs: list[Pair], language: LanguageModel) -> EncodedPairs:
+def encode_pairs(pairs: list[Pair], language: LanguageModel) -> list[tuple[Row, Row]]:
     """Encode both sides of each pair."""
-    chosen, rejected = (
-        [
-            encode_dialogue(pair.prompt, getattr(pair, side), language, f"data: pair {i}: {side}")
-            for i, pair in enumerate(pairs)
-        ]
-        for side in ("chosen", "rejected")
-    )
-    return EncodedPairs(chosen, rejected)
+    found = []
+    for i, pair in enumerate(pairs):
+        name = f"data: row {i}"
+        chosen = encode_dialogue(pair.prompt, pair.chosen, language, f"{name}: chosen")
+        rejected = encode_dialogue(pair.prompt, pair.rejected, language, f"{name}: rejected")
+        found.append((chosen, rejected))
+    return found
 
 
 def preference_loss(run: Run, settings: Settings, actors: Actors, rows: Rows) -> torch.Tensor:

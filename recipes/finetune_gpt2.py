@@ -213,11 +213,12 @@ class Answers:
         if any(not isinstance(each.prompt, str) for each in found):
             add_template(tokenizer)
         language = LanguageModel(network, tokenizer, settings.init_from, compiled=False)
-        train, self.held = dialogues.split(found, settings.val_fraction, "data")
-        self.train, self.val = (
-            [encode_dialogue(d.prompt, d.answer, language, f"data: row {i}") for i, d in rows]
-            for rows in map(enumerate, (train, self.held))
-        )
+        rows = [
+            encode_dialogue(each.prompt, each.answer, language, f"data: row {i}")
+            for i, each in enumerate(found)
+        ]
+        self.train, self.val = dialogues.split(rows, settings.val_fraction, "data")
+        _, self.held = dialogues.split(found, settings.val_fraction, "data")
         self.order = Order(len(self.train), settings.seed)
         self.facts: dict[str, Any] = {"data_sha256": dialogues.content_hash(found)}
         self.tokenizer, self.source = tokenizer, settings.data

@@ -99,10 +99,8 @@ def main() -> None:
         # ---- data
         pairs = dialogues.read_pairs(settings.data, settings.table_memory)
         language = LanguageModel(network, tokenizer, settings.init_from, compiled=False)
-        train, val = (
-            encode_pairs(part, language)
-            for part in dialogues.split(pairs, settings.val_fraction, "data")
-        )
+        encoded = encode_pairs(pairs, language)
+        train, val = dialogues.split(encoded, settings.val_fraction, "data")
         order = Order(len(train), settings.seed)
         run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} pairs to train on, "
@@ -133,55 +131,56 @@ def main() -> None:
 
 
 @dataclass(frozen=True)
-class EncodedPairs:
-    """Pairs as tokens: all chosen texts, all rejected ones, and their margins."""
+class EncodedPair:
+    """The tokens of two texts, and by how much the first one is preferred."""
 
-    chosen: list[list[int]]
-    rejected: list[list[int]]
-    margins: list[float]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
+    chosen: list[int]
+    rejected: list[int]
+    margin: float
 
 
-def encode_pairs(pairs: list[Pair], language: LanguageModel) -> EncodedPairs:
+def encode_pairs(pairs: list[Pair], language: LanguageModel) -> list[EncodedPair]:
     """Encode both texts of each pair, prompt and answer.
 
     Raises:
         ValueError: one is longer than what the model reads.
     """
     most = token_limit(language.model, language.tokenizer)
-    sides: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
+    found = []
     for i, pair in enumerate(pairs):
-        for side, rows in sides.items():
-            name = f"data: pair {i}: {side}"
-            row = encode_whole(pair.prompt, getattr(pair, side), language, name)
-            if len(row) > most:
+        rows = []
+        for side in ("chosen", "rejected"):
+            name = f"data: row {i}: {side}"
+            rows.append(encode_whole(pair.prompt, getattr(pair, side), language, name))
+            if len(rows[-1]) > most:
                 raise ValueError(
-                    f"{name}: with the prompt it is {len(row)} tokens, and {language.name} reads "
-                    f"{most}; shorten it, or leave the pair out"
+                    f"{name}: with the prompt it is {len(rows[-1])} tokens, and {language.name} "
+                    f"reads {most}; shorten it, or leave the row out"
                 )
-            rows.append(row)
-    return EncodedPairs(**sides, margins=[pair.margin for pair in pairs])
+        found.append(EncodedPair(rows[0], rows[1], pair.margin))
+    return found
 
 
 Score = Callable[[list[list[int]], torch.device], torch.Tensor]
 
 
 def score_pairs(
-    score: Score, pairs: EncodedPairs, which: np.ndarray, device: torch.device
+    score: Score, pairs: list[EncodedPair], which: np.ndarray, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the rewards of chosen and of rejected texts, and the margins, (n,) each."""
-    rows = [side[i] for side in (pairs.chosen, pairs.rejected) for i in which]
+    some = [pairs[i] for i in which]
+    rows = [pair.chosen for pair in some] + [pair.rejected for pair in some]
     chosen, rejected = score(rows, device).chunk(2)
-    return chosen, rejected, torch.tensor([pairs.margins[i] for i in which], device=device)
+    return chosen, rejected, torch.tensor([pair.margin for pair in some], device=device)
 
 
 # ---- evaluate
 
 
 @torch.no_grad()
-def evaluate(run: Run, settings: Settings, score: Score, val: EncodedPairs) -> dict[str, float]:
+def evaluate(
+    run: Run, settings: Settings, score: Score, val: list[EncodedPair]
+) -> dict[str, float]:
     """Score all validation pairs, and say how often the chosen answer has the higher reward."""
     shard = np.array(run.shard(len(val)), int)
     found = [np.empty((0, 3), np.float32)]

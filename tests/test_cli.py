@@ -394,6 +394,8 @@ RECORDS = {
     "explain beams": "explain the --model {trained} --show beams --max-new-tokens 2",
     "explain alternatives": "explain the --model {trained} --show alternatives",
     "evaluate": "evaluate {trained} --data {text_file}",
+    "compare": "compare {trained} {trained} --prompts {prompts} --reward length=3 "
+    "--max-new-tokens 4",
     "attribute": "attribute {picture} --model {classifier}",
     "attack": "attack {picture} --model {classifier} --steps 2",
     "dream": "dream {picture} --model {classifier} --octaves 1 --steps 1",
@@ -422,6 +424,8 @@ def test_json_is_all_that_a_command_prints(
     levels = (127.5 * (make_image() + 1)).byte().permute(1, 2, 0).numpy()
     Image.fromarray(levels).save(picture)
     monkeypatch.chdir(tmp_path)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the \nrain \n")
     words = RECORDS[name].format(**locals()).split()
     found = json.loads(here(capsys, *words, "--json"), parse_constant=pytest.fail)
     assert found and isinstance(found, dict | list)

@@ -203,6 +203,7 @@ REFUSED = {
     "rescore": lambda **o: genkit.rescore([("a", -1.0)], **o),
     "correct": lambda **o: genkit.correct("a", lexicon=["a"], **o),
     "answer": lambda **o: genkit.answer("a?", "b", **o),
+    "compare": lambda **o: genkit.compare(reference="b", prompts=["a"], reward="length=3", **o),
 }
 IMAGES = {
     "load": lambda **o: genkit.load(**o),

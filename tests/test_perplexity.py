@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import BloomConfig, BloomForCausalLM
 
-from genkit.data import characters
+from genkit.data import character_corpus, characters
 from genkit.models import lm
 from genkit.text import perplexity as module
 from genkit.text.language_model import LanguageModel
@@ -254,9 +254,9 @@ def test_the_text_is_named_by_the_hash_of_its_bytes(tmp_path, language):
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_bytes(text.encode())
     several = perplexity(texts, model=language)
-    assert several.text_sha256 == characters.survey_corpus(str(tmp_path)).sha256
+    assert several.text_sha256 == character_corpus.survey_corpus(str(tmp_path)).sha256
     one = perplexity(texts[0], model=language)
-    assert one.text_sha256 == characters.survey_corpus(str(tmp_path / "0.txt")).sha256
+    assert one.text_sha256 == character_corpus.survey_corpus(str(tmp_path / "0.txt")).sha256
 
 
 def test_it_prints_every_figure_and_its_protocol(language):

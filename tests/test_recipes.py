@@ -57,15 +57,20 @@ def test_a_run_leaves_all_that_it_promises(trained, text_file):
 NEEDED = {  # what recipes cannot start without, where there is no Hub
     "train_qa": "--from_scratch --data {questions} --max_seq_len 48",
     "finetune_gpt2": "--init_from {model} --text {text}",
+    "train_reward": "--init_from {model} --data {pairs}",
+    "align": "--init_from {model} --data {pairs} --method dpo",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in recipes.FOLDER.glob("*_*.py")))
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in recipes.FOLDER.glob("*.py")))
 def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text_file, tmp_path):
     questions = tmp_path / "questions.json"
     facts_file(questions, 1, 12, own_words=True)
-    words = NEEDED.get(recipe, "").format(questions=questions, model=trained, text=text_file)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a ", "chosen": "no", "rejected": "so"}\n' * 20)
+    given = {"questions": questions, "model": trained, "text": text_file, "pairs": pairs}
+    words = NEEDED.get(recipe, "").format(**given)
     short = ("--batch_size", "8", "--compile", "no", "--dry_run")
     done = train(*words.split(), *short, recipe=recipe)
     assert done.returncode == 0, done.stderr

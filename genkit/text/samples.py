@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from genkit.data.dialogues import Demonstration
 from genkit.data.tokens import encode_text
 from genkit.text import generation, kv_cache
+from genkit.text.dialogue_tokens import encode_prompt_of
 from genkit.text.drawing import draw_completions
 from genkit.text.language_model import LanguageModel
 
@@ -81,7 +82,9 @@ def answers_page(step: int, shown: Sequence[Demonstration], language: LanguageMo
     lines = [f"# Step {step}\n"]
     for each in shown:
         asked = each.prompt if isinstance(each.prompt, str) else each.prompt[-1]["content"]
-        (own,) = draw_completions([each.prompt], language, ANSWER, [1])
+        start = len(encode_prompt_of(each.prompt, language, "prompt"))
+        most = min(ANSWER, kv_cache.context_length(language.model) - start)
+        (own,) = draw_completions([each.prompt], language, most, [1])
         lines.append(f"## {' '.join(asked.split())[:80]}\n")
         lines.append(f"Given:\n\n~~~text\n{each.answer}\n~~~\n")
         lines.append(f"The model's own:\n\n~~~text\n{own.completion}\n~~~\n")
