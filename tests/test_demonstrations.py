@@ -27,7 +27,7 @@ def home(text_file, tmp_path_factory):
     tokenizer.save_pretrained(home / "base")
     texts, chats = [], []
     for number in range(20):
-        question, answer = f"{number % 7} to {number}?", "yes " * (1 + number % 3)
+        question, answer = f"{number % 7} to {number}?", "yes no yes" if number % 6 == 5 else "yes"
         texts.append({"prompt": question, "completion": answer})
         user, assistant = ({"role": r} for r in ("user", "assistant"))
         again = [user | {"content": "Hi"}, assistant | {"content": "Hi"}] * (number % 2)

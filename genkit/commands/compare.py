@@ -18,7 +18,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", help="folder or Hub id of a language model")
     parser.add_argument("reference", help="folder or Hub id of the one to compare with")
-    flags.add(parser, flags.from_verb("genkit.text.comparison", "compare"))
+    parser.add_argument("--prompts", required=True, help="a text file, one a line, or a table")
+    parser.add_argument(
+        "--reward",
+        required=True,
+        help="sentiment, length=N, format=REGEX, mymodule:function, or a reward model's folder",
+    )
+    skip = ("prompts", "reward")
+    flags.add(parser, flags.from_verb("genkit.text.comparison", "compare", skip=skip))
     common.add_json(parser)
 
 
@@ -28,9 +35,6 @@ def run(arguments: dict[str, Any]) -> None:
 
     options = {name: value for name, value in arguments.items() if value is not None}
     as_json = options.pop("json")
-    for name in ("prompts", "reward"):
-        if name not in options:
-            raise ValueError(f"--{name} is missing; give it")
     console.silence_libraries()
     record = compare(options.pop("model"), options.pop("reference"), **options)
     if as_json:
