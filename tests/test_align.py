@@ -21,6 +21,8 @@ PROMPTS = ["the ", "a ", "in ", "no ", "to ", "is ", "it ", "as ", "on ", "he "]
 TINY = "--batch_size 8 --val_fraction 0.2 --warmup 0 --learning_rate 0.003 --max_new_tokens 6"
 LENGTH = "--max_steps 6 --evaluations 2 --save_steps 2 --keep_checkpoints 9"
 ONLINE = ("ppo", "grpo", "rloo")
+DRAWN, REST = ("grpo", "rloo"), ("ppo", "rloo", "dpo")
+SLOW = pytest.mark.slow
 REWARD = "rewards_of_this_test:vowels"
 VOWELS = """
 def vowels(prompts, completions):
@@ -75,7 +77,7 @@ def aligned(home, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("method", [*ONLINE, "dpo"])
+@pytest.mark.parametrize("method", ["ppo", "dpo", *(pytest.param(m, marks=SLOW) for m in DRAWN)])
 def test_a_run_leaves_all_that_it_promises(aligned, method):
     folder = aligned(method)
     names = {path.name for path in folder.iterdir()}
@@ -97,7 +99,7 @@ def test_a_run_leaves_all_that_it_promises(aligned, method):
     assert method.upper() in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("method", [*ONLINE, "dpo"])
+@pytest.mark.parametrize("method", ["ppo", "dpo", *(pytest.param(m, marks=SLOW) for m in DRAWN)])
 def test_a_run_goes_on_exactly(aligned, home, tmp_path, method):
     whole, folder = aligned(method), tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -114,7 +116,7 @@ def without_time(line: dict) -> dict:
     return {name: value for name, value in line.items() if name != "seconds"}
 
 
-@pytest.mark.parametrize("method", [*ONLINE, "dpo"])
+@pytest.mark.parametrize("method", ["grpo", *(pytest.param(m, marks=SLOW) for m in REST)])
 def test_the_reward_rises(home, tmp_path, method):
     length = ["--max_steps", "40", "--evaluations", "1", "--beta", "0.01", "--batch_size", "32"]
     words = [*words_for(method, home), *length, "--learning_rate", "0.005"]
@@ -127,6 +129,7 @@ def test_the_reward_rises(home, tmp_path, method):
         assert log[-1]["val_kl"] > 0
 
 
+@SLOW
 def test_a_divergence_that_costs_much_stays_small(home, tmp_path):
     """At a large β the policy stays where it was."""
     found = {}
@@ -148,6 +151,7 @@ def test_the_coefficient_adapts_and_is_restored(home, tmp_path):
     assert again == betas
 
 
+@SLOW
 def test_adapters_are_merged_into_what_is_saved(home, tmp_path):
     words = [*words_for("grpo", home), "--lora_rank", "2"]
     run_here("align", *words, "--output_dir", tmp_path / "run")

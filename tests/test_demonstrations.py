@@ -14,8 +14,8 @@ from genkit.data import dialogues
 from genkit.text.dialogue_tokens import encode_dialogue
 from genkit.text.language_model import load_language_model
 
-WORDS = "--batch_size 4 --compile no --mixed_precision no --max_steps 30 --evaluations 2 --warmup 0"
-WORDS += " --learning_rate 0.03 --save_steps 15 --keep_checkpoints 9 --val_fraction 0.2"
+WORDS = "--batch_size 4 --compile no --mixed_precision no --max_steps 60 --evaluations 2 --warmup 0"
+WORDS += " --learning_rate 0.03 --save_steps 30 --keep_checkpoints 9 --val_fraction 0.2"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_it_answers_in_plain_transformers_as_here(tuned, home):
 
 def test_a_run_goes_on_exactly(tuned, tmp_path):
     shutil.copytree(tuned, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000030")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000060")
     run_here("finetune_gpt2", "--output_dir", tmp_path / "run", "--resume")
     assert weights_of(tmp_path / "run") == weights_of(tuned)
     assert log_of(tmp_path / "run") == log_of(tuned)

@@ -64,7 +64,9 @@ def test_beams_find_what_greedy_misses(language):
     "options",
     [
         {"strategy": "stochastic"},
-        {"temperature": 1.3, "top_k": 10, "top_p": 0.9, "min_p": 0.01},
+        pytest.param(
+            {"temperature": 1.3, "top_k": 10, "top_p": 0.9, "min_p": 0.01}, marks=pytest.mark.slow
+        ),
         {"temperature": 0.7, "lookup": 4, "stop": "ab", "bad_words": "c"},
         pytest.param({"temperature": 0.7}, marks=pytest.mark.slow),
         pytest.param({"top_k": 5}, marks=pytest.mark.slow),

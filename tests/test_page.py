@@ -81,6 +81,7 @@ def as_data_url(image: torch.Tensor, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+@pytest.mark.slow
 def test_an_image_is_classified_explained_and_attacked(address, models):
     visitor, image = Visitor(address, "classify"), make_image(side=40)
     fine = ["classifier", as_data_url(image)]

@@ -25,10 +25,7 @@ KINDS = {
     "iwae": ("train_vae", "--network conv --widths 4 --binarize --importance_samples 3"),
     "spatial": ("train_vae", "--network spatial --widths 4 8 --latent_dim 1 --nll_samples 3"),
 }
-TIERS = [
-    pytest.param(k, marks=[pytest.mark.slow] * (k not in ("dense", "iwae", "spatial")))
-    for k in KINDS
-]
+TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in ("dense", "spatial"))) for k in KINDS]
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ KINDS = {
     "flow": "--objective flow --ema 0.9 --channels 3",
     "told": "--objective v --min_snr 5 --optimizer adamw --layers 2 --conditional",
 }
+TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in ("flow", "told"))) for k in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_the_loss_is_of_images_from_everywhere():
 # ---- what it leaves
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_a_run_leaves_all_that_it_promises(runs, kind):
     folder = runs(kind)
     names = {path.name for path in folder.iterdir()}
@@ -196,7 +197,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
     assert all(digest in card for digest in facts.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
     pipeline, best, val = (
         diffusion.load_diffusion(runs(kind)),
@@ -217,7 +218,9 @@ def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
     assert figures["distance"] == pytest.approx(best["distance"], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "told"])
+@pytest.mark.parametrize(
+    "kind", ["flow", *(pytest.param(k, marks=pytest.mark.slow) for k in ("epsilon", "x0"))]
+)
 def test_the_folder_is_a_stock_pipeline(runs, kind):
     stock = DDPMPipeline.from_pretrained(runs(kind))
     stock.set_progress_bar_config(disable=True)
@@ -228,7 +231,7 @@ def test_the_folder_is_a_stock_pipeline(runs, kind):
     assert np.abs(theirs - (ours.permute(0, 2, 3, 1).numpy() + 1) / 2).max() < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "flow", "told"])
+@pytest.mark.parametrize("kind", ["flow", "told", pytest.param("epsilon", marks=pytest.mark.slow)])
 def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch, kind):
     shutil.copytree(runs(kind), tmp_path / runs(kind).name)  # the card names the folder's base name
     monkeypatch.chdir(tmp_path)

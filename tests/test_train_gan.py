@@ -33,10 +33,7 @@ KINDS = {
     "spectral": f"--preset dcgan {SMALL} --discriminator_widths 8 8 --loss hinge --spectral "
     "--augmentations colour translation cutout --packing 2 --optimizer rmsprop",
 }
-TIERS = [
-    pytest.param(k, marks=[pytest.mark.slow] * (k not in ("modern", "wgan_gp", "ac_wgan")))
-    for k in KINDS
-]
+TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k != "modern")) for k in KINDS]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ KINDS = {
     "told": "--conditional --ema 0.9 --optimizer adamw --gradient_accumulation 2",
     "colour": "--channels 3 --levels 4 --dropout 0.1",
 }
+TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k != "told")) for k in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_it_learns_more_than_how_light_each_pixel_is(tmp_path):
 # ---- what it leaves
 
 
-@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "told", "colour"])
+@pytest.mark.parametrize("kind", TIERS)
 def test_a_run_leaves_all_that_it_promises(runs, kind):
     folder = runs(kind)
     names = {path.name for path in folder.iterdir()}
@@ -80,7 +81,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
     assert "likelihood of 50 validation images" in card
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
     pipeline = pixel_lm.load_pixel_lm(runs(kind))
     _, val = images.load_train_val("digits", None, 0.1, channels=3 if kind == "colour" else None)
@@ -111,7 +112,7 @@ def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIERS)
 def test_a_run_goes_on_exactly(runs, tmp_path, kind):
     shutil.copytree(runs(kind), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")

@@ -186,6 +186,7 @@ def test_two_processes_are_one_run(train, trained, possible, tmp_path):
     assert two[-1]["f1"] == one[-1]["f1"]
 
 
+@pytest.mark.slow
 def test_a_trained_head_is_kept_and_a_dry_run_writes_nothing(learned, tmp_path, capsys):
     folder, data = learned
     words = ["--data", data, "--init_from", folder, *RATES, "--learning_rate", "1e-9"]
