@@ -140,6 +140,7 @@ def test_a_divergence_that_costs_much_stays_small(home, tmp_path):
     assert found["10"] < found["0.01"] / 4
 
 
+@pytest.mark.slow
 def test_the_coefficient_adapts_and_is_restored(home, tmp_path):
     words = [*words_for("ppo", home), "--kl_target", "0.0001", "--learning_rate", "0.01"]
     run_here("align", *words, "--output_dir", tmp_path / "run")
@@ -243,6 +244,7 @@ def test_training_a_reward_model_goes_on_exactly(rewarding, tmp_path):
     assert weights_of(tmp_path / "run") == weights_of(rewarding)
 
 
+@pytest.mark.slow
 def test_a_policy_learns_from_a_reward_model(rewarding, home, tmp_path):
     words = [*words_for("rloo", home), "--reward", rewarding, "--gold", "length=6"]
     run_here("align", *words, "--output_dir", tmp_path / "run")

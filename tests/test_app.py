@@ -563,6 +563,7 @@ class Canary(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_no_address_is_fetched(address):
     with HTTPServer(("127.0.0.1", 0), Canary) as canary:
         threading.Thread(target=canary.serve_forever, daemon=True).start()

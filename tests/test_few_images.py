@@ -13,6 +13,8 @@ from genkit.metrics.monitor import Monitor, coverage_k
 from genkit.training.image_data import ImageSettings, check_count
 from genkit.vision.evaluation import evaluate
 
+pytestmark = pytest.mark.slow
+
 DIGITS = images.load_images("digits")
 SHORT = ("--max_steps", "1", "--evaluations", "1", "--batch_size", "8", "--mixed_precision", "no")
 RECIPES = {

@@ -265,7 +265,13 @@ def tensor_of(weights: dict[str, torch.Tensor]) -> str:
     return next(name for name, each in weights.items() if each.is_floating_point())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        *(pytest.param(v, marks=pytest.mark.slow) for v in (float("inf"), -float("inf"))),
+    ],
+)
 def test_weights_that_are_not_finite_are_refused(kind, folder, value):
     weights = load_file(weights_file(folder))
     weights[tensor_of(weights)].view(-1)[-1] = value

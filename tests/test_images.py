@@ -466,6 +466,7 @@ def test_an_image_that_is_null_is_none(tmp_path):
     assert found.classes(np.arange(3)).tolist() == [0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
 def test_tables_may_name_files(flat, tmp_path, kind, monkeypatch):
     """From their own folder, wherever the program runs; and a changed file is seen."""

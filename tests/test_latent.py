@@ -652,6 +652,7 @@ def test_an_image_is_projected_alike_in_every_company(vae, digits, monkeypatch):
         torch.testing.assert_close(other.images, together.images[rows], atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conditional", "conditional_drawer", "flat"])
 def test_project_conditions_on_classes(request, kind):
     pipeline = flat(labels=10) if kind == "flat" else request.getfixturevalue(kind)

@@ -453,6 +453,7 @@ PIXEL_FLOOR = Monitor(VAL, None, 360).baseline
 REGULAR = Game("relativistic", r1=1.0, r2=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "game",
     [
@@ -473,6 +474,7 @@ def first(log: list[dict], loss: str, kind: str) -> Trouble:
     return next(t for t in find_troubles(log, loss, PIXEL_FLOOR) if t.kind == kind)
 
 
+@pytest.mark.slow
 def test_a_generator_that_forgets_its_noise():
     log = play(REGULAR, 400, one_image=lambda step: step > 320, every=25)
     (trouble,) = find_troubles(log, REGULAR.loss, PIXEL_FLOOR)
@@ -568,6 +570,7 @@ def test_troubles_are_drawn_in_red(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"a.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "log",
     [

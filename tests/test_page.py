@@ -106,6 +106,7 @@ def test_an_image_is_classified_explained_and_attacked(address, models):
         assert 'class="problem"' in found and words in text_of(found), found
 
 
+@pytest.mark.slow
 def test_draw_works_after_any_other_family(address):
     """The fields of the family before stay as they were in the browser."""
     visitor = Visitor(address, "families")
@@ -217,6 +218,7 @@ def history_of(shown: str) -> list[dict]:
     )
 
 
+@pytest.mark.slow
 def test_two_visitors_chat_at_once(address, models):
     visitors = [Visitor(address, f"talker{i}") for i in range(2)]
     for i, visitor in enumerate(visitors):
@@ -383,6 +385,7 @@ def test_refusals_say_what_would_do():
     assert "'example.org'" in request(app, "GET", "/config", Host="example.org").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["https://example.org", "https://example.org/genkit"])
 def test_a_page_that_a_proxy_shows_to_others_has_a_token(models, monkeypatch, where):
     addresses: list[str] = []

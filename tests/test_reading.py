@@ -287,6 +287,7 @@ def test_step_path_is_the_same_when_a_model_was_saved_and_on_other_threads(tmp_p
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
     """A cache that cannot be written, in the middle of a text."""
     (tmp_path / "file").write_text("")

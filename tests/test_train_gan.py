@@ -174,6 +174,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
     assert again["distance"] == pytest.approx(best["distance"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_raw_weights_lie_beside_averaged_ones(runs):
     averaged, raw = (
         gan.load_gan(runs("modern"), weights).generator for weights in ("averaged", "raw")

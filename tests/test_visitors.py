@@ -40,6 +40,8 @@ from genkit.app import (  # noqa: E402
 )
 from genkit.app.model_index import ModelIndex  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 BLOCK = bytes(1 << 20)
 FEW = ["class_conditional", "one after the other", 0, 4, "dpm++", 5, 1.0]  # of images, and steps
 
