@@ -236,6 +236,11 @@ def test_a_reward_model_learns_what_is_preferred(rewarding):
     assert score("the aaaaa")[0]["score"] == pytest.approx(more, abs=1e-5)
 
 
+def test_a_reward_model_is_no_classifier(rewarding):
+    with pytest.raises(ValueError, match="one number a text.* reward to genkit.compare"):
+        genkit.attack("the rain", model=rewarding)
+
+
 def test_training_a_reward_model_goes_on_exactly(rewarding, tmp_path):
     shutil.copytree(rewarding, tmp_path / "run")
     for step in (40, 60):
