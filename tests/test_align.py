@@ -237,8 +237,8 @@ def test_a_reward_model_learns_what_is_preferred(rewarding):
 
 
 def test_a_reward_model_is_no_classifier(rewarding):
-    with pytest.raises(ValueError, match="one number a text.* reward to genkit.compare"):
-        genkit.attack("the rain", model=rewarding)
+    with pytest.raises(ValueError, match=r"one number a text.* reward to genkit\.compare"):
+        genkit.attack("the rain is on the train", model=rewarding)
 
 
 def test_training_a_reward_model_goes_on_exactly(rewarding, tmp_path):
