@@ -125,8 +125,9 @@ def test_the_reward_rises(home, tmp_path, method):
     if method == "dpo":
         assert log[-1]["accuracy"] > 0.8 and log[-1]["chosen"] > log[-1]["rejected"]
     else:
-        assert log[-1]["val_reward"] > log[-1]["reference_reward"] + 0.2
-        assert log[-1]["val_kl"] > 0
+        rewards = [line["reward"] for line in log if "reward" in line]  # of 32 completions each
+        assert np.mean(rewards[-5:]) > np.mean(rewards[:2]) + 0.2
+        assert log[-1]["kl"] > 0
 
 
 @SLOW
