@@ -327,6 +327,7 @@ WITHOUT_NOISE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "name"), WITHOUT_NOISE)
 def test_samplers_without_noise_follow_the_probability_flow(objective, name):
     schedule = "linear" if objective in ("epsilon", "flow") else "cosine"

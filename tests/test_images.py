@@ -200,6 +200,7 @@ def tags(count: int, size: int) -> bytes:
     return head + one + each + bytes(4) + bytes(size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "data", "what"),
     [

@@ -488,6 +488,7 @@ def test_a_generator_that_has_one_image_from_the_start():
     assert 200 <= trouble.step <= 250
 
 
+@pytest.mark.slow
 def test_a_discriminator_that_is_too_good():
     log = play(Game("minimax"), 500, rates=(1e-2, 1e-5), every=50)
     assert first(log, "minimax", "saturated").step <= 200

@@ -234,6 +234,7 @@ def test_two_visitors_chat_at_once(address, models):
         visitor.leave()
 
 
+@pytest.mark.slow
 def test_a_stopped_reply_is_kept(address, models):
     seed = long_seed(models / "talks", "hello", max_new_tokens=900, temperature=0.7, top_p=0.9)
     visitor = Visitor(address, "stops")

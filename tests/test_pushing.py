@@ -105,6 +105,7 @@ def test_push_looks_before_it_creates(hub, repository, options):
 CLIENT = pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # the Hub's own
 
 
+@pytest.mark.slow
 @CLIENT
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize("revision", [None, "draft"])

@@ -142,6 +142,7 @@ def test_classes_take_turns_by_default(saved, name, monkeypatch):
     torch.testing.assert_close(alone, drawn.images[6:], rtol=0, atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOLD)
 def test_classes_take_turns_in_latent_spaces(saved, name):
     pipeline = pipelines.load_pipeline(saved / name)
