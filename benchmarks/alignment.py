@@ -25,17 +25,18 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import accelerate
 import matplotlib.figure
 import numpy as np
 import torch
 
 import genkit
-from genkit.models.completions import Rows, log_probabilities, split_blocks
+from genkit.models.completions import log_probabilities, split_blocks
 from genkit.plots import save_figure
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import load_reward
 from genkit.training.processes import Processes
-from genkit.training.rollouts import as_rows, draw_scored
+from genkit.training.rollouts import Completion, as_rows, draw_scored
 
 ROOT = Path(__file__).parents[1]
 REWARD, LONGEST = "sentiment", 64
@@ -103,22 +104,28 @@ def find_prompts(text: Path) -> tuple[list[str], list[str]]:
     return found[0], found[1]
 
 
-def write_pairs(reference: LanguageModel, prompts: list[str], path: Path) -> None:
-    """Write two completions of each prompt, eight times over, the better one chosen."""
-    import accelerate
-
-    lines = []
-    drawn = draw_scored(
+def draw_completions(
+    language: LanguageModel, prompts: list[str], count: int, first: int
+) -> list[Completion]:
+    """Draw so many completions of each prompt, whose seeds begin at a position of a run."""
+    which = np.arange(len(prompts))
+    return draw_scored(
         Processes(accelerate.Accelerator(cpu=True)),
-        reference,
+        language,
         prompts,
-        np.arange(len(prompts)),
-        np.arange(len(prompts)) + (1 << 30),
+        which,
+        which + first,
         seed=0,
-        group_size=16,
+        group_size=count,
         max_new_tokens=LONGEST,
         reward=load_reward(REWARD),
     )
+
+
+def write_pairs(reference: LanguageModel, prompts: list[str], path: Path) -> None:
+    """Write two completions of each prompt, eight times over, the better one chosen."""
+    lines = []
+    drawn = draw_completions(reference, prompts, 16, 1 << 30)
     for one, two in zip(drawn[::2], drawn[1::2], strict=True):
         better, worse = (one, two) if one.reward > two.reward else (two, one)
         if better.reward > worse.reward and better.text.strip() and worse.text.strip():
@@ -134,27 +141,14 @@ def measure(
     language: LanguageModel, reference: LanguageModel, prompts: list[str], draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rewards and divergences of completions, (prompts, draws) each."""
-    import accelerate
-
-    drawn = draw_scored(
-        Processes(accelerate.Accelerator(cpu=True)),
-        language,
-        prompts,
-        np.arange(len(prompts)),
-        np.arange(len(prompts)) + (1 << 31),
-        seed=0,
-        group_size=draws,
-        max_new_tokens=LONGEST,
-        reward=load_reward(REWARD),
-    )
+    drawn = draw_completions(language, prompts, draws, 1 << 31)
     rewards = np.array([each.reward for each in drawn]).reshape(len(prompts), draws)
     if language is reference:
         return rewards, np.zeros_like(rewards)
     rows, parts = as_rows(drawn), []
     with torch.inference_mode():
         for block in split_blocks(rows, language.model.config.vocab_size):
-            own = Rows(rows.ids[block], rows.mask[block])
-            new, old = (log_probabilities(m.model, own)[0] for m in (language, reference))
+            new, old = (log_probabilities(m.model, rows[block])[0] for m in (language, reference))
             parts.append((new - old).double().sum(1))
     return rewards, torch.cat(parts).numpy().reshape(rewards.shape)
 

@@ -222,7 +222,8 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors, facts: dict[s
     check_held_out(run, len(val), "prompts")
     order = Order(len(train), settings.seed)
     scores = {"reward": reward} | ({"gold": gold} if gold else {})
-    facts |= {"prompts_sha256": dialogues.content_hash(prompts), "reward_sha256": reward.sha256}
+    facts |= {f"{name}_sha256": score.sha256 for name, score in scores.items()}
+    facts |= {"prompts_sha256": dialogues.content_hash(prompts)}
     run.log(
         f"{actors.network.num_parameters():,} parameters · {len(train):,} prompts to train on, "
         f"{len(val):,} to validate · reward {reward.name}"

@@ -10,8 +10,13 @@ from genkit.models.reward_model import make_reward_model, rewards
 from genkit.text.rewards import Reward, load_reward
 
 FUNCTIONS = """
+import numpy
+
 def vowels(prompts, completions):
     return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
+
+def of_numpy(prompts, completions):
+    return list(numpy.ones(len(completions), "float32"))
 
 def broken(prompts, completions):
     return [float("nan")] * len(completions)
@@ -34,6 +39,8 @@ def test_built_in_rewards():
     prompts = ["a", "b"]
     assert load_reward("length=4")(prompts, ["abcd", "ab"]) == [0.0, -0.5]
     assert load_reward(r"format=[a-z]+")(prompts, ["ab\ncd\n1", ""]) == [2 / 3, 0.0]
+    longest = load_reward("format=" + "a?" * 200)  # no name of a file
+    assert longest(prompts, ["aa", "b"]) == [1.0, 0.0]
     good, bad = load_reward("sentiment")(prompts, ["What a wonderful day!", "I hate this."])
     assert -1 <= bad < 0 < good <= 1
 
@@ -41,6 +48,7 @@ def test_built_in_rewards():
 def test_a_function_of_the_users(functions):
     reward = load_reward("my_rewards:vowels")
     assert reward(["x", "y"], ["abe", "xyz"]) == [2 / 3, 0.0]
+    assert load_reward("my_rewards:of_numpy")(["x"], ["y"]) == [1.0]
     assert reward.sha256 != load_reward("my_rewards:broken").sha256
 
 

@@ -26,6 +26,10 @@ class Rows:
         """Return the rows on a device."""
         return Rows(self.ids.to(device), self.mask.to(device))
 
+    def __getitem__(self, which: slice) -> Rows:
+        """Return some of the rows, as long as they are."""
+        return Rows(self.ids[which], self.mask[which])
+
     def take(self, which: np.ndarray | slice) -> Rows:
         """Return some of the rows, without what none of them needs of the padding."""
         ids, mask = self.ids[which], self.mask[which]

@@ -1,4 +1,4 @@
-"""Chats: told from texts, and written and encoded by the model's own template."""
+"""Chats: recognised among prompts, then written and encoded by the model's own template."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch
 
 from genkit.arguments import explain_names
 from genkit.data.dialogues import Prompt, read_prompts
-from genkit.models.completions import Rows, log_probabilities, pad_rows, split_blocks
+from genkit.models.completions import log_probabilities, pad_rows, split_blocks
 from genkit.notebook import TextRecord
 from genkit.seeds import row_seeds
 from genkit.text.dialogue_tokens import encode_prompt_of
@@ -155,7 +155,7 @@ def _divergences(
     )
     parts = []
     for block in split_blocks(rows, new.model.config.vocab_size):
-        own = Rows(rows.ids[block], rows.mask[block])
+        own = rows[block]
         logs = [log_probabilities(m.model, own.to(m.model.device))[0].cpu() for m in (new, old)]
         parts.append((logs[0] - logs[1]).double().sum(1))
     return torch.cat(parts)

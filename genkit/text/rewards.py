@@ -5,7 +5,8 @@ length=200          0 for a completion of 200 characters, -1 for an empty or a t
 format=REGEX        the share of a completion's lines that match the expression as a whole
 mymodule:function   function(prompts, completions), two lists, gives a list of numbers; a
                     completion is a text, a prompt a text or a list of messages
-runs/reward         the folder or Hub id of a reward model: one number a text
+runs/reward         the folder or Hub id of a reward model: one number a text; ./length is the
+                    folder of that name
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib.util
 import inspect
 import logging
 import math
+import numbers
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -63,7 +65,7 @@ class Reward:
                 "completions; it must give one each"
             )
         for score, text in zip(scores, completions, strict=True):
-            if not isinstance(score, int | float) or not math.isfinite(score):
+            if not isinstance(score, numbers.Real) or not math.isfinite(score):
                 raise ValueError(
                     f"reward: {self.name} gave {score!r:.40} for {text!r:.60}; it must be a "
                     "finite number"
@@ -83,9 +85,9 @@ def load_reward(name: str | Reward, device: str | None = None) -> Reward:
     if isinstance(name, Reward):
         return name
     kind, _, value = name.partition("=")
-    if kind in BUILT_IN and not Path(name).exists():
+    if kind in BUILT_IN:
         return Reward(name, BUILT_IN[kind](value), hashlib.sha256(name.encode()).hexdigest())
-    if (found := REFERENCE.fullmatch(name)) and not Path(name).exists():
+    if found := REFERENCE.fullmatch(name):
         function = _import_function(*found.groups())
         source = inspect.getsource(function)
         return Reward(name, function, hashlib.sha256(source.encode()).hexdigest())

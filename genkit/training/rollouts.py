@@ -113,8 +113,7 @@ def roll_out(
         policy, reference: see `completions.log_probabilities`, without their first argument.
     """
     rows = as_rows(completions)
-    mine = slice(*_bounds(processes.shard(len(completions))))
-    own = Rows(rows.ids[mine], rows.mask[mine])
+    own = _own_part(processes, rows)
     old, entropies = evaluate(policy, own, vocabulary, processes.device)
     under_reference, _ = evaluate(reference, own, vocabulary, processes.device)
     arrays = [part.numpy() for part in (old, entropies, under_reference)]
@@ -127,8 +126,7 @@ def evaluate_shared(
     processes: Processes, model: Callable[[Rows], torch.Tensor], rows: Rows
 ) -> torch.Tensor:
     """Return what a model gives each row, (n, length), of which each process computes its part."""
-    mine = slice(*_bounds(processes.shard(len(rows.ids))))
-    own = Rows(rows.ids[mine], rows.mask[mine])
+    own = _own_part(processes, rows)
     (found,) = evaluate(lambda part: (model(part),), own, 1, processes.device)
     return torch.from_numpy(processes.gather_arrays(found.numpy())[0])
 
@@ -147,12 +145,11 @@ def evaluate(
     device: torch.device,
 ) -> list[torch.Tensor]:
     """Return what a model gives rows, on the CPU, computed in blocks that fit into memory."""
-    parts = [
-        model(Rows(rows.ids[block], rows.mask[block]).to(device))
-        for block in split_blocks(rows, vocabulary)
-    ]
+    parts = [model(rows[block].to(device)) for block in split_blocks(rows, vocabulary)]
     return [torch.cat(each).cpu() for each in zip(*parts, strict=True)]
 
 
-def _bounds(part: range) -> tuple[int, int]:
-    return part.start, part.stop
+def _own_part(processes: Processes, rows: Rows) -> Rows:
+    """Return the rows that this process evaluates."""
+    mine = processes.shard(len(rows.ids))
+    return rows[mine.start : mine.stop]
