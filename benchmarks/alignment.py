@@ -111,14 +111,14 @@ def draw_completions(
     which = np.arange(len(prompts))
     return draw_scored(
         Processes(accelerate.Accelerator(cpu=True)),
-        language,
         prompts,
         which,
         which + first,
-        seed=0,
-        group_size=count,
-        max_new_tokens=LONGEST,
+        count,
+        language,
         reward=load_reward(REWARD),
+        seed=0,
+        max_new_tokens=LONGEST,
     )
 
 

@@ -89,7 +89,7 @@ def grpo(
 ) -> Both:
     advantages = losses.group_advantages(rewards.view(-1, GROUP)).flatten()
     count = mask.sum().item()
-    ours = losses.grpo_loss(new, old, reference, advantages, mask, count, BETA, CLIP)
+    ours = losses.grpo_loss(new, old, reference, advantages[:, None], mask, count, BETA, CLIP)
     peer = trainer(
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,

@@ -81,7 +81,7 @@ def test_the_ratio_before_k3_makes_its_gradient_that_of_the_divergence():
             logs[i : i + 1, None],
             logs[i : i + 1, None].detach(),
             reference[i : i + 1, None],
-            torch.zeros(1, dtype=torch.float64),
+            torch.zeros(1, 1, dtype=torch.float64),
             ones[:1],
             1.0,
             beta=1.0,
@@ -90,6 +90,46 @@ def test_the_ratio_before_k3_makes_its_gradient_that_of_the_divergence():
     ]
     found = torch.autograd.grad((probabilities * torch.stack(each)).sum(), logits)[0]
     torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
+def test_the_gradient_is_that_of_reward_less_divergence(method):
+    """On the mean over all texts of two tokens, each as often as the policy writes it."""
+    beta = 0.3
+    torch.manual_seed(0)
+    first, second, *reference = (torch.randn(n, 3).double() for n in (1, 3, 1, 3))
+    weights = [first.requires_grad_(), second.requires_grad_()]
+    texts = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    rewards = torch.rand(9).double()
+
+    def read(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        one = first.log_softmax(1)[0, texts[:, 0]]
+        two = second.log_softmax(1)[texts[:, 0], texts[:, 1]]
+        return torch.stack([one, two], 1)
+
+    under_reference = read(*reference)
+    logs = read(*weights)
+    often = logs.sum(1).exp()
+    objective = (often * (rewards - beta * (logs - under_reference).sum(1))).sum()
+    exact = torch.autograd.grad(-objective, weights)
+
+    logs = read(*weights)
+    old, often = logs.detach(), often.detach()
+    k1, mask = losses.log_ratio(old, under_reference), torch.ones(9, 2).double()
+    later = rewards[:, None] - beta * losses.later_divergence(k1)
+    earned, none = losses.token_rewards(rewards, k1, mask, beta), torch.zeros(9, 2).double()
+    advantages = losses.generalised_advantages(earned, none, mask, decay=1.0)
+    loss = {
+        "grpo": lambda i: losses.grpo_loss(
+            logs[i], old[i], under_reference[i], later[i], mask[i], 1.0, beta
+        ),
+        "rloo": lambda i: losses.rloo_loss(
+            logs[i], old[i], (rewards - beta * k1.sum(1))[i], mask[i], 1.0
+        ),
+        "ppo": lambda i: losses.ppo_loss(logs[i], old[i], advantages[i], mask[i], 1.0),
+    }[method]
+    found = sum(often[i] * loss(slice(i, i + 1)) for i in range(9))
+    torch.testing.assert_close(torch.autograd.grad(found, weights), exact)
 
 
 def test_generalised_advantages_by_their_definition(logs):
@@ -156,7 +196,7 @@ def test_a_loss_is_the_sum_of_those_of_its_parts(logs, name):
         return {
             "ppo": lambda: losses.ppo_loss(new, old, advantages[rows, None] * mask, mask, count),
             "grpo": lambda: losses.grpo_loss(
-                new, old, reference, advantages[rows], mask, count, beta=0.1
+                new, old, reference, advantages[rows, None], mask, count, beta=0.1
             ),
             "rloo": lambda: losses.rloo_loss(new, old, advantages[rows], mask, float(N)),
             "value": lambda: losses.value_loss(new, old, reference, mask, count),
@@ -177,7 +217,7 @@ def test_what_is_outside_of_the_mask_changes_nothing(logs, name):
                 new, logs["old"], advantages[:, None] * mask, mask, count
             ),
             "grpo": lambda new: losses.grpo_loss(
-                new, logs["old"], logs["reference"], advantages, mask, count, beta=0.1
+                new, logs["old"], logs["reference"], advantages[:, None], mask, count, beta=0.1
             ),
             "rloo": lambda new: losses.rloo_loss(new, logs["old"], advantages, mask, float(N)),
         }[name](new)

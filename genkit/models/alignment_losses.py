@@ -100,6 +100,18 @@ def k3(log_probabilities: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
     return difference.exp() - 1 - difference
 
 
+def later_divergence(divergence: torch.Tensor) -> torch.Tensor:
+    """Return the divergence of the tokens after each one, (n, length).
+
+    A token decides which tokens can follow, so that its advantage loses β times this where the loss
+    has a term for the divergence of each token alone, as in GRPO.
+
+    Args:
+        divergence: k1 of each token, 0 outside of the mask, (n, length).
+    """
+    return divergence.flip(1).cumsum(1).flip(1) - divergence
+
+
 def adapt_coefficient(beta: float, divergence: float, target: float, rows: int) -> float:
     """Return β for the next step: larger if the divergence was above the target, else smaller.
 
@@ -175,7 +187,11 @@ def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """Return each reward less the mean of its group, (groups, size), as GRPO takes it.
+    """Return each reward less the mean of its group, as GRPO takes it.
+
+    Args:
+        rewards: (groups, size), or also what is still to be earned at each token: (groups, size,
+            length).
 
     They are not divided by the group's standard deviation: that would weigh the reward against the
     divergence anew in every group (Liu et al. 2025).
@@ -264,12 +280,12 @@ def grpo_loss(
 
     Args:
         log_probabilities, old, reference: log π, log π_old and log π_ref, (n, length).
-        advantages: of whole completions, (n,).
+        advantages: of tokens, (n, length), or of whole completions, (n, 1).
 
     Source: Shao et al. 2024, equation 3, https://arxiv.org/abs/2402.03300; the ratio: DeepSeek-AI
         2025, section 3.1, https://arxiv.org/abs/2512.02556
     """
-    losses = clipped_losses(log_probabilities, old, advantages[:, None], clip)
+    losses = clipped_losses(log_probabilities, old, advantages, clip)
     divergence = (log_probabilities - old).exp() * k3(log_probabilities, reference)
     return ((losses + beta * divergence) * mask).sum() / count
 

@@ -1,4 +1,4 @@
-"""Samples of a language model in training: a prompt, continued at several temperatures."""
+"""Samples of a language model in training, as pages in Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from genkit.data.dialogues import Demonstration
+from genkit.data.dialogues import Demonstration, Prompt
 from genkit.data.tokens import encode_text
 from genkit.text import generation, kv_cache
 from genkit.text.dialogue_tokens import encode_prompt_of
@@ -88,4 +88,24 @@ def answers_page(step: int, shown: Sequence[Demonstration], language: LanguageMo
         lines.append(f"## {' '.join(asked.split())[:80]}\n")
         lines.append(f"Given:\n\n~~~text\n{each.answer}\n~~~\n")
         lines.append(f"The model's own:\n\n~~~text\n{own.completion}\n~~~\n")
+    return "\n".join(lines)
+
+
+def comparison_page(
+    step: int,
+    prompts: Sequence[Prompt],
+    before: Sequence[tuple[str, float]],
+    after: Sequence[tuple[str, float]],
+) -> str:
+    """Return completions of reference and policy, one after the other, in Markdown.
+
+    Args:
+        before, after: the completion of each prompt with its reward.
+    """
+    lines = [f"# Step {step}\n"]
+    for prompt, *both in zip(prompts, before, after, strict=True):
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        lines.append(f"## {' '.join(asked.split())[:80]}\n")
+        for name, (text, reward) in zip(("Reference", "Policy"), both, strict=True):
+            lines.append(f"{name}, reward {reward:.3f}\n\n~~~text\n{text}\n~~~\n")
     return "\n".join(lines)

@@ -1,10 +1,11 @@
-"""One network in training, with its optimizers and its average."""
+"""One network in training, with its optimizers, its average and how its loss is computed."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import accelerate
 import torch
@@ -13,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from genkit.training import checkpoints
 from genkit.training.optim import averaging
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -123,3 +126,19 @@ def prepare_network(
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return Network(module, prepared, optimizers, average)
+
+
+def prepare_loss(
+    loss: Callable[..., T], device: torch.device, precision: str | None, compiles: bool | None
+) -> Callable[..., T]:
+    """Return a loss that computes in a precision, "bf16" or the network's own, maybe compiled."""
+
+    def lowered(*arguments: Any) -> T:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return loss(*arguments)
+
+    if not compiles:
+        return lowered
+    # diffusers' layers ask for torch's version, whose answer is kept
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache")
+    return torch.compile(lowered)

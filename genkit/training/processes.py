@@ -27,6 +27,20 @@ class Processes:
         self.processes = accelerator.num_processes
         self.is_main = accelerator.is_main_process
 
+    def check_divides(self, batch_size: int, accumulation: int) -> None:
+        """Refuse a batch that does not divide into equal parts of all processes.
+
+        Raises:
+            ValueError: naming the next larger batch that does.
+        """
+        parts = self.processes * accumulation
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size: {batch_size} rows do not divide among {self.processes} processes "
+                f"times {accumulation} gradient_accumulation; {-(-batch_size // parts) * parts} "
+                "would"
+            )
+
     def shard(self, count: int) -> range:
         """Return this process's contiguous part of `count` items."""
         index = self.accelerator.process_index

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from genkit.data.dialogues import Prompt
+from genkit.models.alignment_losses import k3
 from genkit.models.completions import Rows, pad_rows, split_blocks
 from genkit.text.dialogue_tokens import encode_prompt_of
 from genkit.text.drawing import draw_completions
@@ -60,15 +61,15 @@ def completion_seed(seed: int, position: int, index: int) -> int:
 
 def draw_scored(
     processes: Processes,
-    language: LanguageModel,
     prompts: Sequence[Prompt],
     which: np.ndarray,
     positions: np.ndarray,
-    *,
-    seed: int,
     group_size: int,
-    max_new_tokens: int,
+    language: LanguageModel,
+    *,
     reward: Reward,
+    seed: int,
+    max_new_tokens: int,
 ) -> list[Completion]:
     """Draw completions from the model's own distribution and score them.
 
@@ -129,6 +130,41 @@ def evaluate_shared(
     own = _own_part(processes, rows)
     (found,) = evaluate(lambda part: (model(part),), own, 1, processes.device)
     return torch.from_numpy(processes.gather_arrays(found.numpy())[0])
+
+
+def describe(rollout: Rollout, group_size: int) -> dict[str, float]:
+    """Return the figures of a step's completions, for its log."""
+    mask, rewards = rollout.rows.mask, rollout.rewards
+    spread = rewards.view(-1, group_size).std(1, correction=0)
+    return {
+        "reward": rewards.mean().item(),
+        "kl": rollout.divergence.mean().item(),
+        "kl_k3": (k3(rollout.old, rollout.reference) * mask).sum(1).mean().item(),
+        "entropy": (rollout.entropies.sum() / mask.sum()).item(),
+        "tokens": mask.sum(1).mean().item(),
+        "ended": float(np.mean([completion.ended for completion in rollout.completions])),
+        "groups_alike": (spread == 0).double().mean().item() if group_size > 1 else 0.0,
+    }
+
+
+def compare(rollout: Rollout, before: Sequence[Completion], beta: float) -> dict[str, float]:
+    """Return what the policy gains over the reference, and what it pays.
+
+    Args:
+        before: the reference's completions of the same prompts, from the same seeds.
+        beta: weight of the divergence in the objective.
+    """
+    rewards = rollout.rewards
+    reference = torch.tensor([completion.reward for completion in before])
+    wins = (rewards > reference).double() + (rewards == reference).double() / 2
+    divergence = rollout.divergence.mean().item()
+    return {
+        "objective": rewards.mean().item() - beta * divergence,
+        "val_reward": rewards.mean().item(),
+        "reference_reward": reference.mean().item(),
+        "win_rate": wins.mean().item(),
+        "val_kl": divergence,
+    }
 
 
 def as_rows(completions: Sequence[Completion]) -> Rows:

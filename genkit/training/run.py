@@ -26,7 +26,6 @@ import json
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +39,7 @@ from genkit import console, machine
 from genkit.training import checkpoints
 from genkit.training.background_push import Pusher
 from genkit.training.folder import RunFolder
-from genkit.training.network import Network, prepare_network
+from genkit.training.network import Network, prepare_loss, prepare_network
 from genkit.training.optim import rate_factor
 from genkit.training.processes import Processes
 from genkit.training.progress import Clock, Progress, estimate_run, read_progress
@@ -83,7 +82,9 @@ class Run(Processes):
         self.progress = Progress()
         self.clock = Clock()
         self.compile_seconds = 0.0
-        self.batch_size = self._check_batch()
+        assert settings.batch_size is not None, "the preset chooses batch_size"
+        self.check_divides(settings.batch_size, settings.gradient_accumulation)
+        self.batch_size = settings.batch_size
         self.turn = self.first_row = 0  # of the global batch under way: its number, its start
         self._facts: dict[str, Any] = {}  # what the run is made of
         self._metrics: dict[str, float] = {}  # of the last step, for the log
@@ -95,17 +96,6 @@ class Run(Processes):
         self._pusher: Pusher | None = None
         self._saved_at = 0.0
         self._exit = contextlib.ExitStack()
-
-    def _check_batch(self) -> int:
-        batch, accumulation = self.settings.batch_size, self.settings.gradient_accumulation
-        assert batch is not None, "the preset chooses batch_size"
-        parts = self.processes * accumulation
-        if batch % parts:
-            raise ValueError(
-                f"batch_size: {batch} rows do not divide among {self.processes} processes times "
-                f"{accumulation} gradient_accumulation; {-(-batch // parts) * parts} would"
-            )
-        return batch
 
     def __enter__(self) -> Run:
         machine.use_all_cores()
@@ -188,17 +178,8 @@ class Run(Processes):
 
     def autocast(self, loss: Callable[..., T]) -> Callable[..., T]:
         """Return a loss that computes in the run's precision, compiled if the settings say so."""
-        half = self.settings.mixed_precision == "bf16"
-
-        def lowered(*arguments: Any) -> T:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                return loss(*arguments)
-
-        if not self.settings.compile:
-            return lowered
-        # diffusers' layers ask for torch's version, whose answer is kept
-        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache")
-        return torch.compile(lowered)
+        settings = self.settings
+        return prepare_loss(loss, self.device, settings.mixed_precision, settings.compile)
 
     def warm_up(self, loss: Callable[[np.ndarray], torch.Tensor]) -> None:
         """Compute a loss and its gradient once, so that compilation is over before time counts.
