@@ -3,12 +3,12 @@
     python benchmarks/alignment_optimum.py --output_dir runs/exact --minutes 3
 
 The objective is E[r] - β KL(π, π_ref). Its optimum is π* ∝ π_ref exp(r / β), with the value
-β log E_ref[exp(r / β)] (Rafailov et al. 2023, appendix A.1). The model writes up to four of eleven
-letters or ends before, 16,105 texts in all, so that every expectation is a sum over all texts. A
+β log E_ref[exp(r / β)] (Rafailov et al. 2023, appendix A.1). After two letters the model writes up to
+four of eight or ends before, 4,681 texts, so that every expectation is a sum over all of them. A
 method's share is (its objective - that of the reference) / (the optimum - that of the reference),
-mean over the ten prompts to train on: one of the eleven letters validates. Each method runs by its
-recipe; DPO learns from pairs that the reference draws, whose preference is drawn with the
-probability σ(r1 - r2), and its β is the same.
+mean over all 64 prompts, six of which the runs validate on. Each method runs by its recipe. DPO
+learns from pairs that the reference draws, whose preference is drawn with the probability
+σ((r1 - r2) / β), that of the rewards r / β: with its own β at 1 it has the same optimum.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from genkit.models import lm
 from genkit.text.rewards import load_reward
 
 ROOT = Path(__file__).parents[1]
-LETTERS, END = "adehilnorst", "."
+LETTERS, END = "adehinst", "."
+PROMPTS = ["".join(pair) for pair in itertools.product(LETTERS, repeat=2)]
 LONGEST = 4
 PAIRS = 20_000
+SMALL = ("--learning_rate", "1e-3", "--batch_size", "256")  # for so small a model
 REWARD = '''
 """The reward of the benchmark: vowels, and letters in the order of the alphabet."""
 
@@ -40,7 +42,7 @@ def score(prompts, completions):
     return [reward(text) for text in completions]
 
 def reward(text):
-    vowels = sum(letter in "aeio" for letter in text) / 4
+    vowels = sum(letter in "aei" for letter in text) / 4
     return vowels + (len(text) == 4 and list(text) == sorted(text))
 '''
 
@@ -59,8 +61,8 @@ def main() -> None:
     sys.path.insert(0, str(folder))
     make_reference(folder / "reference")
     world = World(folder / "reference")
-    (folder / "prompts.txt").write_text("\n".join(LETTERS) + "\n")
-    write_pairs(world, folder / "pairs.jsonl")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    write_pairs(world, words.beta, folder / "pairs.jsonl")
     start, best = world.objective(world.reference, words.beta), world.optimum(words.beta)
     print(f"β {words.beta}: the reference has {start:.4f}, the optimum {best:.4f}")
     for method in words.methods:
@@ -115,24 +117,24 @@ class World:
     def load(self, folder: Path) -> torch.Tensor:
         """Return the log-probability of every text after every prompt, (prompts, texts)."""
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder).eval()
-        found = [self._read(model, prompt) for prompt in range(1, len(LETTERS) + 1)]
+        found = [self._read(model, prompt) for prompt in PROMPTS]
         logs = torch.stack(found)
-        assert torch.allclose(logs.exp().sum(1), torch.ones(len(LETTERS)).double(), atol=1e-5)
+        assert torch.allclose(logs.exp().sum(1), torch.ones(len(PROMPTS)).double(), atol=1e-5)
         return logs
 
-    def _read(self, model: PreTrainedModel, prompt: int) -> torch.Tensor:
-        start = torch.full((len(self.ids), 1), prompt)
-        rows = torch.cat([start, self.ids], 1)
-        logs = model(rows[:, :-1]).logits.log_softmax(-1).gather(-1, rows[:, 1:, None])[..., 0]
-        return (logs * self.mask).double().sum(1)
+    def _read(self, model: PreTrainedModel, prompt: str) -> torch.Tensor:
+        start = torch.tensor([[LETTERS.index(letter) + 1 for letter in prompt]])
+        rows = torch.cat([start.expand(len(self.ids), -1), self.ids], 1)
+        logs = model(rows[:, :-1], logits_to_keep=LONGEST).logits.log_softmax(-1)
+        return (logs.gather(-1, self.ids[..., None])[..., 0] * self.mask).double().sum(1)
 
     def reward(self, logs: torch.Tensor) -> float:
         """Return E[r]."""
-        return self._mean((logs.exp() * self.rewards).sum(1))
+        return (logs.exp() * self.rewards).sum(1).mean().item()
 
     def divergence(self, logs: torch.Tensor) -> float:
         """Return KL(π, π_ref) in nats a completion."""
-        return self._mean((logs.exp() * (logs - self.reference)).sum(1))
+        return (logs.exp() * (logs - self.reference)).sum(1).mean().item()
 
     def objective(self, logs: torch.Tensor, beta: float) -> float:
         """Return E[r] - β KL."""
@@ -140,40 +142,37 @@ class World:
 
     def optimum(self, beta: float) -> float:
         """Return β log E_ref[exp(r / β)]."""
-        return beta * self._mean((self.reference + self.rewards / beta).logsumexp(1))
-
-    def _mean(self, values: torch.Tensor) -> float:
-        """Return the mean over the prompts to train on; the first one is held out."""
-        return values[1:].mean().item()
+        return beta * (self.reference + self.rewards / beta).logsumexp(1).mean().item()
 
 
-def write_pairs(world: World, path: Path) -> None:
+def write_pairs(world: World, beta: float, path: Path) -> None:
     """Draw pairs from the reference, and the preference by the model of Bradley and Terry."""
     rng = np.random.default_rng(0)
     lines: list[str] = []
     probabilities = world.reference.exp().numpy()
     probabilities /= probabilities.sum(1, keepdims=True)
-    for prompt, letter in enumerate(LETTERS):
-        drawn = rng.choice(len(world.texts), (PAIRS // len(LETTERS), 2), p=probabilities[prompt])
+    for i, prompt in enumerate(PROMPTS):
+        drawn = rng.choice(len(world.texts), (PAIRS // len(PROMPTS), 2), p=probabilities[i])
         for first, second in drawn.tolist():
             if first == second or not world.texts[first] or not world.texts[second]:
                 continue  # the same text, or none, is no answer
-            margin = float(world.rewards[first] - world.rewards[second])
+            margin = float(world.rewards[first] - world.rewards[second]) / beta
             if rng.random() > 1 / (1 + np.exp(-margin)):
                 first, second = second, first
             pair = {"chosen": world.texts[first], "rejected": world.texts[second]}
-            lines.append(json.dumps({"prompt": letter} | pair))
+            lines.append(json.dumps({"prompt": prompt} | pair))
     path.write_text("\n".join(lines) + "\n")
 
 
 def train(folder: Path, method: str, words: argparse.Namespace, more: list[str]) -> None:
     """Run the recipe as a user does."""
-    offline = ["--data", "pairs.jsonl"]
     online = ["--prompts", "prompts.txt", "--reward", "exact_reward:score"]
+    online += ["--beta", str(words.beta)]
+    offline = ["--data", "pairs.jsonl", "--beta", "1"]
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"),
         *(str(ROOT / "recipes" / "align.py"), "--method", method, "--init_from", "reference"),
-        *("--output_dir", method, "--max_minutes", str(words.minutes), "--beta", str(words.beta)),
+        *("--output_dir", method, "--max_minutes", str(words.minutes), *SMALL),
         *("--max_new_tokens", str(LONGEST), "--seed", str(words.seed), "--quiet"),
         *(offline if method == "dpo" else online),
         *more,
