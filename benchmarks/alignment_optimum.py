@@ -3,8 +3,8 @@
     python benchmarks/alignment_optimum.py --output_dir runs/exact --minutes 3
 
 The objective is E[r] - β KL(π, π_ref). Its optimum is π* ∝ π_ref exp(r / β), with the value
-β log E_ref[exp(r / β)] (Rafailov et al. 2023, appendix A.1). After two letters the model writes up to
-four of eight or ends before, 4,681 texts, so that every expectation is a sum over all of them. A
+β log E_ref[exp(r / β)] (Rafailov et al. 2023, appendix A.1). After two letters the model writes up
+to four of eight or ends before, 4,681 texts, so that every expectation is a sum over all of them. A
 method's share is (its objective - that of the reference) / (the optimum - that of the reference),
 mean over all 64 prompts, six of which the runs validate on. Each method runs by its recipe. DPO
 learns from pairs that the reference draws, whose preference is drawn with the probability
