@@ -35,7 +35,7 @@ from genkit.text import rewards
 from genkit.text.drawing import check_room
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import Reward
-from genkit.text.samples import comparison_page
+from genkit.text.samples import comparison_page, draw_answers
 from genkit.training import rollouts
 from genkit.training.actors import Actors, make_actors
 from genkit.training.alignment_curves import alignment_curve, preference_curve
@@ -299,11 +299,19 @@ def evaluate_drawn(
     if gold:
         metrics["val_gold"] = float(np.mean(gold(asked, [each.text for each in after])))
     if run.is_main:
-        both = ([(each.text, each.reward) for each in of[:SHOWN]] for of in (before, after))
-        page = comparison_page(run.progress.step, asked[:SHOWN], *both)
-        run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
+        old, new = before[:SHOWN], after[:SHOWN]
+        scores = [(a.reward, b.reward) for a, b in zip(old, new, strict=True)]
+        texts = [[each.text for each in drawn] for drawn in (old, new)]
+        write_samples(
+            run, comparison_page(run.progress.step, asked[:SHOWN], texts[0], texts[1], scores)
+        )
     if run.report("objective", metrics, lower_is_better=False, curve=alignment_curve):
         run.publish(partial(save_model, run, settings, actors, metrics, len(after)))
+
+
+def write_samples(run: Run, page: str) -> None:
+    """Put a page of samples into the run's folder."""
+    run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
 
 
 def check_batch(run: Run, settings: Settings) -> None:
@@ -349,7 +357,9 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors) -> None:
     settings.max_steps = count_steps(
         settings.epochs, len(train), settings.batch_size, settings.max_steps
     )
-    evaluate = partial(evaluate_pairs, run, settings, actors, val)
+    held = dialogues.split(pairs, settings.val_fraction, "data")[1]
+    shown = {str(pair.prompt): pair.prompt for pair in held}
+    evaluate = partial(evaluate_pairs, run, settings, actors, val, list(shown.values())[:SHOWN])
     run.restore(before=evaluate)
     for _ in run.steps():
         for rows in run.rows():
@@ -367,8 +377,17 @@ def compare_pairs(run: Run, settings: Settings, actors: Actors, rows: Rows) -> P
     return pair_logs(rows, actors.policy, actors.reference, settings.normalize_length)
 
 
-def evaluate_pairs(run: Run, settings: Settings, actors: Actors, val: EncodedPairs) -> None:
-    """Compare chosen and rejected answers of validation pairs, and save the best model."""
+def evaluate_pairs(
+    run: Run, settings: Settings, actors: Actors, val: EncodedPairs, shown: list[Prompt]
+) -> None:
+    """Compare chosen and rejected answers of validation pairs, and save the best model.
+
+    Args:
+        shown: prompts of the page of samples.
+    """
+    if run.is_main:
+        before, after = (draw_answers(shown, each) for each in (actors.before, actors.language))
+        write_samples(run, comparison_page(run.progress.step, shown, before, after))
     score = partial(compare_pairs, run, settings, actors)
     logs = all_pair_logs(run, val, score, settings.batch_size)
     loss = logs.loss(settings.beta, settings.label_smoothing).item()

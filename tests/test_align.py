@@ -57,6 +57,8 @@ def write_pairs(path: Path) -> None:
 
 def words_for(method: str, home) -> list:
     source = ["--prompts", home / "prompts.txt", "--reward", REWARD]
+    if method == "grpo":
+        source += ["--group_size", "4"]  # two groups: one for each of two processes
     if method == "dpo":
         source = ["--data", home / "pairs.jsonl"]
     start = ["--method", method, "--init_from", home / "base"]
@@ -82,13 +84,14 @@ def test_a_run_leaves_all_that_it_promises(aligned, method):
     folder = aligned(method)
     names = {path.name for path in folder.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md", "loss.png"}
+    pages = sorted((folder / "samples").iterdir())
+    assert len(pages) == 3 and "Reference" in pages[-1].read_text()
     steps = [line for line in log_of(folder) if line["step"] and "loss" in line]
     if method != "dpo":
         logged = {"reward", "kl", "kl_k3", "beta", "entropy", "tokens", "ended", "clipped"}
         assert all(line.keys() >= logged | {"groups_alike"} for line in steps)
         assert all(line["kl_k3"] >= 0 for line in steps)
         assert steps[0]["kl"] == pytest.approx(0, abs=1e-5)
-        assert len(list((folder / "samples").iterdir())) == 3
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = model.generate(
@@ -204,7 +207,7 @@ def test_two_processes_draw_the_same_and_learn_the_same(aligned, home, train, tm
         *("--output_dir", tmp_path / "two"),
         recipe="align",
         launcher=TWO,
-        env=ON_CPU,
+        env=ON_CPU | {"PYTHONPATH": str(home)},
     )
     assert done.returncode == 0, done.stderr
     one, two = (log_of(folder) for folder in (aligned(method), tmp_path / "two"))

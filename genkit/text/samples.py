@@ -73,39 +73,58 @@ def sample_page(
     return "\n".join(lines)
 
 
+def draw_answers(prompts: Sequence[Prompt], language: LanguageModel) -> list[str]:
+    """Draw an answer to each prompt, texts or chats: from the same seeds every time."""
+    starts = [len(encode_prompt_of(prompt, language, "prompt")) for prompt in prompts]
+    most = min(ANSWER, kv_cache.context_length(language.model) - max(starts))
+    answers = [""] * len(prompts)
+    for kind in (str, list):
+        some = [i for i, prompt in enumerate(prompts) if isinstance(prompt, kind)]
+        if some:
+            drawn = draw_completions([prompts[i] for i in some], language, most, some)
+            for i, record in zip(some, drawn, strict=True):
+                answers[i] = record.completion
+    return answers
+
+
 def answers_page(step: int, shown: Sequence[Demonstration], language: LanguageModel) -> str:
-    """Return a page of given answers and the model's own in Markdown: the same seed every time.
+    """Return a page of given answers and the model's own in Markdown: the same seeds every time.
 
     Args:
         step: the number of the step, for the heading.
     """
     lines = [f"# Step {step}\n"]
-    for each in shown:
-        asked = each.prompt if isinstance(each.prompt, str) else each.prompt[-1]["content"]
-        start = len(encode_prompt_of(each.prompt, language, "prompt"))
-        most = min(ANSWER, kv_cache.context_length(language.model) - start)
-        (own,) = draw_completions([each.prompt], language, most, [1])
-        lines.append(f"## {' '.join(asked.split())[:80]}\n")
+    answers = draw_answers([each.prompt for each in shown], language)
+    for each, own in zip(shown, answers, strict=True):
+        lines.append(f"## {_title(each.prompt)}\n")
         lines.append(f"Given:\n\n~~~text\n{each.answer}\n~~~\n")
-        lines.append(f"The model's own:\n\n~~~text\n{own.completion}\n~~~\n")
+        lines.append(f"The model's own:\n\n~~~text\n{own}\n~~~\n")
     return "\n".join(lines)
 
 
 def comparison_page(
     step: int,
     prompts: Sequence[Prompt],
-    before: Sequence[tuple[str, float]],
-    after: Sequence[tuple[str, float]],
+    before: Sequence[str],
+    after: Sequence[str],
+    rewards: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Return completions of reference and policy, one after the other, in Markdown.
 
     Args:
-        before, after: the completion of each prompt with its reward.
+        before, after: the completion of each prompt.
+        rewards: of both, for each prompt; or none are shown.
     """
     lines = [f"# Step {step}\n"]
-    for prompt, *both in zip(prompts, before, after, strict=True):
-        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        lines.append(f"## {' '.join(asked.split())[:80]}\n")
-        for name, (text, reward) in zip(("Reference", "Policy"), both, strict=True):
-            lines.append(f"{name}, reward {reward:.3f}\n\n~~~text\n{text}\n~~~\n")
+    for i, prompt in enumerate(prompts):
+        lines.append(f"## {_title(prompt)}\n")
+        for k, (name, texts) in enumerate((("Reference", before), ("Policy", after))):
+            reward = f", reward {rewards[i][k]:.3f}" if rewards else ""
+            lines.append(f"{name}{reward}\n\n~~~text\n{texts[i]}\n~~~\n")
     return "\n".join(lines)
+
+
+def _title(prompt: Prompt) -> str:
+    """Return the beginning of what is asked, on one line."""
+    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return " ".join(asked.split())[:80]
