@@ -33,17 +33,17 @@ ROOT = Path(__file__).parents[1]
 LETTERS, END = "adehinst", "."
 PROMPTS = ["".join(pair) for pair in itertools.product(LETTERS, repeat=2)]
 LONGEST = 4
-PAIRS = 20_000
+PAIRS = 200_000
 SMALL = ("--learning_rate", "1e-3", "--batch_size", "256")  # for so small a model
 REWARD = '''
-"""The reward of the benchmark: vowels, and letters in the order of the alphabet."""
+"""The reward of the benchmark: vowels, and letters that stand in the order of the alphabet."""
 
 def score(prompts, completions):
     return [reward(text) for text in completions]
 
 def reward(text):
     vowels = sum(letter in "aei" for letter in text) / 4
-    return vowels + (len(text) == 4 and list(text) == sorted(text))
+    return vowels + sum(first < second for first, second in zip(text, text[1:])) / 3
 '''
 
 

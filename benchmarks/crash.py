@@ -33,11 +33,14 @@ from typing import Any
 
 import transformers.models.llama.modeling_llama  # noqa: F401  imported before the first fork
 
+from genkit.data.characters import make_tokenizer
+from genkit.models import lm
 from genkit.training import run  # noqa: F401
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 STEPS = 60
 SHAPES = {
+    "align": "--reward length=5 --max_new_tokens 4 --updates 2",
     "train_charlm": "--depth 1 --width 32 --heads 2 --context 32",
     "train_classifier": "--depth 1 --width 4 --shift 1",
     "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
@@ -150,6 +153,17 @@ def stages(crash: "Crash") -> None:
     print(f"{stage - 1} stages of a save: all resumed bit-identical to the unharmed run")
 
 
+def make_policy(work: Path) -> list[str]:
+    """Save a small random model and prompts for it, and return the words that name them."""
+    tokenizer = make_tokenizer("abcdefgh \n")
+    model = lm.make_model("llama", len(tokenizer), 32, 1, 32, 2, 0.0)
+    model.save_pretrained(work / "base")
+    lm.save_tokenizer(tokenizer, work / "base")
+    prompts = work / "prompts.txt"
+    prompts.write_text("\n".join(a + b for a in "abcdefgh" for b in "abcdefgh") + "\n")
+    return ["--init_from", str(work / "base"), "--prompts", str(prompts)]
+
+
 class Crash:
     def __init__(self, work: Path, recipe: str, processes: int) -> None:
         self.work, self.recipe, self.processes = work, RECIPES / f"{recipe}.py", processes
@@ -159,6 +173,8 @@ class Crash:
             text = work / "text.txt"
             text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=20_000)))
             self.words += ["--text", str(text)]
+        elif recipe == "align":
+            self.words += make_policy(work)
         else:
             from diffusers import AutoencoderKL, DiffusionPipeline  # noqa: F401  as above
             from sklearn.datasets import load_digits  # noqa: F401

@@ -107,6 +107,7 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         classifier = load_differentiable(settings.extractor, device=settings.device)
+        settings.channels = settings.channels or classifier.classifier.channels
         train, val, order = load_for_run(run, settings)
         check_images(train, classifier.classifier.channels)
         target = make_target(settings, classifier)

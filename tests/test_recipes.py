@@ -25,6 +25,8 @@ from builders import (
     run_here,
     weights_of,
 )
+from classifiers import make_classifier, make_model
+from PIL import Image
 
 import genkit
 from genkit import recipes
@@ -59,6 +61,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "finetune_gpt2": "--init_from {model} --text {text}",
     "train_reward": "--init_from {model} --data {pairs}",
     "align": "--init_from {model} --data {pairs} --method dpo",
+    "train_stylizer": "--style {image} --extractor {classifier} --resolution 24",
 }
 
 
@@ -70,6 +73,10 @@ def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"prompt": "a ", "chosen": "no", "rejected": "so"}\n' * 20)
     given = {"questions": questions, "model": trained, "text": text_file, "pairs": pairs}
+    given |= {"image": tmp_path / "style.png", "classifier": tmp_path / "classifier"}
+    Image.new("RGB", (24, 24), "teal").save(given["image"])
+    for part in (make_model("ResNet"), make_classifier("ResNet").processor):
+        part.save_pretrained(given["classifier"])
     words = NEEDED.get(recipe, "").format(**given)
     short = ("--batch_size", "8", "--compile", "no", "--dry_run")
     done = train(*words.split(), *short, recipe=recipe)
