@@ -70,6 +70,7 @@ class Settings(RunSettings):
     init_from: str | None = setting(
         None, "language model to start from: a folder or a Hub id; required"
     )
+    init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
     method: str = setting("ppo", "how to align", choices=("ppo", "grpo", "rloo", "dpo"))
     reward: str | None = setting(None, f"{rewards.KINDS}; not for dpo")
     gold: str | None = setting(None, "a second reward, watched and not trained on")
@@ -114,6 +115,11 @@ class Settings(RunSettings):
             raise ValueError("--lora_rank requires peft: pip install 'hf-genkit[align]'")
         table_sources.check_source(self.data)
         download.check_exists(self.init_from, "--init_from")
+        if self.init_revision and Path(self.init_from or "").is_dir():
+            raise ValueError(
+                f"--init_revision {self.init_revision} requires a model on the Hub, --init_from "
+                f"{self.init_from} is a folder"
+            )
 
 
 SHOWN = 8  # completions on a page of samples
@@ -148,7 +154,9 @@ def main() -> None:
     with Run(settings) as run:
         assert settings.init_from, "checked"
         rate = settings.value_learning_rate if settings.method == "ppo" else None
-        actors = make_actors(run, settings.init_from, settings.lora_rank, rate)
+        actors = make_actors(
+            run, settings.init_from, settings.init_revision, settings.lora_rank, rate
+        )
         train = train_on_pairs if settings.method == "dpo" else train_by_drawing
         train(run, settings, actors)
 

@@ -49,6 +49,7 @@ class Settings(RunSettings):
     init_from: str | None = setting(
         None, "language model to start from: a folder or a Hub id; required"
     )
+    init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
     data: str | None = setting(
         None, "pairs of answers, one preferred: a table or a dataset; required"
     )
@@ -66,6 +67,11 @@ class Settings(RunSettings):
         super().__post_init__()
         table_sources.check_source(self.data)
         download.check_exists(self.init_from, "--init_from")
+        if self.init_revision and Path(self.init_from or "").is_dir():
+            raise ValueError(
+                f"--init_revision {self.init_revision} requires a model on the Hub, --init_from "
+                f"{self.init_from} is a folder"
+            )
 
 
 def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def main() -> None:
         # ---- model
         assert settings.init_from and settings.data, "checked"
         with run.accelerator.local_main_process_first():
-            base, tokenizer = lm.load_lm(settings.init_from)
+            base, tokenizer = lm.load_lm(settings.init_from, settings.init_revision)
         facts = {"model_sha256": files.weights_hash(base)}
         network = reward_model.make_reward_model(base, tokenizer)
         model = run.network("model", network, optimizers(network, settings))

@@ -52,6 +52,7 @@ def models(text_file, tmp_path_factory):
     shutil.copy(text_file, home / "text.txt")
     facts_file(home / "facts.json", 1, 12, own_words=True)
     draw_digits(home / "pictures", 30)
+    Image.open(home / "pictures" / "3" / "0.png").resize((32, 32)).save(home / "style.png")
     runs = home / "runs"
     data = {"text": ("--text", home / "text.txt"), "answers": ("--data", home / "facts.json")}
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +63,7 @@ def models(text_file, tmp_path_factory):
             if name in ("gan", "diffusion", "stylizer"):
                 given += ["--extractor", str(runs / "classifier")]
             if name == "stylizer":
-                given += ["--style", str(home / "pictures" / "3" / "0.png")]
+                given += ["--style", str(home / "style.png")]
             run_here(recipe, *given, *SHORT, "--output_dir", runs / name)
     return {name: runs / name for name in RECIPES}
 

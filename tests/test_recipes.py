@@ -61,7 +61,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "finetune_gpt2": "--init_from {model} --text {text}",
     "train_reward": "--init_from {model} --data {pairs}",
     "align": "--init_from {model} --data {pairs} --method dpo",
-    "train_stylizer": "--style {image} --extractor {classifier} --resolution 24",
+    "train_stylizer": "--style {image} --extractor {classifier} --resolution 64",
 }
 
 
@@ -74,7 +74,7 @@ def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text
     pairs.write_text('{"prompt": "a ", "chosen": "no", "rejected": "so"}\n' * 20)
     given = {"questions": questions, "model": trained, "text": text_file, "pairs": pairs}
     given |= {"image": tmp_path / "style.png", "classifier": tmp_path / "classifier"}
-    Image.new("RGB", (24, 24), "teal").save(given["image"])
+    Image.new("RGB", (64, 64), "teal").save(given["image"])
     for part in (make_model("ResNet"), make_classifier("ResNet").processor):
         part.save_pretrained(given["classifier"])
     words = NEEDED.get(recipe, "").format(**given)

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from genkit import __version__
-from genkit.hub import gallery, privacy
+from genkit.hub import gallery, names, privacy
 
 FILE = "README.md"
 RUN_FILE = "run.json"  # settings of the run, and hashes of its data
@@ -194,7 +194,7 @@ def _metadata(
     prompt: str | None,
 ) -> str:
     """Write the head that the Hub reads, in YAML."""
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not Path(data).exists()
+    on_hub = names.is_dataset_id(data)
     results = [
         EvalResult(
             task_type=task,

@@ -45,17 +45,22 @@ class Actors:
 
 
 def make_actors(
-    run: Run, init_from: str, lora_rank: int = 0, value_learning_rate: float | None = None
+    run: Run,
+    init_from: str,
+    revision: str | None = None,
+    lora_rank: int = 0,
+    value_learning_rate: float | None = None,
 ) -> Actors:
     """Load a policy with its frozen copy, and add what learns to the run.
 
     Args:
         init_from: a folder or a Hub id.
+        revision: a branch, tag or commit on the Hub.
         lora_rank: of the adapters that learn; 0: the weights do.
         value_learning_rate: makes a network of values, "value" in the run, which starts at 0.
     """
     with run.accelerator.local_main_process_first():
-        inner, tokenizer = lm.load_lm(init_from)
+        inner, tokenizer = lm.load_lm(init_from, revision)
     sha256 = files.weights_hash(inner)
     frozen = copy.deepcopy(inner).to(run.device).eval().requires_grad_(False)
     value = None

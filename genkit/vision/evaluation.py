@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def _find_model(model: Any) -> Path | None:
     if not isinstance(model, str | Path):
         return None
     saved = download.find_model(model)
-    if saved is None and names.is_path(str(model)) and not Path(model).expanduser().exists():
+    path = os.path.expanduser(model)  # noqa: PTH111  Path's own raises for unknown users
+    if saved is None and names.is_path(str(model)) and not os.path.exists(path):  # noqa: PTH110
         download.refuse_missing(str(model), hint=HINT)
     return saved
 
