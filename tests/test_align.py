@@ -92,6 +92,7 @@ def test_a_run_leaves_all_that_it_promises(aligned, method):
         assert all(line.keys() >= logged | {"groups_alike"} for line in steps)
         assert all(line["kl_k3"] >= 0 for line in steps)
         assert steps[0]["kl"] == pytest.approx(0, abs=1e-5)
+        assert "64 completions of validation prompts" in (folder / "README.md").read_text()
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = model.generate(
