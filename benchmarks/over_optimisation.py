@@ -58,7 +58,8 @@ def main() -> None:
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
     write_pairs(words.model, prompts, folder / "pairs.jsonl")
     start = ["--init_from", str(words.model.resolve()), "--quiet"]
-    run(folder, "train_reward", [*start, "--data", "pairs.jsonl", "--output_dir", "reward"])
+    learn = ["--data", "pairs.jsonl", "--epochs", "5", "--learning_rate", "1e-3"]
+    run(folder, "train_reward", [*start, *learn, "--output_dir", "reward"])
     best = min(log_of(folder / "reward", "accuracy"), key=lambda line: line["val_loss"])
     print(f"held-out pairs in the right order: {best['accuracy']:.1%}", flush=True)
     policy = ["--reward", "reward", "--gold", "gold_reward:score", "--prompts", "prompts.txt"]
