@@ -100,7 +100,7 @@ def log_of(folder: Path, metric: str) -> list[dict[str, Any]]:
 
 
 def show(log: list[dict[str, Any]], path: Path) -> None:
-    """Print and draw both rewards against the divergence."""
+    """Print both rewards and the divergence, and draw the rewards by step."""
     for line in log:
         print(
             f"step {line['step']:5} KL {line['val_kl']:7.2f}  reward model "
@@ -108,12 +108,13 @@ def show(log: list[dict[str, Any]], path: Path) -> None:
         )
     figure = matplotlib.figure.Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
-    distance = [line["val_kl"] for line in log]
-    axes.plot(distance, [line["val_reward"] for line in log], "o-", label="reward model")
-    axes.set(xlabel="KL(π, π_ref), nats a completion", ylabel="reward model")
+    steps = [line["step"] for line in log]
+    axes.plot(steps, [line["val_reward"] for line in log], "o-", color="tab:blue")
+    axes.set_xlabel("step")
+    axes.set_ylabel("reward model", color="tab:blue")
     other = axes.twinx()
-    other.plot(distance, [line["val_gold"] for line in log], "s-", color="tab:red")
-    other.set_ylabel("gold reward", color="tab:red")
+    other.plot(steps, [line["val_gold"] for line in log], "s-", color="tab:red")
+    other.set_ylabel("the reward that is meant", color="tab:red")
     save_figure(figure, path)
 
 
