@@ -297,21 +297,24 @@ def evaluate_drawn(
 ) -> None:
     """Compare the policy with the reference on validation prompts, and save it if it is the best.
 
+    The page of samples has one completion of each prompt.
+
     Args:
         before: the reference's completions, as `draw` has drawn them.
     """
     after = draw(actors.language)
     rollout = rollouts.roll_out(run, after, actors.policy, actors.reference, actors.vocabulary)
     metrics = rollouts.compare(rollout, before, settings.beta)
-    asked = [prompts[each.prompt] for each in after]
+    asked, times = [prompts[each.prompt] for each in after], len(after) // len(prompts)
     if gold:
         metrics["val_gold"] = float(np.mean(gold(asked, [each.text for each in after])))
     if run.is_main:
-        old, new = before[:SHOWN], after[:SHOWN]
+        old, new = before[::times][:SHOWN], after[::times][:SHOWN]
         scores = [(a.reward, b.reward) for a, b in zip(old, new, strict=True)]
         texts = [[each.text for each in drawn] for drawn in (old, new)]
         write_samples(
-            run, comparison_page(run.progress.step, asked[:SHOWN], texts[0], texts[1], scores)
+            run,
+            comparison_page(run.progress.step, asked[::times][:SHOWN], texts[0], texts[1], scores),
         )
     if run.report("objective", metrics, lower_is_better=False, curve=alignment_curve):
         run.publish(partial(save_model, run, settings, actors, metrics, len(after)))
