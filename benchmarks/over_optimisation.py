@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a character model of the text")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.0, help="of the policy")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of the policy")
     words = parser.parse_args()
     folder = words.output_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def main() -> None:
     best = min(log_of(folder / "reward", "accuracy"), key=lambda line: line["val_loss"])
     print(f"held-out pairs in the right order: {best['accuracy']:.1%}", flush=True)
     policy = ["--reward", "reward", "--gold", "gold_reward:score", "--prompts", "prompts.txt"]
-    policy += ["--method", "grpo", "--beta", "0.001", "--evaluations", "20"]
+    policy += ["--method", "grpo", "--beta", "0.001", "--evaluations", "12"]
     policy += ["--output_dir", "policy", "--max_minutes", str(words.minutes)]
     run(folder, "align", [*start, *policy])
     show(log_of(folder / "policy", "val_gold"), folder / "over_optimisation.png")

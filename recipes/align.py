@@ -115,11 +115,7 @@ class Settings(RunSettings):
             raise ValueError("--lora_rank requires peft: pip install 'hf-genkit[align]'")
         table_sources.check_source(self.data)
         download.check_exists(self.init_from, "--init_from")
-        if self.init_revision and Path(self.init_from or "").is_dir():
-            raise ValueError(
-                f"--init_revision {self.init_revision} requires a model on the Hub, --init_from "
-                f"{self.init_from} is a folder"
-            )
+        download.check_revision(self.init_from, self.init_revision)
 
 
 SHOWN = 8  # completions on a page of samples
@@ -370,7 +366,9 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors) -> None:
     )
     held = dialogues.split(pairs, settings.val_fraction, "data")[1]
     shown = {str(pair.prompt): pair.prompt for pair in held}
-    evaluate = partial(evaluate_pairs, run, settings, actors, val, list(shown.values())[:SHOWN])
+    prompts = list(shown.values())[:SHOWN]
+    before = draw_answers(prompts, actors.before) if run.is_main else []
+    evaluate = partial(evaluate_pairs, run, settings, actors, val, prompts, before)
     run.restore(before=evaluate)
     for _ in run.steps():
         for rows in run.rows():
@@ -389,16 +387,21 @@ def compare_pairs(run: Run, settings: Settings, actors: Actors, rows: Rows) -> P
 
 
 def evaluate_pairs(
-    run: Run, settings: Settings, actors: Actors, val: EncodedPairs, shown: list[Prompt]
+    run: Run,
+    settings: Settings,
+    actors: Actors,
+    val: EncodedPairs,
+    prompts: list[Prompt],
+    before: list[str],
 ) -> None:
     """Compare chosen and rejected answers of validation pairs, and save the best model.
 
     Args:
-        shown: prompts of the page of samples.
+        prompts: those of the page of samples, and `before` the reference's answers to them.
     """
     if run.is_main:
-        before, after = (draw_answers(shown, each) for each in (actors.before, actors.language))
-        write_samples(run, comparison_page(run.progress.step, shown, before, after))
+        after = draw_answers(prompts, actors.language)
+        write_samples(run, comparison_page(run.progress.step, prompts, before, after))
     score = partial(compare_pairs, run, settings, actors)
     logs = all_pair_logs(run, val, score, settings.batch_size)
     loss = logs.loss(settings.beta, settings.label_smoothing).item()

@@ -78,11 +78,7 @@ class Settings(TextSettings):
         if self.lora_rank and importlib.util.find_spec("peft") is None:
             raise ValueError("--lora_rank requires peft: pip install 'hf-genkit[finetune]'")
         download.check_exists(self.init_from, "--init_from")
-        if self.init_revision and Path(self.init_from).is_dir():
-            raise ValueError(
-                f"--init_revision {self.init_revision} requires a model on the Hub, --init_from "
-                f"{self.init_from} is a folder"
-            )
+        download.check_revision(self.init_from, self.init_revision)
 
 
 def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:

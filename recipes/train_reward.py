@@ -67,11 +67,7 @@ class Settings(RunSettings):
         super().__post_init__()
         table_sources.check_source(self.data)
         download.check_exists(self.init_from, "--init_from")
-        if self.init_revision and Path(self.init_from or "").is_dir():
-            raise ValueError(
-                f"--init_revision {self.init_revision} requires a model on the Hub, --init_from "
-                f"{self.init_from} is a folder"
-            )
+        download.check_revision(self.init_from, self.init_revision)
 
 
 def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:

@@ -187,6 +187,10 @@ def test_adapters_are_merged_into_what_is_saved(home, tmp_path):
         ("--reward nothing=3 --prompts {home}/prompts.txt", "reward: .*nothing=3"),
         ("--reward length=3 --prompts {home}/prompts.txt --max_new_tokens 99", "max_new_tokens=99"),
         ("--reward length=3 --prompts {home}/prompts.txt --batch_size 6 --updates 4", "8 would"),
+        (
+            "--init_revision main --reward length=3 --prompts {home}/prompts.txt",
+            "--init_revision main .*folder",
+        ),
         ("--init_from {home}/none --reward length=3 --prompts {home}/prompts.txt", "init_from"),
     ],
 )

@@ -98,6 +98,19 @@ def check_exists(name: str | None, argument: str = "model", hint: str = HINT) ->
         refuse_missing(name, argument, hint)
 
 
+def check_revision(name: str | None, revision: str | None) -> None:
+    """Refuse a revision for a folder, which has none.
+
+    Raises:
+        ValueError: `name`, of --init_from, is a folder here, and --init_revision is given.
+    """
+    if revision and name and names.is_folder(os.path.expanduser(name)):  # noqa: PTH111  as above
+        raise ValueError(
+            f"--init_revision {revision} requires a model on the Hub, --init_from {name} is a "
+            "folder"
+        )
+
+
 def refuse_missing(name: str, argument: str = "model", hint: str = HINT) -> NoReturn:
     """Raise the error of a folder that does not exist; see `check_exists`."""
     what = "it is a file" if os.path.lexists(name) else "there is no such folder"
