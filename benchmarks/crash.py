@@ -115,7 +115,8 @@ def foreign(folder: Path) -> None:
     samples.mkdir()
     for place in (checkpoints, samples):
         (place / "notes.txt").write_text("mine")
-        (place / "step-00000007").symlink_to(folder)
+        # the name of a checkpoint that no run writes: at its own step a save sets a link aside
+        (place / f"step-{STEPS + 39:08d}").symlink_to(folder)
     for name in ("step-00000010 (copy).md", "step-20.png", "step-00000010.md.bak", "mine.png"):
         (samples / name).write_text("mine")
 
