@@ -33,8 +33,9 @@ def sources():
 def test_no_vendor_is_named_outside_of_machine():
     found = []
     for path in sources():
-        if path != ROOT / "genkit" / "machine.py":
-            tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+        text = path.read_text()
+        if path != ROOT / "genkit" / "machine.py" and VENDORS.search(text):
+            tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             named = [t for t in tokens if VENDORS.search(t.string) and t.type != tokenize.COMMENT]
             found += [f"{path.relative_to(ROOT)}:{t.start[0]}: {t.string[:60]}" for t in named]
     assert not found

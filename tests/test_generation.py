@@ -40,8 +40,8 @@ def test_greedy_gives_the_tokens_of_transformers(language):
         assert record.tokens == expected
 
 
-@pytest.mark.parametrize("beams", [1, 2, 5])
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow), 2, 5])
+@pytest.mark.parametrize("penalty", [0.0, pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 def test_beams_give_the_tokens_of_transformers(language, beams, penalty):
     for prompt in prompts(10, 20):
         options = {"beams": beams, "length_penalty": penalty, "max_new_tokens": 12}

@@ -114,7 +114,7 @@ def test_beams_are_those_of_transformers(language, ours, theirs):
     """Texts, all of the n best, and their scores."""
     options = {"num_beams": 4, "max_new_tokens": 10, "num_return_sequences": 3} | theirs
     options |= {k: v for k, v in ours.items() if k != "no_repeat_ngram"}
-    for text in prompts(12, 20, seed=7):
+    for text in prompts(6, 20, seed=7):
         asked = {"strategy": "beam", "beams": 4, "n_best": 3, "max_new_tokens": 10}
         best = genkit.generate(text, model=language, **asked, **ours)
         found = [best, *best.alternatives]
