@@ -164,8 +164,8 @@ def main() -> None:
 def ready(
     model: GPT2LMHeadModel, tokenizer: GPT2TokenizerFast, precision: str, ids: list[int]
 ) -> LanguageModel:
-    """Pack and compile, or read the compiled step from the cache."""
-    language = LanguageModel(model, tokenizer, "GPT-2", precision, True)
+    """Pack the matrices."""
+    language = LanguageModel(model, tokenizer, "GPT-2", precision)
     start = time.perf_counter()
     assert language.stepper
     seconds, error = time.perf_counter() - start, accuracy(model, language, ids)
@@ -177,7 +177,7 @@ def ready(
 
 def small(folder: str, repeat: int) -> None:
     """Compare a model of one's own at batch 1."""
-    language = genkit.load(folder, compile=True)
+    language = genkit.load(folder)
     language.model.generation_config.eos_token_id = None  # every text gets as long as it may
     ids = language.tokenizer("The ").input_ids
     for options in ({"strategy": "greedy"}, {"strategy": "stochastic", "seed": 1}):

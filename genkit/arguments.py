@@ -19,6 +19,7 @@ R = TypeVar("R")
 _LOADING = {
     "torch_dtype": "dtype",
     "precision": "dtype",
+    "load_in_4bit": 'quantize="int4" has the weights of matrices in 4 bits',
     "load_in_8bit": 'quantize="int8" has matrix products in 8 bits',
     "model_id": "model",
     "model_name": "model",

@@ -25,8 +25,9 @@ def load(
     Args:
         model: folder or Hub id; default: GPT-2.
         revision: a branch, tag or commit on the Hub.
-        dtype, quantize, compile, trust_remote_code: of language models and readers of answers, see
-            `language.load` and `qa.load`; others take none of them.
+        dtype, quantize, trust_remote_code: of language models and readers of answers, see
+            `load_language_model` and `load_reader`; others take none of them.
+        compile: of readers of answers, see `load_reader`.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
@@ -43,8 +44,12 @@ def load(
     if model == DEFAULT and revision is None and not names.is_folder(model):
         revision = REVISION
     kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
-    options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compile}
+    options: dict[str, Any] = {"dtype": dtype, "quantize": quantize}
     options["trust_remote_code"] = trust_remote_code
+    if compile is not None and kind != kinds.ANSWERS:
+        raise ValueError(
+            f"compile={compile!r} is for readers of answers; {model!r} is a {kind} model"
+        )
     # only what this kind of model needs is imported
     if kind == kinds.TEXT:
         from genkit.text import language_model
@@ -55,7 +60,9 @@ def load(
     if kind == kinds.ANSWERS:
         from genkit.qa import reader
 
-        return reader.load_reader(model, revision=revision, device=device, **options)
+        return reader.load_reader(
+            model, revision=revision, device=device, compile=compile, **options
+        )
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(

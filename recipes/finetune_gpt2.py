@@ -208,7 +208,7 @@ class Answers:
         found = dialogues.read_demonstrations(settings.data, settings.table_memory)
         if any(not isinstance(each.prompt, str) for each in found):
             add_template(tokenizer)
-        language = LanguageModel(network, tokenizer, settings.init_from, compiled=False)
+        language = LanguageModel(network, tokenizer, settings.init_from)
         rows = [
             encode_dialogue(each.prompt, each.answer, language, f"data: row {i}")
             for i, each in enumerate(found)
@@ -250,7 +250,7 @@ class Answers:
             total += torch.tensor([loss, self.val[i].count])
         nats, tokens = run.sum(total).tolist()
         if run.is_main:
-            language = LanguageModel(network, self.tokenizer, "this run", compiled=False)
+            language = LanguageModel(network, self.tokenizer, "this run")
             page = answers_page(run.progress.step, self.held[:SHOWN], language)
             run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
         return {"val_loss": nats / tokens, "perplexity": math.exp(nats / tokens)}

@@ -100,7 +100,7 @@ def main() -> None:
 
         # ---- data
         pairs = dialogues.read_pairs(settings.data, settings.table_memory)
-        language = LanguageModel(network, tokenizer, settings.init_from, compiled=False)
+        language = LanguageModel(network, tokenizer, settings.init_from)
         encoded = encode_pairs(pairs, language)
         train, val = dialogues.split(encoded, settings.val_fraction, "data")
         order = Order(len(train), settings.seed)

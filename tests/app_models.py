@@ -51,7 +51,7 @@ def language(folder: Path, context: int = 64, template: str | None = None, depth
 def long_seed(model: Path, content: str, **options: object) -> int:
     """The seed, of the first twenty, of the longest reply to a message."""
     chats = [[{"role": "user", "content": content}]] * 20
-    loaded = load_language_model(model, compile=False)  # nobody waits for a compiler
+    loaded = load_language_model(model)
     records = genkit.generate(chats, model=loaded, seed=0, **options)
     return max(range(20), key=lambda seed: len(records[seed].tokens))
 

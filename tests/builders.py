@@ -286,7 +286,7 @@ def small_model(architecture: str, context: int = 64) -> LanguageModel:
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
         model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
-    return LanguageModel(model.eval(), tokenizer, architecture, compiled=False)
+    return LanguageModel(model.eval(), tokenizer, architecture)
 
 
 SIZE = (1, 8, 8)
@@ -381,9 +381,7 @@ def letter_model(eos: int | list[int] | str | None = None) -> LanguageModel:
     torch.manual_seed(0)
     size = {"vocab_size": 27, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(**size, **ends)).eval()
-    return LanguageModel(
-        model, PreTrainedTokenizerFast(tokenizer_object=made), "letters", compiled=False
-    )
+    return LanguageModel(model, PreTrainedTokenizerFast(tokenizer_object=made), "letters")
 
 
 END = "<|endoftext|>"
@@ -399,4 +397,4 @@ def byte_model() -> LanguageModel:
     size = {"vocab_size": 257, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=256, eos_token_id=256)).eval()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=END, eos_token=END)
-    return LanguageModel(model, tokenizer, "bytes", compiled=False)
+    return LanguageModel(model, tokenizer, "bytes")

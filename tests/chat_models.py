@@ -84,7 +84,7 @@ def chat_model(
         ends = tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>", "<end_of_turn>"])
         model.lm_head.weight.mul_(5)
         model.lm_head.weight[ends] *= 1.3
-    return LanguageModel(model, tokenizer, "tiny-chat", compiled=False)
+    return LanguageModel(model, tokenizer, "tiny-chat")
 
 
 def save_chat_model(folder: Path, template: str | None = TEMPLATES["chatml"]) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from app_models import language, talks
 
 import genkit
@@ -128,7 +129,7 @@ def test_what_cannot_be_done_is_a_line(chat, capfd, lines, words):
 
 def test_retry_needs_a_strategy_that_draws(model, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n/retry\n")))
-    own = ["--eager", "--strategy", "greedy", "--max-new-tokens", "5"]
+    own = ["--strategy", "greedy", "--max-new-tokens", "5"]
     with pytest.raises(SystemExit):
         cli.main(["chat", str(model), *own])
     assert "/retry: this strategy draws nothing" in capfd.readouterr().err
@@ -138,7 +139,7 @@ def test_retry_needs_a_strategy_that_draws(model, monkeypatch, capfd):
 def test_a_seed_needs_a_strategy_that_draws(model, monkeypatch, capfd, lines, flags):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     with pytest.raises(SystemExit):
-        cli.main(["chat", str(model), "--eager", "--strategy", "greedy", *flags])
+        cli.main(["chat", str(model), "--strategy", "greedy", *flags])
     assert "seed" in capfd.readouterr().err
 
 
@@ -163,10 +164,9 @@ def test_a_history_whose_last_message_is_not_answered_goes_on(model, monkeypatch
     terminal = io.StringIO(f"and\n/save {saved}\n")
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
-    loaded = load_language_model(str(model), compile=False)
-    hook = loaded.model.register_forward_pre_hook(press)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(press)
     try:
-        cli.main(["chat", str(model), *FLAGS, "--eager", "--history", str(file)])
+        cli.main(["chat", str(model), *FLAGS, "--history", str(file)])
     finally:
         hook.remove()
     asked, reply = json.loads(saved.read_text())
@@ -211,7 +211,7 @@ def test_a_terminal_stops_a_reply_and_goes_on(model, tmp_path):
     command = [sys.executable, "-m", "genkit", "chat", str(model), "--max-new-tokens", "900"]
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(
-            [*command, "--eager"], stdin=slave, stdout=out, stderr=slave, start_new_session=True,
+            command, stdin=slave, stdout=out, stderr=slave, start_new_session=True,
             preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         )  # fmt: skip
     os.close(slave)

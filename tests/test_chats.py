@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -60,14 +61,16 @@ def counted(language: LanguageModel) -> Iterator[list[int]]:
     """List how many tokens the model reads in each call."""
     widths: list[int] = []
 
-    def count(_: object, __: object, options: dict) -> None:
-        widths.append(options["input_ids"].numel())
+    whole = decoder.Stepper.__call__
 
-    hook = language.model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
+    def count(stepper: decoder.Stepper, ids: torch.Tensor, *step: Any, **options: Any) -> Any:
+        if stepper is language.stepper:
+            widths.append(ids.numel())
+        return whole(stepper, ids, *step, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder.Stepper, "__call__", count)
         yield widths
-    finally:
-        hook.remove()
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +178,12 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: str(options["strategy"]))
 def test_a_reply_does_not_depend_on_what_was_kept(language, options):
     keeping, rng = (
-        LanguageModel(language.model, language.tokenizer, "keeping", compiled=False),
+        LanguageModel(language.model, language.tokenizer, "keeping"),
         random.Random(1),
     )
     chat = made_up_chat(rng, 1, True)
     for _ in range(3):
-        fresh = LanguageModel(language.model, language.tokenizer, "fresh", compiled=False)
+        fresh = LanguageModel(language.model, language.tokenizer, "fresh")
         options = {"max_new_tokens": 10} | options
         record, again = (genkit.generate(chat, model=m, **options) for m in (keeping, fresh))
         assert record.tokens == again.tokens and record.finish == again.finish
@@ -193,7 +196,7 @@ def test_a_reply_does_not_depend_on_what_was_kept(language, options):
 
 @pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"strategy": "beam"}])
 def test_a_second_turn_reads_only_what_is_new(language, options):
-    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
+    mine = LanguageModel(language.model, language.tokenizer, "mine")
     options |= {"model": mine, "max_new_tokens": 8}
     first = genkit.generate([SYSTEM, user("the the " * 20)], **options)
     chat = [*first.messages, user("And then?")]
@@ -207,7 +210,7 @@ def test_a_second_turn_reads_only_what_is_new(language, options):
 
 
 def test_a_retry_and_a_stopped_reply_read_nothing_twice(language):
-    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
+    mine = LanguageModel(language.model, language.tokenizer, "mine")
     chat = [SYSTEM, user("the the " * 20)]
     pieces = genkit.stream(chat, model=mine, max_new_tokens=8, seed=1)
     next(pieces)
@@ -218,7 +221,7 @@ def test_a_retry_and_a_stopped_reply_read_nothing_twice(language):
 
 
 def test_several_chats_are_kept(language):
-    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
+    mine = LanguageModel(language.model, language.tokenizer, "mine")
     batch = [[user(word * 30)] for word in ("the ", "user ", "ing ")]
     options = {"model": mine, "strategy": "greedy", "max_new_tokens": 4}
     rows = genkit.generate(batch, **options)
@@ -250,7 +253,7 @@ def test_keys_that_depend_on_the_length_are_not_kept():
 
 
 def test_texts_are_not_kept(language):
-    mine = LanguageModel(language.model, language.tokenizer, "mine", compiled=False)
+    mine = LanguageModel(language.model, language.tokenizer, "mine")
     genkit.generate("the the", model=mine, max_new_tokens=4)
     assert mine.kept.find(mine.tokenizer("the the the").input_ids) is None
 
@@ -303,7 +306,7 @@ def test_kept_texts_are_bounded(monkeypatch):
 def test_copied_keys_are_those_of_a_branch():
     """After branches, chains and endings, a copy goes on as the text itself would."""
     language, rng = chat_model(), random.Random(0)
-    stepper = decoder.Stepper(language.model, "float32", False)
+    stepper = decoder.Stepper(language.model, "float32")
     prompts = [[rng.randrange(250) for _ in range(rng.randint(2, 9))] for _ in range(4)]
     reader = kv_cache.Tree(stepper, prompts)
     for step in range(6):
@@ -509,7 +512,7 @@ def test_chats_that_the_template_cannot_write_are_errors(template, chat, message
 @pytest.mark.timeout(3600)
 def test_replies_of_a_real_model_are_those_of_transformers(real_model):
     """Ten conversations of three turns, in a batch; later turns read only what is new."""
-    language = load_language_model(real_model("smollm2"), compile=False)
+    language = load_language_model(real_model("smollm2"))
     batch = [[user(asked[0])] for asked in CONVERSATIONS]
     read: list[list[int]] = [[] for _ in batch]
     for turn in range(3):

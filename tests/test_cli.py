@@ -122,7 +122,6 @@ def test_one_text_is_printed_while_it_is_written(trained):
         "beam",
         "--stop",
         "e",
-        "--eager",
     )
     done = run(*words, "--max-new-tokens", "20", "--bad-words", "x")
     assert done.returncode == 0 and done.stderr == ""

@@ -132,7 +132,7 @@ def test_the_simple_template_works_with_characters():
     tokenizer = characters.make_tokenizer("abcdefghijklmnopqrstuvwxyz .:\nAHU")
     add_template(tokenizer)
     model = lm.make_model("llama", len(tokenizer), 128, 1, 16, 1, 0.0)
-    language = LanguageModel(model.eval(), tokenizer, "letters", compiled=False)
+    language = LanguageModel(model.eval(), tokenizer, "letters")
     row = encode_dialogue([HELLO, HI, AND], "Fine", language, "row")
     assert tokenizer.decode(row.ids) == (
         "User:\nHello\n\nAssistant:\nHi there.<eos>\n\nUser:\nAnd now?\n\nAssistant:\nFine<eos>"

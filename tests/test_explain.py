@@ -46,7 +46,7 @@ def by_character() -> LanguageModel:
     model = peaked(lm.make_model("llama", len(tokenizer), 64, 2, 32, 2, 0.0))
     with torch.no_grad():
         model.get_input_embeddings().weight[257:].mul_(5)  # letters: bytes and <eos> are rare
-    return LanguageModel(model, tokenizer, "characters", compiled=False)
+    return LanguageModel(model, tokenizer, "characters")
 
 
 def gpt2_like(tokenizer: PreTrainedTokenizerFast, name: str) -> LanguageModel:
@@ -54,7 +54,7 @@ def gpt2_like(tokenizer: PreTrainedTokenizerFast, name: str) -> LanguageModel:
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     shape = {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **ends))
-    return LanguageModel(peaked(model), tokenizer, name, compiled=False)
+    return LanguageModel(peaked(model), tokenizer, name)
 
 
 def byte_level() -> LanguageModel:
@@ -680,7 +680,7 @@ def test_a_record_brings_its_own_prompt(letters):
 def test_a_model_that_answers_is_refused(letters):
     shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     model = T5ForConditionalGeneration(T5Config(vocab_size=300, decoder_start_token_id=0, **shape))
-    answering = LanguageModel(model.eval(), letters.tokenizer, "t5", compiled=False)
+    answering = LanguageModel(model.eval(), letters.tokenizer, "t5")
     with pytest.raises(ValueError, match="model: t5 "):
         explain.next_tokens("ab", model=answering)
 

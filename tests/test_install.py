@@ -13,7 +13,7 @@ import pytest
 from builders import ACCELERATE, ROOT, TWO
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-SOURCES = ("genkit", "recipes", "LICENSE", "README.md", "pyproject.toml")
+SOURCES = ("genkit", "recipes", "LICENSE", "README.md", "pyproject.toml", "setup.py")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source, copy = ROOT / name, folder / "tree" / name
         copy.parent.mkdir(exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(source, copy)
     options = ("--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir")
@@ -33,13 +33,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow  # compiles the kernels
 def test_wheel_holds_every_file_of_the_package(wheel):
     assert wheel.name.startswith("hf_genkit-")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         head = archive.read(metadata).decode()
-    package = (path for path in (ROOT / "genkit").rglob("*") if "__pycache__" not in path.parts)
+    left = {"__pycache__", "native"}  # the sources of the kernels
+    package = (path for path in (ROOT / "genkit").rglob("*") if left.isdisjoint(path.parts))
     expected = {path.relative_to(ROOT).as_posix() for path in package if path.is_file()}
     expected |= {f"genkit/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
     assert names == expected

@@ -32,7 +32,7 @@ def small_model(architecture: str, context: int = CONTEXT) -> LanguageModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
-    return LanguageModel(model.eval(), tokenizer, architecture, compiled=False)
+    return LanguageModel(model.eval(), tokenizer, architecture)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

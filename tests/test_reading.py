@@ -20,10 +20,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from genkit.engine import compiled as compiling
 from genkit.engine import decoder
 from genkit.engine import packed as packing
-from genkit.engine.compiled import cache_path
 from genkit.text import kv_cache
 
 SMALL = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -57,6 +55,7 @@ MODELS = {
     "mistral, with a sliding window": lambda: MistralForCausalLM(
         MistralConfig(sliding_window=8, **LLAMA, **SMALL)
     ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(sliding_window=None, **LLAMA, **SMALL)),
     "mamba, without a cache of keys": lambda: MambaForCausalLM(
         MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **SMALL)
     ),
@@ -91,10 +90,8 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
     """A random walk through steps, branches, chains and endings, twice beyond the context."""
     model, rng = make(name), random.Random(0)
     prompts = random_prompts(rng, 5, 20)
-    reader = kv_cache.read_prompts(
-        decoder.Stepper(model, "float32", False), [*prompts, list(prompts[2])]
-    )
-    assert isinstance(reader, kv_cache.Tree) == (name in ("gpt2", "llama"))
+    reader = kv_cache.read_prompts(decoder.Stepper(model, "float32"), [*prompts, list(prompts[2])])
+    assert isinstance(reader, kv_cache.Tree) == (name in ("gpt2", "llama", "mistral"))
     assert worst(reader) < 1e-4
     for step in range(90):
         width = len(reader.lines[0])
@@ -110,11 +107,11 @@ def test_texts_that_grow_branch_and_end_are_read_as_if_alone(name):
             assert worst(reader) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["bloom", "llama"])
+@pytest.mark.parametrize("name", ["bloom", "mistral"])
 def test_a_step_reads_only_the_new_token(name):
     """Whatever the model's forward calls its keys and values."""
     model, widths = make(name), []
-    reader = kv_cache.read_prompts(decoder.Stepper(model, "float32", False), [[5, 6, 7]])
+    reader = kv_cache.read_prompts(decoder.Stepper(model, "float32"), [[5, 6, 7]])
     model.register_forward_pre_hook(
         lambda _, __, options: widths.append(options["input_ids"].shape[1]), with_kwargs=True
     )
@@ -140,7 +137,7 @@ def chain(reader: kv_cache.Tree, rng: random.Random) -> None:
 
 def test_steps_can_be_taken_back():
     model, rng = make("llama"), random.Random(1)
-    reader = kv_cache.Tree(decoder.Stepper(model, "float32", False), random_prompts(rng, 3, 10))
+    reader = kv_cache.Tree(decoder.Stepper(model, "float32"), random_prompts(rng, 3, 10))
     lines, logits = [[list(line) for line in own] for own in reader.lines], reader.logits.clone()
     mark = reader.mark(5)
     for _ in range(5):
@@ -153,7 +150,7 @@ def test_steps_can_be_taken_back():
 
 def test_the_pool_does_not_grow_by_what_nobody_sees():
     """Thirty steps of eight branches of which one survives: 30 live places, not 240."""
-    reader = kv_cache.Tree(decoder.Stepper(make("gpt2"), "float32", False), [[1, 2, 3]])
+    reader = kv_cache.Tree(decoder.Stepper(make("gpt2"), "float32"), [[1, 2, 3]])
     for _ in range(30):
         reader.branch([[0] * 8])
         reader.step([[1] * 8])
@@ -222,107 +219,3 @@ def test_packed_weights_are_freed_with_their_model():
     del packed
     gc.collect()
     assert len(packing._products) == before
-
-
-# ---- compiled steps
-
-
-@pytest.mark.slow
-def test_a_compiled_step_computes_the_same_at_every_shape(tmp_path, monkeypatch):
-    """One artefact for any batch, width, and length; kept in the cache, made once."""
-    monkeypatch.setenv("GENKIT_CACHE", str(tmp_path))
-    model = make("llama")
-    eager, compiled = (decoder.Stepper(model, "int8", choice) for choice in (False, None))
-    with monkeypatch.context() as now:  # in the middle of a text
-        now.setattr(compiling, "READYING", 0.0)
-        now.setattr(compiling, "COMPILING", 0.0)
-        kv_cache.Tree(compiled, [[1, 2, 3]]).step([[5]])
-    assert compiled._step is not None
-    (path,) = (tmp_path / "compiled").iterdir()
-    rng = random.Random(0)
-    for texts in (1, 3):
-        prompts = random_prompts(rng, texts, 20)
-        readers = [kv_cache.Tree(stepper, prompts) for stepper in (eager, compiled)]
-        for width in (1, 4, 2):
-            tokens = [[rng.randrange(97) for _ in range(width)] for _ in range(texts)]
-            for reader in readers:
-                reader.branch([[0] * width for _ in range(texts)])
-                reader.step(tokens)
-            assert (readers[0].logits - readers[1].logits).abs().max() < 0.05
-    stamp = path.stat().st_mtime_ns
-    torch.manual_seed(5)
-    sibling = decoder.Stepper(MODELS["llama"]().eval(), "int8", None)  # other weights, one shape
-    monkeypatch.setattr(compiling, "READYING", 0.0)
-    reader = kv_cache.Tree(sibling, [[1, 2, 3]])
-    assert sibling._step is None
-    reader.step([[5]])
-    assert sibling._step is not None and worst(reader) < 0.05
-    reader.step([[6]])
-    assert worst(reader) < 0.05
-    assert decoder.Stepper(model, "int8", True)._step is not None
-    assert path.stat().st_mtime_ns == stamp
-
-
-def test_a_compiled_step_is_that_of_one_shape_and_precision():
-    model = make("llama")
-    key = cache_path(packing.pack(model, "int8"))
-    torch.manual_seed(5)
-    assert cache_path(packing.pack(MODELS["llama"]().eval(), "int8")) == key
-    others = (model, packing.pack(model, "bfloat16"), make("gpt2"))
-    assert key not in map(cache_path, others)
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_step_path_is_the_same_when_a_model_was_saved_and_on_other_threads(tmp_path, name):
-    model = make(name)
-    key = decoder.step_path(model)
-    model.save_pretrained(tmp_path)
-    saved = type(model).from_pretrained(tmp_path).eval()
-    assert saved.config.architectures and saved.config.dtype
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
-        assert decoder.step_path(saved) == decoder.step_path(model) == key
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.slow
-def test_a_step_that_does_not_compile_is_done_without(tmp_path, monkeypatch):
-    """A cache that cannot be written, in the middle of a text."""
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(compiling, "READYING", 0.0)
-    monkeypatch.setattr(compiling, "COMPILING", 0.0)
-    reader = kv_cache.Tree(decoder.Stepper(make("gpt2"), "float32", None), [[1, 2, 3]])
-    with pytest.warns(UserWarning, match="does not compile"):
-        reader.step([[5]])
-    reader.step([[6]])
-    assert worst(reader) < 1e-4
-
-
-def test_what_pays_is_done_once(monkeypatch):
-    """Not tried again at every step."""
-    monkeypatch.setattr(compiling, "READYING", 0.0)
-    stepper, done = decoder.Stepper(make("gpt2"), "float32", None), []
-    whole = stepper._improve
-    monkeypatch.setattr(stepper, "_improve", lambda compile_now: done.append(whole(compile_now)))
-    reader = kv_cache.Tree(stepper, [[1, 2, 3]])
-    for token in range(5):
-        reader.step([[token]])
-    assert len(done) == 1
-
-
-def test_matrices_are_packed_when_that_pays(monkeypatch):
-    monkeypatch.setattr(packing, "WORTHWHILE", 1)
-    monkeypatch.setattr(compiling, "READYING", 0.0)
-    model = make("gpt2")
-    for choice, packed in ((None, True), (False, False)):
-        stepper = decoder.Stepper(model, "float32", choice)
-        reader = kv_cache.Tree(stepper, [[1, 2, 3]])
-        assert stepper.model is model
-        for token in (4, 5):
-            reader.step([[token]])
-            assert worst(reader) < 1e-4
-        assert stepper.exact is model
-        assert (stepper.model is not model) == packed

@@ -26,7 +26,7 @@ TEXT = topics["exceptions"] + topics["assignment"]
 
 @pytest.fixture(scope="module")
 def language(real_model):
-    return language_model.load_language_model(real_model("smollm2"), compile=False)
+    return language_model.load_language_model(real_model("smollm2"))
 
 
 def ids(language, text: str) -> torch.Tensor:

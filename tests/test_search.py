@@ -369,14 +369,12 @@ def test_an_encoder_decoder_begins_and_ends_as_its_settings_force_it():
         assert record.tokens[0] == 260 and record.tokens[-1] == 0
 
 
-def test_an_encoder_decoder_answers_and_cannot_be_compiled_or_guessed(tmp_path):
+def test_an_encoder_decoder_answers_and_cannot_be_guessed(tmp_path):
     language = encoder_decoder("t5")
     language.model.save_pretrained(tmp_path)
     lm.save_tokenizer(language.tokenizer, tmp_path)
     record = genkit.generate("abc", model=tmp_path, quantize="int8", strategy="greedy")
     assert record.text == record.completion and str(record) == record.completion
-    with pytest.raises(ValueError, match="compile=True is for decoders with full attention"):
-        genkit.load(tmp_path, compile=True)
     with pytest.raises(ValueError, match="lookup: t5 is no decoder with full attention"):
         genkit.generate("abc", model=language, strategy="greedy", lookup=3)
 

@@ -234,7 +234,7 @@ def test_contexts_and_questions_are_text():
 
 
 def test_samples_of_a_run_take_their_prompt_as_text(language):
-    page = sample_page(1, END, language.model, language.tokenizer, 2, False)
+    page = sample_page(1, END, language.model, language.tokenizer, 2)
     assert END in page
 
 
@@ -250,7 +250,7 @@ def test_our_tokenizers_read_all_as_text(tmp_path):
 def test_a_chat_that_spells_a_piece_of_the_vocabulary_is_refused_for_that_reason(language):
     made = MADE["unigram"]()
     made.chat_template = "{{ messages[0]['content'] }}</s>"
-    spoken = LanguageModel(language.model, made, "tiny", compiled=False)
+    spoken = LanguageModel(language.model, made, "tiny")
     message = [{"role": "user", "content": "the </s> end"}]
     with pytest.raises(ValueError, match="prompt: a content spells a control token"):
         chats.read_chat(message, "prompt", spoken)

@@ -121,10 +121,10 @@ def load_language_model(index: ModelIndex, name: str) -> LanguageModel:
 
 
 def _load(model: str) -> LanguageModel:
-    """Load a model, not compiled: nobody waits for a compiler, and layers can pause for others."""
+    """Load a model, once."""
     from genkit.text import language_model
 
-    return events.load_once(language_model.load_language_model, model, compile=False)
+    return events.load_once(language_model.load_language_model, model)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ Ctrl-C stops a reply and keeps what was written; Ctrl-D ends. These lines are co
 A message that begins with / is written with two: //etc is a folder.
 """
 # arguments of generate that a conversation does not take, or that are added below
-OWN = ("model", "compile", "trust_remote_code", "n_best", "parse_special")
+OWN = ("model", "trust_remote_code", "n_best", "parse_special")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

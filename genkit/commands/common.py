@@ -18,9 +18,6 @@ PICTURES = (".png",)  # endings of file names
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """Add the flags for loading a model of text."""
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--eager", action="store_true", help="never compile the model")
-    speed.add_argument("--compile", action="store_true", help="compile the model first")
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -34,13 +31,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def written_options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that the user wrote; `compile` is False for --eager."""
-    options = {name: value for name, value in arguments.items() if value is not None}
-    if options.pop("eager", False):
-        options["compile"] = False
-    elif not options.get("compile", True):
-        del options["compile"]
-    return options
+    """Return the arguments that the user wrote."""
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def read_text(name: str, path: str) -> str:

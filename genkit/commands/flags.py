@@ -4,7 +4,7 @@ A keyword-only parameter is a flag: its type and default come from the signature
 parameter's entry in the docstring's Args. So a command needs no table of its own:
 
     def add(parser):
-        flags.add(parser, flags.from_verb("genkit.text.generation", "generate", skip=("compile",)))
+        flags.add(parser, flags.from_verb("genkit.text.generation", "generate", skip=("overflow",)))
 
 The arguments that `run` is given hold only what the user wrote, by the parameter's name, ready to
 be passed on: `verb(text, **arguments)`. The source is parsed, not imported, so --help is quick.

@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", nargs="+", help="one text or several; - reads lines of standard input"
     )
-    own = ("compile", "trust_remote_code", "overflow")  # added by add_loading; of chats
+    own = ("trust_remote_code", "overflow")  # added by add_loading; of chats
     flags.add(parser, flags.from_verb("genkit.text.generation", "generate", skip=own))
     common.add_loading(parser)
     common.add_json(parser)

@@ -1,24 +1,17 @@
-"""One step of a decoder over a tree of tokens: by the stock model, or compiled ahead of time.
-
-A compiled step takes the weights as arguments. It is kept in the cache by the shape of the model,
-so that it is paid for once and serves every later process and every fine-tuned sibling.
-"""
+"""One step of a decoder over trees of tokens, by compiled kernels or by the stock model."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import Dim
 from transformers import Cache, PreTrainedModel
 
-from genkit.engine.compiled import CompileSchedule, cache_path, compile_ahead, named_weights
+from genkit.engine.native_decoders import native_decoder
 from genkit.engine.packed import pack
-from genkit.engine.private_ops import Compiled, load_compiled
+
+FEW = 16  # tokens of a step in float32: more of them the stock model reads faster
 
 
 class Pool(Cache):
@@ -49,40 +42,6 @@ class Pool(Cache):
         return 0
 
 
-class StockStep(torch.nn.Module):
-    """A stock model as a function of its weights, tokens, and a tree of earlier tokens.
-
-    Args of the call:
-        weights: parameters and buffers by name.
-        ids: new tokens, (texts, width).
-        positions: of each in its own line of text, (texts, width).
-        slots: where each goes in the pool, (texts, width).
-        seen: which slots each attends to, its own included, (texts, width, slots), bool.
-        keys, values: the pool, see `Pool`; written in place.
-
-    Returns logits, (texts, width, vocabulary).
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self._model = [model]  # in a list: not a submodule, its weights are arguments
-        self._cache = cache_argument(model)
-
-    def forward(
-        self,
-        weights: dict[str, torch.Tensor],
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        seen: torch.Tensor,
-        keys: list[torch.Tensor],
-        values: list[torch.Tensor],
-    ) -> torch.Tensor:
-        """Do one step."""
-        arguments = forward_arguments(self._cache, ids, positions, slots, seen, keys, values)
-        return torch.func.functional_call(self._model[0], weights, (), arguments).logits
-
-
 def cache_argument(model: PreTrainedModel) -> str:
     """Return what the model's forward calls its keys and values; "" if it takes none."""
     taken = inspect.signature(model.forward).parameters
@@ -103,7 +62,7 @@ def forward_arguments(
     """Return the arguments of a stock model's forward for such a step.
 
     Args:
-        cache: see `cache_argument`; the others are those of `StockStep`.
+        cache: see `cache_argument`; the others are those of `Stepper`.
     """
     nothing = torch.finfo(keys[0].dtype).min
     mask = torch.zeros(seen.shape, dtype=keys[0].dtype, device=seen.device)
@@ -117,25 +76,20 @@ def forward_arguments(
 
 
 class Stepper:
-    """Runs steps of a model: by the stock model until something faster pays.
-
-    That is the same model with packed matrices, or a compiled step; `CompileSchedule` says when.
+    """Runs steps of a decoder over trees of tokens: by compiled kernels, or by the stock model.
 
     Args:
-        model: a decoder; in float32 and on a CPU if it is to be packed or compiled.
-        precision: of matrix products, see `packed`; below float32 they are packed at once.
-        compiled: True compiles at once; None when it pays; False leaves float32 as it is.
+        model: a decoder, or any other model, whose steps the caller runs.
+        precision: of matrix products on a CPU: "float32", "bfloat16" or "int8".
     """
 
-    def __init__(self, model: PreTrainedModel, precision: str, compiled: bool | None) -> None:
-        self._precision, self._packed = precision, precision != "float32"
-        self._schedule = CompileSchedule(compiled, "this model's step")
-        self.model = pack(model, precision) if self._packed else model
+    def __init__(self, model: PreTrainedModel, precision: str) -> None:
+        native = model.device.type == "cpu" and takes_trees(model)
+        self._native = native_decoder(model, precision) if native else None
+        self._stock_reads = precision == "float32"
+        stock = self._native is not None or self._stock_reads
+        self.model = model if stock else pack(model, precision)
         self._cache = cache_argument(model)
-        self.exact = self.model  # what decides where rounding could: the same before and after
-        self._step: Compiled | None = None
-        if compiled:
-            self._improve(compile_now=True)
 
     def __call__(
         self,
@@ -145,32 +99,45 @@ class Stepper:
         seen: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
-    ) -> torch.Tensor:
-        """Do one step; arguments and result are those of `StockStep`, without weights."""
-        if self._step:
-            inputs = [*self._weights.values(), ids, positions, slots, seen, *keys, *values]
-            return self._step(inputs)[0]
-        start = time.perf_counter()
+        kept: int,
+        hidden: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Do one step.
+
+        Args:
+            ids: new tokens, (texts, width).
+            positions: of each in its own line of text, (texts, width).
+            slots: where each goes in the pool, (texts, width).
+            seen: which slots each attends to, its own included, (texts, width, slots), bool.
+            keys, values: the pool, see `Pool`; written in place.
+            kept: of how many of the last tokens logits are wanted.
+            hidden: return the last states, too.
+
+        Returns:
+            Logits, (texts, kept, vocabulary), and states, (texts, width, size), or None.
+        """
         step = ids, positions, slots, seen, keys, values
-        logits = self.model(**forward_arguments(self._cache, *step)).logits
-        self._schedule.add(time.perf_counter() - start)
-        self._schedule.improve_if_due(self._improve)
-        return logits
+        if self._native is not None and not (self._stock_reads and ids.numel() > FEW):
+            logits, states = self._native(*step, kept)
+            return logits, states if hidden else None
+        arguments = forward_arguments(self._cache, *step)
+        output = self.model(**arguments, logits_to_keep=kept, output_hidden_states=hidden)
+        return output.logits.float(), output.hidden_states[-1] if hidden else None
 
-    @torch.inference_mode(False)
-    def _improve(self, compile_now: bool) -> None:
-        """Pack the matrices, and use a compiled step if there is one, or one is to be made."""
-        if not self._packed:
-            self.model, self._packed = pack(self.model, self._precision), True
-        path = step_path(self.model)
-        if compile_now and not path.exists():
-            _compile(self.model, self._weights, path)
-        if path.exists():
-            self._step = load_compiled(path)
-
-    @functools.cached_property
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return named_weights(self.model)
+    def read_alone(self, tokens: list[int]) -> torch.Tensor:
+        """Return the logits after one line of text, (vocabulary,): no batch, tree or kept keys."""
+        ids = torch.tensor([tokens], device=self.model.device)
+        if self._native is None or self._stock_reads:
+            mask = torch.ones_like(ids)
+            output = self.model(
+                input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1
+            )
+            return output.logits[0, -1].float()
+        steps = torch.arange(len(tokens))
+        seen = steps[:, None] >= steps
+        keys, values = (empty_pool(self.model, 1, len(tokens)) for _ in range(2))
+        logits, _ = self._native(ids, steps[None], steps[None], seen[None], keys, values, 1)
+        return logits[0, 0]
 
 
 def empty_pool(model: PreTrainedModel, texts: int, slots: int) -> list[torch.Tensor]:
@@ -181,34 +148,6 @@ def empty_pool(model: PreTrainedModel, texts: int, slots: int) -> list[torch.Ten
     room = (texts, heads, slots, size)
     layers = range(config.num_hidden_layers)
     return [torch.zeros(room, dtype=model.dtype, device=model.device) for _ in layers]
-
-
-def _compile(model: PreTrainedModel, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Compile a step for any number of texts, any width and any number of slots."""
-    texts, width, size = 3, 5, 64  # all different, none special
-    tokens = torch.zeros(texts, width, dtype=torch.int64)
-    keys, values = (empty_pool(model, texts, size) for _ in range(2))
-    seen = torch.ones(texts, width, size, dtype=torch.bool)
-    slots = torch.arange(width).expand(texts, width).contiguous()
-    any_ = Dim.AUTO
-    pool = [{0: any_, 2: any_}] * len(keys)
-    two = {0: any_, 1: any_}
-    shapes = (dict.fromkeys(weights), two, two, two, two | {2: any_}, pool, pool)
-    example = (weights, tokens, tokens.clone(), slots, seen, keys, values)
-    threads = {"cpp.threads": 1} if _is_small(model) else {}
-    what = "this model's decoding step"
-    compile_ahead(StockStep(model), example, shapes, path, what, **threads)
-
-
-def step_path(model: PreTrainedModel) -> Path:
-    """Return the path of a model's compiled step in the cache."""
-    modules = (__name__, pack.__module__)
-    return cache_path(model, *modules, threads=1 if _is_small(model) else None)
-
-
-def _is_small(model: PreTrainedModel) -> bool:
-    """Whether no matrix is worth packing: a step is too little work to divide among threads."""
-    return not any(getattr(layer, "precision", "") for layer in model.modules())
 
 
 def takes_trees(model: PreTrainedModel) -> bool:

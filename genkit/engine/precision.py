@@ -6,12 +6,21 @@ import torch
 from transformers import PreTrainedModel
 
 from genkit import machine
+from genkit.engine import kernels
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_precision(dtype: str | None, quantize: str | None, device: torch.device) -> None:
+def check_precision(
+    dtype: str | None,
+    quantize: str | None,
+    device: torch.device,
+    kinds: tuple[str, ...] = ("int8",),
+) -> None:
     """Refuse a precision that a device does not have.
+
+    Args:
+        kinds: what `quantize` may be.
 
     Raises:
         ValueError: an option is unknown, or for another kind of device.
@@ -23,12 +32,17 @@ def check_precision(dtype: str | None, quantize: str | None, device: torch.devic
         raise ValueError("dtype='float16' is for a GPU; on a CPU use 'bfloat16'")
     if dtype == "bfloat16" and not machine.has_bf16(device):
         raise ValueError(f"dtype='bfloat16': {device} does not have it; use 'float16'")
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize must be 'int8', got {quantize!r}")
+    if quantize not in (None, *kinds):
+        raise ValueError(f"quantize must be {' or '.join(map(repr, kinds))}, got {quantize!r}")
     if quantize and dtype:
         raise ValueError(f"quantize={quantize!r} and dtype={dtype!r} are both precisions; give one")
     if quantize and not cpu:
-        raise ValueError("quantize='int8' is for a CPU; on a GPU use dtype='bfloat16'")
+        raise ValueError(f"quantize={quantize!r} is for a CPU; on a GPU use dtype='bfloat16'")
+    if quantize == "int4" and not kernels.available():
+        raise ValueError(
+            "quantize='int4' needs the compiled kernels, which genkit was installed without: "
+            "install it again where there is a C++ compiler, or use 'int8'"
+        )
 
 
 def check_compiler(compile: bool | None, device: torch.device) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 
 import torch
 
+from genkit.engine.quantized import count_quantized
+
 
 def summarize(kind: str, name: str, networks: Iterable[torch.nn.Module], precision: str) -> str:
     """Write a loaded model's kind, name, number of parameters, precision and device on one line."""
+    networks = list(networks)
     parameters = [p for network in networks for p in network.parameters()]
-    count = sum(p.numel() for p in parameters)
+    count = sum(p.numel() for p in parameters) + sum(map(count_quantized, networks))
     return f"{f'{kind} {name}'.rstrip()}: {count:,} parameters, {precision}, {parameters[0].device}"

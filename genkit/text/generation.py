@@ -69,7 +69,6 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     revision: str | None = ...,
     dtype: str | None = ...,
     quantize: str | None = ...,
-    compile: bool | None = ...,
     trust_remote_code: bool = ...,
     device: str | None = ...,
     strategy: Strategy = ...,
@@ -107,7 +106,6 @@ def generate(
     revision: str | None = ...,
     dtype: str | None = ...,
     quantize: str | None = ...,
-    compile: bool | None = ...,
     trust_remote_code: bool = ...,
     device: str | None = ...,
     strategy: Strategy = ...,
@@ -145,7 +143,6 @@ def generate(
     revision: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    compile: bool | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
     strategy: Strategy = "sample",
@@ -192,8 +189,7 @@ def generate(
             GPT-2.
         revision: branch, tag or commit on the Hub.
         dtype: "float32" (default), "bfloat16", or on a GPU "float16"; see `load`.
-        quantize: "int8", on a CPU; see `load`.
-        compile: whether to compile the model first; default: when it pays; see `load`.
+        quantize: "int8" or "int4", on a CPU; see `load`.
         trust_remote_code: run code that the model brings along.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         strategy: "sample" draws from the model's distribution, reshaped by temperature, top_k,
@@ -268,7 +264,6 @@ def stream(
     revision: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    compile: bool | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
     strategy: Strategy = "sample",

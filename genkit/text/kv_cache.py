@@ -21,7 +21,6 @@ from genkit.engine.decoder import (
     Stepper,
     cache_argument,
     empty_pool,
-    forward_arguments,
     takes_trees,
 )
 from genkit.text.kept_keys import KeptText, KeptTexts, shared_length
@@ -57,7 +56,7 @@ class Tree:
         kept: KeptTexts | None = None,
     ) -> None:
         self.stepper, self.model, self._with_hidden = stepper, stepper.model, hidden
-        self.context, self._argument = context_length(self.model), cache_argument(self.model)
+        self.context = context_length(self.model)
         self.texts = list(range(len(prompts)))  # which of the prompts still go on
         self.lines = [[list(prompt)] for prompt in prompts]  # the tokens of each branch
         self.starts = [[0] for _ in prompts]  # of what the model still sees of each
@@ -124,27 +123,24 @@ class Tree:
         slots = self._written[text] + steps
         seen = self._seen[text, branch].repeat(1, len(tokens), 1)  # (1, tokens, slots)
         seen[0, :, slots] = steps[:, None] >= steps
-        views = ([layer[text : text + 1] for layer in pool] for pool in (self._keys, self._values))
+        keys, values = (
+            [layer[text : text + 1] for layer in pool] for pool in (self._keys, self._values)
+        )
         positions = self._positions[text, branch] + steps[None]
-        arguments = forward_arguments(self._argument, ids, positions, slots[None], seen, *views)
-        output = self.model(**arguments, logits_to_keep=1, output_hidden_states=self._with_hidden)
-        if self._with_hidden:
-            self.hidden.append(output.hidden_states[-1][0])
+        logits, states = self.stepper(
+            ids, positions, slots[None], seen, keys, values, kept=1, hidden=self._with_hidden
+        )
+        if states is not None:
+            self.hidden.append(states[0])
         self._seen[text, branch] = seen[0, -1]
         self._written[text] += len(tokens)
         self._positions[text, branch] += len(tokens)
-        return output.logits[0, -1].float()
+        return logits[0, 0]
 
     @torch.inference_mode()
     def read_alone(self, text: int, branch: int) -> torch.Tensor:
         """Logits after a branch read by itself, (vocabulary,): no batch, tree or pool."""
-        line = self.lines[text][branch][self.starts[text][branch] :]
-        ids = torch.tensor([line], device=self.model.device)
-        mask = torch.ones_like(ids)
-        output = self.stepper.exact(
-            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1
-        )
-        return output.logits[0, -1].float()
+        return self.stepper.read_alone(self.lines[text][branch][self.starts[text][branch] :])
 
     # ---- growing
 
@@ -189,13 +185,11 @@ class Tree:
     def _run(
         self, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
-        if not self._with_hidden:
-            return self.stepper(ids, positions, slots, seen, self._keys, self._values).float()
-        pools = self._keys, self._values
-        arguments = forward_arguments(self._argument, ids, positions, slots, seen, *pools)
-        output = self.model(**arguments, output_hidden_states=True)
-        self.hidden = list(output.hidden_states[-1])
-        return output.logits.float()
+        step = ids, positions, slots, seen, self._keys, self._values
+        logits, states = self.stepper(*step, kept=ids.shape[1], hidden=self._with_hidden)
+        if states is not None:
+            self.hidden = list(states)
+        return logits
 
     def mark(self, ahead: int) -> tuple[Any, ...]:
         """Return the state to go back to; so many steps, within the room, can be undone."""

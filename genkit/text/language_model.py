@@ -19,9 +19,11 @@ from transformers import (
 
 from genkit import machine
 from genkit.data import characters
+from genkit.engine import kernels
 from genkit.engine.compiled import weights_version
-from genkit.engine.decoder import Stepper, takes_trees
-from genkit.engine.precision import check_compiler, check_precision, move, weights_type
+from genkit.engine.decoder import Stepper
+from genkit.engine.precision import check_precision, move, weights_type
+from genkit.engine.quantized import quantize_model
 from genkit.engine.summary import summarize
 from genkit.hub import download, kinds, safe_weights, safety
 from genkit.hub.model_files import last_written
@@ -41,8 +43,7 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: Any
     name: str
-    precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
-    compiled: bool | None = None  # see `load`
+    precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16, int8 or int4
     _reading: tuple[Any, Stepper, KeptTexts] | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
@@ -74,12 +75,8 @@ class LanguageModel:
     def _current(self) -> tuple[Any, Stepper, KeptTexts]:
         version = (weights_version(self.model), self.precision)
         if self._reading is None or self._reading[0] != version:
-            cpu, trees = self.model.device.type == "cpu", takes_trees(self.model)
-            stepper = Stepper(
-                self.model,
-                self.precision if cpu else "float32",
-                self.compiled if cpu and trees else False,
-            )
+            cpu = self.model.device.type == "cpu"
+            stepper = Stepper(self.model, self.precision if cpu else "float32")
             self._reading = (version, stepper, KeptTexts())
         return self._reading
 
@@ -90,7 +87,6 @@ def load_language_model(
     revision: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    compile: bool | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
     argument: str = "model",
@@ -102,10 +98,8 @@ def load_language_model(
         revision: a branch, tag or commit on the Hub.
         dtype: "float32" (default), "bfloat16", or on a GPU "float16". On a CPU it is the
             precision of matrix products; everything between them stays in float32.
-        quantize: "int8" for matrix products of 8-bit weights and inputs, on a CPU.
-        compile: True packs matrices and compiles a decoder's step before the first token (20 to
-            40 s, once for each shape of model: the cache keeps it); None (default) does either once
-            the process has spent as long on steps as it takes; False never does.
+        quantize: "int8" or "int4", on a CPU: the weights of matrices in 8 or 4 bits, in groups of
+            32 that share a scale; embeddings and heads in 8 bits at least.
         trust_remote_code: run code that the model brings along.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         argument: the name of the model's argument, for messages.
@@ -114,8 +108,7 @@ def load_language_model(
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
     """
     where = machine.find_device(device)
-    check_precision(dtype, quantize, where)
-    check_compiler(compile, where)
+    check_precision(dtype, quantize, where, ("int8", "int4"))
     name = kinds.as_name(model, argument)
     if name == DEFAULT and revision is None:
         revision = REVISION
@@ -123,12 +116,7 @@ def load_language_model(
     folder = download.fetch(name, revision, **options).resolve()
     kinds.check_kind(folder, name, kinds.TEXT, argument)
     written = last_written(folder)
-    language = _load(name, folder, written, dtype, quantize, compile, trust_remote_code, where)
-    if compile and not takes_trees(language.model):
-        raise ValueError(
-            f"compile=True is for decoders with full attention; {name!r} is not one: leave it out"
-        )
-    return language
+    return _load(name, folder, written, dtype, quantize, trust_remote_code, where)
 
 
 @functools.lru_cache(maxsize=4)
@@ -139,7 +127,6 @@ def _load(
     written: int,
     dtype: str | None,
     quantize: str | None,
-    compile: bool | None,
     trust_remote_code: bool,
     device: torch.device,
 ) -> LanguageModel:
@@ -155,7 +142,9 @@ def _load(
         safe_weights.check_loaded(model, report)
         safe_weights.check_tokens(model, tokenizer)
     precision = quantize or dtype or "float32"
-    return LanguageModel(move(model, device), tokenizer, name, precision, compile)
+    if quantize and kernels.available():
+        quantize_model(model, quantize)
+    return LanguageModel(move(model, device), tokenizer, name, precision)
 
 
 def as_language_model(model: str | Path | LanguageModel, **loading: Any) -> LanguageModel:

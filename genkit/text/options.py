@@ -78,7 +78,7 @@ _OWNERS = {
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 MIN_P = 0.1  # of "sample" if no filter is given
 # what `load` takes
-LOAD = ("revision", "dtype", "quantize", "compile", "trust_remote_code", "device")
+LOAD = ("revision", "dtype", "quantize", "trust_remote_code", "device")
 
 
 def check_options(options: GenerationOptions) -> GenerationOptions:

@@ -48,7 +48,6 @@ def sample_page(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     max_new_tokens: int,
-    compiles: bool,
 ) -> str:
     """Return a page of continuations in Markdown: the same seed at every evaluation.
 
@@ -56,9 +55,8 @@ def sample_page(
         step: the number of the step, for the heading.
         prompt: the text to continue.
         max_new_tokens: the most tokens of a continuation.
-        compiles: the model's step may be compiled, when that pays.
     """
-    language = LanguageModel(model, tokenizer, "this run", compiled=None if compiles else False)
+    language = LanguageModel(model, tokenizer, "this run")
     lines = [f"# Step {step}\n"]
     for temperature in TEMPERATURES:
         text = generation.generate(

@@ -36,7 +36,7 @@ class Actors:
     @property
     def language(self) -> LanguageModel:
         """The policy as it is now, to write with."""
-        return LanguageModel(self.inner, self.before.tokenizer, "this run", compiled=False)
+        return LanguageModel(self.inner, self.before.tokenizer, "this run")
 
     @property
     def vocabulary(self) -> int:
@@ -79,6 +79,6 @@ def make_actors(
         run.autocast(partial(completions.log_probabilities, wrapped)),
         run.autocast(partial(completions.log_probabilities, frozen)),
         value,
-        LanguageModel(frozen, tokenizer, init_from, compiled=False),
+        LanguageModel(frozen, tokenizer, init_from),
         sha256,
     )

@@ -48,7 +48,7 @@ def write_samples(
     from genkit.text.samples import example_prompt, sample_page  # settings do without
 
     if run.is_main:
-        step, compiles = run.progress.step, run.settings.compile
+        step = run.progress.step
         text = example_prompt(corpus.val, network, corpus.tokenizer, prompt)
-        page = sample_page(step, text, network, corpus.tokenizer, most, compiles)
+        page = sample_page(step, text, network, corpus.tokenizer, most)
         run.folder.write(f"samples/step-{step:08d}.md", page)

@@ -1,0 +1,22 @@
+"""The compiled kernels; tensors are passed as addresses, in lists of numbers."""
+
+def make_decoder(numbers: list[float]) -> object:
+    """Describe a decoder once, for many steps."""
+
+def run(decoder: object, numbers: list[int], threads: int) -> None:
+    """Do one step of a decoder."""
+
+def multiply(numbers: list[int]) -> None:
+    """Multiply rows by a packed matrix."""
+
+def embed(numbers: list[int]) -> None:
+    """Copy rows of a packed matrix."""
+
+def target() -> str:
+    """Return the name of the kernels in use."""
+
+def list_targets() -> list[str]:
+    """List the kernels that this CPU runs, best first."""
+
+def use_target(name: str) -> None:
+    """Use other kernels, for tests."""

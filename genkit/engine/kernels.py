@@ -1,0 +1,185 @@
+"""Matrix products of packed weights and the steps of decoders, by compiled kernels.
+
+The kernels come with the package where it was installed with a C++ compiler (`native/`). They read
+each weight once, in its packed form, and add up in one order: a row's result depends on nothing
+but the row, whatever the batch and the number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+with contextlib.suppress(ImportError):  # installed without a compiler
+    from genkit.engine import _native
+
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+GROUP, PANEL = 32, 8  # inputs that share a scale; outputs that are computed together
+SMALLEST_HALF = 2.0**-24
+
+
+def available() -> bool:
+    """Whether the kernels were compiled when genkit was installed."""
+    return "_native" in globals()
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix as the kernels read it.
+
+    Args:
+        kind: "float32", "bfloat16", "int8" or "int4".
+        shape: (outputs, inputs).
+        weights: (outputs, inputs) of float32 or bfloat16; or (panels, groups, bytes) of blocks.
+        bias: (outputs,), float32, or None.
+    """
+
+    kind: str
+    shape: tuple[int, int]
+    weights: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def numbers(self) -> list[int]:
+        """Describe the matrix to the kernels; it must outlive what they make of that."""
+        bias = 0 if self.bias is None else self.bias.data_ptr()
+        return [KINDS[self.kind], *self.shape, self.weights.data_ptr(), bias]
+
+
+NO_MATRIX = [0] * 5
+
+
+def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Matrix:
+    """Pack a float32 matrix, (outputs, inputs); float32 is taken as it is."""
+    outputs, inputs = weight.shape
+    shape = (outputs, inputs)
+    if kind in ("float32", "bfloat16"):
+        return Matrix(kind, shape, weight.to(getattr(torch, kind)).contiguous(), bias)
+    blocks = (
+        pack_int8(*quantize_int8(weight)) if kind == "int8" else pack_int4(*quantize_int4(weight))
+    )
+    return Matrix(kind, shape, blocks, bias)
+
+
+def pack_int8(levels: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Order levels and scales, as `quantize_int8` returns them, in `Int8Block`s of shapes.h."""
+    fours = _by_panel(levels).unflatten(-1, (-1, 4))[..., [0, 2, 1, 3]]
+    return _blocks([_by_panel(scales), fours.movedim(3, 2).contiguous()])
+
+
+def pack_int4(codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor) -> torch.Tensor:
+    """Order codes, scales and minima, as `quantize_int4` returns them, in `Int4Block`s."""
+    parts = _by_panel(codes).int().unflatten(-1, (-1, 4, 2))  # (…, PANEL, eights, pairs, 2)
+    words = sum(parts[..., pair, :] << 4 * pair for pair in range(4)).to(torch.uint16)
+    return _blocks([_by_panel(scales), _by_panel(minima), words.movedim(3, 2).contiguous()])
+
+
+def _by_panel(values: torch.Tensor) -> torch.Tensor:
+    """(outputs, groups, …) to (panels, groups, PANEL, …), filled up with zeros."""
+    room = values.new_zeros(-len(values) % PANEL, *values.shape[1:])
+    return torch.cat([values, room]).unflatten(0, (-1, PANEL)).movedim(1, 2).contiguous()
+
+
+def _blocks(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Join the parts of blocks, (panels, groups, …), to (panels, groups, bytes), uint8."""
+    return torch.cat([part.flatten(2).view(torch.uint8) for part in parts], dim=-1)
+
+
+def _grouped(weight: torch.Tensor) -> torch.Tensor:
+    """Return (outputs, groups, GROUP), filled up with zeros."""
+    filled = nn.functional.pad(weight, (0, -weight.shape[1] % GROUP))
+    return filled.unflatten(1, (-1, GROUP))
+
+
+def _half_not_below(scales: torch.Tensor) -> torch.Tensor:
+    """Round up to float16, so that no level is beyond the last one."""
+    rounded = scales.half()
+    above = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=torch.half))
+    return torch.where(rounded.float() < scales, above, rounded)
+
+
+def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round to levels of -127 to 127, (outputs, groups, GROUP), and scales, (outputs, groups)."""
+    groups = _grouped(weight)
+    scales = _half_not_below(groups.abs().amax(-1) / 127)
+    levels = (groups / scales.float().clamp(min=SMALLEST_HALF)[..., None]).round()
+    return levels.to(torch.int8), scales
+
+
+def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round to codes of 0 to 15, (outputs, groups, GROUP), scales and minima, (outputs, groups)."""
+    groups = _grouped(weight)
+    minima, scales = groups.amin(-1), (groups.amax(-1) - groups.amin(-1)) / 15
+    minima, scales = minima.half(), scales.half()
+    steps = scales.float().clamp(min=SMALLEST_HALF)[..., None]
+    codes = ((groups - minima.float()[..., None]) / steps).round().clamp(0, 15)
+    return codes.to(torch.uint8), scales, minima
+
+
+def multiply(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+    """Multiply (…, inputs), float32, by a matrix, and add its bias."""
+    x = x.contiguous()
+    y = x.new_empty(*x.shape[:-1], matrix.shape[0])
+    rows = x.numel() // matrix.shape[1]
+    threads = torch.get_num_threads()
+    _native.multiply([*matrix.numbers(), x.data_ptr(), rows, y.data_ptr(), threads])
+    return y
+
+
+def embed(matrix: Matrix, ids: torch.Tensor) -> torch.Tensor:
+    """Return rows of a matrix, (…, inputs), float32, by their numbers, (…,)."""
+    ids = ids.contiguous()
+    rows = torch.empty(*ids.shape, matrix.shape[1])
+    _native.embed([*matrix.numbers(), ids.data_ptr(), ids.numel(), rows.data_ptr()])
+    return rows
+
+
+class NativeDecoder(nn.Module):
+    """The step of a decoder, by the kernels.
+
+    Args:
+        numbers: what `read_decoder` of native/module.cpp reads, in its order.
+        sources: everything that the numbers point to.
+        width: of the states.
+        vocabulary: the number of logits.
+    """
+
+    def __init__(
+        self, numbers: list[float], sources: list[Any], width: int, vocabulary: int
+    ) -> None:
+        super().__init__()
+        self._decoder, self._sources = _native.make_decoder(numbers), sources
+        self._width, self._vocabulary = width, vocabulary
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        seen: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+        kept: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do one step.
+
+        Args:
+            ids, positions, slots: new tokens, (texts, width); see `Stepper`.
+            seen: which slots each attends to, its own included, (texts, width, slots), bool.
+            keys, values: one (texts, heads, slots, size) a layer, written in place.
+            kept: of how many of the last tokens logits are wanted.
+
+        Returns:
+            Logits, (texts, kept, vocabulary), and the last states, (texts, width, size).
+        """
+        texts, width = ids.shape
+        logits = torch.empty(texts, kept, self._vocabulary)
+        states = torch.empty(texts, width, self._width)
+        inputs = [part.contiguous() for part in (ids, positions, slots, seen)]
+        places = [part.data_ptr() for part in (*inputs, logits, states, *keys, *values)]
+        numbers = [texts, width, seen.shape[2], kept, *places]
+        _native.run(self._decoder, numbers, torch.get_num_threads())
+        return logits, states

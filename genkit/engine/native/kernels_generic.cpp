@@ -1,0 +1,12 @@
+// Kernels for any CPU.
+
+#include "includes.h"
+
+namespace genkit {
+namespace generic {
+#include "kernels.h"
+
+#include "decoder.h"
+}  // namespace generic
+const Kernels generic_kernels = {generic::multiply, generic::embed, generic::run};
+}  // namespace genkit

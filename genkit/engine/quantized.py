@@ -1,0 +1,71 @@
+"""Models whose matrices are quantised in place, so that no float32 copy of them stays in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from genkit.engine import kernels
+from genkit.engine.kernels import Matrix, pack_matrix
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer of a packed matrix."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.weight = nn.Buffer(torch.empty(0), persistent=False)  # T5 looks at its type
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, inputs) to (…, outputs), float32 both."""
+        return kernels.multiply(self.matrix, x)
+
+
+class QuantizedEmbedding(nn.Module):
+    """An embedding whose rows are those of a packed matrix."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.weight = nn.Buffer(torch.empty(0), persistent=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(…,) to (…, width), float32."""
+        return kernels.embed(self.matrix, ids)
+
+
+def quantize_model(model: PreTrainedModel, kind: str) -> None:
+    """Replace the matrices of a float32 model, "int8" or "int4"; biases and norms stay.
+
+    Embeddings of tokens and heads are int8 at least: most of a small model's choice is theirs.
+    """
+    tokens, head = model.get_input_embeddings(), model.get_output_embeddings()
+    matrices: dict[int, Matrix] = {}  # of weights, which layers may share
+    for name, layer in list(model.named_modules()):
+        embeds = type(layer) is nn.Embedding and layer.weight is tokens.weight
+        if type(layer) not in (nn.Linear, Conv1D) and not embeds:
+            continue
+        key = id(layer.weight)
+        if key not in matrices:
+            matrices[key] = pack_layer(layer, "int8" if embeds or layer is head else kind)
+        new = QuantizedEmbedding if embeds else QuantizedLinear
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new(matrices[key]))
+
+
+def pack_layer(layer: nn.Module, kind: str) -> Matrix:
+    """Pack the matrix of a linear layer or an embedding; kinds are those of `pack_matrix`."""
+    weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
+    matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+    return pack_matrix(matrix, None if bias is None else bias.detach(), kind)
+
+
+def count_quantized(network: nn.Module) -> int:
+    """Count the weights of a network's packed matrices, each once, and of their biases."""
+    kinds = QuantizedLinear | QuantizedEmbedding
+    matrices = {id(m.matrix): m.matrix for m in network.modules() if isinstance(m, kinds)}
+    biases = sum(m.bias.numel() for m in matrices.values() if m.bias is not None)
+    return biases + sum(m.shape[0] * m.shape[1] for m in matrices.values())

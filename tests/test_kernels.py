@@ -1,0 +1,282 @@
+"""The compiled kernels: what they compute, for every kind of matrix and of CPU that runs here."""
+
+import os
+import random
+import threading
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from genkit.engine import kernels
+from genkit.engine.decoder import Stepper
+from genkit.engine.kernels import Matrix, embed, multiply, pack_matrix
+from genkit.engine.quantized import QuantizedLinear, count_quantized, quantize_model
+from genkit.text import kv_cache
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="installed without a compiler")
+
+KINDS = tuple(kernels.KINDS)
+SHAPES = [(1, 1), (5, 7), (8, 32), (13, 100), (64, 96), (70, 33)]  # (outputs, inputs)
+NEAR = {"float32": 0.0, "bfloat16": 2**-8, "int8": 1 / 254, "int4": 1 / 30}  # of the largest weight
+
+
+@pytest.fixture(params=kernels._native.list_targets() if kernels.available() else [])
+def target(request):
+    """Every kind of kernels that this CPU runs."""
+    before = kernels._native.target()
+    kernels._native.use_target(request.param)
+    yield request.param
+    kernels._native.use_target(before)
+
+
+def some(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def unpacked(matrix: Matrix) -> torch.Tensor:
+    return embed(matrix, torch.arange(matrix.shape[0]))
+
+
+# ---- matrices
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_packed_matrix_is_near_the_weights(target, kind, shape):
+    """Half a step of rounding in each group, and the rounding of its scale to float16."""
+    weight = some(*shape)
+    error = (unpacked(pack_matrix(weight, None, kind)) - weight).abs()
+    groups = torch.nn.functional.pad(weight, (0, -shape[1] % 32)).unflatten(1, (-1, 32))
+    spread = groups.amax(-1) - groups.amin(-1) if kind == "int4" else groups.abs().amax(-1)
+    allowed = (spread * NEAR[kind] * 1.02 + 1e-3 * (kind == "int4")).repeat_interleave(32, 1)
+    assert (error <= allowed[:, : shape[1]]).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_what_has_so_few_levels_is_packed_exactly(target, kind):
+    """Weights that were quantised before are not changed."""
+    once = unpacked(pack_matrix(some(24, 96), None, kind))
+    assert torch.equal(unpacked(pack_matrix(once, None, kind)), once)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_are_those_of_the_packed_weights(target, kind, shape):
+    """Against float64; inputs are rounded to 16 bits in groups where weights are integers."""
+    weight, bias, x = some(*shape), some(shape[0], seed=1), some(9, shape[1], seed=2)
+    matrix = pack_matrix(weight, bias, kind)
+    found = multiply(matrix, x)
+    exact = x.double() @ unpacked(matrix).double().T + bias.double()
+    size = x.abs().double() @ unpacked(matrix).abs().double().T + 1
+    assert ((found - exact).abs() / size).max() < (1e-4 if kind in ("int8", "int4") else 1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_depends_on_nothing_else(target, kind):
+    """Bit for bit: neither on other rows, nor on threads."""
+    matrix, x = pack_matrix(some(70, 100), some(70), kind), some(23, 100, seed=1)
+    together, threads = multiply(matrix, x), torch.get_num_threads()
+    alone = torch.cat([multiply(matrix, row[None]) for row in x])
+    try:
+        torch.set_num_threads(3)
+        shared = multiply(matrix, x)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(together, alone) and torch.equal(together, shared)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_is_not_hidden(target, kind):
+    matrix = pack_matrix(some(8, 64), None, kind)
+    for value in (torch.nan, torch.inf):
+        x = some(2, 64)
+        x[1, 40] = value
+        found = multiply(matrix, x)
+        assert found[0].isfinite().all() and not found[1].isfinite().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_stay_zeros(target, kind):
+    assert not multiply(pack_matrix(torch.zeros(9, 40), None, kind), some(3, 40)).any()
+    assert not multiply(pack_matrix(some(9, 40), None, kind), torch.zeros(3, 40)).any()
+
+
+def test_a_token_outside_of_the_vocabulary_is_an_error():
+    matrix = pack_matrix(some(9, 40), None, "int8")
+    for token in (-1, 9):
+        with pytest.raises(IndexError, match=str(token)):
+            embed(matrix, torch.tensor([0, token]))
+
+
+# ---- decoders
+
+SMALL = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+LLAMA = {"hidden_size": 36, "intermediate_size": 50, "max_position_embeddings": 48} | SMALL
+HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 2}
+LONG = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0}
+LONG |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+MODELS = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=3, n_embd=42, n_positions=48, **SMALL)
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, **HEADS)),
+    "llama, tied, of other rotations": lambda: LlamaForCausalLM(
+        LlamaConfig(tie_word_embeddings=True, rope_parameters=LONG, **LLAMA, **HEADS)
+    ),
+    "llama, with biases": lambda: LlamaForCausalLM(
+        LlamaConfig(attention_bias=True, mlp_bias=True, head_dim=10, **LLAMA, **HEADS)
+    ),
+}
+
+
+def make(name: str):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.5))
+    return model
+
+
+def stock(model) -> Stepper:
+    """The same steps by transformers."""
+    stepper = Stepper(model, "float32")
+    stepper._native = None
+    return stepper
+
+
+def walk(reader: kv_cache.Tree, seed: int) -> list[torch.Tensor]:
+    """Grow and branch at random; return the logits after every step."""
+    rng, found = random.Random(seed), [reader.logits]
+    for step in range(20):
+        width = len(reader.lines[0])
+        found.append(reader.step([[rng.randrange(97) for _ in range(width)] for _ in reader.lines]))
+        if step % 3 == 0:
+            reader.branch([[rng.randrange(width) for _ in range(3)] for _ in reader.lines])
+        if step == 10:
+            reader.branch([[0] for _ in reader.lines])
+            tokens = [[rng.randrange(97) for _ in range(4)] for _ in reader.lines]
+            found.append(reader.step(tokens, chain=True))
+            reader.branch([[2] for _ in reader.lines])
+    return found
+
+
+PROMPTS = [[5, 6, 7], list(range(1, 30)), [3]]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_are_those_of_the_stock_model(target, name):
+    model = make(name)
+    assert Stepper(model, "float32")._native is not None
+    ours = walk(kv_cache.Tree(Stepper(model, "float32"), PROMPTS), 0)
+    theirs = walk(kv_cache.Tree(stock(model), PROMPTS), 0)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() < 1e-4 * b.std()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_quantised_model_is_the_same_by_steps_and_whole(target, name, kind):
+    """By the kernels alone, and by transformers with quantised layers."""
+    model = make(name)
+    count = sum(p.numel() for p in model.parameters())
+    quantize_model(model, kind)
+    assert sum(p.numel() for p in model.parameters()) + count_quantized(model) == count
+    assert sum(isinstance(layer, QuantizedLinear) for layer in model.modules()) > 8
+    ours = walk(kv_cache.Tree(Stepper(model, kind), PROMPTS), 0)
+    theirs = walk(kv_cache.Tree(stock(model), PROMPTS), 0)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() < 1e-3 * b.std()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_text_does_not_depend_on_its_batch(target, name, kind):
+    """Bit for bit, as reading it alone."""
+    stepper = Stepper(make(name), kind)
+    reader = kv_cache.Tree(stepper, PROMPTS)
+    for token in (4, 5):
+        reader.step([[token]] * 3)
+        reader.branch([[0, 0]] * 3)
+        reader.step([[1, 2]] * 3)
+        for text in range(3):
+            for branch in range(2):
+                alone = reader.read_alone(text, branch)
+                assert torch.equal(reader.logits[text, branch], alone)
+        reader.branch([[1]] * 3)
+
+
+def test_hidden_states_are_those_of_the_stock_model():
+    model = make("llama")
+    ours, theirs = (
+        kv_cache.Tree(s, PROMPTS, hidden=True) for s in (Stepper(model, "float32"), stock(model))
+    )
+    for reader in (ours, theirs):
+        reader.step([[7]] * 3)
+    for a, b in zip(ours.hidden, theirs.hidden, strict=True):
+        assert (a - b).abs().max() < 1e-4
+
+
+def test_models_that_the_kernels_do_not_know_are_left_to_transformers():
+    model = make("llama")
+    model.model.layers[0].mlp.up_proj = torch.nn.Sequential(model.model.layers[0].mlp.up_proj)
+    model.model.layers[0].mlp.up_proj.weight = torch.zeros(2, 2)  # a layer of somebody's own
+    assert Stepper(model, "float32")._native is None
+    other = LlamaForCausalLM(LlamaConfig(hidden_act="gelu", **LLAMA, **HEADS)).eval()
+    assert Stepper(other, "float32")._native is None
+    assert Stepper(make("llama").double(), "float32")._native is None
+
+
+def test_a_step_outside_of_the_context_is_an_error():
+    stepper = Stepper(make("gpt2"), "float32")
+    keys, values = ([torch.zeros(1, 3, 4, 14) for _ in range(2)] for _ in range(2))
+    seen = torch.ones(1, 1, 4, dtype=torch.bool)
+
+    def step(token: int, position: int, slot: int) -> None:
+        numbers = (torch.tensor([[n]]) for n in (token, position, slot))
+        stepper(*numbers, seen, keys, values, kept=1)
+
+    step(96, 47, 3)
+    for wrong in ((97, 0, 0), (-1, 0, 0), (0, 48, 0), (0, 0, 4)):
+        with pytest.raises(IndexError):
+            step(*wrong)
+
+
+# ---- threads and processes
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_calls_from_several_threads_at_once(two_threads):
+    matrix, x = pack_matrix(some(200, 300), None, "int8"), some(5, 300)
+    expected, wrong = multiply(matrix, x), []
+
+    def work() -> None:
+        for _ in range(50):
+            if not torch.equal(multiply(matrix, x), expected):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own(two_threads):
+    """A fork copies no threads: waiting for them would last for ever."""
+    matrix, x = pack_matrix(some(200, 300), None, "int8"), some(5, 300)
+    expected = multiply(matrix, x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(multiply(matrix, x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
