@@ -34,7 +34,8 @@ class Matrix:
     Args:
         kind: "float32", "bfloat16", "int8" or "int4".
         shape: (outputs, inputs).
-        weights: (outputs, inputs) of float32 or bfloat16; or (panels, groups, bytes) of blocks.
+        weights: (outputs, inputs) of float32, (panels, inputs, PANEL) of bfloat16, or
+            (panels, groups, bytes) of blocks.
         bias: (outputs,), float32, or None.
     """
 
@@ -56,8 +57,10 @@ def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> M
     """Pack a float32 matrix, (outputs, inputs); float32 is taken as it is."""
     outputs, inputs = weight.shape
     shape = (outputs, inputs)
-    if kind in ("float32", "bfloat16"):
-        return Matrix(kind, shape, weight.to(getattr(torch, kind)).contiguous(), bias)
+    if kind == "float32":
+        return Matrix(kind, shape, weight.contiguous(), bias)
+    if kind == "bfloat16":
+        return Matrix(kind, shape, _by_panel(weight.bfloat16()), bias)
     blocks = (
         pack_int8(*quantize_int8(weight)) if kind == "int8" else pack_int4(*quantize_int4(weight))
     )

@@ -107,8 +107,8 @@ void embed(const Matrix& matrix, int64_t token, float* out) {
                 out[i] = static_cast<const float*>(matrix.weights)[token * matrix.inputs + i];
                 break;
             case Kind::bfloat16:
-                out[i] = widen(
-                    static_cast<const uint16_t*>(matrix.weights)[token * matrix.inputs + i]);
+                out[i] = widen_bfloat16(static_cast<const uint16_t*>(matrix.weights) +
+                                        (panel * matrix.inputs + i) * PANEL)[lane];
                 break;
             case Kind::int8: {
                 const auto& own = static_cast<const Int8Block*>(matrix.weights)[block];

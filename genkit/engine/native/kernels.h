@@ -191,13 +191,21 @@ void multiply_panel(const Block* blocks, int64_t groups, const QuantizedRow* row
     }
 }
 
+// Write the sums of a panel of some rows, with their biases.
+inline void store_panel(const Matrix& matrix, int64_t panel, const Floats* sums, int64_t rows,
+                        float* y, int64_t stride) {
+    int64_t first = panel * PANEL, last = std::min(first + PANEL, matrix.outputs);
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t k = first; k < last; ++k)
+            y[row * stride + k] = sums[row][k - first] + (matrix.bias ? matrix.bias[k] : 0);
+}
+
 template <typename Block>
 void multiply_panels(const Matrix& matrix, const QuantizedRows& x, int64_t rows, float* y,
                      int64_t stride, int64_t first, int64_t last) {
     const Block* blocks = static_cast<const Block*>(matrix.weights);
     for (int64_t panel = first; panel < last; ++panel) {
         const Block* own = blocks + panel * matrix.groups();
-        int64_t from = panel * PANEL, count = std::min(PANEL, matrix.outputs - from);
         for (int64_t row = 0; row < rows; row += TILE) {
             QuantizedRow tile[TILE];
             Floats sums[TILE];
@@ -208,67 +216,52 @@ void multiply_panels(const Matrix& matrix, const QuantizedRows& x, int64_t rows,
                             : height == 3 ? multiply_panel<3, Block>
                                           : multiply_panel<4, Block>;
             function(own, matrix.groups(), tile, sums);
-            for (int64_t i = 0; i < height; ++i)
-                for (int64_t k = 0; k < count; ++k)
-                    y[(row + i) * stride + from + k] =
-                        sums[i][k] + (matrix.bias ? matrix.bias[from + k] : 0);
+            store_panel(matrix, panel, sums, height, y + row * stride, stride);
         }
     }
 }
 
-// ---- products of numbers
+// ---- products of float32
 
 constexpr int FEW = 4;      // outputs that share what was read of rows
 constexpr int ABREAST = 3;  // rows that share what was read of a matrix; 12 sums fit into registers
 constexpr int64_t CHUNK = 1 << 16;  // weights that stay in a core's cache while rows pass by,
 constexpr int64_t BLOCK = 64;       // and rows that do
 
-inline Floats load_weights(const float* from) { return load(from); }
-inline Floats load_weights(const uint16_t* from) { return widen_bfloat16(from); }
-inline float widen(float value) { return value; }
-inline float widen(uint16_t value) {
-    uint32_t wide = uint32_t(value) << 16;
-    float result;
-    std::memcpy(&result, &wide, 4);
-    return result;
-}
-
 // Some outputs of some rows. Each sum has the order that it has alone.
-template <int OUTPUTS, int ROWS, typename Weight>
-void multiply_tile(const Weight* weights, int64_t inputs, const float* x, float* y,
+template <int OUTPUTS, int ROWS>
+void multiply_tile(const float* weights, int64_t inputs, const float* x, float* y,
                    int64_t stride) {
     Floats sums[OUTPUTS][ROWS] = {};
     int64_t i = 0;
     for (; i + LANES <= inputs; i += LANES)
         for (int k = 0; k < OUTPUTS; ++k) {
-            Floats own = load_weights(weights + k * inputs + i);
+            Floats own = load(weights + k * inputs + i);
             for (int row = 0; row < ROWS; ++row)
                 sums[k][row] = multiply_add(own, load(x + row * inputs + i), sums[k][row]);
         }
     for (int k = 0; k < OUTPUTS; ++k)
         for (int row = 0; row < ROWS; ++row) {
             float total = sum(sums[k][row]);
-            for (int64_t j = i; j < inputs; ++j)
-                total += widen(weights[k * inputs + j]) * x[row * inputs + j];
+            for (int64_t j = i; j < inputs; ++j) total += weights[k * inputs + j] * x[row * inputs + j];
             y[row * stride + k] = total;
         }
 }
 
-template <int OUTPUTS, typename Weight>
-void multiply_rows(const Weight* weights, int64_t inputs, const float* x, int64_t rows, float* y,
+template <int OUTPUTS>
+void multiply_rows(const float* weights, int64_t inputs, const float* x, int64_t rows, float* y,
                    int64_t stride) {
     for (int64_t row = 0; row < rows; row += ABREAST) {
-        auto function = rows - row == 1   ? multiply_tile<OUTPUTS, 1, Weight>
-                        : rows - row == 2 ? multiply_tile<OUTPUTS, 2, Weight>
-                                          : multiply_tile<OUTPUTS, 3, Weight>;
+        auto function = rows - row == 1   ? multiply_tile<OUTPUTS, 1>
+                        : rows - row == 2 ? multiply_tile<OUTPUTS, 2>
+                                          : multiply_tile<OUTPUTS, 3>;
         function(weights, inputs, x + row * inputs, y + row * stride, stride);
     }
 }
 
-template <typename Weight>
-void multiply_plain(const Matrix& matrix, const float* x, int64_t rows, float* y, int64_t stride,
-                    int64_t first, int64_t last) {
-    const Weight* weights = static_cast<const Weight*>(matrix.weights);
+inline void multiply_float32(const Matrix& matrix, const float* x, int64_t rows, float* y,
+                             int64_t stride, int64_t first, int64_t last) {
+    const float* weights = static_cast<const float*>(matrix.weights);
     int64_t inputs = matrix.inputs, rest = first + (last - first) / FEW * FEW;
     int64_t many = std::max<int64_t>(FEW, CHUNK / inputs / FEW * FEW);
     for (int64_t from = first; from < rest; from += many)
@@ -281,6 +274,45 @@ void multiply_plain(const Matrix& matrix, const float* x, int64_t rows, float* y
     if (!matrix.bias) return;
     for (int64_t row = 0; row < rows; ++row)
         for (int64_t k = first; k < last; ++k) y[row * stride + k] += matrix.bias[k];
+}
+
+// ---- products of bfloat16
+
+// A panel of outputs of some rows; four sums, so that none waits for the one before.
+template <int ROWS>
+void multiply_wide(const uint16_t* weights, int64_t inputs, const float* x, Floats* sums) {
+    constexpr int PARTS = 4;
+    Floats parts[ROWS][PARTS] = {};
+    int64_t i = 0;
+    for (; i + PARTS <= inputs; i += PARTS)
+        for (int part = 0; part < PARTS; ++part) {
+            Floats own = widen_bfloat16(weights + (i + part) * PANEL);
+            for (int row = 0; row < ROWS; ++row)
+                parts[row][part] =
+                    multiply_add(own, all(x[row * inputs + i + part]), parts[row][part]);
+        }
+    for (; i < inputs; ++i)
+        for (int row = 0; row < ROWS; ++row)
+            parts[row][0] = multiply_add(widen_bfloat16(weights + i * PANEL),
+                                         all(x[row * inputs + i]), parts[row][0]);
+    for (int row = 0; row < ROWS; ++row)
+        sums[row] = (parts[row][0] + parts[row][1]) + (parts[row][2] + parts[row][3]);
+}
+
+inline void multiply_bfloat16(const Matrix& matrix, const float* x, int64_t rows, float* y,
+                              int64_t stride, int64_t first, int64_t last) {
+    const uint16_t* weights = static_cast<const uint16_t*>(matrix.weights);
+    for (int64_t panel = first; panel < last; ++panel)
+        for (int64_t row = 0; row < rows; row += ABREAST) {
+            Floats sums[ABREAST];
+            int64_t height = std::min<int64_t>(ABREAST, rows - row);
+            auto function = height == 1   ? multiply_wide<1>
+                            : height == 2 ? multiply_wide<2>
+                                          : multiply_wide<3>;
+            function(weights + panel * matrix.inputs * PANEL, matrix.inputs,
+                     x + row * matrix.inputs, sums);
+            store_panel(matrix, panel, sums, height, y + row * stride, stride);
+        }
 }
 
 // ---- products of any kind
@@ -297,11 +329,12 @@ class Inputs {
         bool blocks = matrix.kind == Kind::int8 || matrix.kind == Kind::int4;
         if (blocks && !quantized_) rows8_.quantize(x_, rows_, width_), quantized_ = true;
         int64_t first = worker.first(matrix.panels()), last = worker.last(matrix.panels());
-        int64_t from = first * PANEL, to = std::min(last * PANEL, matrix.outputs);
         switch (matrix.kind) {
-            case Kind::float32: return multiply_plain<float>(matrix, x_, rows_, y, stride, from, to);
+            case Kind::float32:
+                return multiply_float32(matrix, x_, rows_, y, stride, first * PANEL,
+                                        std::min(last * PANEL, matrix.outputs));
             case Kind::bfloat16:
-                return multiply_plain<uint16_t>(matrix, x_, rows_, y, stride, from, to);
+                return multiply_bfloat16(matrix, x_, rows_, y, stride, first, last);
             case Kind::int8:
                 return multiply_panels<Int8Block>(matrix, rows8_, rows_, y, stride, first, last);
             case Kind::int4:

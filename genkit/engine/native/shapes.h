@@ -26,8 +26,8 @@ struct Int4Block {
     uint16_t codes[GROUP / 8][PANEL][2];
 };
 
-// float32 and bfloat16 are (outputs, inputs) as they come; int8 and int4 are blocks, (panels of
-// outputs, groups of inputs), filled up with zeros.
+// float32 is (outputs, inputs) as it comes, bfloat16 (panels, inputs, PANEL); int8 and int4 are
+// blocks, (panels of outputs, groups of inputs). All but float32 are filled up with zeros.
 struct Matrix {
     Kind kind;
     int64_t outputs, inputs;
