@@ -9,6 +9,9 @@ def run(decoder: object, numbers: list[int], threads: int) -> None:
 def multiply(numbers: list[int]) -> None:
     """Multiply rows by a packed matrix."""
 
+def quantize(numbers: list[int]) -> None:
+    """Fill the blocks of a matrix with its weights."""
+
 def embed(numbers: list[int]) -> None:
     """Copy rows of a packed matrix."""
 

@@ -19,7 +19,7 @@ with contextlib.suppress(ImportError):  # installed without a compiler
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 GROUP, PANEL = 32, 8  # inputs that share a scale; outputs that are computed together
-SMALLEST_HALF = 2.0**-24
+BLOCK_BYTES = {"int8": PANEL * (2 + GROUP), "int4": PANEL * (2 + 2 + GROUP // 2)}
 
 
 def available() -> bool:
@@ -61,65 +61,17 @@ def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> M
         return Matrix(kind, shape, weight.contiguous(), bias)
     if kind == "bfloat16":
         return Matrix(kind, shape, _by_panel(weight.bfloat16()), bias)
-    blocks = (
-        pack_int8(*quantize_int8(weight)) if kind == "int8" else pack_int4(*quantize_int4(weight))
-    )
-    return Matrix(kind, shape, blocks, bias)
+    blocks = -(-outputs // PANEL), -(-inputs // GROUP), BLOCK_BYTES[kind]
+    matrix = Matrix(kind, shape, torch.empty(blocks, dtype=torch.uint8), bias)
+    source = [weight.data_ptr(), *weight.stride(), torch.get_num_threads()]
+    _native.quantize([*matrix.numbers(), *source])
+    return matrix
 
 
-def pack_int8(levels: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Order levels and scales, as `quantize_int8` returns them, in `Int8Block`s of shapes.h."""
-    fours = _by_panel(levels).unflatten(-1, (-1, 4))[..., [0, 2, 1, 3]]
-    return _blocks([_by_panel(scales), fours.movedim(3, 2).contiguous()])
-
-
-def pack_int4(codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor) -> torch.Tensor:
-    """Order codes, scales and minima, as `quantize_int4` returns them, in `Int4Block`s."""
-    parts = _by_panel(codes).int().unflatten(-1, (-1, 4, 2))  # (…, PANEL, eights, pairs, 2)
-    words = sum(parts[..., pair, :] << 4 * pair for pair in range(4)).to(torch.uint16)
-    return _blocks([_by_panel(scales), _by_panel(minima), words.movedim(3, 2).contiguous()])
-
-
-def _by_panel(values: torch.Tensor) -> torch.Tensor:
-    """(outputs, groups, …) to (panels, groups, PANEL, …), filled up with zeros."""
-    room = values.new_zeros(-len(values) % PANEL, *values.shape[1:])
-    return torch.cat([values, room]).unflatten(0, (-1, PANEL)).movedim(1, 2).contiguous()
-
-
-def _blocks(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Join the parts of blocks, (panels, groups, …), to (panels, groups, bytes), uint8."""
-    return torch.cat([part.flatten(2).view(torch.uint8) for part in parts], dim=-1)
-
-
-def _grouped(weight: torch.Tensor) -> torch.Tensor:
-    """Return (outputs, groups, GROUP), filled up with zeros."""
-    filled = nn.functional.pad(weight, (0, -weight.shape[1] % GROUP))
-    return filled.unflatten(1, (-1, GROUP))
-
-
-def _half_not_below(scales: torch.Tensor) -> torch.Tensor:
-    """Round up to float16, so that no level is beyond the last one."""
-    rounded = scales.half()
-    above = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=torch.half))
-    return torch.where(rounded.float() < scales, above, rounded)
-
-
-def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round to levels of -127 to 127, (outputs, groups, GROUP), and scales, (outputs, groups)."""
-    groups = _grouped(weight)
-    scales = _half_not_below(groups.abs().amax(-1) / 127)
-    levels = (groups / scales.float().clamp(min=SMALLEST_HALF)[..., None]).round()
-    return levels.to(torch.int8), scales
-
-
-def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Round to codes of 0 to 15, (outputs, groups, GROUP), scales and minima, (outputs, groups)."""
-    groups = _grouped(weight)
-    minima, scales = groups.amin(-1), (groups.amax(-1) - groups.amin(-1)) / 15
-    minima, scales = minima.half(), scales.half()
-    steps = scales.float().clamp(min=SMALLEST_HALF)[..., None]
-    codes = ((groups - minima.float()[..., None]) / steps).round().clamp(0, 15)
-    return codes.to(torch.uint8), scales, minima
+def _by_panel(weight: torch.Tensor) -> torch.Tensor:
+    """(outputs, inputs) to (panels, inputs, PANEL), filled up with zeros."""
+    room = weight.new_zeros(-len(weight) % PANEL, weight.shape[1])
+    return torch.cat([weight, room]).unflatten(0, (-1, PANEL)).movedim(1, 2).contiguous()
 
 
 def multiply(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,7 @@ def quantize_model(model: PreTrainedModel, kind: str) -> None:
 def pack_layer(layer: nn.Module, kind: str) -> Matrix:
     """Pack the matrix of a linear layer or an embedding; kinds are those of `pack_matrix`."""
     weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
-    matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+    matrix = weight.t() if isinstance(layer, Conv1D) else weight
     return pack_matrix(matrix, None if bias is None else bias.detach(), kind)
 
 

@@ -16,6 +16,7 @@ namespace avx2 {
 #include "kernels.h"
 
 #include "decoder.h"
+#include "quantize.h"
 }  // namespace avx2
 
 #if defined(__clang__)
@@ -24,6 +25,6 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
-const Kernels avx2_kernels = {avx2::multiply, avx2::embed, avx2::run};
+const Kernels avx2_kernels = {avx2::multiply, avx2::quantize, avx2::embed, avx2::run};
 }  // namespace genkit
 #endif

@@ -7,6 +7,7 @@ namespace generic {
 #include "kernels.h"
 
 #include "decoder.h"
+#include "quantize.h"
 }  // namespace generic
-const Kernels generic_kernels = {generic::multiply, generic::embed, generic::run};
+const Kernels generic_kernels = {generic::multiply, generic::quantize, generic::embed, generic::run};
 }  // namespace genkit

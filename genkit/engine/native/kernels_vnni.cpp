@@ -17,6 +17,7 @@ namespace vnni {
 #include "kernels.h"
 
 #include "decoder.h"
+#include "quantize.h"
 }  // namespace vnni
 
 #if defined(__clang__)
@@ -25,6 +26,6 @@ namespace vnni {
 #pragma GCC pop_options
 #endif
 
-const Kernels vnni_kernels = {vnni::multiply, vnni::embed, vnni::run};
+const Kernels vnni_kernels = {vnni::multiply, vnni::quantize, vnni::embed, vnni::run};
 }  // namespace genkit
 #endif

@@ -228,6 +228,19 @@ PyObject* multiply(PyObject*, PyObject* list) {
     });
 }
 
+// matrix, whose blocks are filled, weights, stride by output, by input, threads
+PyObject* quantize(PyObject*, PyObject* list) {
+    return with_arguments([&] {
+        Numbers numbers(list);
+        Matrix matrix = read_matrix(numbers);
+        Weights weights{numbers.address<const float>(), 0, 0};
+        weights.by_output = numbers.integer();
+        weights.by_input = numbers.integer();
+        int64_t threads = numbers.integer();
+        return without_lock([&] { chosen->kernels->quantize(matrix, weights, threads); });
+    });
+}
+
 // matrix, ids, rows, out
 PyObject* embed(PyObject*, PyObject* list) {
     return with_arguments([&] {
@@ -275,6 +288,7 @@ PyMethodDef methods[] = {
     {"make_decoder", make_decoder, METH_O, "Describe a decoder once, for many steps."},
     {"run", run, METH_VARARGS, "Do one step of a decoder."},
     {"multiply", multiply, METH_O, "Multiply rows by a packed matrix."},
+    {"quantize", quantize, METH_O, "Fill the blocks of a matrix with its weights."},
     {"embed", embed, METH_O, "Copy rows of a packed matrix."},
     {"target", target, METH_NOARGS, "Return the name of the kernels in use."},
     {"list_targets", list_targets, METH_NOARGS, "List the kernels that this CPU runs, best first."},

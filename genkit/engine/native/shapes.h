@@ -38,6 +38,13 @@ struct Matrix {
     int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
 };
 
+// Weights in float32: the one of an output and an input is first[output * by_output + input *
+// by_input].
+struct Weights {
+    const float* first;
+    int64_t by_output, by_input;
+};
+
 struct Norm {
     const float* weight;  // (width,)
     const float* bias;    // null: the root of the mean square alone (Zhang and Sennrich 2019)
@@ -78,6 +85,7 @@ struct Step {
 // What is compiled once for each kind of CPU.
 struct Kernels {
     void (*multiply)(const Matrix&, const float* x, int64_t rows, float* y, int64_t threads);
+    void (*quantize)(const Matrix&, const Weights&, int64_t threads);
     void (*embed)(const Matrix&, int64_t row, float* out);
     void (*run)(const Decoder&, const Step&, int64_t threads);
 };
