@@ -15,6 +15,9 @@ def quantize(numbers: list[int]) -> None:
 def embed(numbers: list[int]) -> None:
     """Copy rows of a packed matrix."""
 
+def share_threads(addresses: list[int]) -> None:
+    """Run on the threads of an OpenMP: by GOMP_parallel and what tells a thread which it is."""
+
 def target() -> str:
     """Return the name of the kernels in use."""
 

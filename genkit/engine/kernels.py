@@ -8,7 +8,10 @@ but the row, whatever the batch and the number of threads.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +25,25 @@ GROUP, PANEL = 32, 8  # inputs that share a scale; outputs that are computed tog
 BLOCK_BYTES = {"int8": PANEL * (2 + GROUP), "int4": PANEL * (2 + 2 + GROUP // 2)}
 
 
+OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+
+
+def _share_threads() -> None:
+    """Let the kernels run on the threads that torch has; on one thread where it has others."""
+    suffix = {"darwin": "dylib"}.get(sys.platform, "so")
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"))
+        functions = (ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in OPENMP)
+        _native.share_threads([function.value or 0 for function in functions])
+
+
 def available() -> bool:
     """Whether the kernels were compiled when genkit was installed."""
     return "_native" in globals()
+
+
+if available():
+    _share_threads()
 
 
 @dataclass(frozen=True)

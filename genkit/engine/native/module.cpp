@@ -10,6 +10,7 @@
 #include <string>
 
 #include "shapes.h"
+#include "threads.h"
 
 namespace genkit {
 namespace {
@@ -257,6 +258,19 @@ PyObject* embed(PyObject*, PyObject* list) {
     });
 }
 
+// addresses of GOMP_parallel, omp_get_thread_num, omp_get_num_threads
+PyObject* share_threads(PyObject*, PyObject* list) {
+    return with_arguments([&]() -> PyObject* {
+        Numbers numbers(list);
+        OpenMP functions{};
+        functions.parallel = reinterpret_cast<decltype(functions.parallel)>(numbers.integer());
+        functions.thread = reinterpret_cast<decltype(functions.thread)>(numbers.integer());
+        functions.threads = reinterpret_cast<decltype(functions.threads)>(numbers.integer());
+        use_openmp(functions);
+        Py_RETURN_NONE;
+    });
+}
+
 PyObject* target(PyObject*, PyObject*) { return PyUnicode_FromString(chosen->name); }
 
 PyObject* list_targets(PyObject*, PyObject*) {
@@ -290,6 +304,7 @@ PyMethodDef methods[] = {
     {"multiply", multiply, METH_O, "Multiply rows by a packed matrix."},
     {"quantize", quantize, METH_O, "Fill the blocks of a matrix with its weights."},
     {"embed", embed, METH_O, "Copy rows of a packed matrix."},
+    {"share_threads", share_threads, METH_O, "Run on the threads of torch's OpenMP."},
     {"target", target, METH_NOARGS, "Return the name of the kernels in use."},
     {"list_targets", list_targets, METH_NOARGS, "List the kernels that this CPU runs, best first."},
     {"use_target", use_target, METH_O, "Use other kernels, for tests."},
