@@ -4,7 +4,7 @@ from setuptools import Extension, setup
 
 NATIVE = "genkit/engine/native/"
 SOURCES = ("module", "threads", "kernels_generic", "kernels_avx2", "kernels_vnni")
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-Wno-psabi", "-pthread"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-Wno-psabi", "-pthread"]
 
 setup(
     ext_modules=[

@@ -23,7 +23,7 @@ def load(
     """Load a saved model of any kind; a second call returns the same one.
 
     Args:
-        model: folder or Hub id; default: GPT-2.
+        model: folder, Hub id, or GGUF file of a decoder; default: GPT-2.
         revision: a branch, tag or commit on the Hub.
         dtype, quantize, trust_remote_code: of language models and readers of answers, see
             `load_language_model` and `load_reader`; others take none of them.
@@ -43,7 +43,10 @@ def load(
     model = kinds.as_name(model)
     if model == DEFAULT and revision is None and not names.is_folder(model):
         revision = REVISION
-    kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
+    if names.is_gguf(model):
+        kind = kinds.TEXT
+    else:
+        kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize}
     options["trust_remote_code"] = trust_remote_code
     if compile is not None and kind != kinds.ANSWERS:

@@ -6,13 +6,16 @@ import threading
 
 import pytest
 import torch
+from builders import small_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+import genkit
 from genkit.engine import kernels
 from genkit.engine.decoder import Stepper
 from genkit.engine.kernels import Matrix, embed, multiply, pack_matrix
 from genkit.engine.quantized import QuantizedLinear, count_quantized, quantize_model
-from genkit.text import kv_cache
+from genkit.models import lm
+from genkit.text import explain, kv_cache, perplexity
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="installed without a compiler")
 
@@ -264,6 +267,23 @@ def test_a_step_outside_of_the_context_is_an_error():
     for wrong in ((97, 0, 0), (-1, 0, 0), (0, 48, 0), (0, 0, 4)):
         with pytest.raises(IndexError):
             step(*wrong)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_every_verb_of_text_runs_on_a_quantised_model(tmp_path, kind):
+    """As near to float32 as the weights are."""
+    language = small_model("llama")
+    language.model.save_pretrained(tmp_path)
+    lm.save_tokenizer(language.tokenizer, tmp_path)
+    exact, rough = genkit.load(tmp_path), genkit.load(tmp_path, quantize=kind)
+    assert repr(rough).split(":")[1].split(",")[:2] == repr(exact).split(":")[1].split(",")[:2]
+    before, after = (perplexity.perplexity("abc abc bca" * 5, model=m) for m in (exact, rough))
+    assert (before.dtype, after.dtype) == ("float32", kind)
+    assert after.perplexity == pytest.approx(before.perplexity, rel=0.3)
+    assert explain.next_tokens("abc", model=rough)
+    for strategy in ("greedy", "stochastic", "beam", "contrastive"):
+        record = genkit.generate(["abc", "b"], model=rough, strategy=strategy, max_new_tokens=5)
+        assert len(record) == 2
 
 
 # ---- threads and processes

@@ -32,6 +32,11 @@ class QuantizedEmbedding(nn.Module):
         self.matrix = matrix
         self.weight = nn.Buffer(torch.empty(0), persistent=False)
 
+    @property
+    def num_embeddings(self) -> int:
+        """How many rows there are, as torch's own calls it."""
+        return self.matrix.shape[0]
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(…,) to (…, width), float32."""
         return kernels.embed(self.matrix, ids)
@@ -69,3 +74,9 @@ def count_quantized(network: nn.Module) -> int:
     matrices = {id(m.matrix): m.matrix for m in network.modules() if isinstance(m, kinds)}
     biases = sum(m.bias.numel() for m in matrices.values() if m.bias is not None)
     return biases + sum(m.shape[0] * m.shape[1] for m in matrices.values())
+
+
+def precision_of(network: PreTrainedModel) -> str:
+    """Return the kind of a network's packed matrices, but for the head's, or else its dtype."""
+    kinds = [m.matrix.kind for m in network.modules() if isinstance(m, QuantizedLinear)]
+    return min(kinds) if kinds else str(network.dtype).removeprefix("torch.")  # int4 before int8

@@ -79,3 +79,8 @@ def check_no_file(name: str, text: str) -> None:
             f"{name} must be a text, and {text!r} is the name of a file; give what is in it: "
             f"pathlib.Path({text!r}).read_text()"
         )
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a name is that of a GGUF file, llama.cpp's format."""
+    return name.lower().endswith(".gguf")

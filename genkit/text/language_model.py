@@ -25,8 +25,9 @@ from genkit.engine.decoder import Stepper
 from genkit.engine.precision import check_precision, move, weights_type
 from genkit.engine.quantized import quantize_model
 from genkit.engine.summary import summarize
-from genkit.hub import download, kinds, safe_weights, safety
+from genkit.hub import download, kinds, names, safe_weights, safety
 from genkit.hub.model_files import last_written
+from genkit.text import gguf_files
 from genkit.text.kept_keys import KeptTexts
 
 DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -94,7 +95,7 @@ def load_language_model(
     """Load a causal or sequence-to-sequence language model and its tokenizer; once, then reused.
 
     Args:
-        model: folder or Hub id; default: GPT-2.
+        model: folder, Hub id, or GGUF file; default: GPT-2.
         revision: a branch, tag or commit on the Hub.
         dtype: "float32" (default), "bfloat16", or on a GPU "float16". On a CPU it is the
             precision of matrix products; everything between them stays in float32.
@@ -110,6 +111,9 @@ def load_language_model(
     where = machine.find_device(device)
     check_precision(dtype, quantize, where, ("int8", "int4"))
     name = kinds.as_name(model, argument)
+    if names.is_gguf(name):
+        path = gguf_files.check_gguf(name, argument).resolve()
+        return _load(name, path, path.stat().st_mtime_ns, dtype, quantize, False, where)
     if name == DEFAULT and revision is None:
         revision = REVISION
     options: dict[str, Any] = {"hint": HINT, "code": trust_remote_code, "argument": argument}
@@ -130,7 +134,20 @@ def _load(
     trust_remote_code: bool,
     device: torch.device,
 ) -> LanguageModel:
-    kept = weights_type(dtype, device)
+    if names.is_gguf(folder.name):
+        model, tokenizer = gguf_files.read_gguf(folder)
+        model = model.to(weights_type(dtype, device))
+    else:
+        model, tokenizer = _read_folder(folder, weights_type(dtype, device), trust_remote_code)
+    precision = quantize or dtype or "float32"
+    if quantize and kernels.available():
+        quantize_model(model, quantize)
+    return LanguageModel(move(model, device), tokenizer, name, precision)
+
+
+def _read_folder(
+    folder: Path, kept: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, Any]:
     options = {"trust_remote_code": trust_remote_code}
     with safety.opened(folder, code=trust_remote_code) as private:
         config = AutoConfig.from_pretrained(private, **options)
@@ -141,10 +158,7 @@ def _load(
         )
         safe_weights.check_loaded(model, report)
         safe_weights.check_tokens(model, tokenizer)
-    precision = quantize or dtype or "float32"
-    if quantize and kernels.available():
-        quantize_model(model, quantize)
-    return LanguageModel(move(model, device), tokenizer, name, precision)
+    return model, tokenizer
 
 
 def as_language_model(model: str | Path | LanguageModel, **loading: Any) -> LanguageModel:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from genkit import console
 from genkit.arguments import explain_names
 from genkit.data.tokens import encode_text
+from genkit.engine.quantized import precision_of
 from genkit.errors import panics_are_errors
 from genkit.hub import names
 from genkit.notebook import TextRecord
@@ -125,7 +126,7 @@ def perplexity(
         documents=len(documents),
         text_sha256=hashlib.sha256(b"\xff".join(encoded)).hexdigest(),
         model=language.name,
-        dtype=str(language.model.dtype).removeprefix("torch."),
+        dtype=precision_of(language.model),
         vocabulary=len(language.tokenizer),
         context=context,
         stride=stride or context,
