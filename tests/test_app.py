@@ -106,7 +106,11 @@ def page(opened):
 
 
 def show(page, tab: str) -> None:
-    page.get_by_role("tab", name=tab, exact=True).click()
+    """Open a tab; a click is lost while the tabs move, after the page got another width."""
+    choice = page.get_by_role("tab", name=tab, exact=True)
+    while choice.get_attribute("aria-selected") != "true":
+        choice.click()
+        page.wait_for_timeout(100)
 
 
 def photograph(page, artefacts: Path, name: str) -> None:
