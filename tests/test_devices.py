@@ -11,6 +11,7 @@ from builders import MAKE, ROOT, TINY, run_here
 import genkit
 from genkit import cli, machine
 from genkit.commands import train as train_command
+from genkit.engine import kernels
 from genkit.engine.precision import check_compiler, check_precision, weights_type
 from genkit.models import classifier
 from genkit.training import checkpoints, launch
@@ -92,7 +93,7 @@ def test_start_refuses_another_device_than_the_one_begun_on():
 CUDA, METAL = torch.device("cuda", 0), torch.device("mps", 0)
 
 
-def test_precision_follows_the_device():
+def test_precision_follows_the_device(monkeypatch):
     assert weights_type("bfloat16", machine.CPU) is torch.float32  # products alone are in bfloat16
     assert weights_type("bfloat16", CUDA) is torch.bfloat16
     assert weights_type(None, METAL) is torch.float32
@@ -101,6 +102,9 @@ def test_precision_follows_the_device():
     for dtype, quantize, device in (("float16", None, machine.CPU), (None, "int8", METAL)):
         with pytest.raises(ValueError, match=dtype or quantize):
             check_precision(dtype, quantize, device)
+    monkeypatch.setattr(kernels, "available", lambda: False)  # installed without a compiler
+    with pytest.raises(ValueError, match="quantize='int4' needs the compiled kernels"):
+        check_precision(None, "int4", machine.CPU, ("int8", "int4"))
     for device in (CUDA, METAL):
         with pytest.raises(ValueError, match="compile=True"):
             check_compiler(True, device)

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import genkit
+from genkit.engine import kernels
 
 gguf = pytest.importorskip("gguf")
 
@@ -84,6 +85,7 @@ def test_a_gguf_file_is_the_model_that_it_was_written_from(file, stock):
     assert record.text.startswith("abcd") and len(record.tokens) <= 10
 
 
+@pytest.mark.skipif(not kernels.available(), reason="installed without a compiler")
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_gguf_file_is_quantised_like_a_folder(file, kind):
     record = genkit.generate("abcd", model=file, quantize=kind, seed=1, max_new_tokens=5)

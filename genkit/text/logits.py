@@ -6,6 +6,7 @@ one that rounding can change only where two sums are as close as the rounding is
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import torch
 # How far float32 logits, and probabilities made of them, can be from those of another batch size:
 # about ten times the largest difference measured
 NEAR_LOGIT, NEAR_PROBABILITY = 1e-3, 2e-4
+# Noise that is made at once: so many steps, and numbers, and blocks of them that are kept
+BLOCK_STEPS, BLOCK_NUMBERS, KEPT_BLOCKS = 64, 1 << 13, 256
 COLDEST = 1e-30  # the least temperature: logits divided by less overflow float32
 ORDERED = 1024  # tokens that are sorted first: nearly always they have the probability p together
 
@@ -145,13 +148,26 @@ def gumbel_noise(seeds: Sequence[int], steps: Sequence[int], vocabulary: int) ->
     """Return Gumbel noise for each row, (rows, vocabulary), float32.
 
     A counter-based generator (Philox, Salmon et al. 2011): the noise of a seed and a step depends
-    on nothing else.
+    on nothing else. That of a small vocabulary is made for many steps at once.
     """
+    size = min(BLOCK_STEPS, BLOCK_NUMBERS // vocabulary)
+    if size < 2 or len(seeds) > KEPT_BLOCKS:
+        return _noise_of(list(zip(seeds, steps, strict=True)), vocabulary)
+    pairs = zip(seeds, steps, strict=True)
+    return torch.stack([_block(s, n // size, size, vocabulary)[n % size] for s, n in pairs])
+
+
+@functools.lru_cache(maxsize=2 * KEPT_BLOCKS)
+def _block(seed: int, number: int, size: int, vocabulary: int) -> torch.Tensor:
+    """Return the noise of so many steps of a seed that follow each other."""
+    first = number * size
+    return _noise_of([(seed, step) for step in range(first, first + size)], vocabulary)
+
+
+def _noise_of(pairs: Sequence[tuple[int, int]], vocabulary: int) -> torch.Tensor:
+    """Return the noise of pairs of a seed and a step, (pairs, vocabulary)."""
     raw = np.stack(
-        [
-            np.random.Philox(key=seed, counter=step << 64).random_raw(vocabulary)
-            for seed, step in zip(seeds, steps, strict=True)
-        ]
+        [np.random.Philox(key=s, counter=n << 64).random_raw(vocabulary) for s, n in pairs]
     )
     uniform = ((raw >> 11) + 0.5) * 2.0**-53  # never 0, never 1
     small = torch.from_numpy(uniform.astype(np.float32)).clamp(max=1 - 2**-24)
