@@ -249,6 +249,9 @@ def test_models_that_the_kernels_do_not_know_are_left_to_transformers():
     model.model.layers[0].mlp.up_proj = torch.nn.Sequential(model.model.layers[0].mlp.up_proj)
     model.model.layers[0].mlp.up_proj.weight = torch.zeros(2, 2)  # a layer of somebody's own
     assert Stepper(model, "float32")._native is None
+    model = make("llama")
+    model.model.layers[1].mlp = type("Mine", (type(model.model.layers[1].mlp),), {})(model.config)
+    assert Stepper(model, "float32")._native is None
     other = LlamaForCausalLM(LlamaConfig(hidden_act="gelu", **LLAMA, **HEADS)).eval()
     assert Stepper(other, "float32")._native is None
     assert Stepper(make("llama").double(), "float32")._native is None

@@ -13,6 +13,7 @@ from genkit.engine import kernels
 from genkit.engine.kernels import NO_MATRIX, Matrix, NativeDecoder
 from genkit.engine.quantized import QuantizedEmbedding, QuantizedLinear, pack_layer
 
+MAKERS = ("torch", "transformers", "genkit")  # of layers; those of others may do anything
 CLASSES = ("LlamaForCausalLM", "GPT2LMHeadModel")
 LLAMA = {"hidden_act": "silu", "pretraining_tp": 1}
 GPT2 = {
@@ -90,15 +91,17 @@ def native_decoder(model: PreTrainedModel, precision: str) -> NativeDecoder | No
 def _is_plain(model: PreTrainedModel, settings: dict[str, Any]) -> bool:
     """Whether all layers are those of transformers, in float32, with the settings known here."""
     config = model.config
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    rope = getattr(config, "rope_parameters", None) or {}
     ours = (nn.Linear, Conv1D, nn.Embedding)
     weights = ((layer, getattr(layer, "weight", None)) for layer in model.modules())
     matrices = [layer for layer, weight in weights if weight is not None and weight.ndim == 2]
     return (
         type(model).__name__ in CLASSES
-        and rope in ("default", "linear", "llama3", "yarn")
+        and rope.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
         and all(getattr(config, name, value) == value for name, value in settings.items())
         and all(type(layer) in ours for layer in matrices)
+        and all(type(layer).__module__.split(".")[0] in MAKERS for layer in model.modules())
         and all(p.dtype == torch.float32 for p in model.parameters())
     )
 
