@@ -455,7 +455,8 @@ def test_draw_works_after_any_other_family(page, artefacts):
             assert not page.locator("#samples .problem, .toast-body").count(), pair
     with page.expect_download() as download:
         visible(page, "Download").click()
-    assert Image.open(download.value.path()).size == (8, 3)  # two images of 4 x 3
+    with Image.open(download.value.path()) as image:
+        assert image.size == (8, 3)  # two images of 4 x 3
     page.get_by_label("Seed", exact=True).locator("visible=true").fill("-5")
     visible(page, "Draw").click()
     page.locator("#samples .problem", has_text="Seed must be").wait_for()
