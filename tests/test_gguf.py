@@ -92,6 +92,18 @@ def test_a_gguf_file_is_quantised_like_a_folder(file, kind):
     assert record.text.startswith("abcd")
 
 
+def test_nothing_beside_the_file_is_read(tmp_path, file):
+    """Settings of another model, which would fail, or run code, if they were."""
+    (tmp_path / "tiny.gguf").write_bytes(file.read_bytes())
+    for name in ("config", "tokenizer_config", "generation_config"):
+        (tmp_path / f"{name}.json").write_text('{"auto_map": {"AutoConfig": "x.Y"}, "broken": ')
+    found = genkit.load(tmp_path / "tiny.gguf").model.state_dict()
+    for name, tensor in genkit.load(file).model.state_dict().items():
+        assert torch.equal(found[name], tensor)
+    with pytest.raises(ValueError, match="revision"):
+        genkit.load(file, revision="main")
+
+
 def test_what_is_no_gguf_file_is_refused_in_one_line(tmp_path, file):
     whole = file.read_bytes()
     for name, content in (

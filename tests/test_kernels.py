@@ -233,6 +233,16 @@ def test_a_text_does_not_depend_on_its_batch(target, name, kind):
         reader.branch([[1]] * 3)
 
 
+def test_a_quantised_model_of_another_kind_is_not_copied():
+    other = LlamaForCausalLM(LlamaConfig(hidden_act="gelu", **LLAMA, **HEADS)).eval()
+    quantize_model(other, "int8")
+    stepper = Stepper(other, "int8")
+    assert stepper._native is None and stepper.model is other
+    reader = kv_cache.Tree(stepper, PROMPTS)
+    reader.step([[7]] * 3)
+    assert (reader.logits[1, 0] - reader.read_alone(1, 0)).abs().max() < 1e-3
+
+
 def test_hidden_states_are_those_of_the_stock_model():
     model = make("llama")
     ours, theirs = (

@@ -33,12 +33,11 @@ def named_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in named}
 
 
-def cache_path(model: PreTrainedModel, *modules: str, threads: int | None = None) -> Path:
+def cache_path(model: PreTrainedModel, *modules: str) -> Path:
     """Return the path of a compiled network, named by a hash of all that it depends on.
 
     Args:
         modules: names of modules whose code is compiled, or chooses what is compiled.
-        threads: for which it is compiled; default: those of this process.
     """
     config = model.config.to_dict()
     for name in UNRELATED:
@@ -53,7 +52,7 @@ def cache_path(model: PreTrainedModel, *modules: str, threads: int | None = None
         [inspect.getsource(sys.modules[name]) for name in (type(model).__module__, *modules)],
         [inspect.getsource(sys.modules[name]) for name in (__name__, private_ops.__name__)],
         [torch.__version__, transformers.__version__, platform.python_version()],
-        [platform.machine(), _cpu(), threads or torch.get_num_threads()],
+        [platform.machine(), _cpu(), torch.get_num_threads()],
     ]
     key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
     return files.cache_folder() / "compiled" / f"{key}.pt2"
@@ -72,7 +71,6 @@ def compile_ahead(
     shapes: tuple[Any, ...],
     path: Path,
     what: str,
-    **options: Any,
 ) -> None:
     """Compile a network for inputs of any size, and put it into the cache whole.
 
@@ -81,7 +79,6 @@ def compile_ahead(
         example: its arguments, of sizes that are all different and none special.
         shapes: which dimensions may change, as torch.export takes them.
         what: is compiled, for the message.
-        options: for torch's compiler.
     """
     console.say(f"compiling {what}, once: about {COMPILING:.0f} s")
     start = time.perf_counter()
@@ -89,7 +86,7 @@ def compile_ahead(
         warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch of torch
         exported = torch.export.export(program, example, dynamic_shapes=shapes, strict=False)
         with files.written_whole(path, shared=True) as scratch:
-            private_ops.compile_to_file(exported, scratch, options)
+            private_ops.compile_to_file(exported, scratch)
     console.say(f"compiled {what} in {time.perf_counter() - start:.0f} s")
 
 

@@ -10,6 +10,7 @@ from transformers import Cache, PreTrainedModel
 
 from genkit.engine.native_decoders import native_decoder
 from genkit.engine.packed import pack
+from genkit.engine.quantized import is_quantized
 
 FEW = 16  # tokens of a step in float32: more of them the stock model reads faster
 
@@ -87,7 +88,7 @@ class Stepper:
         native = model.device.type == "cpu" and takes_trees(model)
         self._native = native_decoder(model, precision) if native else None
         self._stock_reads = precision == "float32"
-        stock = self._native is not None or self._stock_reads
+        stock = self._native is not None or self._stock_reads or is_quantized(model)
         self.model = model if stock else pack(model, precision)
         self._cache = cache_argument(model)
 

@@ -25,7 +25,7 @@ GPT2 = {
 
 
 class _Description:
-    """Collects what the kernels are told of a decoder, and what must stay in memory for it."""
+    """Collects the numbers that describe a decoder to the kernels, and what they point to."""
 
     def __init__(self, precision: str, vocabulary: int) -> None:
         self.precision, self.vocabulary = precision, vocabulary

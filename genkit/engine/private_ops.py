@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -66,13 +65,11 @@ def multiply_int8(rows: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(rows, levels)
 
 
-def compile_to_file(
-    exported: torch.export.ExportedProgram, path: Path, options: dict[str, Any]
-) -> None:
+def compile_to_file(exported: torch.export.ExportedProgram, path: Path) -> None:
     """Compile an exported program ahead of time into a file."""
     with _named():
         compile_and_package = torch._inductor.aoti_compile_and_package
-    compile_and_package(exported, package_path=str(path), inductor_configs=options)
+    compile_and_package(exported, package_path=str(path))
 
 
 def load_compiled(path: Path) -> Compiled:

@@ -76,6 +76,11 @@ def count_quantized(network: nn.Module) -> int:
     return biases + sum(m.shape[0] * m.shape[1] for m in matrices.values())
 
 
+def is_quantized(network: nn.Module) -> bool:
+    """Whether a network's matrices are packed in place."""
+    return any(isinstance(layer, QuantizedLinear) for layer in network.modules())
+
+
 def precision_of(network: PreTrainedModel) -> str:
     """Return the kind of a network's packed matrices, but for the head's, or else its dtype."""
     kinds = [m.matrix.kind for m in network.modules() if isinstance(m, QuantizedLinear)]

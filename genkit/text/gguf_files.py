@@ -42,14 +42,17 @@ def read_gguf(path: Path, argument: str = "model") -> tuple[PreTrainedModel, Any
     Raises:
         ValueError: the file is damaged, or transformers does not know its architecture.
     """
-    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    where: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True}
+    where["trust_remote_code"] = False
     try:
-        with warnings.catch_warnings():
+        # in a folder of its own: nothing that lies beside the file is read
+        with files.scratch_folder() as alone, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gguf about arrays that cannot be written to
-            config = AutoConfig.from_pretrained(path.parent, **where)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+            (alone / "model.gguf").symlink_to(path)
+            config = AutoConfig.from_pretrained(alone, **where)
+            tokenizer = AutoTokenizer.from_pretrained(alone, **where)
             model, report = AutoModelForCausalLM.from_pretrained(
-                path.parent, config=config, dtype=torch.float32, output_loading_info=True, **where
+                alone, config=config, dtype=torch.float32, output_loading_info=True, **where
             )
         # dequantised while it was read: an ordinary model, but for these marks
         model.is_quantized, model.hf_quantizer = False, None

@@ -112,6 +112,10 @@ def load_language_model(
     check_precision(dtype, quantize, where, ("int8", "int4"))
     name = kinds.as_name(model, argument)
     if names.is_gguf(name):
+        if revision is not None:
+            raise ValueError(
+                f"revision: {revision!r} is for a model on the Hub; {name!r} is a file"
+            )
         path = gguf_files.check_gguf(name, argument).resolve()
         return _load(name, path, path.stat().st_mtime_ns, dtype, quantize, False, where)
     if name == DEFAULT and revision is None:
@@ -134,7 +138,7 @@ def _load(
     trust_remote_code: bool,
     device: torch.device,
 ) -> LanguageModel:
-    if names.is_gguf(folder.name):
+    if folder.is_file():  # GGUF
         model, tokenizer = gguf_files.read_gguf(folder)
         model = model.to(weights_type(dtype, device))
     else:
