@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from genkit.engine import kernels
 from genkit.engine.kernels import NO_MATRIX, Matrix, NativeDecoder
-from genkit.engine.quantized import QuantizedEmbedding, QuantizedLinear, pack_layer
+from genkit.engine.quantized import QuantizedEmbedding, QuantizedLinear, kind_of_layer, pack_layer
 
 MAKERS = ("torch", "transformers", "genkit")  # of layers; those of others may do anything
 CLASSES = ("LlamaForCausalLM", "GPT2LMHeadModel")
@@ -27,8 +27,8 @@ GPT2 = {
 class _Description:
     """Collects the numbers that describe a decoder to the kernels, and what they point to."""
 
-    def __init__(self, precision: str, vocabulary: int) -> None:
-        self.precision, self.vocabulary = precision, vocabulary
+    def __init__(self, model: PreTrainedModel, precision: str) -> None:
+        self.model, self.precision = model, precision
         self.numbers: list[float] = []
         self._tensors: list[torch.Tensor] = []
         self._matrices: list[Matrix] = []
@@ -58,8 +58,7 @@ class _Description:
         elif layer.weight.data_ptr() in self._packed:
             matrix = self._packed[layer.weight.data_ptr()]
         else:
-            fine = self.precision == "int4" and layer.weight.shape[0] == self.vocabulary
-            matrix = pack_layer(layer, "int8" if fine else self.precision)
+            matrix = pack_layer(layer, kind_of_layer(self.model, layer, self.precision))
             self._packed[layer.weight.data_ptr()] = matrix
         self._matrices.append(matrix)
         self.numbers += matrix.numbers()
@@ -80,7 +79,7 @@ def native_decoder(model: PreTrainedModel, precision: str) -> NativeDecoder | No
     known = {"llama": (_llama, LLAMA), "gpt2": (_gpt2, GPT2)}.get(model.config.model_type)
     if not kernels.available() or known is None or not _is_plain(model, known[1]):
         return None
-    description = _Description(precision, model.config.vocab_size)
+    description = _Description(model, precision)
     known[0](model, description)
     config = model.config
     return NativeDecoder(

@@ -43,11 +43,8 @@ class QuantizedEmbedding(nn.Module):
 
 
 def quantize_model(model: PreTrainedModel, kind: str) -> None:
-    """Replace the matrices of a float32 model, "int8" or "int4"; biases and norms stay.
-
-    Embeddings of tokens and heads are int8 at least: most of a small model's choice is theirs.
-    """
-    tokens, head = model.get_input_embeddings(), model.get_output_embeddings()
+    """Replace the matrices of a float32 model, "int8" or "int4"; biases and norms stay."""
+    tokens = model.get_input_embeddings()
     matrices: dict[int, Matrix] = {}  # of weights, which layers may share
     for name, layer in list(model.named_modules()):
         embeds = type(layer) is nn.Embedding and layer.weight is tokens.weight
@@ -55,10 +52,20 @@ def quantize_model(model: PreTrainedModel, kind: str) -> None:
             continue
         key = id(layer.weight)
         if key not in matrices:
-            matrices[key] = pack_layer(layer, "int8" if embeds or layer is head else kind)
+            matrices[key] = pack_layer(layer, kind_of_layer(model, layer, kind))
         new = QuantizedEmbedding if embeds else QuantizedLinear
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, new(matrices[key]))
+
+
+def kind_of_layer(model: PreTrainedModel, layer: nn.Module, kind: str) -> str:
+    """Return the kind of a layer's matrix in a model of a kind.
+
+    Embeddings of tokens and heads are int8 at least: most of a small model's choice is theirs.
+    """
+    tokens, head = model.get_input_embeddings(), model.get_output_embeddings()
+    chooses = layer is head or layer.weight is tokens.weight
+    return "int8" if kind == "int4" and chooses else kind
 
 
 def pack_layer(layer: nn.Module, kind: str) -> Matrix:
