@@ -1,5 +1,6 @@
 """The compiled kernels: what they compute, for every kind of matrix and of CPU that runs here."""
 
+import functools
 import os
 import random
 import threading
@@ -12,10 +13,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import genkit
 from genkit.engine import kernels
 from genkit.engine.decoder import Stepper
-from genkit.engine.kernels import Matrix, embed, multiply, pack_matrix
+from genkit.engine.kernels import Choice, Matrix, embed, multiply, pack_matrix
 from genkit.engine.quantized import QuantizedLinear, count_quantized, quantize_model
 from genkit.models import lm
 from genkit.text import explain, kv_cache, perplexity
+from genkit.text.logits import Filters
+from genkit.text.strategies import Completion, Rules, TokenSampler, sample
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="installed without a compiler")
 
@@ -231,6 +234,57 @@ def test_a_text_does_not_depend_on_its_batch(target, name, kind):
                 alone = reader.read_alone(text, branch)
                 assert torch.equal(reader.logits[text, branch], alone)
         reader.branch([[1]] * 3)
+
+
+# ---- many steps in one call
+
+
+def write_all(reader: kv_cache.Tree, draw: TokenSampler, singly: bool) -> list[Completion]:
+    """The completions; singly: by a guess that is always empty, which many steps do not take."""
+    found: dict[int, Completion] = {}
+    propose = (lambda texts, lines: [[] for _ in texts]) if singly else None
+    for text, (completion,) in sample(reader, draw, propose):
+        found[text] = completion
+    return [found[text] for text in range(len(found))]
+
+
+DRAWS = [Filters(), Filters(min_p=0.1), Filters(temperature=0.4), Filters(1.7, min_p=0.02)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("filters", [None, *DRAWS], ids=str)
+def test_many_steps_at_once_are_those_one_by_one(target, name, kind, filters):
+    """Past the end of the context, with tokens that end texts, and rows that leave the batch."""
+    stepper = Stepper(make(name), kind)
+    rules = Rules(longest=90, shortest=3, ends=frozenset(range(12)))
+    seeds = None if filters is None else (3, 4, 5)
+    draw = TokenSampler(rules, filters or Filters(), seeds, tuple(map(len, PROMPTS)))
+    many, one = (
+        write_all(kv_cache.Tree(stepper, PROMPTS), draw, singly) for singly in (False, True)
+    )
+    assert many == one  # tokens, log-probabilities and why each ends, to the last bit
+
+
+def test_many_steps_stop_where_the_kernels_may_not_decide():
+    stepper = Stepper(make("llama"), "float32")
+    reader = kv_cache.Tree(stepper, PROMPTS[:1])
+    choice = functools.partial(Choice, temperature=1.0, min_p=0.0, near=1e-3)
+    assert reader.write(9, choice(None, ends=frozenset(range(97))))[0] == [[]]
+    level = -reader.logits[0].expand(1, 9, 97)  # all tokens are equally likely with this noise
+    assert reader.write(9, choice(level.contiguous(), ends=frozenset()))[0] == [[]]
+    first = int(reader.logits.argmax())
+    tokens, logits = reader.write(9, choice(None, ends=frozenset()))
+    assert len(tokens[0]) == len(logits) > 2 and tokens[0][0] == first
+    assert reader.lines[0][0] == PROMPTS[0] + tokens[0]
+    assert (reader.logits[0, 0] - reader.read_alone(0, 0)).abs().max() < 1e-3
+
+
+def test_many_steps_do_not_leave_their_room():
+    reader = kv_cache.Tree(Stepper(make("llama"), "float32"), PROMPTS)
+    assert reader.steps_at_once() == 48 - len(PROMPTS[1])
+    with pytest.raises(IndexError):
+        reader.write(48, Choice(None, 1.0, 0.0, 1e-3, frozenset()))
 
 
 def test_a_quantised_model_of_another_kind_is_not_copied():

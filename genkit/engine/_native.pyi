@@ -6,6 +6,9 @@ def make_decoder(numbers: list[float]) -> object:
 def run(decoder: object, numbers: list[int], threads: int) -> None:
     """Do one step of a decoder."""
 
+def write(decoder: object, step: list[int], choice: list[float], threads: int) -> int:
+    """Do steps for as long as their tokens are sure; return how many."""
+
 def multiply(numbers: list[int]) -> None:
     """Multiply rows by a packed matrix."""
 

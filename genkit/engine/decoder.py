@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
+from genkit.engine.kernels import Choice
 from genkit.engine.native_decoders import native_decoder
 from genkit.engine.packed import pack
-from genkit.engine.quantized import is_quantized
+from genkit.engine.quantized import count_quantized, is_quantized
 
+WEIGHTS_AT_ONCE = 1 << 27  # that the steps of one call read: for tens of milliseconds
 FEW = 16  # tokens of a step in float32: more of them the stock model reads faster
 
 
@@ -88,6 +90,8 @@ class Stepper:
         native = model.device.type == "cpu" and takes_trees(model)
         self._native = native_decoder(model, precision) if native else None
         self._stock_reads = precision == "float32"
+        weights = model.num_parameters() + count_quantized(model)
+        self._steps_at_once = WEIGHTS_AT_ONCE // weights
         stock = self._native is not None or self._stock_reads or is_quantized(model)
         self.model = model if stock else pack(model, precision)
         self._cache = cache_argument(model)
@@ -124,6 +128,32 @@ class Stepper:
         arguments = forward_arguments(self._cache, *step)
         output = self.model(**arguments, logits_to_keep=kept, output_hidden_states=hidden)
         return output.logits.float(), output.hidden_states[-1] if hidden else None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a token's logits hardly depend on what else is in its step."""
+        return self._native is not None or (self._stock_reads and self.model.dtype == torch.float32)
+
+    def steps_at_once(self, texts: int) -> int:
+        """Return how many steps `write` should do in one call: 0, or as many as end soon."""
+        if self._native is None or (self._stock_reads and texts > FEW):
+            return 0
+        return self._steps_at_once
+
+    def write(
+        self,
+        logits: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        seen: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+        steps: int,
+        choice: Choice,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do several steps without Python; see `NativeDecoder.write`."""
+        assert self._native is not None, "see steps_at_once"
+        return self._native.write(logits, positions, slots, seen, keys, values, steps, choice)
 
     def read_alone(self, tokens: list[int]) -> torch.Tensor:
         """Return the logits after one line of text, (vocabulary,): no batch, tree or kept keys."""

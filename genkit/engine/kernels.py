@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,31 @@ def available() -> bool:
 
 if available():
     _share_threads()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the kernels choose a text's next token.
+
+    Args:
+        noise: added to the logits, (texts, steps, vocabulary); None takes the most likely token.
+        temperature: divides the logits.
+        min_p: tokens less likely than this share of the likeliest one are not drawn; 0 keeps all.
+        near: how far rounding may move a logit: where that could decide, no token is chosen.
+        ends: tokens that end a text.
+    """
+
+    noise: torch.Tensor | None
+    temperature: float
+    min_p: float
+    near: float
+    ends: frozenset[int]
+
+    def numbers(self, steps: int) -> list[float]:
+        """Describe the choice to the kernels."""
+        least = math.log(self.min_p) if self.min_p else -math.inf
+        noise = 0 if self.noise is None else self.noise.data_ptr()
+        return [steps, self.temperature, least, self.near, noise, *sorted(self.ends)]
 
 
 @dataclass(frozen=True)
@@ -157,3 +183,37 @@ class NativeDecoder(nn.Module):
         numbers = [texts, width, seen.shape[2], kept, *places]
         _native.run(self._decoder, numbers, torch.get_num_threads())
         return logits, states
+
+    def write(
+        self,
+        logits: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        seen: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+        steps: int,
+        choice: Choice,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do steps for as long as every text's next token is sure and ends no text.
+
+        Args:
+            logits: of the first tokens, (texts, vocabulary).
+            positions, slots, seen, keys, values: of the first tokens, one a text; see the call.
+            steps: at most so many; there must be room for them.
+
+        Returns:
+            The tokens, (steps, texts), and the logits before each and after the last,
+            (steps + 1, texts, vocabulary).
+        """
+        texts = len(logits)
+        tokens = torch.empty(steps, texts, dtype=torch.int64)
+        rows = torch.empty(steps + 1, texts, self._vocabulary)
+        rows[0] = logits
+        states = torch.empty(texts, 1, self._width)
+        inputs = [part.contiguous() for part in (tokens, positions, slots, seen)]
+        places = [part.data_ptr() for part in (*inputs, rows, states, *keys, *values)]
+        numbers = [texts, 1, seen.shape[2], 1, *places]
+        threads = torch.get_num_threads()
+        done = _native.write(self._decoder, numbers, choice.numbers(steps), threads)
+        return tokens[:done], rows[: done + 1]

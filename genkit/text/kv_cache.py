@@ -23,6 +23,7 @@ from genkit.engine.decoder import (
     empty_pool,
     takes_trees,
 )
+from genkit.engine.kernels import Choice
 from genkit.text.kept_keys import KeptText, KeptTexts, shared_length
 
 BLOCK = 64  # slots by which the pool of keys and values grows
@@ -190,6 +191,36 @@ class Tree:
         if states is not None:
             self.hidden = list(states)
         return logits
+
+    def steps_at_once(self) -> int:
+        """Return how many tokens `write` can give every text's only branch in one call."""
+        if self._with_hidden:
+            return 0
+        return min(self.stepper.steps_at_once(len(self.lines)), self.room)
+
+    @torch.inference_mode()
+    def write(self, count: int, choice: Choice) -> tuple[list[list[int]], torch.Tensor]:
+        """Give every text's only branch tokens for as long as all are sure and none ends a text.
+
+        Args:
+            count: at most so many.
+
+        Returns:
+            The tokens of each text, and the logits before each, (tokens, texts, vocabulary).
+        """
+        self._make_room(count)
+        step = self.logits[:, 0], self._positions, self._written, self._seen
+        tokens, logits = self.stepper.write(*step, self._keys, self._values, count, choice)
+        done = len(tokens)
+        slots = self._written + torch.arange(done)
+        self._seen.scatter_(2, slots[:, None], True)
+        self._positions, self._written = self._positions + done, self._written + done
+        self._used, self._reach = self._used + done, self._reach + done
+        self.logits = logits[-1][:, None]
+        written: list[list[int]] = tokens.T.tolist()
+        for (line,), own in zip(self.lines, written, strict=True):
+            line += own
+        return written, logits[:-1]
 
     def mark(self, ahead: int) -> tuple[Any, ...]:
         """Return the state to go back to; so many steps, within the room, can be undone."""

@@ -37,7 +37,12 @@ class Filters:
     @property
     def leave_all(self) -> bool:
         """Whether there is nothing but a temperature."""
-        return self.top_k is self.top_p is self.min_p is self.typical_p is None
+        return self.scale_only and self.min_p is None
+
+    @property
+    def scale_only(self) -> bool:
+        """Whether nothing but a temperature and the likeliest token decides what is kept."""
+        return self.top_k is self.top_p is self.typical_p is None
 
 
 def mask_kept(scaled: torch.Tensor, filters: Filters) -> torch.Tensor:
@@ -155,6 +160,18 @@ def gumbel_noise(seeds: Sequence[int], steps: Sequence[int], vocabulary: int) ->
         return _noise_of(list(zip(seeds, steps, strict=True)), vocabulary)
     pairs = zip(seeds, steps, strict=True)
     return torch.stack([_block(s, n // size, size, vocabulary)[n % size] for s, n in pairs])
+
+
+def noise_ahead(seeds: Sequence[int], step: int, vocabulary: int) -> torch.Tensor:
+    """Return the noise of a step and of those after it that is made with it.
+
+    Returns (rows, steps, vocabulary), with no steps for a large vocabulary.
+    """
+    size = min(BLOCK_STEPS, BLOCK_NUMBERS // vocabulary)
+    if size < 2:
+        return torch.empty(len(seeds), 0, vocabulary)
+    blocks = [_block(seed, step // size, size, vocabulary) for seed in seeds]
+    return torch.stack([block[step % size :] for block in blocks])
 
 
 @functools.lru_cache(maxsize=2 * KEPT_BLOCKS)

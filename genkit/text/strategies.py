@@ -13,8 +13,17 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from genkit.engine.kernels import Choice
 from genkit.text.kv_cache import Rows, Tree
-from genkit.text.logits import Filters, Penalties, choose, gumbel_noise, penalized
+from genkit.text.logits import (
+    NEAR_LOGIT,
+    Filters,
+    Penalties,
+    choose,
+    gumbel_noise,
+    noise_ahead,
+    penalized,
+)
 
 TextReader = Tree | Rows
 Propose = Callable[[list[int], list[list[int]]], list[list[int]]]  # texts, lines -> continuations
@@ -46,6 +55,11 @@ class Rules:
         if step < len(self.prefix):
             return self.prefix[step]
         return self.last if step == self.longest - 1 else None
+
+    def leave_all(self, step: int) -> bool:
+        """Whether any token may come at this step and those after it, but the last one."""
+        given = self.never or self.banned or self.stops or self.penalties != Penalties()
+        return not given and step >= max(self.shortest, len(self.prefix) + 1)
 
     def breaks(self, tokens: list[int]) -> bool:
         """Whether the last token has made the text contain a banned string."""
@@ -152,6 +166,29 @@ class TokenSampler:
             -torch.nn.functional.cross_entropy(logits, taken, reduction="none")
         ).tolist()
 
+    def write(
+        self, reader: Tree, texts: Sequence[int], done: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Choose tokens for as long as the kernels can, so many of which are chosen already.
+
+        Returns:
+            Tokens and log-probabilities of each text, perhaps none.
+        """
+        count = min(reader.steps_at_once(), self.rules.longest - done - 1)
+        if count < 2 or not (self.rules.leave_all(done) and self.filters.scale_only):
+            return [[] for _ in texts], [[] for _ in texts]
+        noise = None
+        if self.seeds is not None:
+            seeds = [self.seeds[text] for text in texts]
+            noise = noise_ahead(seeds, done, reader.logits.shape[-1])[:, :count].contiguous()
+            count = noise.shape[1]
+        temperature, min_p = self.filters.temperature, self.filters.min_p or 0.0
+        choice = Choice(noise, temperature, min_p, NEAR_LOGIT, self.rules.ends)
+        tokens, logits = reader.write(count, choice)
+        taken = torch.tensor(tokens, dtype=torch.int64).T.reshape(-1)
+        logs = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), taken, reduction="none")
+        return tokens, logs.view(-1, len(texts)).T.tolist()
+
     def _noise(
         self,
         texts: Sequence[int],
@@ -209,6 +246,8 @@ def sample(
     completions = [Completion([], [], 0.0) for _ in reader.lines]
     alive = list(range(len(completions)))
     while alive:
+        if isinstance(reader, Tree) and propose is None:
+            yield from _written(reader, draw, alive, completions)
         tokens, logs = draw(reader, alive, [(i, 0) for i in range(len(alive))])
         for text, token, log in zip(alive, tokens, logs, strict=True):
             completions[text] = _longer(completions[text], token, log, draw.rules)
@@ -232,6 +271,18 @@ def sample(
                 alive = [alive[i] for i in staying]
                 if alive:
                     reader.keep(staying)
+
+
+def _written(
+    reader: Tree, draw: TokenSampler, alive: list[int], completions: list[Completion]
+) -> CompletionStream:
+    """Extend all texts by what can be written in one call; none of them ends by that."""
+    tokens, logs = draw.write(reader, alive, len(completions[alive[0]].tokens))
+    for text, own, own_logs in zip(alive, tokens, logs, strict=True):
+        for token, log in zip(own, own_logs, strict=True):
+            completions[text] = _longer(completions[text], token, log, draw.rules)
+        if own:
+            yield text, [completions[text]]
 
 
 def _longer(completion: Completion, token: int, log: float, rules: Rules) -> Completion:
@@ -286,58 +337,6 @@ def _verified(
         if not going:
             break
     reader.branch([[count] for count in accepted])
-
-
-def prompt_lookup(length: int) -> Propose:
-    """Guess the continuation that the last tokens had before (prompt lookup, Saxena 2023)."""
-
-    def propose(texts: list[int], lines: list[list[int]]) -> list[list[int]]:
-        return [_continuation(line, length) for line in lines]
-
-    return propose
-
-
-def _continuation(line: list[int], length: int) -> list[int]:
-    for size in (3, 2, 1):
-        tail = line[-size:]
-        for i in range(len(line) - size - 1, -1, -1):
-            if line[i : i + size] == tail:
-                return line[i + size : i + size + length]
-    return []
-
-
-class Draft:
-    """Guesses by a smaller model of the same vocabulary, with the noise of the larger one.
-
-    Args:
-        reader: the smaller model, having read the same prompts.
-        draw: chooses the larger model's tokens.
-        length: tokens to guess at a time.
-    """
-
-    def __init__(self, reader: Tree, draw: TokenSampler, length: int) -> None:
-        self.reader, self.draw, self.length = reader, draw, length
-        self.texts = list(range(len(reader.lines)))
-
-    def __call__(self, texts: list[int], lines: list[list[int]]) -> list[list[int]]:
-        """Continue lines of the given texts."""
-        if texts != self.texts:
-            self.reader.keep([self.texts.index(text) for text in texts])
-            self.texts = list(texts)
-        news = [line[len(own) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
-        width = max(map(len, news))
-        if self.reader.room < width + self.length:
-            return [[] for _ in texts]
-        self.reader.step([(new + [0] * width)[:width] for new in news], chain=True)
-        self.reader.branch([[len(new) - 1] for new in news])
-        mark = self.reader.mark(self.length)
-        for _ in range(self.length):
-            branches = [(i, 0) for i in range(len(texts))]
-            tokens, _ = self.draw(self.reader, texts, branches)
-            self.reader.step([[max(token, 0)] for token in tokens])  # any guess for NO_TOKEN
-        guesses = [own[len(line) :] for line, (own,) in zip(lines, self.reader.lines, strict=True)]
-        self.reader.back_to(mark)
-        return guesses
 
 
 # ---------------------------------------------------------------------------------------------

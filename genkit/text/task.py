@@ -15,7 +15,7 @@ from genkit.data.tokens import control_tokens, encode_text
 from genkit.engine import decoder
 from genkit.errors import panics_are_errors
 from genkit.seeds import row_seeds
-from genkit.text import chats, kept_keys, kv_cache, logits, strategies, token_names
+from genkit.text import chats, kept_keys, kv_cache, logits, speculation, strategies, token_names
 from genkit.text.beam_search import beam
 from genkit.text.language_model import LanguageModel, as_language_model, load_language_model
 from genkit.text.options import (
@@ -226,7 +226,7 @@ def _start(
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     starts = tuple(len(lines[0]) for lines in reader.lines)
     sampler = strategies.TokenSampler(rules, logits.Filters(**asked), task.seeds, starts)
-    return strategies.sample(reader, sampler, _make_proposer(task, sampler))
+    return strategies.sample(reader, sampler, _make_proposer(task, reader, sampler))
 
 
 def _keep_keys(
@@ -250,11 +250,22 @@ def _keep_keys(
         raise
 
 
-def _make_proposer(task: Task, sampler: strategies.TokenSampler) -> strategies.Propose | None:
+def _make_proposer(
+    task: Task, reader: strategies.TextReader, sampler: strategies.TokenSampler
+) -> strategies.Propose | None:
     """Return what proposes tokens for the model to verify: a draft model, or the text so far."""
     if task.draft and max(map(len, task.rows)) <= kv_cache.context_length(task.draft.model):
-        return strategies.Draft(kv_cache.Tree(task.draft.stepper, task.rows), sampler, length=5)
-    return strategies.prompt_lookup(task.options.lookup) if task.options.lookup else None
+        return speculation.Draft(kv_cache.Tree(task.draft.stepper, task.rows), sampler, length=5)
+    if task.options.lookup or _may_guess(reader):
+        return speculation.PromptLookup(task.options.lookup)
+    return None
+
+
+def _may_guess(reader: strategies.TextReader) -> bool:
+    """Whether guesses that come true save time, and the others cannot change a text."""
+    if not isinstance(reader, kv_cache.Tree) or len(reader.lines) > 1:
+        return False
+    return reader.stepper.is_exact and reader.steps_at_once() < 2
 
 
 def _rules(task: Task) -> strategies.Rules:

@@ -11,6 +11,7 @@
 
 #include "shapes.h"
 #include "threads.h"
+#include "writer.h"
 
 namespace genkit {
 namespace {
@@ -138,6 +139,17 @@ Step read_step(Numbers& numbers, size_t layers) {
     return step;
 }
 
+Choice read_choice(Numbers& numbers) {
+    Choice choice{};
+    choice.steps = numbers.integer();
+    choice.temperature = float(numbers.real());
+    choice.least = float(numbers.real());
+    choice.near = float(numbers.real());
+    choice.noise = numbers.address<const float>();
+    while (!numbers.ended()) choice.ends.push_back(numbers.integer());
+    return choice;
+}
+
 void check_range(const char* what, const int64_t* values, int64_t count, int64_t limit) {
     for (int64_t i = 0; i < count; ++i)
         if (values[i] < 0 || values[i] >= limit)
@@ -145,12 +157,11 @@ void check_range(const char* what, const int64_t* values, int64_t count, int64_t
                                     " is not below " + std::to_string(limit));
 }
 
-// Nothing is read or written outside of what a step was given.
-void check_step(const Step& step, const Decoder& decoder) {
+// Nothing is read or written outside of what steps were given: this one and those that follow it.
+void check_step(const Step& step, const Decoder& decoder, int64_t steps = 1) {
     int64_t tokens = step.texts * step.tokens;
-    check_range("token", step.ids, tokens, decoder.vocabulary);
-    check_range("position", step.positions, tokens, decoder.context);
-    check_range("slot", step.places, tokens, step.slots);
+    check_range("position", step.positions, tokens, decoder.context - steps + 1);
+    check_range("slot", step.places, tokens, step.slots - steps + 1);
 }
 
 // ---- functions of the module
@@ -210,9 +221,33 @@ PyObject* run(PyObject*, PyObject* arguments) {
         Numbers numbers(list);
         Step step = read_step(numbers, decoder->layers.size());
         return without_lock([&] {
+            check_range("token", step.ids, step.texts * step.tokens, decoder->vocabulary);
             check_step(step, *decoder);
             chosen->kernels->run(*decoder, step, threads);
         });
+    });
+}
+
+PyObject* write(PyObject*, PyObject* arguments) {
+    PyObject *capsule, *of_step, *of_choice;
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "OOOi", &capsule, &of_step, &of_choice, &threads))
+        return nullptr;
+    auto* decoder = static_cast<Decoder*>(PyCapsule_GetPointer(capsule, DECODER));
+    if (!decoder) return nullptr;
+    return with_arguments([&]() -> PyObject* {
+        Numbers step_numbers(of_step), choice_numbers(of_choice);
+        Step step = read_step(step_numbers, decoder->layers.size());
+        int64_t* written = const_cast<int64_t*>(step.ids);
+        Choice choice = read_choice(choice_numbers);
+        int64_t done = 0;
+        PyObject* nothing = without_lock([&] {
+            check_step(step, *decoder, choice.steps);
+            done = write(*decoder, step, choice, written, chosen->kernels->run, threads);
+        });
+        if (!nothing) return nullptr;
+        Py_DECREF(nothing);
+        return PyLong_FromLongLong(done);
     });
 }
 
@@ -301,6 +336,7 @@ PyObject* use_target(PyObject*, PyObject* name) {
 PyMethodDef methods[] = {
     {"make_decoder", make_decoder, METH_O, "Describe a decoder once, for many steps."},
     {"run", run, METH_VARARGS, "Do one step of a decoder."},
+    {"write", write, METH_VARARGS, "Do steps for as long as their tokens are sure; count them."},
     {"multiply", multiply, METH_O, "Multiply rows by a packed matrix."},
     {"quantize", quantize, METH_O, "Fill the blocks of a matrix with its weights."},
     {"embed", embed, METH_O, "Copy rows of a packed matrix."},
