@@ -8,20 +8,6 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM
 
-LLAMA = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm", "model.layers": "blk",
-}  # fmt: skip
-GPT2 = {
-    "transformer.wte": "token_embd", "transformer.wpe": "position_embd",
-    "transformer.ln_f": "output_norm", "lm_head": "output", "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", "transformer.h": "blk",
-}  # fmt: skip
-
 
 def write_gguf(folder: Path, path: Path) -> None:
     """Write a saved model's weights as float32."""
@@ -33,14 +19,14 @@ def write_gguf(folder: Path, path: Path) -> None:
     (_describe_llama if llama else _describe_gpt2)(writer, config)
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(config.vocab_size)
-    names, tied = LLAMA if llama else GPT2, config.tie_word_embeddings
+    arch = gguf.MODEL_ARCH.LLAMA if llama else gguf.MODEL_ARCH.GPT2
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tied = config.tie_word_embeddings
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     for name, tensor in model.state_dict().items():
         if name.startswith("lm_head") and tied and llama:
             continue
-        value, own = tensor.numpy(), name
-        for theirs, ours in names.items():
-            own = own.replace(theirs, ours)
+        value, own = tensor.numpy(), names.get_name(name, (".weight", ".bias"))
         if not llama and any(part in name for part in ("c_attn.w", "c_proj.w", "c_fc.w")):
             value = np.ascontiguousarray(value.T)
         for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", _key_heads(config))):

@@ -18,13 +18,6 @@ SHAPE = {
     "num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": len(LETTERS),
     "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm", "model.layers": "blk",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +51,9 @@ def file(stock, tmp_path_factory) -> Path:
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for name, tensor in stock.state_dict().items():
-        value, own = tensor.numpy(), name
-        for theirs, ours in NAMES.items():
-            own = own.replace(theirs, ours)
+        value, own = tensor.numpy(), names.get_name(name, (".weight",))
         heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
         if heads:
             halves = value.reshape(heads, 2, 4, 32)
