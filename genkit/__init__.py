@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from genkit.text.generation import stream as stream
     from genkit.text.perplexity import perplexity as perplexity
     from genkit.text.rescoring import rescore as rescore
+    from genkit.text.saving import save as save
     from genkit.vision.attribution import attribute as attribute
     from genkit.vision.dreams import dream as dream
     from genkit.vision.evaluation import evaluate as evaluate
@@ -58,6 +59,7 @@ _HOMES = {
     "answer": "genkit.qa.answering",
     "imagine": "genkit.vision.imagining",
     "push": "genkit.hub.pushing",
+    "save": "genkit.text.saving",
     "perplexity": "genkit.text.perplexity",
     "compare": "genkit.text.comparison",
     "attack": "genkit.attacking",

@@ -31,6 +31,7 @@ COMMANDS = {
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "compare": "compare two language models by a reward",
+    "quantize": "save a language model in 8 or 4 bits",
     "push": "share a model on the Hub",
     "app": "open the page: write, answer, draw, watch runs",
 }

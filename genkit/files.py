@@ -222,6 +222,32 @@ def written_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside `path` that becomes it once all of its files are on the disk.
+
+    Args:
+        path: there is nothing of this name yet; the folders above it are made.
+
+    Raises:
+        WriteError: the disk refused; nothing is left of what was written.
+    """
+    with named_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.writing")
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        scratch.mkdir()
+        try:
+            yield scratch
+            for written in (*scratch.iterdir(), scratch):
+                sync(written)
+            scratch.rename(path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+
 def _shared_scratch(path: Path) -> Path:
     """Return a name that no other process uses, and delete the files of killed processes."""
     path.parent.mkdir(parents=True, exist_ok=True)

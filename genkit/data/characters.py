@@ -47,7 +47,10 @@ def is_character_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Return whether a tokenizer is one by `make_tokenizer`: with bytes and without merges."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return False
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    backend = tokenizer.backend_tokenizer
+    if any(backend.token_to_id(token) is None for token in BYTES):
+        return False  # before a large vocabulary is written as JSON
+    model = json.loads(backend.to_str())["model"]
     return model.get("merges") == [] and set(BYTES) <= model["vocab"].keys()
 
 

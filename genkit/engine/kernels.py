@@ -106,11 +106,21 @@ def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> M
         return Matrix(kind, shape, weight.contiguous(), bias)
     if kind == "bfloat16":
         return Matrix(kind, shape, _by_panel(weight.bfloat16()), bias)
-    blocks = -(-outputs // PANEL), -(-inputs // GROUP), BLOCK_BYTES[kind]
-    matrix = Matrix(kind, shape, torch.empty(blocks, dtype=torch.uint8), bias)
+    blocks = torch.empty(shape_of_blocks(shape, kind), dtype=torch.uint8)
+    matrix = Matrix(kind, shape, blocks, bias)
     source = [weight.data_ptr(), *weight.stride(), torch.get_num_threads()]
     _native.quantize([*matrix.numbers(), *source])
     return matrix
+
+
+def shape_of_blocks(shape: tuple[int, int], kind: str) -> tuple[int, int, int]:
+    """Return (panels, groups, bytes) of a matrix, "int8" or "int4", of (outputs, inputs)."""
+    return -(-shape[0] // PANEL), -(-shape[1] // GROUP), BLOCK_BYTES[kind]
+
+
+def scales_of_blocks(blocks: torch.Tensor, kind: str) -> torch.Tensor:
+    """Return the scales, and in int4 the minima, of blocks: (panels, groups, numbers), float16."""
+    return blocks.view(torch.float16)[..., : PANEL if kind == "int8" else 2 * PANEL]
 
 
 def _by_panel(weight: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,27 @@ def check_precision(
         )
 
 
+def check_saved(saved: str, dtype: str | None, quantize: str | None, device: torch.device) -> None:
+    """Refuse a precision, or a device, that a model which was saved quantised does not have.
+
+    Args:
+        saved: "int8" or "int4".
+
+    Raises:
+        ValueError: an option asks for another one, or the kernels are not there.
+    """
+    if dtype or quantize not in (None, saved):
+        name, value = ("dtype", dtype) if dtype else ("quantize", quantize)
+        raise ValueError(f"{name}={value!r}: this model was saved in {saved}; leave it out")
+    if device.type != "cpu":
+        raise ValueError(f"this model was saved in {saved}, for a CPU; give device='cpu'")
+    if not kernels.available():
+        raise ValueError(
+            f"this model was saved in {saved}, which needs the compiled kernels; genkit was "
+            "installed without: install it again where there is a C++ compiler"
+        )
+
+
 def check_compiler(compile: bool | None, device: torch.device) -> None:
     """Refuse to compile where there is nothing to do it with.
 

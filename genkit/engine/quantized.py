@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -44,6 +47,19 @@ class QuantizedEmbedding(nn.Module):
 
 def quantize_model(model: PreTrainedModel, kind: str) -> None:
     """Replace the matrices of a float32 model, "int8" or "int4"; biases and norms stay."""
+    replace_matrices(model, kind, lambda _, layer, own: pack_layer(layer, own))
+
+
+def replace_matrices(
+    model: PreTrainedModel, kind: str, matrix_of: Callable[[str, nn.Module, str], Matrix]
+) -> None:
+    """Replace the linear layers of a model, and its embedding of tokens.
+
+    Args:
+        kind: of the model, "int8" or "int4".
+        matrix_of: returns the packed weights of a layer, by its name, itself and the kind that its
+            matrix has; asked once for weights that layers share. Biases are taken from the layers.
+    """
     tokens = model.get_input_embeddings()
     matrices: dict[int, Matrix] = {}  # of weights, which layers may share
     for name, layer in list(model.named_modules()):
@@ -52,10 +68,11 @@ def quantize_model(model: PreTrainedModel, kind: str) -> None:
             continue
         key = id(layer.weight)
         if key not in matrices:
-            matrices[key] = pack_layer(layer, kind_of_layer(model, layer, kind))
+            matrices[key] = matrix_of(name, layer, kind_of_layer(model, layer, kind))
         new = QuantizedEmbedding if embeds else QuantizedLinear
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new(matrices[key]))
+        matrix = replace(matrices[key], bias=_bias(layer))
+        setattr(model.get_submodule(parent), leaf, new(matrix))
 
 
 def kind_of_layer(model: PreTrainedModel, layer: nn.Module, kind: str) -> str:
@@ -70,17 +87,26 @@ def kind_of_layer(model: PreTrainedModel, layer: nn.Module, kind: str) -> str:
 
 def pack_layer(layer: nn.Module, kind: str) -> Matrix:
     """Pack the matrix of a linear layer or an embedding; kinds are those of `pack_matrix`."""
-    weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
-    matrix = weight.t() if isinstance(layer, Conv1D) else weight
-    return pack_matrix(matrix, None if bias is None else bias.detach(), kind)
+    weight = layer.get_parameter("weight").detach()
+    return pack_matrix(weight.t() if isinstance(layer, Conv1D) else weight, _bias(layer), kind)
+
+
+def _bias(layer: nn.Module) -> torch.Tensor | None:
+    bias = getattr(layer, "bias", None)
+    return None if bias is None else bias.detach()
+
+
+def list_matrices(network: nn.Module) -> dict[str, Matrix]:
+    """Return the packed matrices of a network by the names of their layers."""
+    kinds = QuantizedLinear | QuantizedEmbedding
+    return {name: m.matrix for name, m in network.named_modules() if isinstance(m, kinds)}
 
 
 def count_quantized(network: nn.Module) -> int:
-    """Count the weights of a network's packed matrices, each once, and of their biases."""
-    kinds = QuantizedLinear | QuantizedEmbedding
-    matrices = {id(m.matrix): m.matrix for m in network.modules() if isinstance(m, kinds)}
-    biases = sum(m.bias.numel() for m in matrices.values() if m.bias is not None)
-    return biases + sum(m.shape[0] * m.shape[1] for m in matrices.values())
+    """Count the weights of a network's packed matrices, each once, and their biases."""
+    matrices = list_matrices(network).values()
+    once = {id(matrix.weights): matrix.shape[0] * matrix.shape[1] for matrix in matrices}
+    return sum(once.values()) + sum(m.bias.numel() for m in matrices if m.bias is not None)
 
 
 def is_quantized(network: nn.Module) -> bool:

@@ -13,6 +13,9 @@ SETTINGS = ("*.json",)
 WEIGHTS = ("*.safetensors",)
 MODEL = (*SETTINGS, *WEIGHTS, "*.txt", "*.model", "*.jinja")  # with vocabularies and templates
 ROOTS = ("model_index.json", "config.json")  # one of which every model has, at its top
+# of models whose matrices genkit packed: what quantization_config calls that, and their weights,
+# under a name by which transformers finds none
+PACKED, PACKED_WEIGHTS = "genkit", "model.genkit.safetensors"
 # whose exact names loaders read
 LOADED = re.compile(
     r"(config|generation_config|model_index|scheduler_config|(video_)?preprocessor_config"

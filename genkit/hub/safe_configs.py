@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.hub import kinds, privacy
+from genkit.hub.model_files import PACKED
 from genkit.hub.safe_weights import Contents
 
 SETTINGS = 8 << 20  # bytes of a file of settings
@@ -51,13 +52,16 @@ COUNTS = re.compile(r".*(^|_)(layers?|blocks?|depths?|layers_per_\w+|repeats?)")
 SIZES = re.compile(r".*(^|_)(sample_size|image_size|pos_embed_max_size)")
 
 
-def check(folder: Path, contents: Contents | None, code: bool = False) -> None:
+def check(
+    folder: Path, contents: Contents | None, code: bool = False, packed: bool = False
+) -> None:
     """Refuse unsafe settings in the folder of a model, or of a component of a pipeline.
 
     Args:
         folder: whose JSON files are checked.
         contents: what the weights there hold; None if they have not been fetched.
         code: the caller trusts code that the model names.
+        packed: the caller reads matrices that genkit packed.
 
     Raises:
         ValueError: a setting is unsafe; the file and the key are named.
@@ -72,7 +76,21 @@ def check(folder: Path, contents: Contents | None, code: bool = False) -> None:
         elif file.name == "adapter_config.json":
             raise ValueError(f"{file} leads to weights elsewhere; merge the adapter first")
         elif file.name != "vocab.json":
-            _check_settings(file, read_json(file), contents, code)
+            settings = read_json(file)
+            if file.name == "config.json" and is_packed(settings):
+                settings = settings | {"quantization_config": None}
+                if not packed:
+                    raise ValueError(
+                        f"{file}: this model was saved quantised, which only genkit's verbs for "
+                        "texts read; give the model that it was made from"
+                    )
+            _check_settings(file, settings, contents, code)
+
+
+def is_packed(settings: Any) -> bool:
+    """Whether settings are those of a model whose matrices genkit packed."""
+    method = settings.get("quantization_config") if isinstance(settings, dict) else None
+    return isinstance(method, dict) and method.get("quant_method") == PACKED
 
 
 def read_json(file: Path) -> Any:

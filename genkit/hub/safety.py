@@ -33,7 +33,12 @@ def check(folder: str | Path, argument: str = "model") -> None:
 
 @contextlib.contextmanager
 def opened(
-    folder: str | Path, *, argument: str = "model", weights: bool = True, code: bool = False
+    folder: str | Path,
+    *,
+    argument: str = "model",
+    weights: bool = True,
+    code: bool = False,
+    packed: bool = False,
 ) -> Iterator[Path]:
     """Yield a private folder with the files of a model that loaders read, each of them checked.
 
@@ -44,6 +49,7 @@ def opened(
         argument: the name of the folder's argument, for messages.
         weights: whether the weights have been fetched, and not only the settings.
         code: include the Python files that the model brings along.
+        packed: the block reads matrices that genkit packed, too.
 
     Raises:
         ValueError: a file is not a regular one, leads out of the folder, or is not of the format
@@ -58,7 +64,7 @@ def opened(
             parts = _copy(source, private, code, stack)
             contents = {part: safe_weights.check(part) for part in parts}
             for part in parts:
-                safe_configs.check(part, contents[part] if weights else None, code)
+                safe_configs.check(part, contents[part] if weights else None, code, packed)
             if weights and not any(each.tensors for each in contents.values()):
                 raise ValueError(f"'{private}' holds no weights in safetensors; {HINT}")
             with safe_weights.limited(contents.values() if weights else []):

@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from genkit import machine
 from genkit.data import characters
 from genkit.engine import kernels
 from genkit.engine.compiled import weights_version
 from genkit.engine.decoder import Stepper
-from genkit.engine.precision import check_precision, move, weights_type
-from genkit.engine.quantized import quantize_model
+from genkit.engine.precision import check_precision, check_saved, move, weights_type
+from genkit.engine.quantized import is_quantized, precision_of, quantize_model
+from genkit.engine.quantized_files import read_quantized, saved_kind
 from genkit.engine.summary import summarize
+from genkit.engine.weights_files import auto_class, read_plain
 from genkit.hub import download, kinds, names, safe_weights, safety
 from genkit.hub.model_files import last_written
 from genkit.text import gguf_files
@@ -142,27 +138,47 @@ def _load(
         model, tokenizer = gguf_files.read_gguf(folder)
         model = model.to(weights_type(dtype, device))
     else:
-        model, tokenizer = _read_folder(folder, weights_type(dtype, device), trust_remote_code)
+        model, tokenizer = _read_folder(folder, dtype, quantize, trust_remote_code, device)
     precision = quantize or dtype or "float32"
-    if quantize and kernels.available():
+    if is_quantized(model):
+        precision = precision_of(model)
+    elif quantize and kernels.available():
         quantize_model(model, quantize)
     return LanguageModel(move(model, device), tokenizer, name, precision)
 
 
 def _read_folder(
-    folder: Path, kept: torch.dtype, trust_remote_code: bool
+    folder: Path,
+    dtype: str | None,
+    quantize: str | None,
+    trust_remote_code: bool,
+    device: torch.device,
 ) -> tuple[PreTrainedModel, Any]:
     options = {"trust_remote_code": trust_remote_code}
-    with safety.opened(folder, code=trust_remote_code) as private:
+    with safety.opened(folder, code=trust_remote_code, packed=True) as private:
         config = AutoConfig.from_pretrained(private, **options)
+        saved = saved_kind(config)
+        if saved:
+            check_saved(saved, dtype, quantize, device)
         tokenizer = AutoTokenizer.from_pretrained(private, **options)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model, report = auto.from_pretrained(
-            private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
-        )
-        safe_weights.check_loaded(model, report)
+        if saved:
+            model = read_quantized(private, config)
+        else:
+            model = _read_weights(private, config, weights_type(dtype, device), options)
         safe_weights.check_tokens(model, tokenizer)
     return model, tokenizer
+
+
+def _read_weights(
+    private: Path, config: Any, kept: torch.dtype, options: dict[str, Any]
+) -> PreTrainedModel:
+    model, report = read_plain(private, config, kept), None
+    if model is None:
+        model, report = auto_class(config).from_pretrained(
+            private, use_safetensors=True, dtype=kept, output_loading_info=True, **options
+        )
+    safe_weights.check_loaded(model, report)
+    return model
 
 
 def as_language_model(model: str | Path | LanguageModel, **loading: Any) -> LanguageModel:
