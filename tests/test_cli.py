@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import app_models
+import builders
 import pytest
 from classifiers import make_image
 from PIL import Image
@@ -39,6 +40,27 @@ print({"torch", "transformers", "diffusers", "numpy", "gradio"} & set(sys.module
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.slow
+def test_generating_imports_nothing_that_its_model_does_not(tmp_path):
+    """Beside Python's own packages: genkit, and what torch and the model's class import."""
+    builders.text_model(tmp_path / "model")
+    code = """
+import sys, torch, transformers.models.llama.modeling_llama
+def packages():
+    return {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+bare = packages()
+import genkit
+genkit.generate("a", model=sys.argv[1], max_new_tokens=1)
+print(packages() - bare)
+print({"app", "metrics", "qa", "training", "vision"} & {n.partition(".")[2] for n in sys.modules})
+print({"datasets", "diffusers", "evaluate", "gradio", "matplotlib", "pandas", "peft", "sklearn",
+       "torch._inductor.compile_fx", "torchvision"} & set(sys.modules))
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "model")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["{'genkit'}", "set()", "set()"]
 
 
 def test_help_shows_commands_options_and_examples(capsys):

@@ -8,7 +8,14 @@ import threading
 import pytest
 import torch
 from builders import small_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 import genkit
 from genkit.engine import kernels
@@ -285,6 +292,21 @@ def test_many_steps_do_not_leave_their_room():
     assert reader.steps_at_once() == 48 - len(PROMPTS[1])
     with pytest.raises(IndexError):
         reader.write(48, Choice(None, 1.0, 0.0, 1e-3, frozenset()))
+
+
+def test_a_head_that_shares_the_weights_of_the_embedding_keeps_its_bias():
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = PhiConfig(num_attention_heads=4, tie_word_embeddings=True, **shape, **SMALL)
+    model, ids = PhiForCausalLM(config).eval(), torch.tensor([[3, 4, 5]])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    torch.nn.init.normal_(model.lm_head.bias, std=10)
+    count = sum(p.numel() for p in model.parameters())
+    with torch.inference_mode():
+        before = model(ids).logits
+        quantize_model(model, "int8")
+        after = model(ids).logits
+    assert (after - before).abs().max() < 0.1 and before.abs().max() > 10
+    assert sum(p.numel() for p in model.parameters()) + count_quantized(model) == count
 
 
 def test_a_quantised_model_of_another_kind_is_not_copied():

@@ -74,7 +74,8 @@ def write_quantized(model: PreTrainedModel, folder: Path) -> None:
 
 def _check_written(model: PreTrainedModel, folder: Path) -> None:
     """Refuse a model that is another one when it is read."""
-    read = read_quantized(folder, AutoConfig.from_pretrained(folder))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    read = read_quantized(folder, config)
     ours, theirs = (dict(m.named_buffers()) | stored_tensors(m) for m in (model, read))
     for name, tensor in ours.items():
         if name not in theirs or not torch.equal(tensor, theirs[name]):

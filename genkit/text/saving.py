@@ -6,10 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from genkit import files
-from genkit.engine.quantized import is_quantized
+from genkit.engine.quantized import is_quantized, precision_of
 from genkit.engine.quantized_files import write_quantized
 from genkit.hub import kinds, names
+from genkit.models.lm import save_tokenizer
 from genkit.notebook import TextRecord
 from genkit.text.language_model import LanguageModel
 
@@ -27,11 +30,10 @@ class Saved(TextRecord):
 
 
 def save(model: LanguageModel, folder: str | Path) -> Saved:
-    """Save a loaded language model: a quantised one as it is, any other in float32.
+    """Save a loaded language model: a quantised one as it is, any other as transformers does.
 
-    A quantised one is loaded again by genkit alone, without being quantised again and with the same
-    texts, bit for bit, on any CPU; another in transformers' layout. The folder is written whole or
-    not at all.
+    A quantised one is loaded by genkit alone, where its kernels were compiled: without being
+    quantised again, and with the same texts, bit for bit. The folder is written whole or not at all.
 
     Args:
         model: that `genkit.load` returned.
@@ -59,10 +61,12 @@ def save(model: LanguageModel, folder: str | Path) -> Saved:
             write_quantized(model.model, scratch)
         else:
             model.model.save_pretrained(scratch)
-        model.tokenizer.save_pretrained(scratch)
+        if type(model.tokenizer) is PreTrainedTokenizerFast:
+            save_tokenizer(model.tokenizer, scratch)
+        else:
+            model.tokenizer.save_pretrained(scratch)
         size = sum(file.stat().st_size for file in scratch.iterdir())
-    precision = model.precision if quantised else "float32"
-    return Saved(str(folder), precision, size)
+    return Saved(str(folder), precision_of(model.model), size)
 
 
 def check_folder(folder: str | Path, argument: str = "folder") -> Path:
