@@ -32,8 +32,8 @@ class Saved(TextRecord):
 def save(model: LanguageModel, folder: str | Path) -> Saved:
     """Save a loaded language model: a quantised one as it is, any other as transformers does.
 
-    A quantised one is loaded by genkit alone, where its kernels were compiled: without being
-    quantised again, and with the same texts, bit for bit. The folder is written whole or not at all.
+    A quantised one is loaded by genkit alone, where its kernels were compiled: it is not quantised
+    again, and gives the same texts, bit for bit. The folder is written whole or not at all.
 
     Args:
         model: that `genkit.load` returned.
