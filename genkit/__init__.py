@@ -80,7 +80,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'genkit' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from genkit import garbage
+
+    with garbage.paused():
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

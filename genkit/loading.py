@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genkit import machine
+from genkit import garbage, machine
 from genkit.hub import download, kinds, names
 from genkit.text.language_model import DEFAULT, HINT, REVISION
 
 
+@garbage.paused()
 def load(
     model: str | Path = DEFAULT,
     *,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # from the ground up; packages of one floor do not import each other
-    {"arguments", "console", "files", "errors", "machine", "notebook", "seeds"},
+    {"arguments", "console", "files", "errors", "garbage", "machine", "notebook", "seeds"},
     {"plots", "hub"},
     {"data", "engine"},
     {"models"},

@@ -1,5 +1,7 @@
 """What genkit.load returns prints on one line."""
 
+import gc
+
 import pytest
 import torch
 from builders import (
@@ -11,6 +13,7 @@ from builders import (
     tiny_pixels,
     tiny_stylizer,
 )
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 import genkit
@@ -44,3 +47,25 @@ def test_a_loaded_model_prints_name_parameters_precision_and_device(tmp_path, ki
     count = count or sum(p.numel() for p in loaded.model.parameters())
     expected = f"{kind} {tmp_path / 'model'}: {count:,} parameters, float32, cpu"
     assert str(loaded) == repr(loaded) == expected
+
+
+def test_load_pauses_the_collection_of_garbage(tmp_path):
+    """While the network is built; then it is as it was, on or off, also after an error."""
+    text_model(tmp_path / "model")
+    collects: set[bool] = set()
+    hook = register_module_parameter_registration_hook(lambda *_: collects.add(gc.isenabled()))
+    try:
+        genkit.load(tmp_path / "model")
+    finally:
+        hook.remove()
+    assert collects == {False} and gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="model"):
+            genkit.load(tmp_path / "missing")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    with pytest.raises(ValueError, match="model"):
+        genkit.load(tmp_path / "missing")
+    assert gc.isenabled()

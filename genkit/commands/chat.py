@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit import console
+from genkit import console, garbage
 from genkit.commands import common, flags
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: dict[str, Any]) -> None:
     """Talk until the input ends."""
     options = common.written_options(arguments)
-    from genkit.data import messages
-    from genkit.text import chat_history
-    from genkit.text.language_model import load_language_model
-    from genkit.text.options import LOAD, GenerationOptions, check_options
+    with garbage.paused():
+        from genkit.data import messages
+        from genkit.text import chat_history
+        from genkit.text.language_model import load_language_model
+        from genkit.text.options import LOAD, GenerationOptions, check_options
 
     history: list[Entry] = []
     if "history" in options:

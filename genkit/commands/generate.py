@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from genkit import console
+from genkit import console, garbage
 from genkit.commands import common, flags
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ def run(arguments: dict[str, Any]) -> None:
     """Print prompts with their completions; a single one while it is written."""
     options = common.written_options(arguments)
     as_json, prompts = options.pop("json"), common.read_texts("prompt", options.pop("prompt"))
-    from genkit.text.generation import generate
-    from genkit.text.language_model import DEFAULT, load_language_model
-    from genkit.text.options import LOAD
+    with garbage.paused():
+        from genkit.text.generation import generate
+        from genkit.text.language_model import DEFAULT, load_language_model
+        from genkit.text.options import LOAD
 
     console.silence_libraries()
     loading = {name: options.pop(name) for name in LOAD if name in options}
