@@ -13,7 +13,9 @@ setup(
             [f"{NATIVE}{name}.cpp" for name in SOURCES],
             depends=[
                 f"{NATIVE}{name}.h"
-                for name in ("decoder", "includes", "kernels", "quantize", "shapes", "threads")
+                for name in (
+                    "decoder", "includes", "kernels", "many", "quantize", "shapes", "threads"
+                )
             ],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],

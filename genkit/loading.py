@@ -17,7 +17,6 @@ def load(
     revision: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    compile: bool | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
 ) -> Any:
@@ -28,7 +27,6 @@ def load(
         revision: a branch, tag or commit on the Hub.
         dtype, quantize, trust_remote_code: of language models and readers of answers, see
             `load_language_model` and `load_reader`; others take none of them.
-        compile: of readers of answers, see `load_reader`.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Returns:
@@ -50,10 +48,6 @@ def load(
         kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize}
     options["trust_remote_code"] = trust_remote_code
-    if compile is not None and kind != kinds.ANSWERS:
-        raise ValueError(
-            f"compile={compile!r} is for readers of answers; {model!r} is a {kind} model"
-        )
     # only what this kind of model needs is imported
     if kind == kinds.TEXT:
         from genkit.text import language_model
@@ -64,9 +58,7 @@ def load(
     if kind == kinds.ANSWERS:
         from genkit.qa import reader
 
-        return reader.load_reader(
-            model, revision=revision, device=device, compile=compile, **options
-        )
+        return reader.load_reader(model, revision=revision, device=device, **options)
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(

@@ -1,30 +1,30 @@
-"""Encoders run by packed matrices and compiled: the same answers, whichever runs."""
+"""Encoders run by packed matrices, without padding: the logits of the stock models."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from readers import random_reader
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    CamembertConfig,
+    CamembertForQuestionAnswering,
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+    ElectraConfig,
+    ElectraForQuestionAnswering,
+    LlamaConfig,
+    LlamaForQuestionAnswering,
+    RobertaConfig,
+    RobertaForQuestionAnswering,
+    XLMRobertaConfig,
+    XLMRobertaForQuestionAnswering,
+)
 
 import genkit
-from genkit.engine import compiled as compiling
-from genkit.engine import packed as packing
-from genkit.engine.encoder import SpanEncoder, _low_attention
+from genkit.engine.encoder import SpanEncoder
 from genkit.qa.reader import load_reader
 
-CLOSE = {"float32": 1e-5, "bfloat16": 0.1, "int8": 0.3}  # of logits whose deviation is about 4
-
-
-def batch(reader, windows, tokens, seed=0):
-    """Random tokens, the first window whole and the others padded."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, len(reader.tokenizer), (windows, tokens), generator=generator)
-    sizes = torch.randint(1, tokens + 1, (windows, 1), generator=generator)
-    sizes[0] = tokens
-    mask = (torch.arange(tokens) < sizes).long()
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if reader.model.config.to_dict().get("type_vocab_size", 0) > 1:
-        inputs["token_type_ids"] = (torch.arange(tokens) > tokens // 2).long().repeat(windows, 1)
-    return inputs
+CLOSE = {"float32": 1e-5, "bfloat16": 0.1, "int8": 0.3}  # of the deviation of logits
 
 
 def worst(ours, theirs, mask):
@@ -33,93 +33,120 @@ def worst(ours, theirs, mask):
     return max(float(((a - b)[mask > 0].abs().max()) / b[mask > 0].std()) for a, b in both)
 
 
-@torch.inference_mode()
-def check(reader, encoder, precision):
-    for windows, tokens in ((1, 9), (3, 11), (2, 64), (7, 2), (1, 1)):
-        inputs = batch(reader, windows, tokens)
-        stock = reader.model(**inputs)
-        logits = encoder(inputs)
-        if tokens > 2:
-            far = worst(logits, (stock.start_logits, stock.end_logits), inputs["attention_mask"])
-            assert far < CLOSE[precision], (windows, tokens, far)
-        assert all(x.shape == (windows, tokens) for x in logits)
+SMALL = {"vocab_size": 99, "num_hidden_layers": 2, "max_position_embeddings": 70}
+MODELS = {
+    "bert": (BertConfig, BertForQuestionAnswering),
+    "camembert": (CamembertConfig, CamembertForQuestionAnswering),
+    "electra": (ElectraConfig, ElectraForQuestionAnswering),
+    "roberta": (RobertaConfig, RobertaForQuestionAnswering),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForQuestionAnswering),
+}
 
 
-@pytest.mark.parametrize("precision", CLOSE)
-@pytest.mark.parametrize("kind", ["cased", "uncased", "bytes"])
-def test_packed_matrices_compute_the_same(kind, precision, monkeypatch):
-    monkeypatch.setattr(packing, "WORTHWHILE", 1)  # these matrices are small
-    reader = random_reader(kind)
-    encoder = SpanEncoder(reader.model, precision, False, kind == "uncased")
-    packed = [m for m in encoder._packed.modules() if isinstance(m, packing.PackedLinear)]
-    assert len(packed) == 12 and {m.precision for m in packed} == {precision}  # 6 a layer
-    check(reader, encoder, precision)
-
-
-@pytest.mark.parametrize("keys", [1, 2, 4])
-def test_attention_is_torchs_own(keys):
-    """In bfloat16, padded, with several queries a key."""
+def network(kind, size=48, **settings):
+    """A model with random weights and four heads, which matter to its answer."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(3, heads, 9, 8) for heads in (4, keys, keys))
-    seen = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
-    mask = torch.zeros(3, 1, 9, 9).masked_fill(~seen[:, None, None], -1e30)
-    ours, _ = _low_attention(torch.nn.Module(), q, k, v, mask)
-    k, v = (x.repeat_interleave(4 // keys, 1) for x in (k, v))
-    exact = F.scaled_dot_product_attention(q, k, v, mask)
-    assert (ours - exact.transpose(1, 2)).abs().max() < 0.03
-
-
-def compiled(kind, precision, folder, monkeypatch):
-    """An encoder that compiles when it has hardly begun."""
-    monkeypatch.setenv("GENKIT_CACHE", str(folder))
-    reader = random_reader(kind)
-    with monkeypatch.context() as now:
-        now.setattr(compiling, "READYING", 0.0)
-        now.setattr(compiling, "COMPILING", 0.0)
-        choice = True if precision == "float32" else None
-        encoder = SpanEncoder(reader.model, precision, choice, kind == "uncased")
-        with torch.inference_mode():
-            for _ in range(3):
-                encoder(batch(reader, 2, 8))
-    assert encoder._run is not None
-    return reader, encoder
-
-
-@pytest.mark.slow
-def test_a_compiled_encoder_computes_the_same_at_every_shape(tmp_path, monkeypatch):
-    """One artefact for any batch and length; kept in the cache, made once, for all siblings."""
-    reader, encoder = compiled("uncased", "int8", tmp_path, monkeypatch)
-    check(reader, encoder, "int8")
-    (path,) = (tmp_path / "compiled").iterdir()
-    stamp = path.stat().st_mtime_ns
-    sibling = random_reader("uncased")
+    if kind == "distilbert":
+        small = {"vocab_size": 99, "n_layers": 2, "max_position_embeddings": 70}
+        shape = {"dim": size, "n_heads": 4, "hidden_dim": 2 * size}
+        model = DistilBertForQuestionAnswering(DistilBertConfig(**small, **shape, **settings))
+    else:
+        config, head = MODELS[kind]
+        shape = {"hidden_size": size, "num_attention_heads": 4, "intermediate_size": 2 * size}
+        model = head(config(**SMALL, **shape, **settings))
     with torch.no_grad():
-        for parameter in sibling.model.bert.encoder.parameters():
-            parameter.mul_(0.9)
-    check(sibling, SpanEncoder(sibling.model, "int8", True, True), "int8")
-    assert [p.stat().st_mtime_ns for p in path.parent.iterdir()] == [stamp]
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.mul_(4)
+                layer.bias.normal_()
+    return model.eval()
 
 
-@pytest.mark.slow
+def windows(*sizes, seed=0, typed=False):
+    """Windows of random tokens, padded to the longest."""
+    generator = torch.Generator().manual_seed(seed)
+    longest = max(sizes)
+    ids = torch.randint(5, 99, (len(sizes), longest), generator=generator)
+    mask = (torch.arange(longest) < torch.tensor(sizes)[:, None]).long()
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    types = {"token_type_ids": (torch.arange(longest) > 3).long().expand_as(ids)}
+    return inputs | types if typed else inputs
+
+
+KINDS = ["distilbert", *MODELS]
+
+
 @pytest.mark.parametrize("precision", CLOSE)
-@pytest.mark.parametrize("kind", ["cased", "uncased", "bytes"])
-def test_every_encoder_compiles(kind, precision, tmp_path, monkeypatch):
-    check(*compiled(kind, precision, tmp_path, monkeypatch), precision)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_rows_without_padding_are_the_stock_models(kind, precision):
+    """Windows of any length, the full one of the model included."""
+    model = network(kind)
+    encoder = SpanEncoder(model, precision)
+    assert encoder._unpadded
+    full = 70 - encoder._first
+    for sizes in ((9,), (11, 3, 1), (64, 20, 31), (full, full - 1), (7, 2)):
+        for typed in (False, True)[: 1 + (kind in ("bert", "electra"))]:
+            inputs = windows(*sizes, typed=typed)
+            stock, found = model(**inputs), encoder(inputs)
+            both = found, (stock.start_logits, stock.end_logits)
+            assert worst(*both, inputs["attention_mask"]) < CLOSE[precision]
+            assert all(x.shape == inputs["input_ids"].shape for x in found)
 
 
-@pytest.mark.slow
-def test_an_encoder_that_does_not_compile_is_run_without(tmp_path, monkeypatch):
-    """A cache that cannot be written."""
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(compiling, "READYING", 0.0)
-    monkeypatch.setattr(compiling, "COMPILING", 0.0)
-    reader = random_reader("cased")
-    encoder = SpanEncoder(reader.model, "int8", None, False)
-    with torch.inference_mode(), pytest.warns(UserWarning, match="does not compile"):
-        for _ in range(3):
-            encoder(batch(reader, 2, 8))
-    check(reader, encoder, "int8")
+@pytest.mark.parametrize("size", [20, 36, 44])
+@torch.inference_mode()
+def test_heads_have_any_size(size):
+    """5, 9 and 11, none a multiple of what a vector holds."""
+    model, inputs = network("distilbert", size), windows(17, 9, 12)
+    stock = model(**inputs)
+    for precision, close in CLOSE.items():
+        found = SpanEncoder(model, precision)(inputs)
+        stocks = stock.start_logits, stock.end_logits
+        assert worst(found, stocks, inputs["attention_mask"]) < close
+
+
+@pytest.mark.parametrize("precision", CLOSE)
+@pytest.mark.parametrize("kind", ["distilbert", "bert", "roberta"])
+@torch.inference_mode()
+def test_a_window_depends_on_nothing_else(kind, precision):
+    """Bit for bit: neither on other windows, nor on their order, nor on threads."""
+    encoder = SpanEncoder(network(kind, 64), precision)
+    sizes = (33, 5, 64, 7, 12, 41)
+    inputs, threads = windows(*sizes), torch.get_num_threads()
+    together = torch.stack(encoder(inputs))
+    for row, size in enumerate(sizes):
+        alone = {name: x[row : row + 1, :size] for name, x in inputs.items()}
+        assert torch.equal(torch.stack(encoder(alone))[:, 0], together[:, row, :size])
+    backwards = {name: x.flip(0) for name, x in inputs.items()}
+    assert torch.equal(torch.stack(encoder(backwards)).flip(1), together)
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(torch.stack(encoder(inputs)), together)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def test_other_models_are_read_with_padding():
+    """A layer of somebody else's, and a kind that is not known to need none."""
+    model, inputs = network("distilbert"), windows(9, 4)
+
+    class Own(torch.nn.Linear):
+        pass
+
+    layer = model.distilbert.transformer.layer[0].ffn
+    own = Own(layer.lin1.in_features, layer.lin1.out_features)
+    own.load_state_dict(layer.lin1.state_dict())
+    layer.lin1 = own
+    other = LlamaForQuestionAnswering(
+        LlamaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
+    for each in (model, other):
+        encoder = SpanEncoder(each, "float32")
+        stock = each(**inputs)
+        both = encoder(inputs), (stock.start_logits, stock.end_logits)
+        assert not encoder._unpadded and worst(*both, inputs["attention_mask"]) < 1e-5
 
 
 def test_weights_that_changed_are_read_again():

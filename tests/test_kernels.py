@@ -98,9 +98,10 @@ def test_what_has_so_few_levels_is_packed_exactly(target, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_products_are_those_of_the_packed_weights(target, kind, shape):
+@pytest.mark.parametrize("rows", [9, 41])
+def test_products_are_those_of_the_packed_weights(target, kind, shape, rows):
     """Against float64; inputs are rounded to 16 bits in groups where weights are integers."""
-    weight, bias, x = some(*shape), some(shape[0], seed=1), some(9, shape[1], seed=2)
+    weight, bias, x = some(*shape), some(shape[0], seed=1), some(rows, shape[1], seed=2)
     matrix = pack_matrix(weight, bias, kind)
     found = multiply(matrix, x)
     exact = x.double() @ unpacked(matrix).double().T + bias.double()
@@ -136,6 +137,24 @@ def test_what_is_not_finite_is_not_hidden(target, kind):
 def test_zeros_stay_zeros(target, kind):
     assert not multiply(pack_matrix(torch.zeros(9, 40), None, kind), some(3, 40)).any()
     assert not multiply(pack_matrix(some(9, 40), None, kind), torch.zeros(3, 40)).any()
+
+
+@pytest.mark.parametrize("width", [1, 8, 50])
+def test_rows_of_8_bits(target, width):
+    """Half a step from the numbers; zeros stay zeros, and what is not finite is not hidden."""
+    x = some(6, width) * torch.tensor([1e-9, 1.0, 1e9, 0.0, 1.0, 1.0])[:, None]
+    x[4, -1], x[5, 0] = torch.nan, -torch.inf
+    levels, scales = kernels.round_rows(x)
+    error = (levels[:4] * scales[:4, None] - x[:4]).abs()
+    assert (error <= x[:4].abs().amax(1, keepdim=True) / 253).all()
+    assert levels[:3].abs().amax(1).tolist() == [127, 127, 127] and not levels[3].any()
+    assert not scales[4:].isfinite().any()
+    sums = torch.arange(-6 * width, 6 * width, dtype=torch.int32).view(6, 2 * width)
+    outputs, bias = some(2 * width, seed=1), some(2 * width, seed=2)
+    scaled = kernels.scale_sums(sums, scales, outputs, bias)
+    assert torch.allclose(scaled[:4], (sums * scales[:, None] * outputs + bias)[:4])
+    assert not scaled[4:].isfinite().any()
+    assert torch.equal(kernels.scale_sums(sums, scales, outputs, None)[3], torch.zeros(2 * width))
 
 
 def test_a_token_outside_of_the_vocabulary_is_an_error():

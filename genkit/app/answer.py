@@ -53,9 +53,7 @@ def load_reader(index: ModelIndex, name: str) -> Reader:
     """Load a model by its name in the page."""
     from genkit.qa import reader
 
-    return events.load_once(
-        reader.load_reader, index.resolve(model_index.ANSWERS, name), compile=False
-    )
+    return events.load_once(reader.load_reader, index.resolve(model_index.ANSWERS, name))
 
 
 def _answer(index: ModelIndex, name: str, question: str, context: str) -> str:

@@ -23,11 +23,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("question", nargs="+", help="one question or several")
     parser.add_argument("--context", required=True, help="file with the text; - reads the input")
-    own = ("compile", "trust_remote_code")  # are flags of loading
+    own = ("trust_remote_code",)  # a flag of loading
     flags.add(parser, flags.from_verb("genkit.qa.answering", "answer", skip=own))
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--eager", action="store_true", help="never compile the model")
-    speed.add_argument("--compile", action="store_true", help="compile the model first")
     common.add_loading(parser)
     common.add_json(parser)
 
@@ -35,9 +32,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: dict[str, Any]) -> None:
     """Print each answer in its sentence, with its scores."""
     options = common.written_options(arguments)
-    eager, compiled = options.pop("eager"), options.pop("compile")
-    if eager or compiled:
-        options["compile"] = compiled
     as_json, questions = options.pop("json"), options.pop("question")
     context = common.read_text("context", options.pop("context"))
     from genkit.qa.answering import answer

@@ -15,6 +15,12 @@ def multiply(numbers: list[int]) -> None:
 def quantize(numbers: list[int]) -> None:
     """Fill the blocks of a matrix with its weights."""
 
+def round_rows(numbers: list[int]) -> None:
+    """Round rows to 8 bits with one scale each."""
+
+def scale_sums(numbers: list[int]) -> None:
+    """Scale sums of levels of 8 bits by row and output, and add a bias."""
+
 def embed(numbers: list[int]) -> None:
     """Copy rows of a packed matrix."""
 

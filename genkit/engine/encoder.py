@@ -1,179 +1,111 @@
-"""An encoder with a span head, run by the stock model until something faster pays."""
+"""An encoder with a span head, as it runs fastest: packed, and where it can be, without padding."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import Dim
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
 
 from genkit import machine
-from genkit.engine.compiled import CompileSchedule, cache_path, compile_ahead, named_weights
 from genkit.engine.packed import pack
-from genkit.engine.private_ops import Compiled, load_compiled
 
-# ---------------------------------------------------------------------------------------------
-# Attention in bfloat16 where that is fast, and products are not in float32 anyway
-
-_library = torch.library.Library("genkit", "FRAGMENT")
-_library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask) -> Tensor")
+# kinds whose tokens meet in attention alone, and which take each token's position
+UNPADDED = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+MAKERS = ("torch", "transformers")  # of layers; those of others may do anything
 
 
-def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """(windows, heads, tokens, size) of one type each, contiguous, q scaled; the mask is added."""
-    rows = [x.flatten(0, 1) for x in (q, k, v)]
-    scores = torch.bmm(rows[0], rows[1].mT)
-    if mask is not None and mask.any():
-        scores.view(*q.shape[:2], *scores.shape[1:]).add_(mask)
-    return torch.bmm(scores.softmax(-1), rows[2]).view_as(q)
-
-
-_library.impl("attention", _attention, "CPU")
-_library.impl("attention", lambda q, k, v, mask: torch.empty_like(q), "Meta")
-
-
-def _low_attention(
-    module: torch.nn.Module,
+def _attend(
+    module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
+    attention_mask: None,
+    *,
+    kind: torch.dtype,
+    scaling: float,
+    cu_seq_lens_q: list[int],
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as transformers' other functions do; see `AttentionInterface`."""
-    if key.shape[1] != query.shape[1]:  # several queries share a key
-        shared = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
-    query = query * (scaling or query.shape[-1] ** -0.5)
-    kind = torch.bfloat16 if machine.fast_bf16(machine.CPU) else torch.float32
-    q, k, v = (x.to(kind).contiguous() for x in (query, key, value))
-    found = torch.ops.genkit.attention(q, k, v, attention_mask)
-    return found.transpose(1, 2).to(query.dtype).contiguous(), None
+    """Attend as transformers' other functions do, each window to itself; see `AttentionInterface`.
 
-
-AttentionInterface.register("genkit", _low_attention)
-AttentionMaskInterface.register("genkit", eager_mask)
-
-
-def _lowered(model: PreTrainedModel, precision: str, compiled: bool = False) -> PreTrainedModel:
-    """Copy a float32 model with its products, but for those of the head, in a precision."""
-    copy = pack(model, precision, head=False, compiled=compiled)
-    if precision != "float32" and copy._can_set_attn_implementation():
-        copy.set_attn_implementation("genkit")
-    return copy
-
-
-# ---------------------------------------------------------------------------------------------
-# The encoder
-
-
-class StockEncoder(torch.nn.Module):
-    """A stock model as a function of its weights and a batch of windows.
-
-    Args of the call:
-        weights: parameters and buffers by name.
-        ids, mask: tokens, and 1 where there are any, (windows, tokens).
-        types: which text each token is of, (windows, tokens); None for a model without token types.
-
-    Returns logits of starts and ends, (windows, tokens) each.
+    Args:
+        query, key, value: of all windows, one after the other, (1, heads, tokens, size).
+        kind: of the numbers that are multiplied.
+        cu_seq_lens_q: where windows begin, and the last one ends.
     """
+    q, k, v = (x.to(kind) for x in (query, key, value))
+    found = []
+    for first, last in itertools.pairwise(cu_seq_lens_q):
+        window = (x[:, :, first:last] for x in (q, k, v))
+        found.append(F.scaled_dot_product_attention(*window, scale=scaling).transpose(1, 2))
+    return torch.cat(found, 1).to(query.dtype), None
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self._model = [model]  # in a list: not a submodule, its weights are arguments
 
-    def forward(
-        self,
-        weights: dict[str, torch.Tensor],
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        types: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read the windows."""
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if types is not None:
-            inputs["token_type_ids"] = types
-        output = torch.func.functional_call(self._model[0], weights, (), inputs)
-        return output.start_logits, output.end_logits
+KINDS = {"genkit": torch.float32, "genkit_bfloat16": torch.bfloat16}
+for name, kind in KINDS.items():  # transformers makes no mask for them
+    AttentionInterface.register(name, functools.partial(_attend, kind=kind))
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """Return the position of a window's first token; RoBERTa's follow the one for padding."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Embedding) and "position_embeddings" in name:
+            return 0 if layer.padding_idx is None else layer.padding_idx + 1
+    return 0
 
 
 def token_limit(model: PreTrainedModel, tokenizer: Any) -> int:
     """Return the most tokens that a model reads at once."""
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    for name, layer in model.named_modules():
-        embeds = isinstance(layer, torch.nn.Embedding) and "position_embeddings" in name
-        if embeds and layer.padding_idx:  # RoBERTa's start after the one for padding
-            return min(tokenizer.model_max_length, positions - layer.padding_idx - 1)
-    return min(tokenizer.model_max_length, positions)
+    return min(tokenizer.model_max_length, positions - _first_position(model))
+
+
+def _needs_no_padding(model: PreTrainedModel) -> bool:
+    """Whether a model can read windows one after the other as one row of tokens."""
+    makers = {type(layer).__module__.split(".")[0] for layer in model.modules()}
+    return (
+        model.config.model_type in UNPADDED
+        and not getattr(model.config, "is_decoder", False)
+        and makers <= {*MAKERS}
+    )
 
 
 class SpanEncoder:
-    """Reads windows: by the stock model with packed matrices, then by a compiled one.
-
-    `CompileSchedule` says when the compiled one is read from the cache, or made.
+    """Reads windows by a stock model; on a CPU with packed matrices, and without padding.
 
     Args:
-        model: an encoder; in float32 and on a CPU if it is to be packed or compiled.
-        precision: of the matrix products; None leaves the model as it is.
-        compiled: True compiles at once; None when it pays, which in float32 it hardly ever does;
-            False never.
-        typed: whether the model takes token types.
+        model: an encoder; in float32 and on a CPU if it is to be packed.
+        precision: of the matrix products but for the head's; None leaves the model as it is.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, precision: str | None, compiled: bool | None, typed: bool
-    ) -> None:
-        self._typed = typed
-        self._stock, self._precision = model, precision
-        schedule = False if compiled is None and precision == "float32" else compiled
-        self._schedule = CompileSchedule(schedule, "this model")
-        self._packed = _lowered(model, precision) if precision else model
-        self._run: Compiled | None = None
-        if compiled:
-            self._improve(compile_now=True)
+    def __init__(self, model: PreTrainedModel, precision: str | None) -> None:
+        self._unpadded = precision is not None and _needs_no_padding(model)
+        self._first = _first_position(model)
+        self._model = model
+        if precision is not None:
+            self._model = pack(model, precision, head="float32", many=True)
+        if self._unpadded:
+            low = precision != "float32" and machine.fast_bf16(machine.CPU)
+            self._model.set_attn_implementation("genkit_bfloat16" if low else "genkit")
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits of starts and ends, (windows, tokens) each, for a model's inputs."""
-        if self._run is None:
-            self._schedule.improve_if_due(self._improve)
-        if self._run:
-            start, end = self._run([*self._weights, *inputs.values()])
-            return start, end
-        began = time.perf_counter()
-        output = self._packed(**inputs)
-        self._schedule.add(time.perf_counter() - began)
-        return output.start_logits, output.end_logits
-
-    @torch.inference_mode(False)
-    def _improve(self, compile_now: bool) -> None:
-        """Use a compiled network if there is one, or one is to be made."""
-        model = self._packed
-        if self._precision == "int8":
-            model = _lowered(self._stock, "int8", compiled=True)
-        path = cache_path(model, __name__, pack.__module__)
-        path = path.with_stem(f"{path.stem}-typed") if self._typed else path
-        weights = named_weights(model)
-        if compile_now and not path.exists():
-            _compile(model, weights, self._typed, path)
-        if path.exists():
-            self._run, self._packed = load_compiled(path), model
-            self._weights = list(weights.values())
-
-
-def _compile(
-    model: PreTrainedModel, weights: dict[str, torch.Tensor], typed: bool, path: Path
-) -> None:
-    """Compile an encoder for any number of windows of any length."""
-    ids = torch.ones(3, 11, dtype=torch.int64)  # different, and neither special
-    example = (weights, ids, ids.clone(), torch.zeros_like(ids) if typed else None)
-    two = {0: Dim.AUTO, 1: Dim.AUTO}
-    shapes = (dict.fromkeys(weights), two, two, two if typed else None)
-    compile_ahead(StockEncoder(model), example, shapes, path, "this encoder")
+        if not self._unpadded:
+            output = self._model(**inputs)
+            return output.start_logits, output.end_logits
+        inside = inputs["attention_mask"].bool()
+        tokens = {name: x[inside][None] for name, x in inputs.items() if name != "attention_mask"}
+        positions = (inside.cumsum(1) - 1 + self._first)[inside][None]
+        bounds = F.pad(inside.sum(1).cumsum(0), (1, 0)).tolist()
+        output = self._model(**tokens, position_ids=positions, cu_seq_lens_q=bounds)
+        start, end = (
+            x.new_zeros(inside.shape).masked_scatter(inside, x[0])
+            for x in (output.start_logits, output.end_logits)
+        )
+        return start, end

@@ -147,6 +147,26 @@ def embed(matrix: Matrix, ids: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round rows, (rows, inputs), float32, to 8 bits with one scale each, (rows,)."""
+    x = x.contiguous()
+    levels, scales = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x))
+    places = [x.data_ptr(), *x.shape, levels.data_ptr(), scales.data_ptr()]
+    _native.round_rows([*places, torch.get_num_threads()])
+    return levels, scales
+
+
+def scale_sums(
+    sums: torch.Tensor, by_row: torch.Tensor, by_output: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Multiply sums of levels, (rows, outputs), int32, by both scales, and add a bias."""
+    y = torch.empty(sums.shape)
+    sources = [sums.data_ptr(), *sums.shape, by_row.data_ptr(), by_output.data_ptr()]
+    where = [0 if bias is None else bias.data_ptr(), y.data_ptr(), torch.get_num_threads()]
+    _native.scale_sums([*sources, *where])
+    return y
+
+
 class NativeDecoder(nn.Module):
     """The step of a decoder, by the kernels.
 

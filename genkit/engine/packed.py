@@ -1,43 +1,22 @@
 """Matrix products from weights that are packed once for this CPU: float32, bfloat16 or int8.
 
-Everything between the products stays in float32. Packed weights are held outside of the module
-tree, behind a number, so that a compiled step works for any weights of the same shape.
+Everything between the products stays in float32. A row's result does not depend on other rows.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import itertools
-import weakref
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from genkit.engine import private_ops
+from genkit.engine import kernels, private_ops
 from genkit.engine.private_ops import Product
 
 WORTHWHILE = 1 << 18  # weights of a matrix: smaller ones stay in the core's own cache as they are
-
-_products: dict[int, Product] = {}
-_numbers = itertools.count()
-
-_library = torch.library.Library("genkit", "DEF")
-_library.define("product(Tensor x, Tensor number, SymInt width) -> Tensor")
-
-
-def _product(x: torch.Tensor, number: torch.Tensor, width: int) -> torch.Tensor:
-    return _products[int(number)](x)
-
-
-def _product_shape(x: torch.Tensor, number: torch.Tensor, width: int) -> torch.Tensor:
-    return x.new_empty(*x.shape[:-1], width)
-
-
-_library.impl("product", _product, "CPU")
-_library.impl("product", _product_shape, "Meta")
 
 
 class PackedLinear(nn.Module):
@@ -46,54 +25,47 @@ class PackedLinear(nn.Module):
     Args:
         weight: (outputs, inputs), float32.
         bias: (outputs,), or None.
-        precision: "float32", "bfloat16" or "int8". For int8 the weight has one scale an output and
-            the input one scale a row, so that a row's result does not depend on other rows.
+        precision: "float32", "bfloat16" or "int8".
+        many: it is for many rows at once.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> None:
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, precision: str, many: bool = False
+    ) -> None:
         super().__init__()
-        number = next(_numbers)
-        _products[number] = {"float32": _float32, "bfloat16": _bfloat16, "int8": _int8}[precision](
-            weight
-        )
-        weakref.finalize(self, _products.pop, number)
-        self.number = nn.Buffer(torch.tensor(number))
-        self.weight = nn.Buffer(torch.empty(0))  # T5 looks at its type
-        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-        self.width, self.precision = weight.shape[0], precision
+        int8 = functools.partial(_int8, many=many)
+        makers = {"float32": private_ops.packed_product, "bfloat16": _bfloat16, "int8": int8}
+        self._product = makers[precision](weight, bias)
+        self.weight = nn.Buffer(torch.empty(0), persistent=False)  # T5 looks at its type
+        self.precision = precision
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, inputs) to (…, outputs), float32 both."""
-        if self.precision == "int8":
-            largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
-            y = torch.ops.genkit.product(x / largest, self.number, self.width) * largest
-        elif self.precision == "bfloat16":
-            y = torch.ops.genkit.product(x.bfloat16(), self.number, self.width).float()
-        else:
-            y = torch.ops.genkit.product(x, self.number, self.width)
-        return y if self.bias is None else y + self.bias
+        return self._product(x)
 
 
-class Int8Linear(nn.Module):
-    """A linear layer of 8-bit weights and inputs for many rows, to be compiled.
+def _bfloat16(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Return a product of weights in bfloat16, and of inputs where the CPU multiplies such."""
+    if not private_ops.has_avx512():
+        return private_ops.packed_product(weight.bfloat16().float(), bias)
+    product = private_ops.packed_product(weight.bfloat16(), None)
+    if bias is None:
+        return lambda x: product(x.bfloat16()).float()
+    return lambda x: product(x.bfloat16()).float().add_(bias)
 
-    The same numbers as a `PackedLinear` of int8: a compiler makes one pass of what that does in
-    several, and torch's own integer product is the faster one where there are many rows.
+
+def _int8(weight: torch.Tensor, bias: torch.Tensor | None, many: bool) -> Product:
+    """Return a product of weights in 8 bits, by what is fast on this CPU.
+
+    With VNNI inputs have 8 bits, too. Without, FBGEMM adds two products in 16 bits, which clips,
+    and torch's exact product is slower than that of float32; the kernels have inputs of 16 bits.
     """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__()
-        levels, scales = _levels(weight)
-        self.levels, self.scales = nn.Buffer(levels), nn.Buffer(scales)
-        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, inputs) to (…, outputs), float32 both."""
-        largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
-        rows = (x * (127 / largest)).round().to(torch.int8).flatten(0, -2)
-        y = private_ops.multiply_int8(rows, self.levels.t()).view(*x.shape[:-1], len(self.scales))
-        y = y * (largest / 127) * self.scales
-        return y if self.bias is None else y + self.bias
+    if private_ops.has_vnni():
+        return (by_many_rows if many and kernels.available() else by_row)(weight, bias)
+    if kernels.available():
+        return functools.partial(kernels.multiply, kernels.pack_matrix(weight, bias, "int8"))
+    levels, scales = _levels(weight)
+    return private_ops.packed_product(levels * scales[:, None], bias)
 
 
 def _levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,56 +74,51 @@ def _levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scales[:, None]).round().to(torch.int8), scales
 
 
-def _float32(weight: torch.Tensor) -> Product:
-    return private_ops.packed_product(weight)
+def by_row(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Return a product of 8 bits, with one scale for each row of inputs, for few rows."""
+    product = private_ops.packed_int8_product(*_levels(weight))
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+        y = product(x / largest) * largest
+        return y if bias is None else y.add_(bias)
+
+    return multiply
 
 
-def _bfloat16(weight: torch.Tensor) -> Product:
-    if private_ops.has_avx512():
-        return _float32(weight.bfloat16())
-    product = _float32(weight.bfloat16().float())  # the same numbers where the CPU knows no others
-    return lambda x: product(x.float()).bfloat16()
-
-
-def _int8(weight: torch.Tensor) -> Product:
+def by_many_rows(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Return the same product for many rows, by oneDNN; rounding and scaling are one pass each."""
     levels, scales = _levels(weight)
-    if not private_ops.has_vnni():  # FBGEMM adds two products in 16 bits there, which clips
-        return functools.partial(_exact_int8, levels=levels.t(), scales=scales / 127)
-    return private_ops.packed_int8_product(levels, scales)
 
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        rows, sizes = kernels.round_rows(x.flatten(0, -2))
+        sums = private_ops.multiply_int8(rows, levels.t())
+        return kernels.scale_sums(sums, sizes, scales, bias).unflatten(0, x.shape[:-1])
 
-def _exact_int8(x: torch.Tensor, levels: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    rows = (x * 127).round().to(torch.int8).flatten(0, -2)
-    return (private_ops.multiply_int8(rows, levels) * scales).view(*x.shape[:-1], len(scales))
+    return multiply
 
 
 def pack(
-    model: PreTrainedModel, precision: str, head: bool = True, compiled: bool = False
+    model: PreTrainedModel, precision: str, head: str | None = None, many: bool = False
 ) -> PreTrainedModel:
     """Copy a float32 model with its large matrices packed; everything else is shared, not copied.
 
     Args:
         precision: of the matrix products. Below float32 every matrix is packed, however small.
-        head: pack what is behind the base model, too.
-        compiled: the copy will be compiled, and for many rows.
+        head: another one for what is behind the base model.
+        many: the copy is for many rows at once, and every matrix is packed.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     packed = copy.deepcopy(model, shared)
     for name, layer in list(packed.named_modules()):
-        inside = model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
-        if not isinstance(layer, nn.Linear | Conv1D) or not (head or inside):
+        if not isinstance(layer, nn.Linear | Conv1D):
             continue
-        if precision != "float32" or layer.weight.numel() >= WORTHWHILE:
+        inside = model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
+        kind = precision if inside or head is None else head
+        if many or kind != "float32" or layer.weight.numel() >= WORTHWHILE:
+            weight = layer.weight.detach()
+            matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+            bias = None if layer.bias is None else layer.bias.detach()
             parent, _, leaf = name.rpartition(".")
-            setattr(packed.get_submodule(parent), leaf, _pack_layer(layer, precision, compiled))
+            setattr(packed.get_submodule(parent), leaf, PackedLinear(matrix, bias, kind, many))
     return packed
-
-
-def _pack_layer(layer: nn.Linear | Conv1D, precision: str, compiled: bool) -> nn.Module:
-    """Return a layer of the same function with its matrix packed; see `pack`."""
-    weight = layer.weight.detach()
-    matrix = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
-    bias = None if layer.bias is None else layer.bias.detach()
-    if compiled and precision == "int8":
-        return Int8Linear(matrix, bias)
-    return PackedLinear(matrix, bias, precision)

@@ -66,16 +66,6 @@ def check_saved(saved: str, dtype: str | None, quantize: str | None, device: tor
         )
 
 
-def check_compiler(compile: bool | None, device: torch.device) -> None:
-    """Refuse to compile where there is nothing to do it with.
-
-    Raises:
-        ValueError: `compile` is True, and so it is.
-    """
-    if compile and not (device.type == "cpu" and machine.can_compile(device)):
-        raise ValueError("compile=True is for a CPU with a C++ compiler; leave it out")
-
-
 def weights_type(dtype: str | None, device: torch.device) -> torch.dtype:
     """Return the type of the weights in memory; on a CPU only products are in other types."""
     return torch.float32 if device.type == "cpu" else getattr(torch, dtype or "float32")

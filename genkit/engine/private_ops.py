@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
 Product = Callable[[torch.Tensor], torch.Tensor]
-Compiled = Callable[[list[torch.Tensor]], list[torch.Tensor]]  # weights, then inputs, flat
 
 
 @contextlib.contextmanager
@@ -38,12 +36,12 @@ def has_vnni() -> bool:
         return bool(torch.cpu._is_vnni_supported())
 
 
-def packed_product(weight: torch.Tensor) -> Product:
+def packed_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     """Pack a matrix, (outputs, inputs), for this CPU; float32 or bfloat16, by oneDNN."""
     with _named():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         linear = torch.ops.mkldnn._linear_pointwise.default  # the overload: looked up once
-    return lambda x: linear(x, packed, None, "none", [], "")
+    return lambda x: linear(x, packed, bias, "none", [], "")
 
 
 def packed_int8_product(levels: torch.Tensor, scales: torch.Tensor) -> Product:
@@ -63,19 +61,3 @@ def packed_int8_product(levels: torch.Tensor, scales: torch.Tensor) -> Product:
 def multiply_int8(rows: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Multiply (rows, inputs) by (inputs, outputs), int8 both, to int32."""
     return torch._int_mm(rows, levels)
-
-
-def compile_to_file(exported: torch.export.ExportedProgram, path: Path) -> None:
-    """Compile an exported program ahead of time into a file."""
-    with _named():
-        compile_and_package = torch._inductor.aoti_compile_and_package
-    compile_and_package(exported, package_path=str(path))
-
-
-def load_compiled(path: Path) -> Compiled:
-    """Load what `compile_to_file` wrote."""
-    with _named():
-        load_package = torch._inductor.aoti_load_package
-    # called without torch's wrapper, which takes a millisecond to flatten the arguments
-    run: Compiled = load_package(str(path)).loader.boxed_run
-    return run

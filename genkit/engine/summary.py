@@ -1,8 +1,9 @@
-"""A loaded model on one line."""
+"""A loaded model on one line, and whether it has changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -15,3 +16,8 @@ def summarize(kind: str, name: str, networks: Iterable[torch.nn.Module], precisi
     parameters = [p for network in networks for p in network.parameters()]
     count = sum(p.numel() for p in parameters) + sum(map(count_quantized, networks))
     return f"{f'{kind} {name}'.rstrip()}: {count:,} parameters, {precision}, {parameters[0].device}"
+
+
+def weights_version(model: torch.nn.Module) -> tuple[Any, ...]:
+    """Return a value that changes when weights are changed, replaced or moved."""
+    return tuple((id(p), p._version, p.device) for p in model.parameters())

@@ -93,7 +93,6 @@ def answer(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     align_to_words: bool = ...,
     dtype: str | None = ...,
     quantize: str | None = ...,
-    compile: bool | None = ...,
     trust_remote_code: bool = ...,
     device: str | None = ...,
 ) -> Answer: ...
@@ -113,7 +112,6 @@ def answer(  # and a text with several contexts, which matches this one, too
     align_to_words: bool = ...,
     dtype: str | None = ...,
     quantize: str | None = ...,
-    compile: bool | None = ...,
     trust_remote_code: bool = ...,
     device: str | None = ...,
 ) -> list[Answer]: ...
@@ -133,7 +131,6 @@ def answer(
     align_to_words: bool = True,
     dtype: str | None = None,
     quantize: str | None = None,
-    compile: bool | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
 ) -> Answer | list[Answer]:
@@ -157,7 +154,6 @@ def answer(
             each with its own probability.
         dtype: "float32" (default), "bfloat16", or on a GPU "float16".
         quantize: "int8", on a CPU.
-        compile: whether to compile the model first; default: when it pays; see `load_reader`.
         trust_remote_code: run code that the model brings along.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
@@ -171,7 +167,7 @@ def answer(
     questions, contexts = _pairs(question, context)
     _check_count("top_k", top_k, 1)
     _check_flags(handle_impossible=handle_impossible, align_to_words=align_to_words)
-    reader = as_reader(model, revision, dtype, quantize, compile, trust_remote_code, device)
+    reader = as_reader(model, revision, dtype, quantize, trust_remote_code, device)
     options = _choose_span_options(reader, top_k, max_answer_len, align_to_words)
     null_odds = _choose_null_odds(reader, handle_impossible, threshold)
     size = choose_window_size(reader, max_seq_len, doc_stride)
@@ -195,7 +191,6 @@ def as_reader(
     revision: str | None,
     dtype: str | None,
     quantize: str | None,
-    compile: bool | None,
     trust_remote_code: bool,
     device: str | None,
 ) -> Reader:
@@ -206,12 +201,10 @@ def as_reader(
             revision=revision,
             dtype=dtype,
             quantize=quantize,
-            compile=compile,
             trust_remote_code=trust_remote_code,
             device=device,
         )
-    options = {"revision": revision, "dtype": dtype, "quantize": quantize, "compile": compile}
-    options |= {"device": device}
+    options = {"revision": revision, "dtype": dtype, "quantize": quantize, "device": device}
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")

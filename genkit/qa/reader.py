@@ -12,12 +12,11 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel
 
 from genkit import machine
-from genkit.engine.compiled import weights_version
 from genkit.engine.encoder import SpanEncoder, token_limit
-from genkit.engine.precision import check_compiler, check_precision, move, weights_type
-from genkit.engine.summary import summarize
+from genkit.engine.precision import check_precision, move, weights_type
+from genkit.engine.summary import summarize, weights_version
 from genkit.hub import download, kinds, model_files, safe_weights, safety
-from genkit.qa.windows import read_template, takes_types
+from genkit.qa.windows import read_template
 
 DEFAULT, REVISION = (
     "distilbert/distilbert-base-cased-distilled-squad",
@@ -50,7 +49,6 @@ class Reader:
     tokenizer: Any
     name: str
     precision: str = "float32"  # of the matrix products on a CPU: float32, bfloat16 or int8
-    compiled: bool | None = None  # see `load_reader`
 
     _encoder: tuple[Any, SpanEncoder] | None = field(default=None, init=False)
 
@@ -63,9 +61,8 @@ class Reader:
         version = weights_version(self.model)
         if self._encoder is None or self._encoder[0] != version:
             cpu = self.model.device.type == "cpu"
-            typed = takes_types(self.model, read_template(self.tokenizer))
-            precision, compiled = (self.precision, self.compiled) if cpu else (None, False)
-            self._encoder = (version, SpanEncoder(self.model, precision, compiled, typed))
+            encoder = SpanEncoder(self.model, self.precision if cpu else None)
+            self._encoder = (version, encoder)
         return self._encoder[1]
 
     @property
@@ -96,7 +93,6 @@ def load_reader(
     revision: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    compile: bool | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
 ) -> Reader:
@@ -106,9 +102,6 @@ def load_reader(
         model: a folder, or the id of a model on the Hub.
         revision: a branch, tag or commit on the Hub.
         dtype, quantize: see `genkit.load`.
-        compile: True compiles the model before the first window (20 to 40 s, once a shape of
-            model: it is kept in the cache); None does for bfloat16 and int8 when the process has
-            run the model for as long; False never.
         trust_remote_code: run code that the model brings along.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
@@ -118,14 +111,13 @@ def load_reader(
     """
     where = machine.find_device(device)
     check_precision(dtype, quantize, where)
-    check_compiler(compile, where)
     name = kinds.as_name(model)
     if name == DEFAULT and revision is None:
         revision = REVISION
     folder = download.fetch(name, revision, hint=HINT, code=trust_remote_code).resolve()
     kinds.check_kind(folder, name, kinds.ANSWERS)
     written = model_files.last_written(folder)
-    options = dtype, quantize, compile, trust_remote_code, where
+    options = dtype, quantize, trust_remote_code, where
     return _load_cached(name, folder, written, *options)
 
 
@@ -137,7 +129,6 @@ def _load_cached(
     written: int,
     dtype: str | None,
     quantize: str | None,
-    compile: bool | None,
     trust_remote_code: bool,
     device: torch.device,
 ) -> Reader:
@@ -153,7 +144,7 @@ def _load_cached(
         check_tokenizer(tokenizer, name)
         safe_weights.check_tokens(model, tokenizer)
     precision = quantize or dtype or "float32"
-    return Reader(move(model, device), tokenizer, name, precision, compile)
+    return Reader(move(model, device), tokenizer, name, precision)
 
 
 def _check_span_head(missing: Collection[str], name: str) -> None:

@@ -14,12 +14,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from genkit import machine
 from genkit.data import characters
 from genkit.engine import kernels
-from genkit.engine.compiled import weights_version
 from genkit.engine.decoder import Stepper
 from genkit.engine.precision import check_precision, check_saved, move, weights_type
 from genkit.engine.quantized import is_quantized, precision_of, quantize_model
 from genkit.engine.quantized_files import read_quantized, saved_kind
-from genkit.engine.summary import summarize
+from genkit.engine.summary import summarize, weights_version
 from genkit.engine.weights_files import auto_class, read_plain
 from genkit.hub import download, kinds, names, safe_weights, safety
 from genkit.hub.model_files import last_written

@@ -34,6 +34,14 @@ inline float sum(Floats v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
+inline int32_t sum(Ints v) { return v[0] + v[1] + v[2] + v[3] + v[4] + v[5] + v[6] + v[7]; }
+
+inline float greatest(Floats v) {
+    float half[LANES / 2];
+    for (int64_t i = 0; i < LANES / 2; ++i) half[i] = std::max(v[i], v[i + LANES / 2]);
+    return std::max(std::max(half[0], half[1]), std::max(half[2], half[3]));
+}
+
 inline Floats widen_bfloat16(const uint16_t* from) {
     Words wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
     return Floats(wide);
@@ -75,15 +83,23 @@ struct QuantizedRow {
 // Rows of one width, quantised; a buffer that only grows.
 class QuantizedRows {
   public:
-    void quantize(const float* x, int64_t rows, int64_t width) {
-        groups_ = (width + GROUP - 1) / GROUP;
+    void resize(int64_t rows, int64_t width) {
+        width_ = width, groups_ = (width + GROUP - 1) / GROUP;
         levels_.resize(std::max<size_t>(levels_.size(), rows * groups_ * GROUP));
         scales_.resize(std::max<size_t>(scales_.size(), rows * groups_));
         sums_.resize(scales_.size());
-        for (int64_t row = 0; row < rows; ++row)
-            for (int64_t group = 0; group < groups_; ++group)
-                quantize_group(x + row * width + group * GROUP, row * groups_ + group,
-                               std::min(GROUP, width - group * GROUP));
+    }
+
+    // Some of the rows at x.
+    void quantize(const float* x, int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row)
+            for (int64_t group = 0; group < groups_; ++group) {
+                int64_t width = std::min(GROUP, width_ - group * GROUP);
+                const float* own = x + row * width_ + group * GROUP;
+                float padded[GROUP] = {};
+                if (width < GROUP) own = std::copy(own, own + width, padded) - width;
+                quantize_group(own, row * groups_ + group);
+            }
     }
 
     QuantizedRow operator[](int64_t row) const {
@@ -92,33 +108,29 @@ class QuantizedRows {
     }
 
   private:
-    void quantize_group(const float* x, int64_t group, int64_t width) {
-        float padded[GROUP] = {};
-        std::copy(x, x + width, padded);
+    void quantize_group(const float* x, int64_t group) {
         Floats largest = {}, finite = {};
         for (int64_t i = 0; i < GROUP; i += LANES) {
-            Floats value = load(padded + i), size = value < 0.0f ? -value : value;
+            Floats value = load(x + i), size = value < 0.0f ? -value : value;
             largest = size > largest ? size : largest;
             finite += value * 0.0f;  // NaN if a value is not
         }
-        float most = 0, lost = sum(finite);
-        for (int64_t i = 0; i < LANES; ++i) most = std::max(most, largest[i]);
+        float most = greatest(largest), lost = sum(finite);
         float factor = most > 0 && lost == 0 ? 32767 / most : 0;
         scales_[group] = most / 32767 + lost;
         Ints total = {};
         for (int64_t i = 0; i < GROUP; i += LANES) {
-            Floats value = factor > 0 ? load(padded + i) * factor : Floats{};
+            Floats value = factor > 0 ? load(x + i) * factor : Floats{};
             Ints level = __builtin_convertvector(
                 value + (value < 0.0f ? all(-0.5f) : all(0.5f)), Ints);
             total += level;
             HalfInt16s narrow = __builtin_convertvector(level, HalfInt16s);
             std::memcpy(&levels_[group * GROUP + i], &narrow, sizeof narrow);
         }
-        int32_t whole = 0;
-        for (int64_t i = 0; i < LANES; ++i) whole += total[i];
-        sums_[group] = scales_[group] * float(whole);
+        sums_[group] = scales_[group] * float(sum(total));
     }
 
+    int64_t width_ = 0;
     int64_t groups_ = 0;
     std::vector<int16_t> levels_;
     std::vector<float> scales_, sums_;
@@ -195,6 +207,11 @@ void multiply_panel(const Block* blocks, int64_t groups, const QuantizedRow* row
 inline void store_panel(const Matrix& matrix, int64_t panel, const Floats* sums, int64_t rows,
                         float* y, int64_t stride) {
     int64_t first = panel * PANEL, last = std::min(first + PANEL, matrix.outputs);
+    if (last - first == PANEL) {
+        Floats bias = matrix.bias ? load(matrix.bias + first) : Floats{};
+        for (int64_t row = 0; row < rows; ++row) store(y + row * stride + first, sums[row] + bias);
+        return;
+    }
     for (int64_t row = 0; row < rows; ++row)
         for (int64_t k = first; k < last; ++k)
             y[row * stride + k] = sums[row][k - first] + (matrix.bias ? matrix.bias[k] : 0);
@@ -315,7 +332,33 @@ inline void multiply_bfloat16(const Matrix& matrix, const float* x, int64_t rows
         }
 }
 
+#include "many.h"
+
 // ---- products of any kind
+
+inline bool has_blocks(const Matrix& matrix) {
+    return matrix.kind == Kind::int8 || matrix.kind == Kind::int4;
+}
+
+// A thread's share of rows times a matrix, (rows, outputs) at a stride; x8: the same rows,
+// quantised, if the matrix has blocks.
+inline void multiply_share(const Worker& worker, const Matrix& matrix, const float* x,
+                           const QuantizedRows& x8, int64_t rows, float* y, int64_t stride) {
+    int64_t first = worker.first(matrix.panels()), last = worker.last(matrix.panels());
+    auto few8 = multiply_panels<Int8Block>, many8 = multiply_many<Int8Block>;
+    auto few4 = multiply_panels<Int4Block>, many4 = multiply_many<Int4Block>;
+    switch (matrix.kind) {
+        case Kind::float32:
+            return multiply_float32(matrix, x, rows, y, stride, first * PANEL,
+                                    std::min(last * PANEL, matrix.outputs));
+        case Kind::bfloat16:
+            return multiply_bfloat16(matrix, x, rows, y, stride, first, last);
+        case Kind::int8:
+            return (rows < MANY ? few8 : many8)(matrix, x8, rows, y, stride, first, last);
+        case Kind::int4:
+            return (rows < MANY ? few4 : many4)(matrix, x8, rows, y, stride, first, last);
+    }
+}
 
 // Rows of inputs, quantised at most once whatever they are multiplied by.
 class Inputs {
@@ -324,35 +367,68 @@ class Inputs {
         x_ = x, rows_ = rows, width_ = width, quantized_ = false;
     }
 
-    // This thread's share of x times a matrix, (rows, outputs) at a stride.
+    // This thread's share of x times a matrix; see multiply_share.
     void multiply(const Worker& worker, const Matrix& matrix, float* y, int64_t stride) {
-        bool blocks = matrix.kind == Kind::int8 || matrix.kind == Kind::int4;
-        if (blocks && !quantized_) rows8_.quantize(x_, rows_, width_), quantized_ = true;
-        int64_t first = worker.first(matrix.panels()), last = worker.last(matrix.panels());
-        switch (matrix.kind) {
-            case Kind::float32:
-                return multiply_float32(matrix, x_, rows_, y, stride, first * PANEL,
-                                        std::min(last * PANEL, matrix.outputs));
-            case Kind::bfloat16:
-                return multiply_bfloat16(matrix, x_, rows_, y, stride, first, last);
-            case Kind::int8:
-                return multiply_panels<Int8Block>(matrix, rows8_, rows_, y, stride, first, last);
-            case Kind::int4:
-                return multiply_panels<Int4Block>(matrix, rows8_, rows_, y, stride, first, last);
+        if (has_blocks(matrix) && !quantized_) {
+            x8_.resize(rows_, width_);
+            x8_.quantize(x_, 0, rows_);
+            quantized_ = true;
         }
+        multiply_share(worker, matrix, x_, x8_, rows_, y, stride);
     }
 
   private:
     const float* x_ = nullptr;
     int64_t rows_ = 0, width_ = 0;
     bool quantized_ = false;
-    QuantizedRows rows8_;
+    QuantizedRows x8_;
 };
 
 void multiply(const Matrix& matrix, const float* x, int64_t rows, float* y, int64_t threads) {
+    static thread_local QuantizedRows own;
+    QuantizedRows& x8 = own;  // of this thread, for all that help it
+    if (has_blocks(matrix)) x8.resize(rows, matrix.inputs);
     run_together(threads, [&](const Worker& worker) {
-        static thread_local Inputs inputs;
-        inputs.set(x, rows, matrix.inputs);
-        inputs.multiply(worker, matrix, y, matrix.outputs);
+        if (has_blocks(matrix)) {
+            x8.quantize(x, worker.first(rows), worker.last(rows));
+            worker.meet();
+        }
+        multiply_share(worker, matrix, x, x8, rows, y, matrix.outputs);
+    });
+}
+
+// ---- what surrounds products of 8-bit levels by others
+
+// A row to levels of 8 bits; returns their scale, which is not finite if a value is not.
+inline float round_row(const float* x, int64_t width, int8_t* levels) {
+    float most = 0, lost = 0;
+    for (int64_t i = 0; i < width; ++i) {
+        most = std::max(most, std::fabs(x[i]));
+        lost += x[i] * 0.0f;
+    }
+    float factor = most > 0 && lost == 0 ? 127 / most : 0;
+    for (int64_t i = 0; i < width; ++i) {
+        float level = factor > 0 ? x[i] * factor : 0;
+        levels[i] = int8_t(level + (level < 0 ? -0.5f : 0.5f));
+    }
+    return most / 127 + lost;
+}
+
+void round_rows(const float* x, int64_t rows, int64_t width, int8_t* levels, float* scales,
+                int64_t threads) {
+    run_together(threads, [&](const Worker& worker) {
+        for (int64_t row = worker.first(rows); row < worker.last(rows); ++row)
+            scales[row] = round_row(x + row * width, width, levels + row * width);
+    });
+}
+
+void scale_sums(const Sums& sums, float* y, int64_t threads) {
+    run_together(threads, [&](const Worker& worker) {
+        for (int64_t row = worker.first(sums.rows); row < worker.last(sums.rows); ++row)
+            for (int64_t k = 0; k < sums.outputs; ++k)
+                y[row * sums.outputs + k] =
+                    float(sums.first[row * sums.outputs + k]) *
+                        (sums.by_row[row] * sums.by_output[k]) +
+                    (sums.bias ? sums.bias[k] : 0);
     });
 }

@@ -25,6 +25,7 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
-const Kernels avx2_kernels = {avx2::multiply, avx2::quantize, avx2::embed, avx2::run};
+const Kernels avx2_kernels = {avx2::round_rows, avx2::scale_sums, avx2::multiply,
+                              avx2::quantize,   avx2::embed,      avx2::run};
 }  // namespace genkit
 #endif

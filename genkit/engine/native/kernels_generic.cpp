@@ -9,5 +9,6 @@ namespace generic {
 #include "decoder.h"
 #include "quantize.h"
 }  // namespace generic
-const Kernels generic_kernels = {generic::multiply, generic::quantize, generic::embed, generic::run};
+const Kernels generic_kernels = {generic::round_rows, generic::scale_sums, generic::multiply,
+                                 generic::quantize,   generic::embed,      generic::run};
 }  // namespace genkit

@@ -26,6 +26,7 @@ namespace vnni {
 #pragma GCC pop_options
 #endif
 
-const Kernels vnni_kernels = {vnni::multiply, vnni::quantize, vnni::embed, vnni::run};
+const Kernels vnni_kernels = {vnni::round_rows, vnni::scale_sums, vnni::multiply,
+                              vnni::quantize,   vnni::embed,      vnni::run};
 }  // namespace genkit
 #endif

@@ -277,6 +277,36 @@ PyObject* quantize(PyObject*, PyObject* list) {
     });
 }
 
+// x, rows, width, levels, scales, threads
+PyObject* round_rows(PyObject*, PyObject* list) {
+    return with_arguments([&] {
+        Numbers numbers(list);
+        const float* x = numbers.address<const float>();
+        int64_t rows = numbers.integer(), width = numbers.integer();
+        int8_t* levels = numbers.address<int8_t>();
+        float* scales = numbers.address<float>();
+        int64_t threads = numbers.integer();
+        return without_lock(
+            [&] { chosen->kernels->round_rows(x, rows, width, levels, scales, threads); });
+    });
+}
+
+// sums, rows, outputs, scales by row, by output, bias, y, threads
+PyObject* scale_sums(PyObject*, PyObject* list) {
+    return with_arguments([&] {
+        Numbers numbers(list);
+        Sums sums{};
+        sums.first = numbers.address<const int32_t>();
+        sums.rows = numbers.integer();
+        sums.outputs = numbers.integer();
+        for (const float** scales : {&sums.by_row, &sums.by_output, &sums.bias})
+            *scales = numbers.address<const float>();
+        float* y = numbers.address<float>();
+        int64_t threads = numbers.integer();
+        return without_lock([&] { chosen->kernels->scale_sums(sums, y, threads); });
+    });
+}
+
 // matrix, ids, rows, out
 PyObject* embed(PyObject*, PyObject* list) {
     return with_arguments([&] {
@@ -339,6 +369,8 @@ PyMethodDef methods[] = {
     {"write", write, METH_VARARGS, "Do steps for as long as their tokens are sure; count them."},
     {"multiply", multiply, METH_O, "Multiply rows by a packed matrix."},
     {"quantize", quantize, METH_O, "Fill the blocks of a matrix with its weights."},
+    {"round_rows", round_rows, METH_O, "Round rows to 8 bits with one scale each."},
+    {"scale_sums", scale_sums, METH_O, "Scale sums of levels, and add a bias."},
     {"embed", embed, METH_O, "Copy rows of a packed matrix."},
     {"share_threads", share_threads, METH_O, "Run on the threads of torch's OpenMP."},
     {"target", target, METH_NOARGS, "Return the name of the kernels in use."},

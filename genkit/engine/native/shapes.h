@@ -82,8 +82,19 @@ struct Step {
     float* states;                 // (texts, tokens, width): normalised, as the head reads them
 };
 
+// Sums of products of 8-bit levels, which the scales of their row and output make numbers.
+struct Sums {
+    const int32_t* first;  // (rows, outputs)
+    int64_t rows, outputs;
+    const float *by_row, *by_output;
+    const float* bias;  // (outputs,), or null
+};
+
 // What is compiled once for each kind of CPU.
 struct Kernels {
+    void (*round_rows)(const float* x, int64_t rows, int64_t width, int8_t* levels, float* scales,
+                       int64_t threads);
+    void (*scale_sums)(const Sums&, float* y, int64_t threads);
     void (*multiply)(const Matrix&, const float* x, int64_t rows, float* y, int64_t threads);
     void (*quantize)(const Matrix&, const Weights&, int64_t threads);
     void (*embed)(const Matrix&, int64_t row, float* out);
