@@ -14,7 +14,13 @@ setup(
             depends=[
                 f"{NATIVE}{name}.h"
                 for name in (
-                    "decoder", "includes", "kernels", "many", "quantize", "shapes", "threads"
+                    "decoder",
+                    "includes",
+                    "kernels",
+                    "many",
+                    "quantize",
+                    "shapes",
+                    "threads",
                 )
             ],
             extra_compile_args=FLAGS,

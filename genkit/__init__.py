@@ -7,7 +7,7 @@ bottom up; a package imports from those above it in this list:
 - `hub`: what is trusted, downloaded, staged and pushed; model cards
 - `data`: texts, corpora, tokenizers, images, questions: what goes in
 - `models`: networks and their losses, a family a file
-- `engine`: what makes a network fast on this machine: compiled, packed, quantised
+- `engine`: what makes a network fast on this machine: packed, quantised, run by kernels
 - `text`: generate, explain, score, correct, compare, attack
 - `metrics`: figures with their protocol
 - `qa`: answers from a text

@@ -30,7 +30,6 @@ from PIL import Image
 
 import genkit
 from genkit import recipes
-from genkit.engine import compiled
 from genkit.errors import clean_errors
 from genkit.hub import card
 from genkit.text.samples import example_prompt
@@ -301,16 +300,6 @@ def test_a_start_that_fails_leaves_its_folder_as_it_was(tmp_path):
         with pytest.raises(ValueError, match="text: 0 characters"):
             run_here("train_charlm", *TINY, "--text", short, "--output_dir", folder)
     assert listing(mine) == {"notes.txt": b"mine"} and not (tmp_path / "new").exists()
-
-
-def test_compile_no_reaches_the_samples_of_a_run(text_file, tmp_path, capsys, monkeypatch):
-    """Though a compiled step would pay at once."""
-    monkeypatch.setattr(compiled, "READYING", 0.0)
-    monkeypatch.setattr(compiled, "COMPILING", 0.0)
-    words = [*TINY, "--max_steps", "2", "--evaluations", "1", "--text", text_file]
-    run_here("train_charlm", *words, "--output_dir", tmp_path / "run")
-    assert "compiling" not in capsys.readouterr().err
-    assert list((tmp_path / "run" / "samples").iterdir())
 
 
 def test_no_two_recipes_have_one_default_folder():

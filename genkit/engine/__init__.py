@@ -1,1 +1,1 @@
-"""What makes a network fast on this machine: compiled, packed, quantised."""
+"""What makes a network fast on this machine: packed, quantised, run by kernels."""

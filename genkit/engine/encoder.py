@@ -42,8 +42,8 @@ def _attend(
     q, k, v = (x.to(kind) for x in (query, key, value))
     found = []
     for first, last in itertools.pairwise(cu_seq_lens_q):
-        window = (x[:, :, first:last] for x in (q, k, v))
-        found.append(F.scaled_dot_product_attention(*window, scale=scaling).transpose(1, 2))
+        q1, k1, v1 = (x[:, :, first:last] for x in (q, k, v))
+        found.append(F.scaled_dot_product_attention(q1, k1, v1, scale=scaling).transpose(1, 2))
     return torch.cat(found, 1).to(query.dtype), None
 
 

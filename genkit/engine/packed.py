@@ -33,15 +33,21 @@ class PackedLinear(nn.Module):
         self, weight: torch.Tensor, bias: torch.Tensor | None, precision: str, many: bool = False
     ) -> None:
         super().__init__()
-        int8 = functools.partial(_int8, many=many)
-        makers = {"float32": private_ops.packed_product, "bfloat16": _bfloat16, "int8": int8}
-        self._product = makers[precision](weight, bias)
+        self._product = _make_product(weight, bias, precision, many)
         self.weight = nn.Buffer(torch.empty(0), persistent=False)  # T5 looks at its type
         self.precision = precision
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, inputs) to (…, outputs), float32 both."""
         return self._product(x)
+
+
+def _make_product(
+    weight: torch.Tensor, bias: torch.Tensor | None, precision: str, many: bool
+) -> Product:
+    if precision == "int8":
+        return _int8(weight, bias, many)
+    return (_bfloat16 if precision == "bfloat16" else private_ops.packed_product)(weight, bias)
 
 
 def _bfloat16(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:

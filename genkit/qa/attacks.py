@@ -277,7 +277,7 @@ def load_reader_to_attack(
         ValueError: there is no such model, or it has no gradients in float32.
     """
     kinds.check_loaded(model, takes="Reader")
-    reader = as_reader(model, revision, None, None, None, False, device)
+    reader = as_reader(model, revision, None, None, False, device)
     check_differentiable(reader.model, reader.tokenizer, reader.name, "model")
     if reader.precision != "float32":
         raise ValueError(
