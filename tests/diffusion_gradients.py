@@ -59,7 +59,7 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     for rows in run.rows():
         run.backward(loss(model, *recipe.make_batch(run, settings, scheduler, train, order, rows)))
     parts = run.networks["model"].losses
-    whole = run.sum(torch.stack(parts).mean()) / run.processes
+    whole = run.sum(torch.stack(parts).mean()[None]) / run.processes
     named = {f"{name}/{n}": p.grad.contiguous() for n, p in network.named_parameters()}
     return named | {f"{name}/loss": whole} if run.is_main else {}
 

@@ -543,7 +543,7 @@ def test_a_run_that_collapses_is_stopped(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_here("train_gan", "--output_dir", tmp_path, *small, *wild)
     assert stopped.value.code == 0
-    log, said = log_of(tmp_path), capsys.readouterr().out
+    log, said = log_of(tmp_path), capsys.readouterr().err
     assert 200 <= log[-1]["step"] < 600
     fatal = [
         t for t in find_troubles(log, "non_saturating", Monitor(VAL, None, 60).baseline) if t.fatal
