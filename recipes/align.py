@@ -23,30 +23,31 @@ import numpy as np
 import torch
 
 from genkit import machine
-from genkit.data import dialogues, table_sources, tables
+from genkit.data import dialogues
 from genkit.data.dialogues import Prompt
 from genkit.data.order import Order
 from genkit.errors import clean_errors
-from genkit.hub import card, download
 from genkit.models import alignment_losses as losses
-from genkit.models import lm, lora
 from genkit.models.completions import Rows
 from genkit.text import rewards
 from genkit.text.drawing import check_room
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import Reward
-from genkit.text.samples import comparison_page, draw_answers
 from genkit.training import rollouts
 from genkit.training.actors import Actors, make_actors
+from genkit.training.alignment_cards import write_aligned_card
 from genkit.training.alignment_curves import alignment_curve, preference_curve
+from genkit.training.alignment_samples import AnswerPages, write_completions
 from genkit.training.policy_updates import (
     Batch,
+    check_batch,
     check_ratios,
     critic_loss,
     minibatches,
     policy_loss,
     weigh_tokens,
 )
+from genkit.training.preference_data import PreferenceSettings
 from genkit.training.preferences import (
     EncodedPairs,
     PairLogs,
@@ -57,20 +58,16 @@ from genkit.training.preferences import (
 from genkit.training.progress import count_steps
 from genkit.training.rollouts import Completion, Rollout
 from genkit.training.run import Run
-from genkit.training.settings import CHOSEN, RunSettings, parse, setting
+from genkit.training.settings import CHOSEN, parse, setting
 
 # ---- settings
 
 
 @dataclass
-class Settings(RunSettings):
-    """Settings of this recipe; see also RunSettings in genkit/training."""
+class Settings(PreferenceSettings):
+    """Settings of this recipe; see also PreferenceSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/aligned", "folder of the run and of the model")
-    init_from: str | None = setting(
-        None, "language model to start from: a folder or a Hub id; required"
-    )
-    init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
     method: str = setting("ppo", "how to align", choices=("ppo", "grpo", "rloo", "dpo"))
     reward: str | None = setting(None, f"{rewards.KINDS}; not for dpo")
     gold: str | None = setting(None, "a second reward, watched and not trained on")
@@ -99,9 +96,6 @@ class Settings(RunSettings):
     lora_rank: int = setting(
         0, "train LoRA adapters of this rank; 0 to train the weights themselves", least=0
     )
-    table_memory: int = setting(
-        tables.MEMORY, "MiB of the process that reads a table", least=tables.MIN_MEMORY
-    )
     epochs: float | None = setting(
         None, "dpo: passes over the pairs, unless max_steps is fewer steps", above=0
     )
@@ -113,12 +107,8 @@ class Settings(RunSettings):
             raise ValueError(f"--kl_target {self.kl_target} is for --method ppo")
         if self.lora_rank and importlib.util.find_spec("peft") is None:
             raise ValueError("--lora_rank requires peft: pip install 'hf-genkit[align]'")
-        table_sources.check_source(self.data)
-        download.check_exists(self.init_from, "--init_from")
-        download.check_revision(self.init_from, self.init_revision)
 
 
-SHOWN = 8  # completions on a page of samples
 VALIDATED = 64  # completions to validate on, at least
 PRESETS: dict[str, dict[str, Any]] = {
     "ppo": {"group_size": 1, "updates": 4, "policy_epochs": 2, "beta": 0.05},
@@ -179,7 +169,7 @@ def check_settings(settings: Settings) -> None:
 def train_by_drawing(run: Run, settings: Settings, actors: Actors) -> None:
     """Draw completions, score them, and make those of more reward than expected more likely."""
     # ---- data
-    check_batch(run, settings)
+    check_batch(run, settings.group_size, settings.updates)
     assert settings.reward and settings.prompts, "checked"
     reward = rewards.load_reward(settings.reward, str(run.device))
     gold = rewards.load_reward(settings.gold, str(run.device)) if settings.gold else None
@@ -189,7 +179,7 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors) -> None:
     if reward.tokenizer and reward.tokenizer.get_vocab() != own.get_vocab():
         run.log(f"reward {reward.name} has another tokenizer: it reads completions as text")
     train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
-    check_held_out(run, len(val), "prompts")
+    run.check_held_out(len(val), "prompts")
     order = Order(len(train), settings.seed)
     facts = {"reward_sha256": reward.sha256} | ({"gold_sha256": gold.sha256} if gold else {})
     run.log(
@@ -293,53 +283,18 @@ def evaluate_drawn(
 ) -> None:
     """Compare the policy with the reference on validation prompts, and save it if it is the best.
 
-    The page of samples has one completion of each prompt.
-
     Args:
         before: the reference's completions, as `draw` has drawn them.
     """
     after = draw(actors.language)
     rollout = rollouts.roll_out(run, after, actors.policy, actors.reference, actors.vocabulary)
     metrics = rollouts.compare(rollout, before, settings.beta)
-    asked, times = [prompts[each.prompt] for each in after], len(after) // len(prompts)
     if gold:
+        asked = [prompts[each.prompt] for each in after]
         metrics["val_gold"] = float(np.mean(gold(asked, [each.text for each in after])))
-    if run.is_main:
-        old, new = before[::times][:SHOWN], after[::times][:SHOWN]
-        scores = [(a.reward, b.reward) for a, b in zip(old, new, strict=True)]
-        texts = [[each.text for each in drawn] for drawn in (old, new)]
-        write_samples(
-            run,
-            comparison_page(run.progress.step, asked[::times][:SHOWN], texts[0], texts[1], scores),
-        )
+    write_completions(run, prompts, before, after)
     if run.report("objective", metrics, lower_is_better=False, curve=alignment_curve):
         run.publish(partial(save_model, run, settings, actors, metrics, len(after)))
-
-
-def write_samples(run: Run, page: str) -> None:
-    """Put a page of samples into the run's folder."""
-    run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
-
-
-def check_batch(run: Run, settings: Settings) -> None:
-    """Refuse completions that do not divide into groups, or into updates and their parts."""
-    groups, parts = settings.group_size * run.processes, settings.updates * run.shares
-    for name, number in (("group_size", groups), ("updates", parts)):
-        if settings.batch_size % number:
-            right = -(-settings.batch_size // number) * number
-            raise ValueError(
-                f"--batch_size {settings.batch_size} completions do not divide by --{name} "
-                f"{getattr(settings, name)} on {run.processes} processes with "
-                f"--gradient_accumulation {settings.gradient_accumulation}; {right} would"
-            )
-
-
-def check_held_out(run: Run, count: int, what: str) -> None:
-    """Refuse fewer rows to validate on than there are processes."""
-    if count < run.processes:
-        raise ValueError(
-            f"--val_fraction leaves {count} {what} for {run.processes} processes; give more"
-        )
 
 
 # ---- learning from pairs
@@ -352,7 +307,7 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors) -> None:
     pairs = dialogues.read_pairs(settings.data, settings.table_memory)
     encoded = encode_pairs(pairs, actors.before)
     train, val = map(EncodedPairs, dialogues.split(encoded, settings.val_fraction, "data"))
-    check_held_out(run, len(val), "pairs")
+    run.check_held_out(len(val), "pairs")
     order = Order(len(train), settings.seed)
     run.log(
         f"{actors.network.num_parameters():,} parameters · {len(train):,} pairs to train on, "
@@ -365,14 +320,13 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors) -> None:
         settings.epochs, len(train), settings.batch_size, settings.max_steps
     )
     held = dialogues.split(pairs, settings.val_fraction, "data")[1]
-    shown = {str(pair.prompt): pair.prompt for pair in held}
-    prompts = list(shown.values())[:SHOWN]
-    before = draw_answers(prompts, actors.before) if run.is_main else []
-    evaluate = partial(evaluate_pairs, run, settings, actors, val, prompts, before)
+    pages = AnswerPages(run, [pair.prompt for pair in held], actors.before)
+    compare = partial(pair_logs, actors.policy, actors.reference, settings.normalize_length)
+    evaluate = partial(evaluate_pairs, run, settings, actors, val, compare, pages)
     run.restore(before=evaluate)
     for _ in run.steps():
         for rows in run.rows():
-            logs = compare_pairs(run, settings, actors, train.take(order(rows)[1]))
+            logs = compare(train.take(order(rows)[1], run.device))
             run.backward(logs.loss(settings.beta, settings.label_smoothing))
         run.update()
         if run.evaluation_due():
@@ -380,30 +334,17 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors) -> None:
                 evaluate()
 
 
-def compare_pairs(run: Run, settings: Settings, actors: Actors, rows: Rows) -> PairLogs:
-    """Return what policy and reference give the answers of pairs."""
-    rows = rows.to(run.device)
-    return pair_logs(rows, actors.policy, actors.reference, settings.normalize_length)
-
-
 def evaluate_pairs(
     run: Run,
     settings: Settings,
     actors: Actors,
     val: EncodedPairs,
-    prompts: list[Prompt],
-    before: list[str],
+    compare: Callable[[Rows], PairLogs],
+    pages: AnswerPages,
 ) -> None:
-    """Compare chosen and rejected answers of validation pairs, and save the best model.
-
-    Args:
-        prompts: those of the page of samples, and `before` the reference's answers to them.
-    """
-    if run.is_main:
-        after = draw_answers(prompts, actors.language)
-        write_samples(run, comparison_page(run.progress.step, prompts, before, after))
-    score = partial(compare_pairs, run, settings, actors)
-    logs = all_pair_logs(run, val, score, settings.batch_size)
+    """Compare chosen and rejected answers of validation pairs, and save the best model."""
+    pages.write(actors.language)
+    logs = all_pair_logs(run, val, compare, settings.batch_size)
     loss = logs.loss(settings.beta, settings.label_smoothing).item()
     metrics = {"val_loss": loss} | logs.figures(settings.beta)
     if run.report("val_loss", metrics, curve=preference_curve):
@@ -413,53 +354,24 @@ def evaluate_pairs(
 # ---- save
 
 
-NAMES = {
-    "ppo": "proximal policy optimisation (PPO)",
-    "grpo": "group relative policy optimisation (GRPO)",
-    "rloo": "REINFORCE with a leave-one-out baseline (RLOO)",
-    "dpo": "direct preference optimisation (DPO)",
-}
-USAGE = """
-from transformers import pipeline
-print(pipeline("text-generation", model)("Once"))
-
-import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate("Once", model=model, seed=1))
-"""
-DRAWN = (
-    "{count:,} completions of validation prompts, drawn at temperature 1 from fixed seeds by this "
-    "model and by the one that it started from. The divergence val_kl is the mean of "
-    "log π - log π_ref over this model's completions (k1), in nats a completion; the objective is "
-    "the reward less {beta:g} times it; win_rate counts a tie as half."
-)
-PAIRED = (
-    "All {count:,} validation pairs. Chosen and rejected are the mean changes of an answer's "
-    "log-probability from the model that it started from, in nats; the margin is {beta:g} times "
-    "their difference, and accuracy the share of pairs where it is above 0."
-)
-
-
 def save_model(
     run: Run, settings: Settings, actors: Actors, metrics: dict[str, float], count: int, path: Path
 ) -> None:
     """Write the policy as transformers does, adapters merged, with its card."""
-    network: Any = actors.network
-    network = lora.merge_adapters(network) if settings.lora_rank else network
-    network.save_pretrained(path)
-    lm.save_tokenizer(actors.before.tokenizer, path)
+    actors.save(path)
     offline = settings.method == "dpo"
-    source = f"pairs of {settings.data}" if offline else f"the reward {settings.reward}"
-    card.write_card(
+    data = settings.data if offline else settings.prompts
+    assert data, "checked"
+    write_aligned_card(
         path,
-        run.folder.path,
-        title=f"{Path(actors.before.name).name}, aligned",
-        task="text-generation",
-        about=f"{actors.before.name}, {network.num_parameters():,} parameters, aligned by "
-        f"{NAMES[settings.method]} with {source} for {run.progress.step:,} steps.",
-        usage=USAGE,
+        run,
+        actors,
+        method=settings.method,
+        source=f"pairs of {data}" if offline else f"the reward {settings.reward}",
+        data=data,
+        beta=settings.beta,
         figures=metrics,
-        protocol=(PAIRED if offline else DRAWN).format(count=count, beta=settings.beta),
-        data=settings.data if offline else settings.prompts,
+        count=count,
     )
 
 

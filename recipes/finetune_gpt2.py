@@ -252,7 +252,7 @@ class Answers:
         if run.is_main:
             language = LanguageModel(network, self.tokenizer, "this run")
             page = answers_page(run.progress.step, self.held[:SHOWN], language)
-            run.folder.write(f"samples/step-{run.progress.step:08d}.md", page)
+            run.folder.write_samples(run.progress.step, page)
         return {"val_loss": nats / tokens, "perplexity": math.exp(nats / tokens)}
 
     def prompt(self, network: PreTrainedModel) -> dialogues.Prompt:

@@ -286,7 +286,7 @@ def write_samples(run: Run, corpus: QuestionCorpus, evaluation: training.Evaluat
         lines.append(
             f"| {mark} | {question} | {answer} | {evaluation.confidences[i]:.2f} | {gold} |"
         )
-    run.folder.write(f"samples/step-{run.progress.step:08d}.md", "\n".join(lines) + "\n")
+    run.folder.write_samples(run.progress.step, "\n".join(lines) + "\n")
 
 
 # ---- save

@@ -22,52 +22,32 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from genkit import files, machine
-from genkit.data import dialogues, table_sources, tables
+from genkit.data import dialogues
 from genkit.data.dialogues import Pair
 from genkit.data.order import Order
 from genkit.engine.encoder import token_limit
 from genkit.errors import clean_errors
-from genkit.hub import card, download
+from genkit.hub import card
 from genkit.models import lm, reward_model
 from genkit.models.alignment_losses import bradley_terry_loss
 from genkit.text.dialogue_tokens import encode_whole
 from genkit.text.language_model import LanguageModel
 from genkit.training.alignment_curves import reward_curve
 from genkit.training.optim import optimizers
+from genkit.training.preference_data import PreferenceSettings
 from genkit.training.progress import count_steps
 from genkit.training.run import Run
-from genkit.training.settings import RunSettings, parse, setting
+from genkit.training.settings import parse, setting
 
 # ---- settings
 
 
 @dataclass
-class Settings(RunSettings):
-    """Settings of this recipe; see also RunSettings in genkit/training."""
+class Settings(PreferenceSettings):
+    """Settings of this recipe; see also PreferenceSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/reward", "folder of the run and of the model")
-    init_from: str | None = setting(
-        None, "language model to start from: a folder or a Hub id; required"
-    )
-    init_revision: str | None = setting(None, "branch, tag or commit of a model on the Hub")
-    data: str | None = setting(
-        None, "pairs of answers, one preferred: a table or a dataset; required"
-    )
-    val_fraction: float = setting(0.1, "part of the pairs to validate on", above=0, below=1)
-    table_memory: int = setting(
-        tables.MEMORY, "MiB of the process that reads the table", least=tables.MIN_MEMORY
-    )
     centring: float = setting(0.01, "weight of the term that holds the mean reward near 0", least=0)
-    epochs: float | None = setting(
-        None, "passes over the pairs, unless max_steps is fewer steps", above=0
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work, before any long work."""
-        super().__post_init__()
-        table_sources.check_source(self.data)
-        download.check_exists(self.init_from, "--init_from")
-        download.check_revision(self.init_from, self.init_revision)
 
 
 def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:

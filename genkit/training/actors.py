@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -42,6 +43,13 @@ class Actors:
     def vocabulary(self) -> int:
         """The number of logits of a token."""
         return int(self.network.config.vocab_size)
+
+    def save(self, folder: Path) -> None:
+        """Write the policy as transformers does, adapters merged, with its tokenizer."""
+        adapted = self.network is not self.inner
+        network = lora.merge_adapters(self.network) if adapted else self.network
+        network.save_pretrained(folder)
+        lm.save_tokenizer(self.before.tokenizer, folder)
 
 
 def make_actors(

@@ -234,6 +234,10 @@ class RunFolder:
             path.parent.mkdir(exist_ok=True)
         write_text(path, text)
 
+    def write_samples(self, step: int, page: str) -> None:
+        """Write a page of samples of a step, in Markdown."""
+        self.write(f"samples/step-{step:08d}.md", page)
+
     def publish(self, write: Callable[[Path], None]) -> None:
         """Put a model's files into the folder: `write` fills an empty one, then each file moves.
 

@@ -10,6 +10,7 @@ import torch
 
 from genkit.models import alignment_losses as losses
 from genkit.models.completions import Rows
+from genkit.training.run import Run
 
 SMALL_RATIO = 1e-4  # how far |π / π_old - 1| may be before the first update
 
@@ -35,6 +36,25 @@ class Batch:
         )
         assert old is not None and reference is not None and advantages is not None
         return Batch(rows, old, reference, advantages, values, returns)
+
+
+def check_batch(run: Run, group_size: int, updates: int) -> None:
+    """Refuse completions that do not divide into groups, or into updates and their parts.
+
+    Raises:
+        ValueError: naming the next larger batch that does.
+    """
+    for name, value, parts in (
+        ("group_size", group_size, run.processes),
+        ("updates", updates, run.shares),
+    ):
+        if run.batch_size % (value * parts):
+            right = -(-run.batch_size // (value * parts)) * value * parts
+            raise ValueError(
+                f"--batch_size {run.batch_size} completions do not divide by --{name} {value} on "
+                f"{run.processes} processes with --gradient_accumulation "
+                f"{run.settings.gradient_accumulation}; {right} would"
+            )
 
 
 def weigh_tokens(

@@ -26,10 +26,11 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def take(self, which: np.ndarray) -> Rows:
+    def take(self, which: np.ndarray, device: torch.device) -> Rows:
         """Return the chosen rows of some pairs, then the rejected ones, as one batch."""
         rows = [self.pairs[i][side] for side in (0, 1) for i in which]
-        return completions.pad_rows([row.ids for row in rows], [row.answers for row in rows])
+        whole = completions.pad_rows([row.ids for row in rows], [row.answers for row in rows])
+        return whole.to(device)
 
 
 def encode_pairs(pairs: list[Pair], language: LanguageModel) -> list[tuple[Row, Row]]:
@@ -80,12 +81,12 @@ class PairLogs:
         }
 
 
-def pair_logs(rows: Rows, policy: Policy, reference: Policy, normalize_length: bool) -> PairLogs:
+def pair_logs(policy: Policy, reference: Policy, normalize_length: bool, rows: Rows) -> PairLogs:
     """Compute the log-probabilities of pairs, with gradients for the policy.
 
     Args:
-        rows: as `EncodedPairs.take` returns them, on the device.
         normalize_length: divide by the numbers of tokens.
+        rows: as `EncodedPairs.take` returns them.
     """
 
     def sum_up(logs: torch.Tensor) -> torch.Tensor:
@@ -111,7 +112,7 @@ def all_pair_logs(
     mine = np.array(processes.shard(len(pairs)), int)
     found = []
     for which in np.array_split(mine, -(-len(mine) // batch_size)):
-        columns = vars(score(pairs.take(which))).values()
+        columns = vars(score(pairs.take(which, processes.device))).values()
         found.append(torch.stack(list(columns), 1).cpu().numpy())
     (every,) = processes.gather_arrays(np.concatenate(found))
     return PairLogs(*torch.from_numpy(every).T)

@@ -41,6 +41,17 @@ class Processes:
                 "would"
             )
 
+    def check_held_out(self, count: int, what: str) -> None:
+        """Refuse fewer rows to validate on than there are processes.
+
+        Raises:
+            ValueError: naming the rows by `what`.
+        """
+        if count < self.processes:
+            raise ValueError(
+                f"--val_fraction leaves {count} {what} for {self.processes} processes; give more"
+            )
+
     def shard(self, count: int) -> range:
         """Return this process's contiguous part of `count` items."""
         index = self.accelerator.process_index

@@ -51,4 +51,4 @@ def write_samples(
         step = run.progress.step
         text = example_prompt(corpus.val, network, corpus.tokenizer, prompt)
         page = sample_page(step, text, network, corpus.tokenizer, most)
-        run.folder.write(f"samples/step-{step:08d}.md", page)
+        run.folder.write_samples(step, page)
