@@ -42,12 +42,10 @@ def load(
     model = kinds.as_name(model)
     if model == DEFAULT and revision is None and not names.is_folder(model):
         revision = REVISION
-    if names.is_gguf(model):
-        kind = kinds.TEXT
-    else:
-        kind = kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
+    kind = _kind_of(model, revision)
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize}
     options["trust_remote_code"] = trust_remote_code
+    _check_options(model, kind, options)
     # only what this kind of model needs is imported
     if kind == kinds.TEXT:
         from genkit.text import language_model
@@ -59,12 +57,30 @@ def load(
         from genkit.qa import reader
 
         return reader.load_reader(model, revision=revision, device=device, **options)
+    return _load_exact(kind, model, revision, device)
+
+
+def _kind_of(model: str, revision: str | None) -> str:
+    """Return the kind of a model by its settings, which are fetched if it is on the Hub."""
+    if names.is_gguf(model):
+        return kinds.TEXT
+    return kinds.kind_of(download.fetch_settings(model, revision, hint=HINT))
+
+
+def _check_options(model: str, kind: str, options: dict[str, Any]) -> None:
+    """Refuse options that models of this kind do not have."""
+    if kind in (kinds.TEXT, kinds.ANSWERS):
+        return
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(
                 f"{name}={value!r} is for language models and readers of answers; {model!r} is a "
                 f"{kind} model"
             )
+
+
+def _load_exact(kind: str, model: str, revision: str | None, device: str | None) -> Any:
+    """Load a model of a kind that takes neither a precision nor code of its own."""
     if kind == kinds.TEXT_CLASSIFIER:
         from genkit.text import classifiers
 

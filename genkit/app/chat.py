@@ -72,20 +72,9 @@ def tab(index: ModelIndex) -> None:
         "", label="Message", lines=1, max_lines=12, max_length=parts.LONGEST,
         placeholder="Enter sends, Shift and Enter begins a new line",
     )  # fmt: skip
-    with gr.Row():
-        send = gr.Button("Send", variant="primary", min_width=90)
-        stop = gr.Button("Stop", min_width=90)
-        again = gr.Button("Regenerate", min_width=130)
-        another = gr.Button("New seed", min_width=110)
-        forget = gr.Button("Undo", min_width=90)
-        clear = gr.Button("New chat", min_width=110)
-        download = gr.Button("Download", min_width=110)
-    with gr.Row():
-        seed = parts.seed_box()
-        longest = gr.Slider(1, LONGEST, 200, step=1, label="Tokens", min_width=150)
-        temperature = gr.Slider(0.05, 2, 0.7, step=0.05, label="Temperature", min_width=150)
-        top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", min_width=150)
-    given, shown = [model, turns, system, seed, longest, temperature, top_p], [view, turns, message]
+    send, stop, again, another, forget, clear, download = _add_buttons()
+    seed, *options = _add_options()
+    given, shown = [model, turns, system, seed, *options], [view, turns, message]
     skipped = [gr.skip(), gr.skip()]
     ask = events.make_stream(_send, index, skipped)
     gr.on(
@@ -103,6 +92,31 @@ def tab(index: ModelIndex) -> None:
     clear.click(lambda: (format_chat([]), [], ""), None, shown, **local)
     download.click(None, js="() => genkit.save('#chat .json', 'chat.json')", api_name=False)
     _add_colours(index, view, turns)
+
+
+def _add_buttons() -> list[gr.Button]:
+    """Add a row of buttons: for the next message, for the last reply, for the whole chat."""
+    with gr.Row():
+        return [
+            gr.Button("Send", variant="primary", min_width=90),
+            gr.Button("Stop", min_width=90),
+            gr.Button("Regenerate", min_width=130),
+            gr.Button("New seed", min_width=110),
+            gr.Button("Undo", min_width=90),
+            gr.Button("New chat", min_width=110),
+            gr.Button("Download", min_width=110),
+        ]
+
+
+def _add_options() -> list[gr.Number | gr.Slider]:
+    """Add a row of options: seed, tokens, temperature and top-p."""
+    with gr.Row():
+        return [
+            parts.seed_box(),
+            gr.Slider(1, LONGEST, 200, step=1, label="Tokens", min_width=150),
+            gr.Slider(0.05, 2, 0.7, step=0.05, label="Temperature", min_width=150),
+            gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", min_width=150),
+        ]
 
 
 def _add_colours(index: ModelIndex, view: gr.HTML, turns: gr.State) -> None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -250,47 +250,71 @@ def _write_pixels(
     """
     kept: list[int] = []
     skipped: list[str] = []
-    first: tuple[str, tuple[int, ...]] | None = None
-    digest = hashlib.sha256()
     files = file_stats(found.paths)
-    equal = True  # the channels of all images so far
     with (
         written_whole(path, shared=True) as scratch,
         scratch.open("wb") as file,
         contextlib.closing(workers.decode_files(found.files, found.count, options)) as decoded,
         console.bar(None, "decoding", found.count, " images") as bar,
     ):
+        writer = _PixelWriter(file, grey)
         for index, (name, result) in enumerate(decoded):
             bar.update()
             if isinstance(result, ImageError):
                 skipped.append(_skip(result, skip_corrupt))
-                continue
-            equal = equal and _is_grey(result)
-            if (first[1][0] == 1 if first else grey) and _is_grey(result):
-                result = result[:1]
-            first = first or (name, result.shape)
-            if equal and len(result) < first[1][0]:
-                raise _GreyError
-            _check_shape(name, result.shape, *first)
-            values = result.tobytes()
-            file.write(values)
-            digest.update(values)
-            kept.append(index)
-        if first is None:
+            else:
+                writer.write(name, result)
+                kept.append(index)
+        if writer.first is None:
             raise ImageError(
                 f"images: all {found.count} files are unreadable; the first: {skipped[0]}"
             )
+    shape = writer.first[1]
     labels = None if found.labels is None else found.labels[kept].tolist()
-    digest.update(json.dumps([first[1], labels, found.names]).encode())
+    writer.digest.update(json.dumps([shape, labels, found.names]).encode())
     return {
-        "shape": [len(kept), *first[1]],
+        "shape": [len(kept), *shape],
         "labels": labels,
         "names": found.names,
-        "sha256": digest.hexdigest(),
+        "sha256": writer.digest.hexdigest(),
         "skipped": skipped,
         "notes": found.notes,
         "files": files,
     }
+
+
+class _PixelWriter:
+    """Writes images of one shape into a file, one after the other.
+
+    Args:
+        file: open for writing.
+        grey: take the first image as grey if its three channels are equal.
+    """
+
+    def __init__(self, file: BinaryIO, grey: bool) -> None:
+        self.file, self.grey = file, grey
+        self.first: tuple[str, tuple[int, ...]] | None = None  # name and shape
+        self.digest = hashlib.sha256()
+        self._equal = True  # the channels of all images so far
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write an image, (channels, height, width).
+
+        Raises:
+            ImageError: its shape is not that of the first one.
+            _GreyError: it is grey, as all before it were, though the first has three channels.
+        """
+        is_grey = _is_grey(values)
+        self._equal = self._equal and is_grey
+        if (self.first[1][0] == 1 if self.first else self.grey) and is_grey:
+            values = values[:1]
+        self.first = self.first or (name, values.shape)
+        if self._equal and len(values) < self.first[1][0]:
+            raise _GreyError
+        _check_shape(name, values.shape, *self.first)
+        written = values.tobytes()
+        self.file.write(written)
+        self.digest.update(written)
 
 
 def _skip(error: ImageError, skip_corrupt: bool) -> str:

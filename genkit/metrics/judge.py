@@ -177,19 +177,11 @@ class Judge:
         self.reading: dict[str, Any] = {"resolution": resolution, "channels": channels}
         self.reading |= {"skip_corrupt": skip_corrupt, "allow_outside": allow_outside}
         self.name, self.data = load_named(data, "data", **self.reading)
-        order = np.random.default_rng(seed).permutation(len(self.data))
-        if real_count is not None and not 1 <= real_count <= len(order):
-            raise ValueError(f"real_count must be 1 to {len(order):,}, got {real_count}")
-        order = order[:real_count]
-        half = len(order) - len(order) // 2
-        check_enough(len(order) // 2, "data: half of the real images", k, parts=2)
+        self.real_images, self.held_out_images = self._split(real_count)
         self.extractor = (
             load_extractor(extractor, device=device)
             if isinstance(extractor, str | Path)
             else extractor
-        )
-        self.real_images, self.held_out_images = (
-            self.data.take(part) for part in (order[:half], order[half:])
         )
         self.real, self.held_out = (
             extract_cached(part, self.extractor)
@@ -204,6 +196,16 @@ class Judge:
         self._unseen = self._nearest(self.held_out_images, self.held_out)
         self._check_unseen()
         self._baselines: dict[int, dict[str, float]] = {}
+
+    def _split(self, real_count: int | None) -> tuple[Images, Images]:
+        """Split so many of the real images into those of the comparison and held-out ones."""
+        order = np.random.default_rng(self.seed).permutation(len(self.data))
+        if real_count is not None and not 1 <= real_count <= len(order):
+            raise ValueError(f"real_count must be 1 to {len(order):,}, got {real_count}")
+        order = order[:real_count]
+        half = len(order) - len(order) // 2
+        check_enough(len(order) // 2, "data: half of the real images", self.k, parts=2)
+        return self.data.take(order[:half]), self.data.take(order[half:])
 
     def judge(
         self,

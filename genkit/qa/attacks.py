@@ -27,6 +27,7 @@ from genkit.text.attacks import (
     check_text,
     check_words,
     describe_changes,
+    describe_search,
     load_judge,
     mark_changes,
     measure_perplexity,
@@ -161,11 +162,33 @@ def attack_answer(
     goal, first = _find_right_answer(reader, question, draft, golds)
     before = measure_perplexity(context, language)
     search = AnswerSearch(method, candidates, importance, allowed, budget, row_seed, masked)
-    found, last, queries = search.run(goal, first)
-    other = last.output.answer.answer
+    result = search.run(goal, first)
+    perplexities = before, measure_perplexity(result[0].text, language)
+    settings = describe_search(
+        candidates, importance, max_changed, budget, row_seed, masked, language
+    )
+    return _as_record(goal, first, result, perplexities, {"method": method} | settings)
+
+
+def _as_record(
+    goal: SpanGoal,
+    first: Verdict,
+    result: tuple[Draft, Verdict, int],
+    perplexities: tuple[float | None, float | None],
+    settings: dict[str, Any],
+) -> AttackedAnswer:
+    """Describe a context and its adversarial version by what the reader answers from both.
+
+    Args:
+        first: verdict on the context as it was.
+        result: see `AnswerSearch.run`.
+        perplexities: of the context as it was, and of its adversarial version.
+    """
+    found, last, queries = result
+    draft, other = goal.draft, last.output.answer.answer
     return AttackedAnswer(
-        question=question,
-        context=context,
+        question=goal.question,
+        context=draft.text,
         adversarial=found.text,
         answer=goal.answer,
         probability=math.exp(first.output.log_probability),
@@ -178,19 +201,10 @@ def attack_answer(
         distractor=found.gaps[-1][len(draft.gaps[-1]) :].strip() or None,
         words=len(draft.words),
         queries=queries,
-        perplexity=before,
-        adversarial_perplexity=measure_perplexity(found.text, language),
-        settings={
-            "method": method,
-            "candidates": candidates,
-            "importance": importance,
-            "max_changed": max_changed,
-            "budget": budget,
-            "seed": row_seed,
-            "masked_model": masked.name if masked else None,
-            "language_model": language.name if language else None,
-        },
-        model=reader.name,
+        perplexity=perplexities[0],
+        adversarial_perplexity=perplexities[1],
+        settings=settings,
+        model=goal.reader.name,
     )
 
 

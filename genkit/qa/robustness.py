@@ -14,14 +14,14 @@ from genkit.metrics.squad import compute_exact, compute_f1
 from genkit.notebook import TextRecord
 from genkit.qa.attacks import AnswerSearch, Method, check_method, load_reader_to_attack
 from genkit.qa.reader import Reader
-from genkit.qa.span_goal import NoDistractorError, find_goal
+from genkit.qa.span_goal import NoDistractorError, SpanGoal, find_goal
 from genkit.seeds import row_seeds
 from genkit.text.attacks import BUDGET
-from genkit.text.edits import split_words
+from genkit.text.edits import Draft, split_words
 from genkit.text.masked_models import load_masked_model
 from genkit.text.robustness import SHARES, mean
 from genkit.text.scoring import table
-from genkit.text.word_search import Candidates, Importance, check_search, words_allowed
+from genkit.text.word_search import Candidates, Importance, Verdict, check_search, words_allowed
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,7 @@ def measure_answer_attacks(
     reader = load_reader_to_attack(model, revision, device)
     masked = None if masked_model is None else load_masked_model(masked_model, device=device)
     drafts = [split_words(example.context) for example in examples]
-    answers = [""] * len(examples)
-    goals = []
-    for i, example in enumerate(examples):
-        found = find_goal(reader, example.question, drafts[i])
-        if found:
-            answers[i] = found[0].answer
-            if score(answers[i], example)[1]:
-                goals.append((i, *found))
+    answers, goals = _find_goals(reader, examples, drafts)
     before = _mean_scores(answers, examples)
     rows = []
     with console.bar(None, "attacking", len(goals) * len(limits), " questions") as bar:
@@ -127,25 +120,44 @@ def measure_answer_attacks(
                 search = AnswerSearch(
                     method, candidates, importance, allowed, budget, seeds[i], masked
                 )
-                try:
-                    _, verdict, used = search.run(goal, first)
-                except NoDistractorError:
-                    verdict, used = first, 1
-                after[i] = verdict.output.answer.answer
+                after[i], used = _attack(search, goal, first)
                 queries.append(used)
                 bar.update()
             limit = share if method == "words" else None
-            scores = _mean_scores(after, examples)
-            rows.append(ScoresUnderAttack(limit, *scores, mean(queries)))
-    settings = {
-        "method": method,
-        "candidates": candidates,
-        "importance": importance,
-        "budget": budget,
-        "seed": seed,
-    }
+            rows.append(ScoresUnderAttack(limit, *_mean_scores(after, examples), mean(queries)))
+    settings: dict[str, Any] = {"method": method, "candidates": candidates}
+    settings |= {"importance": importance, "budget": budget, "seed": seed}
     words = mean([len(draft.words) for draft in drafts])
     return AnswerRobustness(*before, rows, len(examples), words, settings, reader.name)
+
+
+def _find_goals(
+    reader: Reader, examples: Sequence[Example], drafts: Sequence[Draft]
+) -> tuple[list[str], list[tuple[int, SpanGoal, Verdict]]]:
+    """Answer questions, and find those to attack.
+
+    Returns:
+        The answers, "" where there is none; and of the questions whose answer shares a word with
+        a gold one the number, the goal and the first verdict.
+    """
+    answers = [""] * len(examples)
+    goals = []
+    for i, example in enumerate(examples):
+        found = find_goal(reader, example.question, drafts[i])
+        if found:
+            answers[i] = found[0].answer
+            if score(answers[i], example)[1]:
+                goals.append((i, *found))
+    return answers, goals
+
+
+def _attack(search: AnswerSearch, goal: SpanGoal, first: Verdict) -> tuple[str, int]:
+    """Return the answer under attack, the first one if no distractor can be made; and queries."""
+    try:
+        _, verdict, used = search.run(goal, first)
+    except NoDistractorError:
+        verdict, used = first, 1
+    return verdict.output.answer.answer, used
 
 
 def score(answer: str, example: Example) -> tuple[bool, float]:

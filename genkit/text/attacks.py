@@ -23,7 +23,7 @@ from genkit.text.classifiers import TextClassifier, load_text_classifier
 from genkit.text.edits import Change, Draft, has_letters, replaceable, split_words
 from genkit.text.encoders import TokenGradients, check_differentiable
 from genkit.text.language_model import LanguageModel, as_language_model
-from genkit.text.masked_models import load_masked_model
+from genkit.text.masked_models import MaskedModel, load_masked_model
 from genkit.text.perplexity import perplexity
 from genkit.text.word_search import (
     Candidates,
@@ -164,43 +164,74 @@ def attack_text(
     draft = split_words(text)
     allowed = check_words("text", draft, max_changed)
     classifier = load_victim(model, revision, device)
-    own, wanted = (
-        None if given is None else classifier.index_of(given, name)
-        for name, given in (("label", label), ("target", target))
-    )
+    goal, output = _find_goal(classifier, text, label, target)
     masked = None if masked_model is None else load_masked_model(masked_model, device=device)
     language = load_judge(language_model, device)
-    output = classifier.log_probabilities([text])[0]
-    goal = ClassGoal(classifier, _check_prediction(classifier, output, own, wanted), wanted)
     before = measure_perplexity(text, language)
     vocabulary = Vocabulary(classifier.model, classifier.tokenizer)
     proposer = Proposer(candidates, importance, vocabulary, masked, row_seed)
-    found, verdict, queries = goal.attack(draft, output, allowed, budget, proposer)
-    predicted = int(verdict.output.argmax())
+    result = goal.attack(draft, output, allowed, budget, proposer)
+    perplexities = before, measure_perplexity(result[0].text, language)
+    settings = describe_search(
+        candidates, importance, max_changed, budget, row_seed, masked, language
+    )
+    return _as_record(goal, draft, output, result, perplexities, settings)
+
+
+def describe_search(
+    candidates: Candidates,
+    importance: Importance,
+    max_changed: float,
+    budget: int,
+    seed: int,
+    masked: MaskedModel | None,
+    language: LanguageModel | None,
+) -> dict[str, Any]:
+    """Return the settings of a search as they stand in its record."""
+    return {
+        "candidates": candidates,
+        "importance": importance,
+        "max_changed": max_changed,
+        "budget": budget,
+        "seed": seed,
+        "masked_model": masked.name if masked else None,
+        "language_model": language.name if language else None,
+    }
+
+
+def _as_record(
+    goal: ClassGoal,
+    draft: Draft,
+    output: torch.Tensor,
+    result: tuple[Draft, Verdict, int],
+    perplexities: tuple[float | None, float | None],
+    settings: dict[str, Any],
+) -> AttackedText:
+    """Describe a text and its adversarial version by what the classifier makes of both.
+
+    Args:
+        output: log-probabilities of the text as it was, (classes,).
+        result: see `ClassGoal.attack`.
+        perplexities: of the text as it was, and of its adversarial version.
+    """
+    found, verdict, queries = result
+    names, predicted = goal.classifier.names, int(verdict.output.argmax())
     return AttackedText(
-        text=text,
+        text=draft.text,
         adversarial=found.text,
-        label=classifier.names[goal.label],
+        label=names[goal.label],
         probability=float(output[goal.label].exp()),
-        predicted=classifier.names[predicted],
+        predicted=names[predicted],
         predicted_probability=float(verdict.output[predicted].exp()),
-        target=None if wanted is None else classifier.names[wanted],
+        target=None if goal.target is None else names[goal.target],
         success=verdict.success,
         changes=draft.changes_to(found),
         words=len(draft.words),
         queries=queries,
-        perplexity=before,
-        adversarial_perplexity=measure_perplexity(found.text, language),
-        settings={
-            "candidates": candidates,
-            "importance": importance,
-            "max_changed": max_changed,
-            "budget": budget,
-            "seed": row_seed,
-            "masked_model": masked.name if masked else None,
-            "language_model": language.name if language else None,
-        },
-        model=classifier.name,
+        perplexity=perplexities[0],
+        adversarial_perplexity=perplexities[1],
+        settings=settings,
+        model=goal.classifier.name,
     )
 
 
@@ -329,24 +360,33 @@ def measure_perplexity(text: str, language: LanguageModel | None) -> float | Non
     return perplexity(text, model=language).perplexity
 
 
-def _check_prediction(
-    classifier: TextClassifier, output: torch.Tensor, label: int | None, target: int | None
-) -> int:
-    """Return the class of a text.
+def _find_goal(
+    classifier: TextClassifier, text: str, label: str | int | None, target: str | int | None
+) -> tuple[ClassGoal, torch.Tensor]:
+    """Find the class of a text to leave, and the one to reach.
 
     Args:
-        output: log-probabilities of the text, (classes,).
+        label, target: of `attack_text`.
+
+    Returns:
+        The goal, and the log-probabilities of the text, (classes,).
 
     Raises:
-        ValueError: the model predicts another than the label, or the target.
+        ValueError: there is no such class; or the model predicts another than the label, or the
+            target.
     """
+    own, wanted = (
+        None if given is None else classifier.index_of(given, name)
+        for name, given in (("label", label), ("target", target))
+    )
+    output = classifier.log_probabilities([text])[0]
     predicted = int(output.argmax())
     seen = f"the model predicts {classifier.names[predicted]} ({output[predicted].exp():.1%})"
-    if label is not None and label != predicted:
+    if own is not None and own != predicted:
         raise ValueError(
-            f"label: {classifier.names[label]!r} is misclassified already: {seen}; there is "
+            f"label: {classifier.names[own]!r} is misclassified already: {seen}; there is "
             "nothing to attack"
         )
-    if target == predicted:
+    if wanted == predicted:
         raise ValueError(f"target: {classifier.names[predicted]!r} is reached already: {seen}")
-    return predicted
+    return ClassGoal(classifier, predicted, wanted), output

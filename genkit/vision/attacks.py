@@ -157,50 +157,22 @@ def attack_image(
     Source: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572; Madry et al. 2018,
         https://arxiv.org/abs/1706.06083; Brown et al. 2017, https://arxiv.org/abs/1712.09665
     """
-    _check_method(method, epsilon=epsilon, norm=norm, steps=steps, restarts=restarts, share=share)
-    budget = check_budget(EPSILON if epsilon is None else epsilon, norm or "linf")
-    if budget.norm == "linf" and budget.epsilon * perturbations.LEVELS < 1 - 1e-6:
-        raise ValueError(f"epsilon must be 1/255 or more, the levels of a PNG, got {epsilon}")
-    check_count("steps", steps)
-    check_count("restarts", restarts)
-    _check_share(share)
-    (own,) = row_seeds(seed, 1, "an image")
+    options = _check_options(method, epsilon, norm, steps, restarts, share, seed)
     classifier = load_differentiable(model, revision, device)
     pixels = classifier.pixels(image)
     with classifier.frozen():
-        index, confidence = judge(classifier, pixels)
-        goal = None if target is None else classifier.index_of(target)
-        if goal == index:
-            raise ValueError(f"target: {classifier.name} already says {classifier.names[index]}")
-        task = _Task(
-            classifier,
-            pixels,
-            index if goal is None else goal,
-            goal is not None,
-            budget,
-            steps or STEPS.get(method, 1),
-            restarts or 1,
-            share or SHARE,
-            own,
-        )
+        task = _make_task(classifier, pixels, target, options)
         made = METHODS[method](task)
-        with console.quiet():
-            seen = classifier.pixels(read_back(made.after))
-        found, certainty = judge(classifier, seen)
-    if (seen - made.after).abs().max() > 0.5 / perturbations.LEVELS:
-        console.say(
-            f"the processor of {classifier.name} resizes and crops even images of its own size: "
-            "the changed image is judged as it sees it"
-        )
+        found, certainty = _judge_file(classifier, made.after)
     return Attacked(
         pixels.cpu(),
         made.after.cpu(),
-        classifier.names[index],
-        confidence,
+        classifier.names[task.own],
+        task.confidence,
         classifier.names[found],
         certainty,
-        None if goal is None else classifier.names[goal],
-        found == goal if goal is not None else found != index,
+        None if task.goal is None else classifier.names[task.goal],
+        (found == task.index) == task.targeted,
         made.norm,
         made.change,
         made.queries,
@@ -211,11 +183,39 @@ def attack_image(
     )
 
 
+# ---------------------------------------------------------------------------------------------
+# Options
+
+
+@dataclass(frozen=True)
+class _Options:
+    budget: Budget
+    steps: int
+    restarts: int
+    share: float
+    seed: int
+
+
 TAKES = {  # options of each method
     "fgsm": ("epsilon", "norm"),
     "pgd": ("epsilon", "norm", "steps", "restarts"),
     "patch": ("steps", "share"),
 }
+
+
+def _check_options(
+    method: Any, epsilon: Any, norm: Any, steps: Any, restarts: Any, share: Any, seed: Any
+) -> _Options:
+    """Refuse options that cannot work, and choose those that were left open."""
+    _check_method(method, epsilon=epsilon, norm=norm, steps=steps, restarts=restarts, share=share)
+    budget = check_budget(EPSILON if epsilon is None else epsilon, norm or "linf")
+    if budget.norm == "linf" and budget.epsilon * perturbations.LEVELS < 1 - 1e-6:
+        raise ValueError(f"epsilon must be 1/255 or more, the levels of a PNG, got {epsilon}")
+    check_count("steps", steps)
+    check_count("restarts", restarts)
+    _check_share(share)
+    (own,) = row_seeds(seed, 1, "an image")
+    return _Options(budget, steps or STEPS.get(method, 1), restarts or 1, share or SHARE, own)
 
 
 def _check_method(method: Any, **options: Any) -> None:
@@ -263,13 +263,19 @@ def _check_share(share: Any) -> None:
 class _Task:
     logits: DifferentiableClassifier
     pixels: torch.Tensor  # (channels, height, width)
-    index: int  # of the class to reach, or to leave
-    targeted: bool
-    budget: Budget
-    steps: int
-    restarts: int
-    share: float
-    seed: int
+    own: int  # class that the model predicts for them
+    confidence: float  # its probability
+    goal: int | None  # class to reach; None: any other
+    options: _Options
+
+    @property
+    def targeted(self) -> bool:
+        return self.goal is not None
+
+    @property
+    def index(self) -> int:
+        """The class to reach, or to leave."""
+        return self.own if self.goal is None else self.goal
 
     @property
     def label(self) -> torch.Tensor:
@@ -286,54 +292,70 @@ class _Made:
     patch: torch.Tensor | None = None
 
 
+def _make_task(
+    classifier: DifferentiableClassifier,
+    pixels: torch.Tensor,
+    target: str | int | None,
+    options: _Options,
+) -> _Task:
+    """Judge the image as it is, and find the class to reach."""
+    own, confidence = judge(classifier, pixels)
+    goal = None if target is None else classifier.index_of(target)
+    if goal == own:
+        raise ValueError(f"target: {classifier.name} already says {classifier.names[own]}")
+    return _Task(classifier, pixels, own, confidence, goal, options)
+
+
 def _fgsm(task: _Task) -> _Made:
     found = perturbations.fgsm(
-        task.logits, task.pixels[None], task.label, task.budget, targeted=task.targeted
+        task.logits, task.pixels[None], task.label, task.options.budget, targeted=task.targeted
     )
-    return _rounded(task, found, {"epsilon": task.budget.epsilon})
+    return _rounded(task, found, {"epsilon": task.options.budget.epsilon})
 
 
 def _pgd(task: _Task) -> _Made:
+    options = task.options
     found = perturbations.pgd(
         task.logits,
         task.pixels[None],
         task.label,
-        task.budget,
-        steps=task.steps,
-        seeds=[task.seed],
-        restarts=task.restarts,
+        options.budget,
+        steps=options.steps,
+        seeds=[options.seed],
+        restarts=options.restarts,
         targeted=task.targeted,
         early=False,  # rounding must not undo what just about succeeds
     )
-    settings = {"epsilon": task.budget.epsilon, "steps": task.steps}
-    return _rounded(task, found, settings | {"restarts": task.restarts, "seed": task.seed})
+    settings = {"epsilon": options.budget.epsilon, "steps": options.steps}
+    return _rounded(task, found, settings | {"restarts": options.restarts, "seed": options.seed})
 
 
 def _rounded(task: _Task, found: perturbations.Perturbed, settings: dict[str, Any]) -> _Made:
     """Round what was found to the levels of a file, within the ball."""
-    before = task.pixels[None]
-    after = perturbations.to_levels(found.pixels, before, task.budget)
-    change = perturbations.size_of(after - before, task.budget.norm)
-    return _Made(after[0], task.budget.norm, float(change), int(found.queries), settings)
+    before, budget = task.pixels[None], task.options.budget
+    after = perturbations.to_levels(found.pixels, before, budget)
+    change = perturbations.size_of(after - before, budget.norm)
+    return _Made(after[0], budget.norm, float(change), int(found.queries), settings)
 
 
 def _patch(task: _Task) -> _Made:
     """Make a patch for the image, and paste it where it works best."""
+    options = task.options
     patch = patches.make_patch(
         task.logits,
         task.pixels[None],
         task.label,
-        share=task.share,
-        steps=task.steps,
-        seed=task.seed,
+        share=options.share,
+        steps=options.steps,
+        seed=options.seed,
         targeted=task.targeted,
     )
-    places = torch.rand(PLACES, 4, generator=torch.Generator().manual_seed(task.seed + 1))
+    places = torch.rand(PLACES, 4, generator=torch.Generator().manual_seed(options.seed + 1))
     scores, images = [], []
     with torch.no_grad():
         for some in places.split(patches.DRAWS):
             pasted = patches.paste(
-                task.pixels.expand(len(some), -1, -1, -1), patch, some, task.share
+                task.pixels.expand(len(some), -1, -1, -1), patch, some, options.share
             )
             images.append((pasted * perturbations.LEVELS).round() / perturbations.LEVELS)
             scores.append(task.logits(images[-1]))
@@ -342,9 +364,9 @@ def _patch(task: _Task) -> _Made:
     best = int(own.argmax() if task.targeted else own.argmin())
     fooled = int(((logits.argmax(1) == task.index) == task.targeted).sum())
     area = float((every[best] != task.pixels).any(0).float().mean())
-    settings: dict[str, Any] = {"share": task.share, "steps": task.steps, "seed": task.seed}
-    settings |= {"fooled at": f"{fooled} of {PLACES} places"}
-    queries = 2 * patches.DRAWS * task.steps + PLACES
+    settings: dict[str, Any] = {"share": options.share, "steps": options.steps}
+    settings |= {"seed": options.seed, "fooled at": f"{fooled} of {PLACES} places"}
+    queries = 2 * patches.DRAWS * options.steps + PLACES
     return _Made(every[best], "area", area, queries, settings, patch.cpu())
 
 
@@ -360,6 +382,18 @@ def judge(classifier: DifferentiableClassifier, pixels: torch.Tensor) -> tuple[i
     """Return the most probable class of an image, and its probability."""
     probability, index = classifier(pixels[None])[0].softmax(0).max(0)
     return int(index), float(probability)
+
+
+def _judge_file(classifier: DifferentiableClassifier, pixels: torch.Tensor) -> tuple[int, float]:
+    """Judge the PNG of an image; say so if the model's processor changes it."""
+    with console.quiet():
+        seen = classifier.pixels(read_back(pixels))
+    if (seen - pixels).abs().max() > 0.5 / perturbations.LEVELS:
+        console.say(
+            f"the processor of {classifier.name} resizes and crops even images of its own size: "
+            "the changed image is judged as it sees it"
+        )
+    return judge(classifier, seen)
 
 
 def read_back(pixels: torch.Tensor) -> Image.Image:
