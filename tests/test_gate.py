@@ -1,5 +1,6 @@
 """The checks that a folder passes: every known way out of it is refused, in one line."""
 
+import functools
 import json
 import os
 import re
@@ -184,6 +185,8 @@ SETTINGS = {
 def test_settings_that_lead_nowhere_are_fine(tmp_path):
     """As many models on the Hub have them."""
     folder = make("text", tmp_path)
+    write = functools.partial(genkit.generate, "ab", model=folder, max_new_tokens=8, seed=1)
+    before = write().text
     edit(folder / "config.json", _name_or_path="user/base", auto_map={}, rope_theta=1e6)
     edit(folder / "config.json", quantization_config=None, _attn_implementation="sdpa")
     origins = {
@@ -191,7 +194,7 @@ def test_settings_that_lead_nowhere_are_fine(tmp_path):
         "special_tokens_map_file": "/home/me/special_tokens_map.json",
     }
     edit(folder / "tokenizer_config.json", vocab_file="vocab.json", init_inputs=[], **origins)
-    USE["text"](folder)
+    assert write().text == before
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -229,8 +229,10 @@ def test_python(home, server, name):
         if "user/" in code:
             on_loopback([sys.executable, "-c", code], home, server)
             continue
-        with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+        printed = io.StringIO()
+        with torch.random.fork_rng(), contextlib.redirect_stdout(printed):
             exec(compile(code, f"{name}, Python block {number}", "exec"), names)
+        assert bool(printed.getvalue().strip()) == ("print(" in code), code
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +342,10 @@ NAMING = (
 
 @pytest.mark.parametrize("line", RECIPES)
 def test_flags_of_recipes(line, tmp_path, monkeypatch):
-    """The launcher and the recipe know all flags; a run to resume has to be there."""
+    """The launcher and the recipe know all flags, and take their values as they are given.
+
+    A run to resume has to be there.
+    """
     from accelerate.commands.launch import launch_command_parser
 
     launcher, recipe, words = split(line)
@@ -351,8 +356,20 @@ def test_flags_of_recipes(line, tmp_path, monkeypatch):
             path = Path(word.strip("/"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch() if path.suffix else path.mkdir(exist_ok=True)
+    words = [word for word in words if word != "--resume"]
     with recipe_module(recipe) as module:
-        parse(module.Settings, lambda *_: {}, [word for word in words if word != "--resume"])
+        settings = parse(module.Settings, lambda *_: {}, words)
+    for name, values in re.findall(r"--(\w+)((?: (?!--)\S+)*)", " ".join(words)):
+        found = getattr(settings, name)
+        each = found if isinstance(found, list | tuple) else [found]
+        assert [spell(value) for value in each] == (values.split() or ["yes"]), name
+
+
+def spell(value) -> str:
+    """Write the value of a setting as a command line does."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -387,6 +404,9 @@ def test_recipes_run(home, monkeypatch):
         context = ("--context", "32") if recipe == "train_wordlm" else ()
         print(f"{recipe} {' '.join(words)}")
         run_here(recipe, *words, *SHORT, *OWN.get(recipe, ()), *context)
+        if "--dry_run" not in words:
+            log = Path(words[words.index("--output_dir") + 1], "metrics.jsonl")
+            assert json.loads(log.read_text().splitlines()[-1])["step"] == 2
 
 
 # ---- benchmarks

@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import json
 import random
+import shutil
 
 import pytest
 import torch
 from hypothesis import given, settings
 from readers import KINDS, TEXTS, pointer, random_reader, texts, tokenizer_of
+from safetensors.torch import load_file, save_file
 from text_victims import (
     BAD,
     GOOD,
@@ -311,8 +313,17 @@ def test_a_classifier_of_texts_loads_and_other_verbs_refuse_it(folder, classifie
 
 
 @pytest.mark.slow
-def test_a_classifier_of_texts_passes_the_check_of_a_push(folder):
-    staging.validate(folder, kinds.kind_of(folder))
+def test_the_check_of_a_push_loads_a_classifier_of_texts(folder, tmp_path):
+    kind = kinds.kind_of(folder)
+    assert kind == kinds.TEXT_CLASSIFIER
+    staging.validate(folder, kind)
+    headless = shutil.copytree(folder, tmp_path / "headless")
+    weights = load_file(headless / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "classifier" not in name}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, headless / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not load.*classifier"):
+        staging.validate(headless, kind)
 
 
 def test_models_that_cannot_be_attacked_are_named(folder, tmp_path, classifier, masked_folder):
