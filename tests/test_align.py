@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from builders import ON_CPU, TWO, log_of, run_here, weights_of
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import genkit
 from genkit.errors import clean_errors
+from genkit.hub import kinds, staging
 from genkit.text.comparison import wilson_interval
 from genkit.text.rewards import load_reward
 from genkit.training.rollouts import completion_seed
@@ -245,9 +247,38 @@ def test_a_reward_model_learns_what_is_preferred(rewarding):
     assert score("the aaaaa")[0]["score"] == pytest.approx(more, abs=1e-5)
 
 
-def test_a_reward_model_is_no_classifier(rewarding):
-    with pytest.raises(ValueError, match=r"one number a text.* reward to genkit\.compare"):
-        genkit.attack("the rain is on the train", model=rewarding)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        genkit.load,
+        lambda model: genkit.generate("the ", model=model),
+        lambda model: genkit.answer("What?", "the rain", model=model),
+        lambda model: genkit.compare(model, model, prompts=["the "], reward=REWARD),
+        lambda model: genkit.attack("the rain is on the train", model=model),
+    ],
+)
+def test_a_reward_model_given_as_model_says_what_it_is_for(rewarding, verb):
+    with pytest.raises(ValueError, match=r"model.*genkit compare --reward.*align\.py --reward"):
+        verb(rewarding)
+
+
+def test_what_is_no_reward_model_says_what_it_is(home):
+    with pytest.raises(ValueError, match=r"reward.*base.*language model.*genkit\.generate"):
+        load_reward(str(home / "base"), "cpu")
+
+
+@pytest.mark.slow
+def test_the_check_of_a_push_loads_a_reward_model(rewarding, tmp_path):
+    kind = kinds.kind_of(rewarding)
+    assert kind == kinds.REWARD
+    staging.validate(rewarding, kind)
+    headless = tmp_path / "headless"
+    shutil.copytree(rewarding, headless, ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(headless / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, headless / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not load.*score"):
+        staging.validate(headless, kind)
 
 
 def test_training_a_reward_model_goes_on_exactly(rewarding, tmp_path):

@@ -13,7 +13,7 @@ from genkit.hub.model_files import ROOTS
 
 LARGEST = 1 << 24  # bytes of a model's settings
 TEXT, ANSWERS, CLASSIFIER = "text", "answers", "classifier"
-TEXT_CLASSIFIER = "text classifier"
+TEXT_CLASSIFIER, REWARD = "text classifier", "reward model"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
 TEXT_TO_IMAGE, STYLIZER = "text-to-image", "stylizer"
@@ -43,6 +43,7 @@ TAKEN = {
     ANSWERS: "a reader of answers, which genkit.answer takes",
     CLASSIFIER: "an image classifier, which genkit.attribute and genkit.attack take",
     TEXT_CLASSIFIER: "a classifier of texts, which genkit.attack takes",
+    REWARD: "a reward model, which genkit compare --reward and recipes/align.py --reward take",
     AUTOENCODER: "an autoencoder, which genkit.sample takes",
     GAN: "a GAN, which genkit.sample takes",
     DIFFUSION: "a diffusion model, which genkit.sample takes",
@@ -81,8 +82,9 @@ def kind_of(folder: Path, argument: str = "model") -> str:
         what = settings.get("_class_name") or settings.get("architectures")
         raise ValueError(
             f"{argument}: {names.describe(folder)!r} holds a {what}; language models, readers of "
-            "answers, classifiers of images and of texts, autoencoders, GANs, diffusion models, "
-            "models of pixels, stylizers and diffusers' text-to-image pipelines are supported"
+            "answers, classifiers of images and of texts, reward models, autoencoders, GANs, "
+            "diffusion models, models of pixels, stylizers and diffusers' text-to-image pipelines "
+            "are supported"
         )
     return found
 
@@ -167,4 +169,7 @@ def _network_kind(settings: dict[str, Any]) -> str | None:
         return PIXELS
     names = settings.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    return next((kind for end, kind in HEADS.items() if name.endswith(end)), None)
+    kind = next((kind for end, kind in HEADS.items() if name.endswith(end)), None)
+    labels = settings.get("id2label")  # written unless they are two
+    one = isinstance(labels, dict) and len(labels) == 1
+    return REWARD if kind == TEXT_CLASSIFIER and one else kind

@@ -27,6 +27,8 @@ def load_with_genkit(folder: str, kind: str) -> None:
     if kind == "text-to-image":
         text2image: Any = importlib.import_module("genkit.vision.text2image")
         text2image.load_text2image(text2image.find_source(folder))
+    elif kind == "reward model":
+        importlib.import_module("genkit.text.rewards").load_reward(folder)
     else:
         importlib.import_module("genkit").load(folder)
 
@@ -54,7 +56,7 @@ def load_without_genkit(folder: str, kind: str) -> None:
     )
     if report["missing_keys"]:
         sys.exit(f"the weights lack {sorted(report['missing_keys'])}")
-    if kind in ("text", "answers", "text classifier"):
+    if kind in ("text", "answers", "text classifier", "reward model"):
         transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if kind == "classifier":
         transformers.AutoImageProcessor.from_pretrained(
@@ -68,7 +70,7 @@ def class_name(kind: str, config: Any) -> str:
         return "AutoModelForQuestionAnswering"
     if kind == "classifier":
         return "AutoModelForImageClassification"
-    if kind == "text classifier":
+    if kind in ("text classifier", "reward model"):
         return "AutoModelForSequenceClassification"
     return "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
 

@@ -122,11 +122,6 @@ def load_text_classifier(
     )
     classifier = TextClassifier(*loaded)
     config = classifier.model.config
-    if config.num_labels == 1:
-        raise ValueError(
-            f"model: {classifier.name!r} gives one number a text, as a reward model does; give it "
-            "as reward to genkit.compare or recipes/align.py"
-        )
     if config.problem_type not in (None, "single_label_classification"):
         raise ValueError(
             f"model: {classifier.name!r} does not choose one of two or more classes "

@@ -155,7 +155,7 @@ def _load_model(name: str, device: str | None) -> Reward:
     model, tokenizer, _ = load_encoder(
         AutoModelForSequenceClassification,
         name,
-        kinds.TEXT_CLASSIFIER,
+        kinds.REWARD,
         revision=None,
         device=device,
         argument="reward",
