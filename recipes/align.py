@@ -33,7 +33,7 @@ from genkit.text import rewards
 from genkit.text.drawing import check_room
 from genkit.text.language_model import LanguageModel
 from genkit.text.rewards import Reward
-from genkit.training import rollouts
+from genkit.training import preferences, rollouts
 from genkit.training.actors import Actors, make_actors
 from genkit.training.alignment_cards import write_aligned_card
 from genkit.training.alignment_curves import alignment_curve, preference_curve
@@ -48,13 +48,6 @@ from genkit.training.policy_updates import (
     weigh_tokens,
 )
 from genkit.training.preference_data import PreferenceSettings
-from genkit.training.preferences import (
-    EncodedPairs,
-    PairLogs,
-    all_pair_logs,
-    encode_pairs,
-    pair_logs,
-)
 from genkit.training.progress import count_steps
 from genkit.training.rollouts import Completion, Rollout
 from genkit.training.run import Run
@@ -171,13 +164,11 @@ def train_by_drawing(run: Run, settings: Settings, actors: Actors) -> None:
     # ---- data
     check_batch(run, settings.group_size, settings.updates)
     assert settings.reward and settings.prompts, "checked"
-    reward = rewards.load_reward(settings.reward, str(run.device))
-    gold = rewards.load_reward(settings.gold, str(run.device)) if settings.gold else None
     prompts = dialogues.read_prompts(settings.prompts, settings.table_memory)
+    prepare = partial(rollouts.prepare_reward, run, prompts=prompts, policy=actors.before)
+    reward = prepare(settings.reward)
+    gold = prepare(settings.gold) if settings.gold else None
     check_room(prompts, actors.before, settings.max_new_tokens)
-    own = actors.before.tokenizer
-    if reward.tokenizer and reward.tokenizer.get_vocab() != own.get_vocab():
-        run.log(f"reward {reward.name} has another tokenizer: it reads completions as text")
     train, val = dialogues.split(prompts, settings.val_fraction, "prompts")
     run.check_held_out(len(val), "prompts")
     order = Order(len(train), settings.seed)
@@ -294,7 +285,7 @@ def evaluate_drawn(
         metrics["val_gold"] = float(np.mean(gold(asked, [each.text for each in after])))
     write_completions(run, prompts, before, after)
     if run.report("objective", metrics, lower_is_better=False, curve=alignment_curve):
-        run.publish(partial(save_model, run, settings, actors, metrics, len(after)))
+        run.publish(partial(save_model, run, settings, actors, metrics, len(after), prompts[0]))
 
 
 # ---- learning from pairs
@@ -305,8 +296,9 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors) -> None:
     # ---- data
     assert settings.data, "checked"
     pairs = dialogues.read_pairs(settings.data, settings.table_memory)
-    encoded = encode_pairs(pairs, actors.before)
-    train, val = map(EncodedPairs, dialogues.split(encoded, settings.val_fraction, "data"))
+    encoded = preferences.encode_pairs(pairs, actors.before)
+    parts = dialogues.split(encoded, settings.val_fraction, "data")
+    train, val = map(preferences.EncodedPairs, parts)
     run.check_held_out(len(val), "pairs")
     order = Order(len(train), settings.seed)
     run.log(
@@ -321,7 +313,7 @@ def train_on_pairs(run: Run, settings: Settings, actors: Actors) -> None:
     )
     held = dialogues.split(pairs, settings.val_fraction, "data")[1]
     pages = AnswerPages(run, [pair.prompt for pair in held], actors.before)
-    compare = partial(pair_logs, actors.policy, actors.reference, settings.normalize_length)
+    compare = partial(preferences.pair_logs, actors, settings.normalize_length)
     evaluate = partial(evaluate_pairs, run, settings, actors, val, compare, pages)
     run.restore(before=evaluate)
     for _ in run.steps():
@@ -338,24 +330,31 @@ def evaluate_pairs(
     run: Run,
     settings: Settings,
     actors: Actors,
-    val: EncodedPairs,
-    compare: Callable[[Rows], PairLogs],
+    val: preferences.EncodedPairs,
+    compare: Callable[[Rows], preferences.PairLogs],
     pages: AnswerPages,
 ) -> None:
     """Compare chosen and rejected answers of validation pairs, and save the best model."""
     pages.write(actors.language)
-    logs = all_pair_logs(run, val, compare, settings.batch_size)
+    logs = preferences.all_pair_logs(run, val, compare, settings.batch_size)
     loss = logs.loss(settings.beta, settings.label_smoothing).item()
     metrics = {"val_loss": loss} | logs.figures(settings.beta)
     if run.report("val_loss", metrics, curve=preference_curve):
-        run.publish(partial(save_model, run, settings, actors, metrics, len(val)))
+        prompt = pages.prompts[0]
+        run.publish(partial(save_model, run, settings, actors, metrics, len(val), prompt))
 
 
 # ---- save
 
 
 def save_model(
-    run: Run, settings: Settings, actors: Actors, metrics: dict[str, float], count: int, path: Path
+    run: Run,
+    settings: Settings,
+    actors: Actors,
+    metrics: dict[str, float],
+    count: int,
+    prompt: Prompt,
+    path: Path,
 ) -> None:
     """Write the policy as transformers does, adapters merged, with its card."""
     actors.save(path)
@@ -372,6 +371,7 @@ def save_model(
         beta=settings.beta,
         figures=metrics,
         count=count,
+        prompt=prompt,
     )
 
 

@@ -307,13 +307,6 @@ def evaluate_and_save(run: Run, settings: Settings, data: Text | Answers) -> Non
 
 PROMPT = 8  # tokens of the prompt of samples
 SHOWN = 8  # answers on a page of samples
-USAGE = """
-from transformers import pipeline
-print(pipeline("text-generation", model)({prompt!r}))
-
-import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate({prompt!r}, model=model, seed=1))
-"""
 
 
 def save_model(
@@ -343,7 +336,7 @@ def save_model(
         about=f"{settings.init_from}, {network.num_parameters():,} parameters, fine-tuned "
         f"({method}) on {data.amount} for "
         f"{run.progress.step:,} steps.",
-        usage=USAGE.format(prompt=prompt),
+        usage=card.TEXT_USAGE.format(prompt=prompt),
         prompt=prompt,
         figures={f"{name}, before": before[name] for name in metrics if name in before} | metrics,
         protocol=data.protocol,

@@ -164,13 +164,6 @@ def evaluate(run: Run, corpus: CharacterCorpus, context: int) -> dict[str, float
 
 
 PROMPT = 16  # tokens of the prompt of samples
-USAGE = """
-from transformers import pipeline
-print(pipeline("text-generation", model)({prompt!r}))
-
-import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate({prompt!r}, model=model, seed=1))
-"""
 
 
 def save_model(
@@ -189,7 +182,7 @@ def save_model(
         task="text-generation",
         about=f"{network.num_parameters():,} parameters, trained on {len(corpus.train):,} "
         f"characters of {settings.text} for {run.progress.step:,} steps.",
-        usage=USAGE.format(prompt=prompt),
+        usage=card.TEXT_USAGE.format(prompt=prompt),
         prompt=prompt,
         figures=metrics,
         protocol=f"Mean over all {len(corpus.val):,} characters of the validation text, in order, "

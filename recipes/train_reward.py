@@ -30,7 +30,7 @@ from genkit.errors import clean_errors
 from genkit.hub import card
 from genkit.models import lm, reward_model
 from genkit.models.alignment_losses import bradley_terry_loss
-from genkit.text.dialogue_tokens import encode_whole
+from genkit.text.dialogue_tokens import add_template, encode_whole
 from genkit.text.language_model import LanguageModel
 from genkit.training.alignment_curves import reward_curve
 from genkit.training.optim import optimizers
@@ -80,6 +80,9 @@ def main() -> None:
 
         # ---- data
         pairs = dialogues.read_pairs(settings.data, settings.table_memory)
+        chats = any(not isinstance(pair.prompt, str) for pair in pairs)
+        if chats:
+            add_template(tokenizer)
         language = LanguageModel(network, tokenizer, settings.init_from)
         encoded = encode_pairs(pairs, language)
         train, val = dialogues.split(encoded, settings.val_fraction, "data")
@@ -104,8 +107,9 @@ def main() -> None:
                 with run.clock.paused():
                     metrics = evaluate(run, settings, score, val)
                     if run.report("val_loss", metrics, curve=reward_curve):
+                        usage = CHAT_USAGE if chats else USAGE
                         run.publish(
-                            partial(save_model, run, settings, tokenizer, metrics, len(val))
+                            partial(save_model, run, settings, tokenizer, metrics, len(val), usage)
                         )
 
 
@@ -190,6 +194,18 @@ from transformers import pipeline
 score = pipeline("text-classification", model, function_to_apply="none")
 print(score("a prompt" + " and its answer"))
 """
+CHAT_USAGE = """
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(model)
+network = AutoModelForSequenceClassification.from_pretrained(model)
+chat = [
+    {"role": "user", "content": "a question"},
+    {"role": "assistant", "content": "its answer"},
+]
+rows = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)
+print(network(**rows).logits.item())
+"""
 
 
 def save_model(
@@ -198,6 +214,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerFast,
     metrics: dict[str, float],
     count: int,
+    usage: str,
     path: Path,
 ) -> None:
     """Write the model as transformers does, with its card."""
@@ -211,7 +228,7 @@ def save_model(
         task="text-classification",
         about=f"{settings.init_from}, {network.num_parameters():,} parameters, trained on pairs of "
         f"answers of {settings.data} for {run.progress.step:,} steps.",
-        usage=USAGE,
+        usage=usage,
         figures=metrics,
         protocol=f"All {count:,} validation pairs: the loss is that of Bradley and Terry on their "
         "rewards, in nats, accuracy the share of pairs whose chosen answer has the higher one.",

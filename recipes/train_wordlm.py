@@ -136,13 +136,6 @@ def evaluate(run: Run, corpus: Corpus, context: int) -> dict[str, float]:
 
 
 PROMPT = 4  # tokens of the prompt of samples
-USAGE = """
-from transformers import pipeline
-print(pipeline("text-generation", model)({prompt!r}))
-
-import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate({prompt!r}, model=model, seed=1))
-"""
 
 
 def save_model(
@@ -163,7 +156,7 @@ def save_model(
         f"words of {settings.text} for {run.progress.step:,} steps. Its vocabulary is "
         f"{len(corpus.tokenizer):,} tokens: words, numbers and punctuation marks, each with the "
         "space before it, and ends of lines.",
-        usage=USAGE.format(prompt=prompt),
+        usage=card.TEXT_USAGE.format(prompt=prompt),
         prompt=prompt,
         figures=metrics,
         protocol=f"Mean over all {len(corpus.val):,} words of the validation text, in order, "

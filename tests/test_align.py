@@ -1,6 +1,9 @@
 """Reward models and alignment: the recipes learn, go on exactly, and do not depend on processes."""
 
+import contextlib
+import io
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -9,8 +12,15 @@ import numpy as np
 import pytest
 import torch
 from builders import ON_CPU, TWO, log_of, run_here, weights_of
+from chat_models import save_chat_model
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 import genkit
 from genkit.errors import clean_errors
@@ -294,6 +304,74 @@ def test_a_policy_learns_from_a_reward_model(rewarding, home, tmp_path):
     words = [*words_for("rloo", home), "--reward", rewarding, "--gold", "length=6"]
     run_here("align", *words, "--output_dir", tmp_path / "run")
     assert {"val_reward", "val_gold"} <= log_of(tmp_path / "run")[-1].keys()
+
+
+# ---- chats
+
+
+@pytest.fixture(scope="module")
+def chatting(home, tmp_path_factory):
+    """Folders of a chat model, of a reward model with another template, of a policy by it."""
+    folder = tmp_path_factory.mktemp("chats")
+    save_chat_model(folder / "base")
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    rows = [json.dumps({"messages": chat}) for chat in chats]
+    (folder / "prompts.jsonl").write_text("\n".join(rows))
+    rows = [
+        json.dumps({"prompt": chat, "chosen": "aaa", "rejected": "ooo" + "e" * (i % 3)})
+        for i, chat in enumerate(chats)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(rows))
+    words = "--batch_size 8 --max_steps 10 --evaluations 1 --learning_rate 0.003"
+    source = ("--init_from", home / "base", "--data", folder / "pairs.jsonl")
+    run_here("train_reward", *words.split(), *source, "--output_dir", folder / "reward")
+    words = f"{TINY} --method rloo --max_steps 2 --evaluations 1"
+    source = ("--init_from", folder / "base", "--prompts", folder / "prompts.jsonl")
+    written = io.StringIO()
+    with contextlib.redirect_stderr(written):
+        run_here(
+            *("align", *words.split(), *source, "--reward", folder / "reward"),
+            *("--output_dir", folder / "policy"),
+        )
+    return folder, written.getvalue()
+
+
+@SLOW
+def test_a_reward_model_scores_chats_of_another_model_as_transformers_does(chatting):
+    folder, said = chatting
+    assert "reward has another chat template" in said
+    tokenizer = AutoTokenizer.from_pretrained(folder / "reward")
+    assert tokenizer.chat_template not in (
+        None,
+        AutoTokenizer.from_pretrained(folder / "base").chat_template,
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
+    page = sorted((folder / "policy" / "samples").iterdir())[-1].read_text()
+    found = re.findall(r"(Reference|Policy), reward (.*)\n\n~~~text\n((?s:.*?))\n~~~\n", page)
+    asked = [prompt for prompt in re.findall(r"^## (.*)$", page, re.M) for _ in range(2)]
+    assert len(found) == len(asked) == 4
+    for prompt, (_, reward, text) in zip(asked, found, strict=True):
+        [asked_of] = [each for each in PROMPTS if each.strip() == prompt]
+        chat = [{"role": "user", "content": asked_of}, {"role": "assistant", "content": text}]
+        ids = tokenizer.apply_chat_template(chat, return_dict=False)[-32:]  # it reads the end
+        assert model(torch.tensor([ids])).logits.item() == pytest.approx(float(reward), abs=1e-3)
+
+
+@SLOW
+@pytest.mark.parametrize("name", ["policy", "reward"])
+def test_the_usage_on_the_card_of_chats_runs_as_printed(chatting, name, monkeypatch, capsys):
+    folder, _ = chatting
+    readme = (folder / name / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    assert '"role": "user"' in code or "'role': 'user'" in code
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    if name == "reward":
+        assert math.isfinite(float(printed))
+    else:
+        prompt = ModelCard(readme).data.widget[0]["messages"]
+        assert printed.endswith(f"{genkit.generate(prompt, model=folder / name, seed=1)}\n")
 
 
 # ---- comparing

@@ -19,6 +19,7 @@ from chat_models import (
 import genkit
 from genkit.data import messages
 from genkit.engine import decoder
+from genkit.hub.card import TEXT_USAGE
 from genkit.text import chats, kept_keys, kv_cache
 from genkit.text.kept_keys import KeptText, KeptTexts
 from genkit.text.language_model import LanguageModel, load_language_model
@@ -540,3 +541,13 @@ def check_greedy(
     with torch.inference_mode():
         logits = language.model(torch.tensor([prompt + found[:same]])).logits[0, -1]
     assert abs(logits[found[same]] - logits[expected[same]]) < 1e-3
+
+
+@pytest.mark.parametrize("prompt", ["Once", [{"role": "user", "content": "Hi {there}"}]])
+def test_the_usage_of_a_card_runs_as_printed(tmp_path, capsys, monkeypatch, prompt):
+    save_chat_model(tmp_path / "tuned")
+    monkeypatch.chdir(tmp_path)
+    names = {"model": "tuned"}
+    exec(TEXT_USAGE.format(prompt=prompt), names)
+    written = genkit.generate(prompt, model=tmp_path / "tuned", seed=1)
+    assert capsys.readouterr().out.endswith(f"{written}\n") and names["prompt"] == prompt

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from builders import ON_CPU, TWO, log_of, run_here, weights_of
+from huggingface_hub import ModelCard
 from test_finetune import byte_level_tokenizer, small_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -83,6 +84,14 @@ def test_it_answers_in_plain_transformers_as_here(tuned, home):
     answer = out[0][ids["input_ids"].shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == own.completion
     assert pipeline("text-generation", str(tuned))(prompt, max_new_tokens=2)
+
+
+def test_the_example_on_the_card_is_a_prompt_of_the_data(tuned, home):
+    readme = (tuned / "README.md").read_text()
+    (example,) = ModelCard(readme).data.widget
+    prompt = example["text" if tuned.name == "texts" else "messages"]
+    found = dialogues.read_demonstrations(str(home / f"{tuned.name}.jsonl"))
+    assert prompt in [each.prompt for each in found] and f"\nprompt = {prompt!r}\n" in readme
 
 
 def test_a_run_goes_on_exactly(tuned, tmp_path):

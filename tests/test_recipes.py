@@ -116,7 +116,7 @@ def test_the_card_gives_a_prompt_that_the_model_knows(tmp_path):
     run_here("train_charlm", *TINY, *length, *words)
     prompt = card.example_prompt(tmp_path / "run")
     assert prompt and set(prompt) <= set("ACGT")
-    assert f"genkit.generate({prompt!r}, model" in (tmp_path / "run" / "README.md").read_text()
+    assert f"\nprompt = {prompt!r}\n" in (tmp_path / "run" / "README.md").read_text()
     assert genkit.generate(prompt, model=tmp_path / "run", max_new_tokens=2, seed=0).completion
     (tmp_path / "run" / "README.md").write_text("---\nwidget: [3\n---\n")
     assert card.example_prompt(tmp_path / "run") is None is card.example_prompt(tmp_path)

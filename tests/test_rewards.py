@@ -3,11 +3,13 @@
 import pytest
 import torch
 from builders import byte_model, small_model
+from chat_models import TEMPLATES, chat_model, chat_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import genkit
 from genkit.models import lm
 from genkit.models.reward_model import make_reward_model, rewards
-from genkit.text.rewards import Reward, load_reward
+from genkit.text.rewards import Reward, check_chats, describe_reading, load_reward
 
 FUNCTIONS = """
 import numpy
@@ -108,3 +110,66 @@ def test_the_reward_is_read_at_the_last_token_even_if_it_ends_the_text():
 def test_a_reward_that_is_loaded_is_returned():
     reward = Reward("mine", lambda prompts, texts: [1.0] * len(texts), "0")
     assert load_reward(reward) is reward and reward(["p"], ["a"]) == [1.0]
+
+
+# ---- chats
+
+HELLO = [{"role": "user", "content": "is it so"}]
+LONGER = [*HELLO, {"role": "assistant", "content": "no"}, {"role": "user", "content": "why <s>"}]
+SYSTEM = [{"role": "system", "content": "be brief"}, *HELLO]
+PLAIN = "{% for m in messages %}{{ '#' + m['role'][0] + ' ' + m['content'] + '\n' }}{% endfor %}"
+
+
+def chat_reward(folder, template, tokenizer=None):
+    """Save a reward model that reads chats by a template, by characters or a tokenizer."""
+    language = small_model("llama")
+    tokenizer = tokenizer or language.tokenizer
+    language.model.resize_token_embeddings(len(tokenizer))
+    network = make_reward_model(language.model, tokenizer)
+    torch.nn.init.normal_(network.score.weight)
+    tokenizer.chat_template = template
+    network.save_pretrained(folder)
+    lm.save_tokenizer(tokenizer, folder)
+    return load_reward(str(folder), "cpu")
+
+
+def test_a_reward_model_reads_chats_by_its_own_template(tmp_path):
+    reward = chat_reward(tmp_path, PLAIN)
+    prompts, texts = [HELLO, LONGER, SYSTEM, HELLO], ["no.", "", "</s> a", " as i am\n"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for prompt, text, found in zip(prompts, texts, reward(prompts, texts), strict=True):
+        chat = [*prompt, {"role": "assistant", "content": text}]
+        rows = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)
+        assert model(**rows).logits.item() == pytest.approx(found, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompts", "message"),
+    [
+        (None, [HELLO], "prompts: prompt 0: .* has no chat template"),
+        (TEMPLATES["mistral"], [HELLO, SYSTEM], "prompts: prompt 1 .*Only user and assistant"),
+    ],
+)
+def test_chats_that_a_reward_model_cannot_read_are_named(tmp_path, template, prompts, message):
+    reward = chat_reward(tmp_path, template, chat_tokenizer())
+    for prompt in ("a text", *prompts[:-1]):
+        check_chats(reward, [prompt])
+    with pytest.raises(ValueError, match=message):
+        check_chats(reward, prompts)
+    policy = chat_model()
+    with pytest.raises(ValueError, match=message):
+        genkit.compare(policy, policy, prompts=prompts, reward=reward)
+    check_chats(load_reward("length=3"), prompts)
+
+
+def test_describe_reading_names_what_is_another(tmp_path):
+    reward = chat_reward(tmp_path, TEMPLATES["chatml"], chat_tokenizer())
+    alike, other = chat_tokenizer(), chat_tokenizer(TEMPLATES["zephyr"])
+    assert "<pad>" in reward.language.tokenizer.get_vocab().keys() - alike.get_vocab().keys()
+    for prompts in (["a"], [HELLO]):
+        assert describe_reading(reward, prompts, alike) is None
+        assert describe_reading(load_reward("length=3"), prompts, other) is None
+    assert describe_reading(reward, ["a"], other) is None
+    assert "chat template" in describe_reading(reward, [HELLO], other)
+    assert "tokenizer" in describe_reading(reward, ["a"], small_model("llama").tokenizer)

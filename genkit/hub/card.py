@@ -55,6 +55,17 @@ model = {model}
 
 with {versions}; `pip install hf-genkit` installs genkit.
 """
+# of a language model; prompt: a text, or a list of messages
+TEXT_USAGE = """
+from transformers import pipeline
+
+prompt = {prompt!r}
+print(pipeline("text-generation", model)(prompt))
+
+import genkit  # the same text for the same seed, at any batch size
+
+print(genkit.generate(prompt, model=model, seed=1))
+"""
 # of a pipeline of genkit's own; labels: "" or an argument, such as ", labels=[0, 1, 2, 3]"
 PIPELINE_USAGE = """
 import torch
@@ -110,7 +121,7 @@ def card(
     data: str,
     license: str | None = None,
     library: str = "transformers",
-    prompt: str | None = None,
+    prompt: str | list[dict[str, str]] | None = None,
 ) -> str:
     """Write a model's card for the recipe that is running.
 
@@ -125,7 +136,7 @@ def card(
         data: what it was trained on: a file's name, or the id of a dataset on the Hub.
         license: the Hub's name of the license; default: unknown.
         library: which loads it, "transformers" or "diffusers".
-        prompt: text that a language model knows, for examples.
+        prompt: text that a language model knows, or a chat, for examples.
     """
     packages = (library, "accelerate", "torch")
     paths = [*sys.argv[1:], data, *_settings(folder)]
@@ -191,7 +202,7 @@ def _metadata(
     data: str,
     license: str | None,
     library: str,
-    prompt: str | None,
+    prompt: str | list[dict[str, str]] | None,
 ) -> str:
     """Write the head that the Hub reads, in YAML."""
     on_hub = names.is_dataset_id(data)
@@ -207,6 +218,7 @@ def _metadata(
         )
         for name, value in figures.items()
     ]
+    kind = "text" if isinstance(prompt, str) else "messages"
     head: Any = ModelCardData(
         license=license or "unknown",
         library_name=library,
@@ -215,7 +227,7 @@ def _metadata(
         datasets=[data] if on_hub else None,
         model_name=title,
         eval_results=results,
-        widget=[{"text": prompt}] if prompt else None,  # the Hub shows it, and so does our page
+        widget=[{kind: prompt}] if prompt else None,  # the Hub shows it, and so does our page
     )
     return head.to_yaml(line_break="\n")
 

@@ -95,10 +95,6 @@ def read_chat(
         ValueError: the model has no template, or one that refuses the chat or leaves out its
             system message; or the chat is too long.
     """
-    if language.tokenizer.chat_template is None:
-        raise ValueError(
-            f"{name}: {language.name} has no chat template; give a text, or a model for chats"
-        )
     history = _write(messages, 0, name, language)
     if messages[0]["role"] == "system":
         _check_system(history, name, language)
@@ -152,7 +148,7 @@ def encode_messages(
         add_generation_prompt: end with what the template writes before a reply.
 
     Raises:
-        ValueError: the template refuses them.
+        ValueError: there is no template, or it refuses them.
     """
     # what spells an added token is made text; all else is encoded as transformers does anyway
     added = language.tokenizer.added_tokens_encoder
@@ -185,6 +181,10 @@ def _apply_template(
     **options: Any,
 ) -> Any:
     """Run the template in the sandbox of transformers."""
+    if language.tokenizer.chat_template is None:
+        raise ValueError(
+            f"{name}: {language.name} has no chat template; give a text, or a model for chats"
+        )
     try:
         return language.tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, **options

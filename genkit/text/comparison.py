@@ -22,7 +22,7 @@ from genkit.text.dialogue_tokens import encode_prompt_of
 from genkit.text.drawing import check_room, draw_completions
 from genkit.text.generation import Generation
 from genkit.text.language_model import LanguageModel
-from genkit.text.rewards import Reward, load_reward
+from genkit.text.rewards import Reward, check_chats, load_reward
 from genkit.text.scoring import as_language, table
 
 Z = 1.96  # of an interval that has the true value in 95 of 100 cases
@@ -101,6 +101,7 @@ def compare(
     if not asked:
         raise ValueError("prompts: [] is empty; give at least one")
     score = load_reward(reward, device)
+    check_chats(score, asked)
     seeds = row_seeds(seed, len(asked), "a prompt")
     new, old = (as_language(each, device) for each in (model, reference))
     for each in (new, old):

@@ -91,7 +91,7 @@ def encode_whole(prompt: Prompt, answer: str, language: LanguageModel, name: str
         name: of what is encoded, for messages.
 
     Raises:
-        ValueError: the chat template refuses them.
+        ValueError: there is no chat template, or it refuses them.
     """
     if isinstance(prompt, str):
         return encode_text(language.tokenizer, prompt + answer, ends=True)

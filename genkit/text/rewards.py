@@ -49,7 +49,7 @@ class Reward:
     name: str  # as the user gave it
     function: Function
     sha256: str  # of what decides: weights, the function's source, or the name
-    tokenizer: Any = None  # of a model
+    language: LanguageModel | None = None  # a model, which reads chats by its own template
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """Score completions.
@@ -92,6 +92,34 @@ def load_reward(name: str | Reward, device: str | None = None) -> Reward:
         source = inspect.getsource(function)
         return Reward(name, function, hashlib.sha256(source.encode()).hexdigest())
     return _load_model(name, device)
+
+
+def check_chats(reward: Reward, prompts: Sequence[Prompt]) -> None:
+    """Refuse chats that a reward model cannot read, before anything is drawn.
+
+    Raises:
+        ValueError: it has no chat template, or one that refuses a chat; the first is named.
+    """
+    if reward.language is not None:
+        for i, prompt in enumerate(prompts):
+            encode_whole(prompt, "", reward.language, f"prompts: prompt {i}")
+
+
+def describe_reading(reward: Reward, prompts: Sequence[Prompt], tokenizer: Any) -> str | None:
+    """Say how a reward model reads what a policy has written, if it is not as the policy reads it.
+
+    Args:
+        prompts: all of them texts, or all of them chats.
+        tokenizer: the policy's.
+    """
+    if reward.language is None:
+        return None
+    own = reward.language.tokenizer
+    if not isinstance(prompts[0], str) and own.chat_template != tokenizer.chat_template:
+        return f"reward {reward.name} has another chat template: it reads chats by its own"
+    if not tokenizer.get_vocab().items() <= own.get_vocab().items():  # it may have padding besides
+        return f"reward {reward.name} has another tokenizer: it reads completions as text"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -186,7 +214,7 @@ def _load_model(name: str, device: str | None) -> Reward:
             found[group] = model(**inputs).logits[:, 0].float().cpu()
         return found.tolist()
 
-    return Reward(name, score, files.weights_hash(model), tokenizer)
+    return Reward(name, score, files.weights_hash(model), language)
 
 
 @functools.cache

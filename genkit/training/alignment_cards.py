@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from genkit.data.dialogues import Prompt
 from genkit.hub import card
 from genkit.training.actors import Actors
 from genkit.training.run import Run
@@ -14,13 +15,6 @@ NAMES = {
     "rloo": "REINFORCE with a leave-one-out baseline (RLOO)",
     "dpo": "direct preference optimisation (DPO)",
 }
-USAGE = """
-from transformers import pipeline
-print(pipeline("text-generation", model)("Once"))
-
-import genkit  # the same text for the same seed, at any batch size
-print(genkit.generate("Once", model=model, seed=1))
-"""
 DRAWN = (
     "{count:,} completions of validation prompts, drawn at temperature 1 from fixed seeds by this "
     "model and by the one that it started from. The divergence val_kl is the mean of "
@@ -45,6 +39,7 @@ def write_aligned_card(
     beta: float,
     figures: dict[str, float],
     count: int,
+    prompt: Prompt,
 ) -> None:
     """Write the card of a policy.
 
@@ -55,6 +50,7 @@ def write_aligned_card(
         data: pairs or prompts: a file's name, or the id of a dataset on the Hub.
         beta: weight of the divergence.
         figures: of the last evaluation, of `count` completions or pairs.
+        prompt: one that the policy was evaluated on, for examples.
     """
     origin = actors.before
     card.write_card(
@@ -64,7 +60,8 @@ def write_aligned_card(
         task="text-generation",
         about=f"{origin.name}, {origin.model.num_parameters():,} parameters, aligned by "
         f"{NAMES[method]} with {source} for {run.progress.step:,} steps.",
-        usage=USAGE,
+        usage=card.TEXT_USAGE.format(prompt=prompt),
+        prompt=prompt,
         figures=figures,
         protocol=(PAIRED if method == "dpo" else DRAWN).format(count=count, beta=beta),
         data=data,

@@ -13,7 +13,7 @@ from genkit.models import alignment_losses, completions
 from genkit.models.completions import Rows
 from genkit.text.dialogue_tokens import Row, encode_dialogue
 from genkit.text.language_model import LanguageModel
-from genkit.training.actors import Policy
+from genkit.training.actors import Actors
 from genkit.training.processes import Processes
 
 
@@ -81,7 +81,7 @@ class PairLogs:
         }
 
 
-def pair_logs(policy: Policy, reference: Policy, normalize_length: bool, rows: Rows) -> PairLogs:
+def pair_logs(actors: Actors, normalize_length: bool, rows: Rows) -> PairLogs:
     """Compute the log-probabilities of pairs, with gradients for the policy.
 
     Args:
@@ -93,9 +93,9 @@ def pair_logs(policy: Policy, reference: Policy, normalize_length: bool, rows: R
         whole = logs.sum(1)
         return whole / rows.mask.sum(1) if normalize_length else whole
 
-    under_policy = sum_up(policy(rows)[0])
+    under_policy = sum_up(actors.policy(rows)[0])
     with torch.no_grad():
-        under_reference = sum_up(reference(rows)[0])
+        under_reference = sum_up(actors.reference(rows)[0])
     return PairLogs(*under_policy.chunk(2), *under_reference.chunk(2))
 
 

@@ -20,8 +20,9 @@ from genkit.models.completions import Rows, pad_rows, split_blocks
 from genkit.text.dialogue_tokens import encode_prompt_of
 from genkit.text.drawing import draw_completions
 from genkit.text.language_model import LanguageModel
-from genkit.text.rewards import Reward
+from genkit.text.rewards import Reward, check_chats, describe_reading, load_reward
 from genkit.training.processes import Processes
+from genkit.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class Rollout:
     def divergence(self) -> torch.Tensor:
         """k1 of whole completions, (n,), in nats."""
         return (self.old - self.reference).sum(1)
+
+
+def prepare_reward(run: Run, name: str, prompts: Sequence[Prompt], policy: LanguageModel) -> Reward:
+    """Load a reward onto the run's device, and log what it reads otherwise than the policy does.
+
+    Raises:
+        ValueError: there is no such reward, or it cannot read the prompts.
+    """
+    reward = load_reward(name, str(run.device))
+    check_chats(reward, prompts)
+    if note := describe_reading(reward, prompts, policy.tokenizer):
+        run.log(note)
+    return reward
 
 
 def completion_seed(seed: int, position: int, index: int) -> int:
