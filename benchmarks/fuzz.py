@@ -76,6 +76,7 @@ def _environment(home: Path) -> None:
     os.environ |= {
         "GENKIT_CACHE": str(home / "scratch/cache"),
         "TMPDIR": str(home / "scratch"),
+        "MPLCONFIGDIR": str(home / "scratch/matplotlib"),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(ROOT),

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.font_manager  # noqa: F401  looks for fonts once, before it is watched
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  imported before the first fork
 from builders import Bomb, listing  # type: ignore[import-not-found]
