@@ -151,7 +151,9 @@ class Genkit:
 
     def writer(self, batch: int, beams: int) -> Write:
         """Write some texts."""
-        how = {"strategy": "beam", "beams": beams} if beams > 1 else {"strategy": "greedy"}
+        how: dict[str, Any] = {"strategy": "beam", "beams": beams}
+        if beams == 1:  # no guesses: greedy texts repeat themselves, which a lookup would gain by
+            how = {"strategy": "greedy", "lookup": 0}
 
         def write(tokens: int) -> int:
             rows = self.generate(

@@ -65,5 +65,7 @@ def test_guesses_by_default_change_no_text_and_save_steps(monkeypatch, kind, str
     plain, _ = genkit.generate(["abcabcabc", "b"], model=language, **options)
     assert guessed == plain
     assert len(steps) - count == 299
+    assert guessed == genkit.generate("abcabcabc", model=language, lookup=0, **options)
+    assert len(steps) - count == 2 * 299
     if strategy == "greedy":
         assert count < 200

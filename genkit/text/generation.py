@@ -223,7 +223,8 @@ def generate(
         seed: for "sample" and "stochastic": row i has seed + i, or its own of a list; default: a
             random one, which the record holds.
         lookup: guess so many tokens ahead by looking them up in the text so far (prompt lookup
-            decoding); default: for one text as many as pay. The text is the same, and it is faster.
+            decoding), 0 for none; default: for one text as many as pay. The text is the same, and
+            it is faster.
         draft: guess ahead by this smaller model of the same vocabulary (speculative decoding); the
             text is the same, and it is faster.
         beams: for a beam search: how many texts are kept; default: 4.

@@ -203,7 +203,7 @@ def _check_numbers(options: GenerationOptions) -> None:
             f"early_stopping must be True, False or 'never', got {options.early_stopping!r}"
         )
     _check_beams(options)
-    if options.lookup is not None and options.draft is not None:
+    if options.lookup and options.draft is not None:
         raise ValueError(f"lookup={options.lookup} and draft are both guesses; give one")
 
 
@@ -213,7 +213,7 @@ def _check_counts(options: GenerationOptions) -> None:
         optional = name not in ("max_new_tokens", "min_new_tokens")
         if not is_whole(value) and not (optional and value is None):
             raise ValueError(f"{name} must be a whole number, got {value!r:.80}")
-        least = int(name != "min_new_tokens")
+        least = int(name not in ("min_new_tokens", "lookup"))
         if value is not None and value < least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
     if not 0 <= options.min_new_tokens <= options.max_new_tokens:

@@ -256,8 +256,9 @@ def _make_proposer(
     """Return what proposes tokens for the model to verify: a draft model, or the text so far."""
     if task.draft and max(map(len, task.rows)) <= kv_cache.context_length(task.draft.model):
         return speculation.Draft(kv_cache.Tree(task.draft.stepper, task.rows), sampler, length=5)
-    if task.options.lookup or _may_guess(reader):
-        return speculation.PromptLookup(task.options.lookup)
+    length = task.options.lookup
+    if length or (length is None and _may_guess(reader)):
+        return speculation.PromptLookup(length)
     return None
 
 
