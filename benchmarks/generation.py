@@ -39,7 +39,12 @@ from transformers import (
 )
 
 PROMPT, WINDOW, WINDOWS = 32, 512, 6
-SHAPES = ((1, 1), (8, 1), (1, 4))  # texts and beams
+WAYS = {  # texts, beams, and whether tokens are drawn
+    "1 text": (1, 1, False),
+    "8 texts": (8, 1, False),
+    "4 beams": (1, 4, False),
+    "1 drawn": (1, 1, True),
+}
 PRECISIONS = {
     "genkit": ("float32", "bfloat16", "int8", "int4"),
     "transformers": ("float32", "bfloat16"),
@@ -86,7 +91,7 @@ def in_a_process(folder: str, engine: str, precision: str, arguments: argparse.N
     found = json.loads(done.stdout.splitlines()[-1])
     rates = "".join(f"{rate:9.1f}" if rate else f"{'-':>9}" for rate in found["rates"])
     perplexity = f"  perplexity {found['perplexity']:.3f}" if found["perplexity"] else ""
-    return f"{name:22}{rates} tokens/s at 1 text, 8 texts, 4 beams{perplexity}"
+    return f"{name:22}{rates} tokens/s at {', '.join(WAYS)}{perplexity}"
 
 
 def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -99,8 +104,8 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         own = make[engine](arguments.model, tokenizer, precision, Path(scratch))
         rates = []
-        for batch, beams in SHAPES:
-            write = own.writer(batch, beams)
+        for way in WAYS.values():
+            write = own.writer(*way)
             rates.append(write and measured(write, arguments.tokens, arguments.repeat))
         perplexity = None
         if arguments.text:
@@ -149,11 +154,13 @@ class Genkit:
         self.language.model.generation_config.eos_token_id = None  # as long as a text may get
         self.prompt = tokenizer.decode(prompt_of(tokenizer))
 
-    def writer(self, batch: int, beams: int) -> Write:
+    def writer(self, batch: int, beams: int, drawn: bool) -> Write:
         """Write some texts."""
         how: dict[str, Any] = {"strategy": "beam", "beams": beams}
         if beams == 1:  # no guesses: greedy texts repeat themselves, which a lookup would gain by
             how = {"strategy": "greedy", "lookup": 0}
+        if drawn:
+            how = {"min_p": 0.1, "seed": 0, "lookup": 0}
 
         def write(tokens: int) -> int:
             rows = self.generate(
@@ -185,10 +192,11 @@ class Transformers:
         self.model.generation_config.eos_token_id = None
         self.ids = prompt_of(tokenizer)
 
-    def writer(self, batch: int, beams: int) -> Write:
+    def writer(self, batch: int, beams: int, drawn: bool) -> Write:
         """Write some texts."""
         rows = torch.tensor([self.ids] * batch)
-        how = {"do_sample": False, "num_beams": beams, "pad_token_id": 0}
+        how: dict[str, Any] = {"do_sample": drawn, "num_beams": beams, "pad_token_id": 0}
+        how |= {"min_p": 0.1, "top_k": 0} if drawn else {}
 
         def write(tokens: int) -> int:
             mask = torch.ones_like(rows)
@@ -220,8 +228,10 @@ class CTranslate2:
         )
         self.words = tokenizer.convert_ids_to_tokens(prompt_of(tokenizer))
 
-    def writer(self, batch: int, beams: int) -> Write:
+    def writer(self, batch: int, beams: int, drawn: bool) -> Write | None:
         """Write some texts."""
+        if drawn:
+            return None
 
         def write(tokens: int) -> int:
             how = {"beam_size": beams, "max_length": tokens, "min_length": tokens}
@@ -277,9 +287,9 @@ class LlamaCpp:
             [torch.frombuffer(bytearray(read(r, size)), dtype=torch.float32) for r in rows]
         )
 
-    def writer(self, batch: int, beams: int) -> Write | None:
+    def writer(self, batch: int, beams: int, drawn: bool) -> Write | None:
         """Write some texts."""
-        if beams > 1:
+        if beams > 1 or drawn:
             return None
 
         def write(tokens: int) -> int:
