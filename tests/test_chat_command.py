@@ -209,6 +209,7 @@ def test_a_terminal_stops_a_reply_and_goes_on(model, tmp_path):
     """Ctrl-C keeps what was written, Ctrl-D ends; prompts are not in a file of the output."""
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "genkit", "chat", str(model), "--max-new-tokens", "900"]
+    command += ["--stop", "a stop that never comes"]  # so that it is slow: token by token
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(
             command, stdin=slave, stdout=out, stderr=slave, start_new_session=True,
