@@ -18,6 +18,7 @@ from readers import pointer
 
 from genkit import cli
 from genkit.commands import common
+from genkit.engine import kernels
 
 GENKIT = str(Path(sys.executable).parent / "genkit")
 
@@ -424,6 +425,8 @@ RECORDS = {
     "stylize": "stylize {picture} --style {picture} --model {classifier} --steps 1 --scales 1",
     "stylize in one pass": "stylize {picture} --model {stylizer}",
 }
+if kernels.available():
+    RECORDS["quantize"] = "quantize {trained} --to int8 --output-dir small"
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -458,7 +461,8 @@ def test_json_is_taken_by_every_command_with_a_record(capsys):
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])
         taken |= {name} if "--json" in capsys.readouterr().out else set()
-    assert taken == {name.split()[0] for name in RECORDS} | {"push"}  # which test_hub runs
+    known = {name.split()[0] for name in RECORDS}
+    assert taken == known | {"push", "quantize"}  # test_hub pushes; kernels quantise
 
 
 def test_print_json_writes_null_for_numbers_that_json_does_not_have(capsys):
