@@ -36,7 +36,7 @@ LONGEST = 4
 PAIRS = 200_000
 SMALL = ["--batch_size", "256", "--learning_rate"]  # for so small a model
 RATES = {
-    "dpo": [*SMALL, "3e-3", "--optimizer", "muon", "--muon_learning_rate", "1e-2"],
+    "dpo": [*SMALL, "3e-3", "--optimizer", "muon", "--muon_learning_rate", "2e-2"],
     "ppo": [*SMALL, "1e-3"],
     "grpo": [*SMALL, "1e-3"],
     "rloo": [*SMALL, "1e-3"],
