@@ -197,7 +197,7 @@ def make(name: str):
 def stock(model) -> Stepper:
     """The same steps by transformers."""
     stepper = Stepper(model, "float32")
-    stepper._native = None
+    stepper.native = None
     return stepper
 
 
@@ -223,7 +223,7 @@ PROMPTS = [[5, 6, 7], list(range(1, 30)), [3]]
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_are_those_of_the_stock_model(target, name):
     model = make(name)
-    assert Stepper(model, "float32")._native is not None
+    assert Stepper(model, "float32").native is not None
     ours = walk(kv_cache.Tree(Stepper(model, "float32"), PROMPTS), 0)
     theirs = walk(kv_cache.Tree(stock(model), PROMPTS), 0)
     for a, b in zip(ours, theirs, strict=True):
@@ -332,7 +332,7 @@ def test_a_quantised_model_of_another_kind_is_not_copied():
     other = LlamaForCausalLM(LlamaConfig(hidden_act="gelu", **LLAMA, **HEADS)).eval()
     quantize_model(other, "int8")
     stepper = Stepper(other, "int8")
-    assert stepper._native is None and stepper.model is other
+    assert stepper.native is None and stepper.model is other
     reader = kv_cache.Tree(stepper, PROMPTS)
     reader.step([[7]] * 3)
     assert (reader.logits[1, 0] - reader.read_alone(1, 0)).abs().max() < 1e-3
@@ -353,13 +353,13 @@ def test_models_that_the_kernels_do_not_know_are_left_to_transformers():
     model = make("llama")
     model.model.layers[0].mlp.up_proj = torch.nn.Sequential(model.model.layers[0].mlp.up_proj)
     model.model.layers[0].mlp.up_proj.weight = torch.zeros(2, 2)  # a layer of somebody's own
-    assert Stepper(model, "float32")._native is None
+    assert Stepper(model, "float32").native is None
     model = make("llama")
     model.model.layers[1].mlp = type("Mine", (type(model.model.layers[1].mlp),), {})(model.config)
-    assert Stepper(model, "float32")._native is None
+    assert Stepper(model, "float32").native is None
     other = LlamaForCausalLM(LlamaConfig(hidden_act="gelu", **LLAMA, **HEADS)).eval()
-    assert Stepper(other, "float32")._native is None
-    assert Stepper(make("llama").double(), "float32")._native is None
+    assert Stepper(other, "float32").native is None
+    assert Stepper(make("llama").double(), "float32").native is None
 
 
 def test_a_step_outside_of_the_context_is_an_error():

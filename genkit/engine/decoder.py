@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
-from genkit.engine.kernels import Choice
 from genkit.engine.native_decoders import native_decoder
 from genkit.engine.packed import pack
 from genkit.engine.quantized import count_quantized, is_quantized
@@ -83,16 +82,16 @@ class Stepper:
 
     Args:
         model: a decoder, or any other model, whose steps the caller runs.
-        precision: of matrix products on a CPU: "float32", "bfloat16" or "int8".
+        precision: of matrix products on a CPU: "float32", "bfloat16", "int8" or "int4".
     """
 
     def __init__(self, model: PreTrainedModel, precision: str) -> None:
         native = model.device.type == "cpu" and takes_trees(model)
-        self._native = native_decoder(model, precision) if native else None
+        self.native = native_decoder(model, precision) if native else None
         self._stock_reads = precision == "float32"
         weights = model.num_parameters() + count_quantized(model)
         self._steps_at_once = WEIGHTS_AT_ONCE // weights
-        stock = self._native is not None or self._stock_reads or is_quantized(model)
+        stock = self.native is not None or self._stock_reads or is_quantized(model)
         self.model = model if stock else pack(model, precision)
         self._cache = cache_argument(model)
 
@@ -122,8 +121,8 @@ class Stepper:
             Logits, (texts, kept, vocabulary), and states, (texts, width, size), or None.
         """
         step = ids, positions, slots, seen, keys, values
-        if self._native is not None and not (self._stock_reads and ids.numel() > FEW):
-            logits, states = self._native(*step, kept)
+        if self.native is not None and not (self._stock_reads and ids.numel() > FEW):
+            logits, states = self.native(*step, kept)
             return logits, states if hidden else None
         arguments = forward_arguments(self._cache, *step)
         output = self.model(**arguments, logits_to_keep=kept, output_hidden_states=hidden)
@@ -132,33 +131,18 @@ class Stepper:
     @property
     def is_exact(self) -> bool:
         """Whether a token's logits hardly depend on what else is in its step."""
-        return self._native is not None or (self._stock_reads and self.model.dtype == torch.float32)
+        return self.native is not None or (self._stock_reads and self.model.dtype == torch.float32)
 
     def steps_at_once(self, texts: int) -> int:
-        """Return how many steps `write` should do in one call: 0, or as many as end soon."""
-        if self._native is None or (self._stock_reads and texts > FEW):
+        """Return how many steps `native` should do in one call: 0, or as many as end soon."""
+        if self.native is None or (self._stock_reads and texts > FEW):
             return 0
         return self._steps_at_once
-
-    def write(
-        self,
-        logits: torch.Tensor,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        seen: torch.Tensor,
-        keys: list[torch.Tensor],
-        values: list[torch.Tensor],
-        steps: int,
-        choice: Choice,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do several steps without Python; see `NativeDecoder.write`."""
-        assert self._native is not None, "see steps_at_once"
-        return self._native.write(logits, positions, slots, seen, keys, values, steps, choice)
 
     def read_alone(self, tokens: list[int]) -> torch.Tensor:
         """Return the logits after one line of text, (vocabulary,): no batch, tree or kept keys."""
         ids = torch.tensor([tokens], device=self.model.device)
-        if self._native is None or self._stock_reads:
+        if self.native is None or self._stock_reads:
             mask = torch.ones_like(ids)
             output = self.model(
                 input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1
@@ -167,7 +151,7 @@ class Stepper:
         steps = torch.arange(len(tokens))
         seen = steps[:, None] >= steps
         keys, values = (empty_pool(self.model, 1, len(tokens)) for _ in range(2))
-        logits, _ = self._native(ids, steps[None], steps[None], seen[None], keys, values, 1)
+        logits, _ = self.native(ids, steps[None], steps[None], seen[None], keys, values, 1)
         return logits[0, 0]
 
 

@@ -209,8 +209,9 @@ class Tree:
             The tokens of each text, and the logits before each, (tokens, texts, vocabulary).
         """
         self._make_room(count)
+        assert self.stepper.native is not None, "see steps_at_once"
         step = self.logits[:, 0], self._positions, self._written, self._seen
-        tokens, logits = self.stepper.write(*step, self._keys, self._values, count, choice)
+        tokens, logits = self.stepper.native.write(*step, self._keys, self._values, count, choice)
         done = len(tokens)
         slots = self._written + torch.arange(done)
         self._seen.scatter_(2, slots[:, None], True)

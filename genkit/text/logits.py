@@ -155,7 +155,7 @@ def gumbel_noise(seeds: Sequence[int], steps: Sequence[int], vocabulary: int) ->
     A counter-based generator (Philox, Salmon et al. 2011): the noise of a seed and a step depends
     on nothing else. That of a small vocabulary is made for many steps at once.
     """
-    size = min(BLOCK_STEPS, BLOCK_NUMBERS // vocabulary)
+    size = _steps_of_block(vocabulary)
     if size < 2 or len(seeds) > KEPT_BLOCKS:
         return _noise_of(list(zip(seeds, steps, strict=True)), vocabulary)
     pairs = zip(seeds, steps, strict=True)
@@ -167,11 +167,15 @@ def noise_ahead(seeds: Sequence[int], step: int, vocabulary: int) -> torch.Tenso
 
     Returns (rows, steps, vocabulary), with no steps for a large vocabulary.
     """
-    size = min(BLOCK_STEPS, BLOCK_NUMBERS // vocabulary)
+    size = _steps_of_block(vocabulary)
     if size < 2:
         return torch.empty(len(seeds), 0, vocabulary)
     blocks = [_block(seed, step // size, size, vocabulary) for seed in seeds]
     return torch.stack([block[step % size :] for block in blocks])
+
+
+def _steps_of_block(vocabulary: int) -> int:
+    return min(BLOCK_STEPS, BLOCK_NUMBERS // vocabulary)
 
 
 @functools.lru_cache(maxsize=2 * KEPT_BLOCKS)
