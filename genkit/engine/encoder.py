@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 from typing import Any
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from genkit import machine
 from genkit.engine.packed import pack
 
 # kinds whose tokens meet in attention alone, and which take each token's position
@@ -27,7 +25,6 @@ def _attend(
     value: torch.Tensor,
     attention_mask: None,
     *,
-    kind: torch.dtype,
     scaling: float,
     cu_seq_lens_q: list[int],
     **_: Any,
@@ -36,20 +33,16 @@ def _attend(
 
     Args:
         query, key, value: of all windows, one after the other, (1, heads, tokens, size).
-        kind: of the numbers that are multiplied.
         cu_seq_lens_q: where windows begin, and the last one ends.
     """
-    q, k, v = (x.to(kind) for x in (query, key, value))
     found = []
     for first, last in itertools.pairwise(cu_seq_lens_q):
-        q1, k1, v1 = (x[:, :, first:last] for x in (q, k, v))
-        found.append(F.scaled_dot_product_attention(q1, k1, v1, scale=scaling).transpose(1, 2))
-    return torch.cat(found, 1).to(query.dtype), None
+        q, k, v = (x[:, :, first:last] for x in (query, key, value))
+        found.append(F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2))
+    return torch.cat(found, 1), None
 
 
-KINDS = {"genkit": torch.float32, "genkit_bfloat16": torch.bfloat16}
-for name, kind in KINDS.items():  # transformers makes no mask for them
-    AttentionInterface.register(name, functools.partial(_attend, kind=kind))
+AttentionInterface.register("genkit", _attend)  # transformers makes no mask for it
 
 
 def _first_position(model: PreTrainedModel) -> int:
@@ -91,8 +84,7 @@ class SpanEncoder:
         if precision is not None:
             self._model = pack(model, precision, head="float32", many=True)
         if self._unpadded:
-            low = precision != "float32" and machine.fast_bf16(machine.CPU)
-            self._model.set_attn_implementation("genkit_bfloat16" if low else "genkit")
+            self._model.set_attn_implementation("genkit")
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits of starts and ends, (windows, tokens) each, for a model's inputs."""

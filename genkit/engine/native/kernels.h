@@ -12,6 +12,7 @@ typedef uint32_t Words __attribute__((vector_size(32), aligned(4)));
 typedef int16_t Int16s __attribute__((vector_size(32), aligned(2)));
 typedef uint16_t UInt16s __attribute__((vector_size(32), aligned(2)));
 typedef int16_t HalfInt16s __attribute__((vector_size(16), aligned(2)));
+typedef int8_t Int8s __attribute__((vector_size(8), aligned(1)));
 
 constexpr int64_t LANES = 8;
 constexpr int TILE = 4;  // rows that share what was read of a matrix
@@ -401,13 +402,26 @@ void multiply(const Matrix& matrix, const float* x, int64_t rows, float* y, int6
 
 // A row to levels of 8 bits; returns their scale, which is not finite if a value is not.
 inline float round_row(const float* x, int64_t width, int8_t* levels) {
-    float most = 0, lost = 0;
-    for (int64_t i = 0; i < width; ++i) {
+    Floats largest = {}, finite = {};
+    int64_t whole = width / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        Floats value = load(x + i), size = value < 0.0f ? -value : value;
+        largest = size > largest ? size : largest;
+        finite += value * 0.0f;  // NaN if a value is not
+    }
+    float most = greatest(largest), lost = sum(finite);
+    for (int64_t i = whole; i < width; ++i) {
         most = std::max(most, std::fabs(x[i]));
         lost += x[i] * 0.0f;
     }
     float factor = most > 0 && lost == 0 ? 127 / most : 0;
-    for (int64_t i = 0; i < width; ++i) {
+    for (int64_t i = 0; i < whole; i += LANES) {
+        Floats value = factor > 0 ? load(x + i) * factor : Floats{};
+        value += value < 0.0f ? all(-0.5f) : all(0.5f);
+        Int8s narrow = __builtin_convertvector(__builtin_convertvector(value, Ints), Int8s);
+        std::memcpy(levels + i, &narrow, sizeof narrow);
+    }
+    for (int64_t i = whole; i < width; ++i) {
         float level = factor > 0 ? x[i] * factor : 0;
         levels[i] = int8_t(level + (level < 0 ? -0.5f : 0.5f));
     }
