@@ -97,6 +97,6 @@ def _load_exact(kind: str, model: str, revision: str | None, device: str | None)
         from genkit.vision import stylizers
 
         return stylizers.load_stylizer_model(model, revision, device)
-    if kind == kinds.REWARD:
+    if kind in (kinds.REWARD, kinds.ADAPTER):
         raise ValueError(f"model: {model!r} is {kinds.TAKEN[kind]}")
     raise ValueError(f"model: {model!r} makes images from text; pass it to genkit.imagine")

@@ -103,6 +103,9 @@ LIMITS = {
     "its classes, whatever they show. Not for decisions about people.",
     "image-to-image": "For learning and play: it paints any image in the one style that it was "
     "trained for, best at the size that it was trained at.",
+    "text-to-image": "For pictures that somebody looks at before they are used. It has the "
+    "prejudices and the limits of the pipeline that it was made from, and may come close to single "
+    "images that it was trained on.",
     "unconditional-image-generation": "For learning, and for images like those it was trained on: "
     "it draws nothing else, may leave out kinds that were rare among them, and may come close to "
     "single ones of them.",
@@ -122,6 +125,7 @@ def card(
     license: str | None = None,
     library: str = "transformers",
     prompt: str | list[dict[str, str]] | None = None,
+    base_model: str | None = None,
 ) -> str:
     """Write a model's card for the recipe that is running.
 
@@ -137,6 +141,7 @@ def card(
         license: the Hub's name of the license; default: unknown.
         library: which loads it, "transformers" or "diffusers".
         prompt: text that a language model knows, or a chat, for examples.
+        base_model: the model that it was made from, or is an adapter of; named if it is on the Hub.
     """
     packages = (library, "accelerate", "torch")
     paths = [*sys.argv[1:], data, *_settings(folder)]
@@ -146,7 +151,9 @@ def card(
     words = shlex.join(privacy.base_names(word, paths) for word in sys.argv[1:])
     table = "".join(f"| {name} | {value:.4f} |\n" for name, value in figures.items())
     return CARD.format(
-        metadata=_metadata(title, task, figures, protocol, data, license, library, prompt),
+        metadata=_metadata(
+            title, task, figures, protocol, data, license, library, prompt, base_model
+        ),
         title=title,
         about=about,
         model=json.dumps(folder.resolve().name, ensure_ascii=False),
@@ -203,6 +210,7 @@ def _metadata(
     license: str | None,
     library: str,
     prompt: str | list[dict[str, str]] | None,
+    base_model: str | None,
 ) -> str:
     """Write the head that the Hub reads, in YAML."""
     on_hub = names.is_dataset_id(data)
@@ -225,6 +233,7 @@ def _metadata(
         pipeline_tag=task,
         tags=["genkit"],
         datasets=[data] if on_hub else None,
+        base_model=base_model if base_model and not names.is_folder(base_model) else None,
         model_name=title,
         eval_results=results,
         widget=[{kind: prompt}] if prompt else None,  # the Hub shows it, and so does our page

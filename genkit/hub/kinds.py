@@ -9,7 +9,7 @@ from typing import Any
 
 from genkit import files
 from genkit.hub import names
-from genkit.hub.model_files import ROOTS
+from genkit.hub.model_files import ADAPTERS, ROOTS, is_model
 
 LARGEST = 1 << 24  # bytes of a model's settings
 TEXT, ANSWERS, CLASSIFIER = "text", "answers", "classifier"
@@ -17,6 +17,7 @@ TEXT_CLASSIFIER, REWARD = "text classifier", "reward model"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
 TEXT_TO_IMAGE, STYLIZER = "text-to-image", "stylizer"
+ADAPTER = "adapter"  # of a text-to-image pipeline: low-rank weights, or new words
 
 # by the class that model_index.json names: a stock one, or a file beside it and its class
 PIPELINES: dict[Any, str] = {
@@ -50,6 +51,8 @@ TAKEN = {
     PIXELS: "a model of pixels, which genkit.sample takes",
     TEXT_TO_IMAGE: "a text-to-image pipeline, which genkit.imagine takes",
     STYLIZER: "a stylizer, which genkit.stylize takes",
+    ADAPTER: "an adapter of a text-to-image pipeline, which load_lora_weights of the pipeline "
+    "takes, or load_textual_inversion",
 }
 DRAWS = "an image pipeline, which draws when it is called"
 # the same of models that genkit.load has returned, by their classes
@@ -75,6 +78,8 @@ def kind_of(folder: Path, argument: str = "model") -> str:
     Raises:
         ValueError: the folder holds no model, or one of a kind that genkit does not support.
     """
+    if not is_model(folder) and any((folder / name).exists() for name in ADAPTERS):
+        return ADAPTER
     name = next((name for name in ROOTS if (folder / name).exists()), ROOTS[-1])
     settings = _read_settings(folder, name, argument)
     found = _pipeline_kind(settings) if name == "model_index.json" else _network_kind(settings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -27,6 +28,8 @@ def load_with_genkit(folder: str, kind: str) -> None:
     if kind == "text-to-image":
         text2image: Any = importlib.import_module("genkit.vision.text2image")
         text2image.load_text2image(text2image.find_source(folder))
+    elif kind == "adapter":
+        importlib.import_module("genkit.hub.safety").check(folder)
     elif kind == "reward model":
         importlib.import_module("genkit.text.rewards").load_reward(folder)
     else:
@@ -47,6 +50,9 @@ def load_without_genkit(folder: str, kind: str) -> None:
         ours = kind != "text-to-image"
         DiffusionPipeline.from_pretrained(folder, trust_remote_code=ours, use_safetensors=True)
         return
+    if kind == "adapter":
+        load_adapter(Path(folder))
+        return
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -62,6 +68,23 @@ def load_without_genkit(folder: str, kind: str) -> None:
         transformers.AutoImageProcessor.from_pretrained(
             folder, use_fast=False, trust_remote_code=False
         )
+
+
+def load_adapter(folder: Path) -> None:
+    """Read an adapter, or new words, as the loaders of a pipeline do before they need it."""
+    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+    from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
+
+    for file in folder.glob("*.safetensors"):
+        options = {"weight_name": file.name, "use_safetensors": True}
+        if file.name.startswith("pytorch_lora"):
+            state, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(folder, **options)
+            other = [name for name in state if "lora" not in name]
+        else:
+            (state,) = load_textual_inversion_state_dicts([folder], **options)
+            other = list(state)[1:]
+        if other:
+            sys.exit(f"{file.name} holds {other[0]}")
 
 
 def class_name(kind: str, config: Any) -> str:

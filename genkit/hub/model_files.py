@@ -13,6 +13,11 @@ SETTINGS = ("*.json",)
 WEIGHTS = ("*.safetensors",)
 MODEL = (*SETTINGS, *WEIGHTS, "*.txt", "*.model", "*.jinja")  # with vocabularies and templates
 ROOTS = ("model_index.json", "config.json")  # one of which every model has, at its top
+# of what was trained of a text-to-image pipeline, which needs that pipeline
+ADAPTERS = (
+    *("pytorch_lora_weights.safetensors", "learned_embeds.safetensors"),
+    "learned_embeds_2.safetensors",
+)
 # of models whose matrices genkit packed: what quantization_config calls that, and their weights,
 # under a name by which transformers finds none
 PACKED, PACKED_WEIGHTS = "genkit", "model.genkit.safetensors"
@@ -44,7 +49,7 @@ def has_chat_template(folder: Path) -> bool:
 
 def is_loaded(name: str) -> bool:
     """Whether loaders read a file of this name."""
-    return LOADED.fullmatch(name) is not None
+    return LOADED.fullmatch(name) is not None or name in ADAPTERS
 
 
 def last_written(folder: Path) -> int:

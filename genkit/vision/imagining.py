@@ -140,18 +140,25 @@ def imagine(
     seeds = row_seeds(seed, len(prompts), "a prompt")
     where = machine.find_device(device)
     source = text2image.find_source(kinds.as_name(model), revision, trust_remote_code)
-    options = _options(source, negative, steps, guidance, size)
+    options = resolve_options(source, negative, steps, guidance, size)
     pipeline = text2image.load_text2image(source, trust_remote_code, device)
     _tile(pipeline, machine.free_memory(where), *(options.size or source.default_size))
     one = len(prompts) == 1  # the bar of its steps is enough
     rows = console.bar(zip(prompts, seeds, strict=True), "generating", len(prompts), " images", one)
-    pictures = [_generate(pipeline, source, text, own, options) for text, own in rows]
+    pictures = [generate_picture(pipeline, source, text, own, options) for text, own in rows]
     return pictures[0] if isinstance(prompt, str) else pictures
 
 
-def _generate(
+def generate_picture(
     pipeline: DiffusionPipeline, source: Source, prompt: str, seed: int, options: ImagineOptions
 ) -> Picture:
+    """Generate one picture, as `imagine` does.
+
+    Args:
+        pipeline: by `text2image.load_text2image`, or changed since.
+        source: by `text2image.find_source`.
+        options: the steps, and what else `imagine` takes.
+    """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     with (
@@ -233,8 +240,14 @@ def _prompts(prompt: Any) -> list[str]:
     return prompts
 
 
-def _options(source: Source, negative: Any, steps: Any, guidance: Any, size: Any) -> ImagineOptions:
-    """Check options against the model's settings, before its weights are loaded."""
+def resolve_options(
+    source: Source, negative: Any, steps: Any, guidance: Any, size: Any
+) -> ImagineOptions:
+    """Check options of `imagine` against the model's settings, before its weights are loaded.
+
+    Raises:
+        ValueError: an option is out of range, or the model does not have it.
+    """
     if steps is None:
         steps = source.parameters["num_inference_steps"].default
     most = source.settings.get("scheduler", {}).get("num_train_timesteps", 1000)

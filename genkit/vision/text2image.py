@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,25 +97,32 @@ def text_to_image() -> dict[str, type[DiffusionPipeline]]:
     return pipelines
 
 
-def find_source(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Source:
+def find_source(
+    model: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    argument: str = "model",
+) -> Source:
     """Find a model and check its settings, without fetching its weights.
 
     Args:
         model: folder or Hub id.
         revision: a branch, tag or commit on the Hub.
         trust_remote_code: accept networks whose classes are in its folder.
+        argument: the name of the model's argument, for messages.
 
     Raises:
         ValueError: there is no such model, it is of another kind, or its files are unsafe.
     """
     if revision is None and model == DEFAULT and not names.is_folder(model):
         revision = REVISION
-    folder = download.fetch_settings(model, revision, hint=HINT)
+    folder = download.fetch_settings(model, revision, argument=argument, hint=HINT)
     if not (folder / "model_index.json").is_file():
         raise ValueError(
-            f"model: {model!r} holds no pipeline; give a folder or a Hub id with a model_index.json"
+            f"{argument}: {model!r} holds no pipeline; give a folder or a Hub id with a "
+            "model_index.json"
         )
-    with safety.opened(folder, weights=False, code=trust_remote_code) as private:
+    with safety.opened(folder, argument=argument, weights=False, code=trust_remote_code) as private:
         index = safe_configs.read_index(private / "model_index.json")
         name = index.get("_class_name")
         parts = [part for part, kind in index.items() if _is_kind(kind)]
@@ -123,13 +130,13 @@ def find_source(model: str, revision: str | None = None, trust_remote_code: bool
     pipeline = text_to_image().get(name) if isinstance(name, str) else None
     if pipeline is None:
         raise ValueError(
-            f"model: {model!r} is a {name}; give a text-to-image pipeline of diffusers, such as a "
-            "StableDiffusionPipeline"
+            f"{argument}: {model!r} is a {name}; give a text-to-image pipeline of diffusers, "
+            "such as a StableDiffusionPipeline"
         )
     absent = tuple(part for part, kind in index.items() if kind == [None, None])
     for part in absent:
         if part in ("scheduler", "vae", "unet", "transformer", "tokenizer", "text_encoder"):
-            raise ValueError(f"model: {model!r} lacks its {part}; give a complete one")
+            raise ValueError(f"{argument}: {model!r} lacks its {part}; give a complete one")
     return Source(model, folder, pipeline, settings, absent)
 
 
@@ -216,25 +223,63 @@ def _load(
 ) -> DiffusionPipeline:
     _load.cache_clear()  # the model before makes room for this one
     machine.empty_cache(device)
+    placement = None
+
+    def choose_type(parameters: int) -> torch.dtype:
+        nonlocal placement
+        placement = _place(parameters, device)
+        return placement.dtype
+
+    pipeline = read_pipeline(source, choose_type, trust_remote_code)
+    assert placement, "read_pipeline asks for the type"
+    if placement.offload:
+        pipeline.enable_model_cpu_offload(device=placement.device)
+        return pipeline
+    return pipeline.to(placement.device)
+
+
+def read_pipeline(
+    source: Source, choose_type: Callable[[int], torch.dtype], trust_remote_code: bool = False
+) -> DiffusionPipeline:
+    """Load a pipeline into main memory, and keep no reference to it.
+
+    Args:
+        source: by `find_source`.
+        choose_type: returns the type of its numbers; called with how many they are.
+        trust_remote_code: run the code in its folder.
+
+    Raises:
+        ValueError: files are missing, damaged or unsafe.
+    """
     options = {"use_safetensors": True, "trust_remote_code": trust_remote_code}
     if not Path(source.name).is_dir():
         _download(source, options)
     with safety.opened(source.folder, code=trust_remote_code) as private:
         held = {part: _count(private / part) for part in source.settings}
-        placement = _place(sum(held.values()), device)
+        dtype = choose_type(sum(held.values()))
         with _no_bars(), numpy_as_it_was(), machine.fork_random_state():
             pipeline = source.pipeline.from_pretrained(
-                private, dtype=placement.dtype, **options, **dict.fromkeys(source.absent)
+                private, dtype=dtype, **options, **dict.fromkeys(source.absent)
             )
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
                 _check_whole(name, part, held[name])
                 safe_weights.check_loaded(part)
     pipeline.progress_bar = _make_bar
-    if placement.offload:
-        pipeline.enable_model_cpu_offload(device=placement.device)
-        return pipeline
-    return pipeline.to(placement.device)
+    return pipeline
+
+
+def draw_latents(
+    pipeline: DiffusionPipeline, prompt: str, seed: int, steps: int, size: int
+) -> torch.Tensor:
+    """Draw a square picture, and return its latents as the denoiser takes them, (1, …)."""
+    options = {"num_inference_steps": steps, "width": size, "height": size}
+    generator = torch.Generator().manual_seed(seed)
+    with machine.fork_random_state(), numpy_as_it_was():
+        torch.manual_seed(-1 - seed)  # for schedulers that ignore the generator
+        drawn = pipeline(prompt, generator=generator, output_type="latent", **options)
+    latents: torch.Tensor = drawn.images
+    return latents
 
 
 def _place(parameters: int, device: torch.device) -> Placement:
