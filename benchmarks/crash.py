@@ -24,6 +24,7 @@ import runpy
 import shutil
 import signal
 import socket
+import string
 import sys
 import tempfile
 import time
@@ -41,6 +42,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 STEPS = 60
 SHAPES = {
     "align": "--reward length=5 --max_new_tokens 4 --updates 2",
+    "finetune_text2image": "--prompt digits --train_text_encoder --prior_prompt prior "
+    "--prior_images 2 --sample_steps 2 --samples 1 --evaluations 2",
     "train_charlm": "--depth 1 --width 32 --heads 2 --context 32",
     "train_classifier": "--depth 1 --width 4 --shift 1",
     "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
@@ -165,6 +168,37 @@ def make_policy(work: Path) -> list[str]:
     return ["--init_from", str(work / "base"), "--prompts", str(prompts)]
 
 
+def make_pipeline(work: Path) -> list[str]:
+    """Save a small random text-to-image pipeline, and return the words that name it."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    ends = ("<|startoftext|>", "<|endoftext|>")
+    pieces = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase]
+    words = {piece: i for i, piece in enumerate([*pieces, *ends])}
+    ids = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53, "vocab_size": 54}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, **layers, **ids)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(8,),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+    tokenizer = CLIPTokenizer(words, [], model_max_length=16)
+    parts = vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None
+    diffusers.StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(
+        work / "base"
+    )
+    return ["--init_from", str(work / "base")]
+
+
 class Crash:
     def __init__(self, work: Path, recipe: str, processes: int) -> None:
         self.work, self.recipe, self.processes = work, RECIPES / f"{recipe}.py", processes
@@ -177,6 +211,8 @@ class Crash:
         elif recipe == "align":
             self.words += make_policy(work)
         else:
+            if recipe == "finetune_text2image":
+                self.words += make_pipeline(work)
             from diffusers import AutoencoderKL, DiffusionPipeline  # noqa: F401  as above
             from sklearn.datasets import load_digits  # noqa: F401
 

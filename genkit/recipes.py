@@ -13,6 +13,10 @@ __path__ = [str(FOLDER)]  # a module that has one is a package: imports look the
 
 
 def find_recipes() -> dict[str, Path]:
-    """Return the files of all recipes by name: that of train_charlm.py is charlm."""
+    """Return the files of all recipes by name: that of train_charlm.py is charlm.
+
+    Others than those that train from scratch keep their verb, but for finetune_gpt2.py, gpt2.
+    """
     files = sorted(FOLDER.glob("[!_]*.py"))
-    return {path.stem.partition("_")[2] or path.stem: path for path in files}
+    names = {"finetune_gpt2": "gpt2"}
+    return {names.get(path.stem, path.stem.removeprefix("train_")): path for path in files}

@@ -54,6 +54,7 @@ def test_recipes_are_found_in_a_source_tree():
 
     files = recipes.find_recipes()
     assert set(files.values()) == set((ROOT / "recipes").glob("*.py"))
+    assert {"align", "charlm", "gpt2", "finetune_text2image"} <= set(files)
     code = "import importlib.util as u; print(u.find_spec('genkit.recipes.train_vae').origin)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(files["vae"])

@@ -66,6 +66,7 @@ def test_a_launch_that_gets_fewer_processes_is_refused(train, tmp_path, launcher
 RECIPES = ("train_vae", "train_autoencoder", "train_gan", "train_diffusion", "train_pixels")
 LONG = ["--stages", "--kills 5"]
 LONG += [f"--recipe align --kills {n}" for n in ("20", "10 --processes 2")]
+LONG += [f"--recipe finetune_text2image --kills 20 --processes {n}" for n in (1, 2)]
 LONG += [f"--recipe {name} --kills 10 --processes {n}" for name in RECIPES for n in (1, 2)]
 
 

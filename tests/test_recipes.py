@@ -23,6 +23,7 @@ from builders import (
     log_of,
     recipe_module,
     run_here,
+    stable_diffusion,
     weights_of,
 )
 from classifiers import make_classifier, make_model
@@ -34,6 +35,7 @@ from genkit.errors import clean_errors
 from genkit.hub import card
 from genkit.text.samples import example_prompt
 from genkit.training import checkpoints
+from genkit.vision import text2image
 
 
 def record_of(folder: Path) -> dict:
@@ -61,6 +63,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "train_reward": "--init_from {model} --data {pairs}",
     "align": "--init_from {model} --data {pairs} --method dpo",
     "train_stylizer": "--style {image} --extractor {classifier} --resolution 64",
+    "finetune_text2image": "--init_from {pipeline} --prompt digits",
 }
 
 
@@ -73,7 +76,11 @@ def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text
     pairs.write_text('{"prompt": "a ", "chosen": "no", "rejected": "so"}\n' * 20)
     given = {"questions": questions, "model": trained, "text": text_file, "pairs": pairs}
     given |= {"image": tmp_path / "style.png", "classifier": tmp_path / "classifier"}
+    given |= {"pipeline": tmp_path / "pipeline"}
     Image.new("RGB", (64, 64), "teal").save(given["image"])
+    if recipe == "finetune_text2image":
+        with text2image.numpy_as_it_was():
+            stable_diffusion().save_pretrained(given["pipeline"])
     for part in (make_model("ResNet"), make_classifier("ResNet").processor):
         part.save_pretrained(given["classifier"])
     words = NEEDED.get(recipe, "").format(**given)
