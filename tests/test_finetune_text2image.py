@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from builders import (
 from diffusers import DDPMPipeline, DiffusionPipeline
 from hub_server import serve
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import genkit
 from genkit.hub import kinds
@@ -34,6 +35,7 @@ from genkit.training import captioned_images
 from genkit.vision import text2image
 
 SHORT = "--batch_size 2 --mixed_precision no --warmup 0 --sample_steps 2 --samples 1"
+TWO_STEPS = "--max_steps 2 --evaluations 1"
 LENGTH = "--max_steps 8 --evaluations 2 --save_steps 4 --keep_checkpoints 9"
 METHODS = {
     "lora": "--prompt cat --learning_rate 0.05 --lora_layers all --train_text_encoder",
@@ -115,6 +117,10 @@ def draw(home, base: str, prompt: str, load=None, folder=None) -> np.ndarray:
         return np.asarray(pipeline(prompt, **options).images[0])
 
 
+def imagined(prompt: str, model, adapter) -> np.ndarray:
+    return np.asarray(genkit.imagine(prompt, model=model, adapter=adapter, seed=0, steps=2).image)
+
+
 # ---- what a run leaves
 
 
@@ -153,6 +159,7 @@ def test_diffusers_draws_the_same_picture_with_an_adapter(trained, home, tmp_pat
         train_here(home, "lora", folder, base="xl")
     drawn = draw(home, base, "cat", lambda pipeline: pipeline.load_lora_weights(folder))
     assert np.array_equal(drawn, best_sample(folder))
+    assert np.array_equal(drawn, imagined("cat", home / base, folder))
     assert not np.array_equal(drawn, draw(home, base, "cat"))
 
 
@@ -176,6 +183,7 @@ def test_diffusers_draws_the_same_picture_with_a_new_word(home, tmp_path, base):
 
     drawn = draw(home, base, "a <it>", load)
     assert np.array_equal(drawn, best_sample(folder))
+    assert np.array_equal(drawn, imagined("a <it>", home / base, folder))
     ids = [2, 0, 45]  # c, a, t</w>
     for old, new in zip(before, tables, strict=True):
         assert len(new) == len(old) + 3 and torch.equal(new[: len(old)], old)
@@ -200,14 +208,38 @@ def test_the_folder_of_a_full_run_is_a_pipeline(home, tmp_path):
     assert not np.array_equal(drawn, draw(home, "sd", "cat"))
     again = genkit.imagine("cat", model=folder, seed=0, steps=2).image
     assert np.array_equal(np.asarray(again), drawn)
+    assert json.loads((folder / "model_index.json").read_text())["_name_or_path"] == "sd"
     for part in ("vae", "text_encoder"):
         file = next((folder / part).glob("*.safetensors"))
         assert file.read_bytes() == (home / "sd" / part / file.name).read_bytes()
 
 
 def test_an_adapter_is_answered_with_what_takes_it(trained):
-    with pytest.raises(ValueError, match="is an adapter of a text-to-image pipeline, which load_l"):
+    with pytest.raises(ValueError, match=r"is an adapter .* which genkit\.imagine takes as"):
         genkit.load(trained)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ("{home}/sd", "adapter: '.*sd' holds none of pytorch_lora_weights"),
+        ("{home}/missing", "adapter: .*missing"),
+        ("{tmp}/text", "adapter: .*not in the safetensors format"),
+        ("{tmp}/other", "adapter: its layers are not those of the model"),
+        ("{tmp}/narrow", "adapter: .*embeddings are of incorrect shape"),
+    ],
+)
+def test_imagine_refuses_what_is_no_adapter_of_the_model(home, trained, tmp_path, adapter, message):
+    file = tmp_path / "text" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir()
+    file.write_text("no weights")
+    for name in ("other", "narrow"):
+        (tmp_path / name).mkdir()
+    parts = [f"transformer.to_q.lora_{part}.weight" for part in "AB"]
+    save_file({part: torch.zeros(2, 2) for part in parts}, tmp_path / "other" / file.name)
+    save_file({"<it>": torch.zeros(1, 2)}, tmp_path / "narrow" / "learned_embeds.safetensors")
+    with pytest.raises(ValueError, match=message):
+        imagined("a", home / "sd", adapter.format(home=home, tmp=tmp_path))
 
 
 # ---- data
@@ -222,27 +254,26 @@ def test_captions_of_a_table_are_learned_each_with_its_image(home, tmp_path):
         assert drawn.width > 3 * 16
 
 
-def test_prior_is_drawn_once_and_weighed(home, tmp_path, monkeypatch, capsys):
+def test_prior_is_drawn_once_and_weighed(home, tmp_path, monkeypatch):
     prior = ("--prior_prompt", "dog", "--prior_images", "3", "--samples", "0")
-    train_here(home, "lora", tmp_path / "one", *prior)
+    train = partial(train_here, home, "lora", length=TWO_STEPS)
+    train(tmp_path / "one", *prior)
     drawn = []
     monkeypatch.setattr(text2image, "draw_latents", lambda *_, **__: drawn.append(1))
-    train_here(home, "lora", tmp_path / "two", *prior)
+    train(tmp_path / "two", *prior)
     assert not drawn and weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
-    train_here(home, "lora", tmp_path / "three", *prior, "--prior_weight", "0.5")
+    train(tmp_path / "three", *prior, "--prior_weight", "0.5")
     assert log_of(tmp_path / "three")[1]["loss"] < log_of(tmp_path / "one")[1]["loss"]
 
 
-@pytest.mark.parametrize("accumulation", ["1", "2"])
-def test_a_row_has_its_own_noise_at_any_division(home, tmp_path, accumulation):
+def test_a_row_has_its_own_noise_at_any_division(home, tmp_path):
     """With a rate of next to nothing, the loss of a batch is the mean of its parts' losses."""
-    more = ("--gradient_accumulation", accumulation, "--learning_rate", "1e-9", "--samples", "0")
-    train_here(home, "lora", tmp_path / "run", *more)
-    train_here(home, "lora", tmp_path / "one", "--learning_rate", "1e-9", "--samples", "0")
-    mine, whole = log_of(tmp_path / "run"), log_of(tmp_path / "one")
-    for line, other in zip(mine, whole, strict=True):
-        if "loss" in line:
-            assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    found = []
+    for parts in ("1", "2"):
+        more = ("--gradient_accumulation", parts, "--learning_rate", "1e-9", "--samples", "0")
+        train_here(home, "lora", tmp_path / parts, *more, length=TWO_STEPS)
+        found.append([line["loss"] for line in log_of(tmp_path / parts) if "loss" in line])
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0][0] != found[0][1]
 
 
 def test_a_dry_run_tells_parameters_and_memory_and_writes_nothing(home, tmp_path, capsys):

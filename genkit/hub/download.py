@@ -81,6 +81,27 @@ def fetch_settings(
     return folder
 
 
+def fetch_adapter(adapter: str | Path, argument: str = "adapter") -> Path:
+    """Return the folder of an adapter of a text-to-image pipeline, fetched if it is a Hub id.
+
+    Args:
+        adapter: folder or Hub id.
+        argument: its name, for messages.
+
+    Raises:
+        ValueError: there is no such adapter.
+    """
+    hint = "Give the output folder of finetune_text2image, or the id of one on the Hub"
+    name = kinds.as_name(adapter, argument)
+    check_exists(name, argument, hint)
+    patterns = model_files.ADAPTERS
+    local = names.is_folder(name)
+    folder = Path(name) if local else _fetch(name, None, patterns, (), argument, hint)
+    if not any((folder / pattern).exists() for pattern in patterns):
+        raise NoModelError(f"{argument}: {name!r} holds none of {', '.join(patterns)}. {hint}")
+    return folder
+
+
 def check_exists(name: str | None, argument: str = "model", hint: str = HINT) -> None:
     """Refuse a name that is no Hub id unless there is such a folder; the Hub is not asked.
 

@@ -51,8 +51,7 @@ TAKEN = {
     PIXELS: "a model of pixels, which genkit.sample takes",
     TEXT_TO_IMAGE: "a text-to-image pipeline, which genkit.imagine takes",
     STYLIZER: "a stylizer, which genkit.stylize takes",
-    ADAPTER: "an adapter of a text-to-image pipeline, which load_lora_weights of the pipeline "
-    "takes, or load_textual_inversion",
+    ADAPTER: "an adapter of a text-to-image pipeline, which genkit.imagine takes as its adapter",
 }
 DRAWS = "an image pipeline, which draws when it is called"
 # the same of models that genkit.load has returned, by their classes

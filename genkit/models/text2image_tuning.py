@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from genkit.hub import privacy
 from genkit.models import diffusion, diffusion_losses, lora
 
 METHODS = ("lora", "textual_inversion", "full")
@@ -25,6 +26,7 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 ENCODERS = ("text_encoder", "text_encoder_2")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # layers of the denoiser, by the end of the name
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # of a text encoder
+ADAPTER = "pytorch_lora_weights.safetensors"  # as diffusers names it
 EMBEDDINGS = {  # files of new words, by text encoder
     "text_encoder": "learned_embeds.safetensors",
     "text_encoder_2": "learned_embeds_2.safetensors",
@@ -49,8 +51,12 @@ def text_encoders(pipeline: Pipeline) -> list[Any]:
 
 def tokenizers(pipeline: Pipeline) -> list[Any]:
     """Return the tokenizers of a pipeline's text encoders."""
-    names = [name.replace("text_encoder", "tokenizer") for name in encoder_names(pipeline)]
-    return [getattr(pipeline, name) for name in names]
+    return [getattr(pipeline, tokenizer_of(name)) for name in encoder_names(pipeline)]
+
+
+def tokenizer_of(encoder: str) -> str:
+    """Return the name of a text encoder's tokenizer."""
+    return encoder.replace("text_encoder", "tokenizer")
 
 
 def check_pipeline(name: str, settings: Any, model: str) -> None:
@@ -308,6 +314,7 @@ def save_tuned(pipeline: Pipeline, method: str, names: Sequence[str], folder: Pa
     """
     if method == "full":
         pipeline.save_pretrained(folder)
+        privacy.shorten_origins(folder)
     elif method == "lora":
         adapted = {"unet": pipeline.unet}
         adapted |= {name: getattr(pipeline, name) for name in encoder_names(pipeline)}

@@ -45,6 +45,7 @@ class Picture(DrawnRecord):
     seconds: float
     model: str
     blanked: bool = False  # blacked out by the model's safety checker
+    adapter: str | None = None  # name of the folder of what was added to the model
 
     def __str__(self) -> str:
         guided = "" if self.guidance is None else f" at guidance {self.guidance:g}"
@@ -77,6 +78,7 @@ def imagine(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     steps: int | None = None,
     guidance: float | None = None,
     size: Size | None = None,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
@@ -91,6 +93,7 @@ def imagine(
     steps: int | None = None,
     guidance: float | None = None,
     size: Size | None = None,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
@@ -105,6 +108,7 @@ def imagine(
     steps: int | None = None,
     guidance: float | None = None,
     size: Size | None = None,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
@@ -126,7 +130,9 @@ def imagine(
         guidance: scale of classifier-free guidance, which takes a second evaluation for each step;
             1 or less for none; default: as the pipeline has it.
         size: (width, height) in pixels, or the side of a square; default: the model's own.
-        revision: branch, tag or commit on the Hub.
+        adapter: adapter of the model, or new words for it, as `finetune_text2image` saves them: a
+            folder or Hub id.
+        revision: branch, tag or commit of the model on the Hub.
         trust_remote_code: run the code in the model's folder.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
@@ -139,7 +145,8 @@ def imagine(
     prompts = _prompts(prompt)
     seeds = row_seeds(seed, len(prompts), "a prompt")
     where = machine.find_device(device)
-    source = text2image.find_source(kinds.as_name(model), revision, trust_remote_code)
+    name = kinds.as_name(model)
+    source = text2image.find_source(name, revision, trust_remote_code, adapter=adapter)
     options = resolve_options(source, negative, steps, guidance, size)
     pipeline = text2image.load_text2image(source, trust_remote_code, device)
     _tile(pipeline, machine.free_memory(where), *(options.size or source.default_size))
@@ -182,6 +189,7 @@ def generate_picture(
         time.perf_counter() - started,
         source.name,
         blanked=any(result.get("nsfw_content_detected") or ()),
+        adapter=None if source.adapter is None else source.adapter.name,
     )
 
 

@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from genkit import console, machine
 from genkit.hub import download, model_files, names, safe_configs, safe_weights, safety
+from genkit.models import text2image_tuning as tuning
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
@@ -45,6 +46,7 @@ class Source:
     pipeline: type[DiffusionPipeline]
     settings: Mapping[str, Mapping[str, Any]] = field(compare=False)  # of each component
     absent: tuple[str, ...] = ()  # optional components that it was saved without
+    adapter: Path | None = None  # folder of weights that are added to its own
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -102,6 +104,7 @@ def find_source(
     revision: str | None = None,
     trust_remote_code: bool = False,
     argument: str = "model",
+    adapter: str | Path | None = None,
 ) -> Source:
     """Find a model and check its settings, without fetching its weights.
 
@@ -110,6 +113,7 @@ def find_source(
         revision: a branch, tag or commit on the Hub.
         trust_remote_code: accept networks whose classes are in its folder.
         argument: the name of the model's argument, for messages.
+        adapter: folder or Hub id of an adapter of the model, or of new words for it.
 
     Raises:
         ValueError: there is no such model, it is of another kind, or its files are unsafe.
@@ -137,7 +141,8 @@ def find_source(
     for part in absent:
         if part in ("scheduler", "vae", "unet", "transformer", "tokenizer", "text_encoder"):
             raise ValueError(f"{argument}: {model!r} lacks its {part}; give a complete one")
-    return Source(model, folder, pipeline, settings, absent)
+    added = None if adapter is None else download.fetch_adapter(adapter)
+    return Source(model, folder, pipeline, settings, absent, added)
 
 
 def _is_kind(value: Any) -> bool:
@@ -213,6 +218,8 @@ def load_text2image(
     """
     on_hub = not Path(source.name).is_dir()  # the files of a commit never change
     written = 0 if on_hub else model_files.last_written(source.folder)
+    if source.adapter is not None:
+        written = max(written, model_files.last_written(source.adapter))
     return _load(source, written, trust_remote_code, machine.find_device(device))
 
 
@@ -232,6 +239,8 @@ def _load(
 
     pipeline = read_pipeline(source, choose_type, trust_remote_code)
     assert placement, "read_pipeline asks for the type"
+    if source.adapter is not None:
+        add_adapter(pipeline, source.adapter)
     if placement.offload:
         pipeline.enable_model_cpu_offload(device=placement.device)
         return pipeline
@@ -267,6 +276,26 @@ def read_pipeline(
                 safe_weights.check_loaded(part)
     pipeline.progress_bar = _make_bar
     return pipeline
+
+
+def add_adapter(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Add an adapter to a pipeline, or new words, as plain diffusers does.
+
+    Raises:
+        ValueError: the files are unsafe, or of another pipeline.
+    """
+    with safety.opened(folder, argument="adapter") as private, _no_bars():
+        if (private / tuning.ADAPTER).exists():
+            options = {"weight_name": tuning.ADAPTER, "use_safetensors": True}
+            pipeline.load_lora_weights(private, **options)
+            if not pipeline.get_list_adapters():
+                raise ValueError("adapter: its layers are not those of the model; give its own")
+        for name, file in tuning.EMBEDDINGS.items():
+            if (private / file).exists():
+                parts = {"text_encoder": name, "tokenizer": tuning.tokenizer_of(name)}
+                own = {part: getattr(pipeline, each, None) for part, each in parts.items()}
+                options = {"weight_name": file, "use_safetensors": True}
+                pipeline.load_textual_inversion(private, **options, **own)
 
 
 def draw_latents(
