@@ -33,6 +33,7 @@ from genkit.hub import kinds
 from genkit.models import diffusion
 from genkit.training import captioned_images
 from genkit.vision import text2image
+from genkit.vision.adapters import NOTES
 
 SHORT = "--batch_size 2 --mixed_precision no --warmup 0 --sample_steps 2 --samples 1"
 TWO_STEPS = "--max_steps 2 --evaluations 1"
@@ -219,6 +220,45 @@ def test_an_adapter_is_answered_with_what_takes_it(trained):
         genkit.load(trained)
 
 
+def rewritten(trained, folder, **notes):
+    """Write an adapter with settings of peft in its notes, as diffusers does."""
+    folder.mkdir()
+    file = "pytorch_lora_weights.safetensors"
+    save_file(load_file(trained / file), folder / file, {NOTES: json.dumps(notes)})
+    return folder
+
+
+def test_imagine_scales_an_adapter_by_the_alpha_that_it_was_saved_with(trained, home, tmp_path):
+    names = {name: 8 for part in ("unet", "text_encoder") for name in (f"{part}.r",)}
+    alphas = {"unet.lora_alpha": 2, "text_encoder.lora_alpha": 2}
+    weights = load_file(trained / "pytorch_lora_weights.safetensors")
+    layers = {
+        f"{part}.target_modules": sorted(
+            {
+                name.removeprefix(f"{part}.").partition(".lora_")[0]
+                for name in weights
+                if name.startswith(f"{part}.")
+            }
+        )
+        for part in ("unet", "text_encoder")
+    }
+    folder = rewritten(trained, tmp_path / "scaled", **names, **alphas, **layers)
+    theirs = draw(home, "sd", "cat", lambda pipeline: pipeline.load_lora_weights(folder))
+    mine = imagined("cat", home / "sd", folder).astype(int)
+    assert np.abs(mine - theirs).max() <= 1
+    assert not np.array_equal(theirs, imagined("cat", home / "sd", trained))
+
+
+def test_notes_of_an_adapter_import_nothing(trained, home, tmp_path):
+    notes = {"unet.megatron_config": {"a": 1}, "unet.megatron_core": "antigravity", "unet.r": 9}
+    folder = rewritten(trained, tmp_path / "odd", **notes)
+    assert np.array_equal(imagined("a", home / "sd", folder), imagined("a", home / "sd", trained))
+    assert "antigravity" not in sys.modules
+    folder = rewritten(trained, tmp_path / "refused", **{"unet.use_dora": True})
+    with pytest.raises(ValueError, match=r"was saved with unet\.use_dora = True; save it without"):
+        imagined("a", home / "sd", folder)
+
+
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
@@ -226,6 +266,9 @@ def test_an_adapter_is_answered_with_what_takes_it(trained):
         ("{home}/missing", "adapter: .*missing"),
         ("{tmp}/text", "adapter: .*not in the safetensors format"),
         ("{tmp}/other", "adapter: its layers are not those of the model"),
+        ("{tmp}/pattern", r"adapter: .*weights of the name 'unet\.\(a\+\)\+\.lora"),
+        ("{tmp}/infinite", "adapter: .*not finite"),
+        ("{tmp}/long", r"adapter: .*'<it>' has embeddings of the shape \(99, 16\)"),
         ("{tmp}/narrow", "adapter: .*embeddings are of incorrect shape"),
     ],
 )
@@ -233,8 +276,13 @@ def test_imagine_refuses_what_is_no_adapter_of_the_model(home, trained, tmp_path
     file = tmp_path / "text" / "pytorch_lora_weights.safetensors"
     file.parent.mkdir()
     file.write_text("no weights")
-    for name in ("other", "narrow"):
+    for name in ("other", "narrow", "pattern", "infinite", "long"):
         (tmp_path / name).mkdir()
+    save_file({"unet.(a+)+.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "pattern" / file.name)
+    weights = load_file(trained / file.name)
+    infinite = {name: weight / 0 for name, weight in weights.items()}
+    save_file(infinite, tmp_path / "infinite" / file.name)
+    save_file({"<it>": torch.zeros(99, 16)}, tmp_path / "long" / "learned_embeds.safetensors")
     parts = [f"transformer.to_q.lora_{part}.weight" for part in "AB"]
     save_file({part: torch.zeros(2, 2) for part in parts}, tmp_path / "other" / file.name)
     save_file({"<it>": torch.zeros(1, 2)}, tmp_path / "narrow" / "learned_embeds.safetensors")
@@ -401,6 +449,7 @@ import sys, warnings
 import genkit
 from diffusers import StableDiffusionPipeline
 from genkit.vision import text2image
+from genkit.vision.adapters import NOTES
 folder, base = sys.argv[1:]
 genkit.push(folder, "user/cat")
 with text2image.numpy_as_it_was():

@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from genkit import console, machine
 from genkit.hub import download, model_files, names, safe_configs, safe_weights, safety
-from genkit.models import text2image_tuning as tuning
+from genkit.vision import adapters
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
@@ -240,7 +240,7 @@ def _load(
     pipeline = read_pipeline(source, choose_type, trust_remote_code)
     assert placement, "read_pipeline asks for the type"
     if source.adapter is not None:
-        add_adapter(pipeline, source.adapter)
+        adapters.add_adapter(pipeline, source.adapter)
     if placement.offload:
         pipeline.enable_model_cpu_offload(device=placement.device)
         return pipeline
@@ -276,26 +276,6 @@ def read_pipeline(
                 safe_weights.check_loaded(part)
     pipeline.progress_bar = _make_bar
     return pipeline
-
-
-def add_adapter(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Add an adapter to a pipeline, or new words, as plain diffusers does.
-
-    Raises:
-        ValueError: the files are unsafe, or of another pipeline.
-    """
-    with safety.opened(folder, argument="adapter") as private, _no_bars():
-        if (private / tuning.ADAPTER).exists():
-            options = {"weight_name": tuning.ADAPTER, "use_safetensors": True}
-            pipeline.load_lora_weights(private, **options)
-            if not pipeline.get_list_adapters():
-                raise ValueError("adapter: its layers are not those of the model; give its own")
-        for name, file in tuning.EMBEDDINGS.items():
-            if (private / file).exists():
-                parts = {"text_encoder": name, "tokenizer": tuning.tokenizer_of(name)}
-                own = {part: getattr(pipeline, each, None) for part, each in parts.items()}
-                options = {"weight_name": file, "use_safetensors": True}
-                pipeline.load_textual_inversion(private, **options, **own)
 
 
 def draw_latents(
