@@ -30,7 +30,7 @@ from genkit.metrics.fidelity import frechet_distance
 from genkit.metrics.given_images import as_images
 from genkit.metrics.images import label_accuracy
 from genkit.metrics.neighbours import manifold
-from genkit.models import diffusion, diffusion_losses
+from genkit.models import denoisers, diffusion, diffusion_losses
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_diffusion.py"
 COUNT, COVERED, K, SIDE, RESOLUTION = 10_000, 2000, 5, 8192, 32
@@ -66,7 +66,7 @@ def share(folder: Path) -> None:
     middle, last = log[len(log) // 2], log[-1]
     rate = (last["step"] - middle["step"]) / (last["seconds"] - middle["seconds"])
     batch = settings["batch_size"]
-    flops = operations(diffusion.load_diffusion(folder), batch) * rate
+    flops = operations(denoisers.load_diffusion(folder), batch) * rate
     most = matrix_rate()
     print(
         f"{rate * batch:,.0f} images a second, {flops / 1e12:.1f} TFLOP/s, "

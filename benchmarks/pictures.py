@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import genkit
-from genkit.models import autoencoder, diffusion
+from genkit.models import autoencoder, denoisers
 from genkit.text import pages
 from genkit.vision import denoising, image_grid, latent
 
@@ -86,7 +86,7 @@ def draw_plane(folder: Path, path: Path) -> None:
 
 def draw_denoising(folder: Path, path: Path) -> None:
     """Draw a digit a row, from noise on the left to the image on the right."""
-    pipeline, rows = diffusion.load_diffusion(folder), []
+    pipeline, rows = denoisers.load_diffusion(folder), []
     for label in range(DIGITS):
         way = denoising.denoising_trajectory(pipeline, label, label, shown=SHOWN)
         rows.append(torch.cat([way.mixed[COLUMN], way.image[None]]))

@@ -3,15 +3,17 @@
     accelerate launch recipes/train_diffusion.py
     accelerate launch recipes/train_diffusion.py --images train.parquet --conditional
     accelerate launch recipes/train_diffusion.py --objective flow --extractor runs/classifier
+    accelerate launch recipes/train_diffusion.py --objective meanflow --init_from runs/flow
     accelerate launch recipes/train_diffusion.py --output_dir runs/diffusion --resume
 
 The model in the output folder is at any time the best so far, in diffusers' layout: a stock
-DDPMPipeline, or with --conditional the pipeline that genkit/models/diffusion.py has.
+DDPMPipeline, or for --conditional and for a mean flow the pipeline of genkit/models/diffusion.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,13 +31,15 @@ from genkit.errors import clean_errors
 from genkit.hub import card, download, vendoring
 from genkit.metrics.monitor import FEWEST, Monitor, coverage_k
 from genkit.metrics.neighbours import K
-from genkit.models import diffusion, diffusion_losses
+from genkit.models import denoisers, diffusion, diffusion_losses, mean_flow
 from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
 from genkit.training.settings import parse, setting
 from genkit.vision import denoising, gallery, sampling
+
+OBJECTIVES = (*diffusion.OBJECTIVES, "meanflow")
 
 # ---- settings
 
@@ -45,7 +49,7 @@ class Settings(ImageSettings):
     """Settings of this recipe; see also ImageSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/diffusion", "folder of the run and of the model")
-    objective: str = setting("v", "prediction of the network", choices=diffusion.OBJECTIVES)
+    objective: str = setting("v", "prediction of the network", choices=OBJECTIVES)
     schedule: str | None = setting(
         None,
         "noise schedule; default: linear for epsilon, cosine for v and x0",
@@ -53,6 +57,9 @@ class Settings(ImageSettings):
     )
     min_snr: float = setting(
         0.0, "cap of the signal-to-noise ratio that weights the loss; 0 for no weights", least=0
+    )
+    init_from: str | None = setting(
+        None, "folder of a flow or a mean flow whose weights a mean flow starts from"
     )
     conditional: bool = setting(False, "class-conditional model")
     cond_dropout: float | None = setting(
@@ -70,24 +77,34 @@ class Settings(ImageSettings):
         None, "classifier whose features compare images; default: their pixels"
     )
     eval_samples: int = setting(1024, "generated images of an evaluation", least=K + 1)
-    eval_steps: int = setting(
-        10, "sampling steps of an evaluation: of dpm++, or of heun for flow", least=1
+    eval_steps: int | None = setting(
+        None, "sampling steps of an evaluation; default: 10, of a mean flow 1", least=1
     )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
         download.check_exists(self.extractor, "--extractor")
-        if self.objective == "flow" and (self.min_snr or self.schedule):
+        flow = self.objective in ("flow", "meanflow")
+        if flow and (self.min_snr or self.schedule):
             name = "min_snr" if self.min_snr else "schedule"
-            raise ValueError(f"--{name} {getattr(self, name)} excludes --objective flow")
+            raise ValueError(
+                f"--{name} {getattr(self, name)} excludes --objective {self.objective}"
+            )
+        if self.init_from and not self.mean:
+            raise ValueError(f"--init_from {self.init_from} requires --objective meanflow")
+        download.check_exists(self.init_from, "--init_from")
         if self.cond_dropout is not None and not self.conditional:
             raise ValueError(f"--cond_dropout {self.cond_dropout} requires --conditional")
-        scheduler = diffusion.make_scheduler(self.objective)
         try:
-            diffusion.resolve_sampler(scheduler, None, self.eval_steps)
+            diffusion.resolve_sampler(make_scheduler(self), None, self.eval_steps, self.mean)
         except ValueError as error:
             raise ValueError(f"--eval_steps {self.eval_steps}: {error}") from error
+
+    @property
+    def mean(self) -> bool:
+        """Whether the model is a mean flow."""
+        return self.objective == "meanflow"
 
 
 # at the end of the cosine schedule, all is noise, and predicted noise says little of the image
@@ -103,18 +120,17 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
         run: dict[str, Any] = {"max_steps": 20_000, "batch_size": 256}
     else:
         run = {"max_minutes": 5.0, "batch_size": 64}
-    run |= {} if settings.objective == "flow" else {"schedule": SCHEDULES[settings.objective]}
+    if settings.objective in SCHEDULES:
+        run["schedule"] = SCHEDULES[settings.objective]
+    run["eval_steps"] = 1 if settings.mean else 10
     run |= {"cond_dropout": 0.1} if settings.conditional else {}
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.008, "weight_decay": 0.0}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     compiles = device == "accelerator" and machine.can_compile()
     if settings.compile and device != "accelerator":
-        raise ValueError(
-            "--compile requires a GPU: on a CPU, torch's compiler gets the gradient of upsampled "
-            "features wrong"
-        )
-    step = {"optimizer": "muon", "ema": 0.999, "compile": compiles}
-    return run | rates | precision | step
+        what = "on a CPU, torch's compiler gets the gradient of upsampled features wrong"
+        raise ValueError(f"--compile requires a GPU: {what}")
+    return run | rates | precision | {"optimizer": "muon", "ema": 0.999, "compile": compiles}
 
 
 def main() -> None:
@@ -126,12 +142,13 @@ def main() -> None:
         train, val, order = load_for_run(run, settings, FEWEST)
 
         # ---- model
-        scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
+        scheduler = make_scheduler(settings)
         network = make_network(settings, train, run.device.type)
+        if settings.init_from:
+            folder = download.fetch(settings.init_from, argument="init_from")
+            scheduler = denoisers.start_from(network, folder)
         model = run.network("model", network, optimizers(network, settings))
-        loss = run.autocast(
-            partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
-        )
+        loss = make_loss(run, settings, network, train)
         get_batch = partial(make_batch, run, settings, scheduler, train, order)
         run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
@@ -161,18 +178,37 @@ def main() -> None:
                         run.publish(save)
 
 
+def make_scheduler(settings: Settings) -> diffusion.Scheduler:
+    """Build the scheduler of the objective; that of a mean flow is a flow's."""
+    kind = "flow" if settings.mean else settings.objective
+    return diffusion.make_scheduler(kind, settings.schedule or "linear", settings.mean)
+
+
 def make_network(settings: Settings, train: Images, device: str) -> UNet2DModel:
     """Build a new model, of a size that fits the images and the machine."""
     halvings = max(1, math.ceil(math.log2(max(train.size[1:]) / SMALLEST)))
     fewest = 16 if device == "cpu" else 64  # channels of the largest map
     grown = [fewest * GROWTH[min(i, len(GROWTH) - 1)] for i in range(halvings + 1)]
-    return diffusion.make_unet(
+    return denoisers.make_unet(
         train.size,
         settings.widths or grown,
         settings.layers,
         settings.attention,
         train.count_classes() if settings.conditional else 0,
+        settings.mean,
     )
+
+
+def make_loss(
+    run: Run, settings: Settings, network: UNet2DModel, train: Images
+) -> Callable[..., torch.Tensor]:
+    """Return the loss of a model on a batch by `make_batch`."""
+    if not settings.mean:
+        kind = {"objective": settings.objective, "min_snr": settings.min_snr}
+        return run.autocast(partial(diffusion_losses.loss, **kind))
+    null_label = train.count_classes() if settings.conditional else 0
+    dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+    return mean_flow.with_target(run.autocast(mean_flow.loss), network, null_label, dtype)
 
 
 def make_batch(
@@ -182,11 +218,12 @@ def make_batch(
     train: Images,
     order: Order,
     rows: np.ndarray,
-) -> tuple[torch.Tensor | None, ...]:
+) -> tuple[Any, ...]:
     """Look up images and draw random numbers: the same for a row at any number of processes.
 
     Returns:
-        images and noise, (n, channels, height, width); labels, (n,); times, alpha and sigma, (n,).
+        images and noise, (n, channels, height, width); labels, (n,); times, alpha and sigma, (n,),
+        or of a mean flow `mean_flow.Spans`.
     """
     _, which = order(rows)
     slots = torch.from_numpy(rows - run.first_row)
@@ -197,13 +234,18 @@ def make_batch(
     shuffled = torch.randperm(count, generator=generator)
     u = torch.rand(1, generator=generator)
     quantiles = diffusion_losses.stratified_quantiles(shuffled, u)[slots]
-    labels = None
+    labels, dropped = None, torch.ones(len(rows), dtype=torch.bool)
     if settings.cond_dropout:
         dropped = torch.rand(count, generator=generator)[slots] < settings.cond_dropout
         labels = train.classes(which).masked_fill(dropped, train.count_classes()).to(run.device)
+    batch = train.batch(which, run.device), noise.to(run.device), labels
+    if settings.mean:
+        u = torch.rand(count, 2, generator=generator)[slots]
+        asked = quantiles, slots, u, ~dropped, scheduler.config.num_train_timesteps
+        return *batch, mean_flow.spans_at_quantiles(*asked).to(run.device)
     noising = diffusion_losses.noising_at_quantiles(scheduler, quantiles)
     levels = (part.to(run.device) for part in (noising.timesteps, noising.alpha, noising.sigma))
-    return train.batch(which, run.device), noise.to(run.device), labels, *levels
+    return *batch, *levels
 
 
 # ---- evaluate
@@ -264,36 +306,29 @@ USAGE = """
 from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
 
 pipeline = DDPMPipeline.from_pretrained(model)
-pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+    pipeline.scheduler.config{flow}
+)
 pipeline(4, num_inference_steps=20).images[0].save("sample.png")
 
 import genkit
 
 genkit.sample(model, 64, seed=0).save_grid("samples.png")  # a seed an image
 """
-FLOW_USAGE = """
-from diffusers import DDPMPipeline
-
-pipeline = DDPMPipeline.from_pretrained(model)
-pipeline(4, num_inference_steps=50).images[0].save("sample.png")
-
-import genkit
-
-genkit.sample(model, 64, seed=0).save_grid("samples.png")  # a seed an image
-"""
-CONDITIONAL_USAGE = """
+FLOW = ', prediction_type="flow_prediction", use_flow_sigmas=True'
+OWN_USAGE = """
 import torch
 from diffusers import DiffusionPipeline
 
 # the class is in this folder, and its code runs
 pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
 seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-pipeline(4, seeds, labels={labels}, guidance=1.5).images[0].save("sample.png")
+pipeline(4, seeds{labels}).images[0].save("sample.png")
 
 import genkit
 
 # without that code
-genkit.sample(model, 4, label={labels}, seed=0).save_grid("samples.png")
+genkit.sample(model, 4{label}, seed=0).save_grid("samples.png")
 """
 
 
@@ -307,14 +342,16 @@ def save_model(
     path: Path,
 ) -> None:
     """Write the model as diffusers does, with its card."""
-    network = pipeline.unet
-    if settings.conditional:
+    own_class = settings.conditional or pipeline.mean
+    if own_class:
         vendoring.save_pipeline(pipeline, path)
-        usage = CONDITIONAL_USAGE
     else:
-        DDPMPipeline(network, pipeline.scheduler).save_pretrained(path)
-        usage = FLOW_USAGE if settings.objective == "flow" else USAGE
+        DDPMPipeline(pipeline.unet, pipeline.scheduler).save_pretrained(path)
     sampler = sampling.resolve_sampler(pipeline, settings.eval_steps)
+    some = [i % max(1, len(train.names)) for i in range(4)]
+    words = {"labels": f", labels={some}, guidance=1.5", "label": f", label={some}"}
+    words = words if settings.conditional else {"labels": "", "label": ""}
+    words["flow"] = FLOW if settings.objective == "flow" else ""
     labels = ", of classes in the training images' proportions," if settings.conditional else ""
     card.write_card(
         path,
@@ -322,10 +359,10 @@ def save_model(
         title="A diffusion model of images",
         task="unconditional-image-generation",
         library="diffusers",
-        about=f"{network.num_parameters():,} parameters, objective {settings.objective}, trained "
-        f"on {len(train):,} images of {settings.images}, of which it was shown "
+        about=f"{pipeline.unet.num_parameters():,} parameters, objective {settings.objective}, "
+        f"trained on {len(train):,} images of {settings.images}, of which it was shown "
         f"{run.progress.rows:,}.",
-        usage=usage.format(labels=[i % max(1, len(train.names)) for i in range(4)]),
+        usage=(OWN_USAGE if own_class else USAGE).format(**words),
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "
         f"{sampler.description} without guidance, {sampler.evaluations} evaluations each, compared "

@@ -42,7 +42,7 @@ from transformers import (
 import genkit
 from genkit.data import characters
 from genkit.hub import vendoring
-from genkit.models import diffusion, gan, lm
+from genkit.models import denoisers, diffusion, gan, lm
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
@@ -330,13 +330,13 @@ def tiny_stylizer(folder: Path) -> None:
     vendoring.save_pipeline(StylizerPipeline(Stylizer(3, (4, 8), 1).eval()), folder)
 
 
-def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear"):
+def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear", mean: bool = False):
     def save(folder: Path) -> None:
-        unet = diffusion.make_unet(SIZE, (8, 16), labels=labels).eval()
+        unet = denoisers.make_unet(SIZE, (8, 16), labels=labels, mean=mean).eval()
         with torch.no_grad():
             unet.conv_out.weight.mul_(3)  # that classes are seen
-        scheduler = diffusion.make_scheduler(objective, schedule)
-        if labels:
+        scheduler = diffusion.make_scheduler(objective, schedule, mean)
+        if labels or mean:
             vendoring.save_pipeline(DenoisingPipeline(unet, scheduler), folder)
         else:
             DDPMPipeline(unet, scheduler).save_pretrained(folder)

@@ -5,7 +5,6 @@ accelerate launch tests/diffusion_gradients.py FOLDER
 
 import importlib.util
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from safetensors.torch import save_file
 
 from genkit.data import images
 from genkit.data.order import Order
-from genkit.models import diffusion, diffusion_losses
 from genkit.training.run import Run
 from genkit.training.settings import parse
 
@@ -24,6 +22,7 @@ KINDS = {
     "plain": "--objective epsilon",
     "clean": "--objective x0",
     "weighted": "--objective v --min_snr 5 --attention",
+    "mean": "--objective meanflow --conditional --cond_dropout 0.4 --attention",
     "told": "--objective flow --conditional --cond_dropout 0.4",
 }
 
@@ -49,12 +48,10 @@ def gradients(recipe, settings, name: str) -> dict[str, torch.Tensor]:
     order = Order(len(train), settings.seed)
     run = Run(settings)  # not entered: on leaving, the processes would part
     torch.manual_seed(settings.seed)
-    scheduler = diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
+    scheduler = recipe.make_scheduler(settings)
     network = recipe.make_network(settings, train, "cpu")
     model = run.network("model", network, [])
-    loss = run.autocast(
-        partial(diffusion_losses.loss, objective=settings.objective, min_snr=settings.min_snr)
-    )
+    loss = recipe.make_loss(run, settings, network, train)
     run.progress.step, run.progress.rows = 3, 3 * run.batch_size
     for rows in run.rows():
         run.backward(loss(model, *recipe.make_batch(run, settings, scheduler, train, order, rows)))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genkit.data.images import Images, load_images
-from genkit.models import diffusion, diffusion_losses
+from genkit.models import denoisers, diffusion, diffusion_losses
 from genkit.models.diffusion import OBJECTIVES, DenoisingPipeline
 from genkit.vision import denoising, inpainting, latent, pipelines
 
@@ -29,7 +29,7 @@ def one_thread():
 def unet(labels: int = 0) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return diffusion.make_unet(SIZE, (8, 16), labels=labels).eval()
+        return denoisers.make_unet(SIZE, (8, 16), labels=labels).eval()
 
 
 def scheduler(objective: str) -> diffusion.Scheduler:
@@ -513,6 +513,9 @@ def test_what_a_model_without_classes_cannot_do_is_named():
         denoising.denoising_trajectory(real("flow"), guidance=2.0)
     with pytest.raises(ValueError, match=r"scheduler: 'ddim' does not fit a model .* flow"):
         denoising.denoising_trajectory(real("flow"), scheduler="ddim")
+    mean = DenoisingPipeline(denoisers.make_unet(SIZE, (8, 16), mean=True), scheduler("flow"))
+    with pytest.raises(ValueError, match="pipeline: a mean flow"):
+        denoising.denoising_trajectory(mean)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])

@@ -22,11 +22,11 @@ import genkit
 from genkit.data import images
 from genkit.engine import unet as quick
 from genkit.metrics import features
-from genkit.models import diffusion
+from genkit.models import denoisers, diffusion
 from genkit.vision import denoising, latent, pipelines, sampling
 
-TOLD = ("autoencoder", "told", "told_flow")  # of 4 classes
-DIFFUSION = ("diffusion", "flow", "told", "told_flow")
+TOLD = ("autoencoder", "told", "told_flow", "told_mean")  # of 4 classes
+DIFFUSION = ("diffusion", "flow", "told", "told_flow", "mean", "told_mean")
 
 
 FAMILIES = {
@@ -36,6 +36,8 @@ FAMILIES = {
     "flow": tiny_denoiser("flow"),
     "told": tiny_denoiser("v", 4, "cosine"),
     "told_flow": tiny_denoiser("flow", 4),
+    "mean": tiny_denoiser("flow", mean=True),
+    "told_mean": tiny_denoiser("flow", 4, mean=True),
     "pixels": tiny_pixels,
 }
 
@@ -218,10 +220,13 @@ def test_guidance_changes_images_and_1_is_none(saved):
         ("diffusion", {"scheduler": "unipc", "steps": 6}, ("unipc", 6, 6)),
         ("diffusion", {"scheduler": "euler", "steps": 6}, ("euler", 6, 6)),
         ("diffusion", {"scheduler": "heun"}, ("heun", 15, 29)),
-        ("flow", {}, ("heun", 15, 29)),
+        ("flow", {}, ("dpm++", 20, 20)),
+        ("flow", {"scheduler": "heun"}, ("heun", 15, 29)),
+        ("mean", {}, ("euler", 1, 1)),
+        ("told_mean", {"guidance": 1.5, "steps": 4}, ("euler", 4, 4)),
         ("flow", {"scheduler": "euler", "steps": 3}, ("euler", 3, 3)),
         ("told", {"guidance": 2.0, "steps": 4}, ("dpm++", 4, 8)),
-        ("told_flow", {"guidance": 0, "steps": 4}, ("heun", 4, 14)),
+        ("told_flow", {"guidance": 0, "steps": 4}, ("dpm++", 4, 8)),
         ("told", {"guidance": 1}, ("dpm++", 20, 20)),
     ],
 )
@@ -305,7 +310,7 @@ for name in ("diffusion", "flow"):
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(3, seeds(), num_inference_steps=12, output_type="np").images
     found[name] = torch.from_numpy(images).permute(0, 3, 1, 2)
-for name in ("told", "told_flow"):
+for name in ("told", "told_flow", "told_mean"):
     try:
         DiffusionPipeline.from_pretrained(f"{folder}/{name}")
     except ValueError as error:
@@ -432,7 +437,7 @@ def test_another_scheduler_in_the_folder_is_another_model(saved, tmp_path):
 
 
 def test_a_network_that_is_not_compiled_is_not_kept():
-    network = diffusion.make_unet((1, 8, 8), (8, 16))
+    network = denoisers.make_unet((1, 8, 8), (8, 16))
     quick.get_runner(network)
     gone = weakref.ref(network)
     del network
@@ -503,6 +508,10 @@ def test_evaluate_takes_a_diffusion_model(saved):
         ("diffusion", {"steps": 2.5}, "steps must be a whole number .* got 2.5"),
         ("diffusion", {"scheduler": "plms"}, "scheduler: 'plms' does not fit .* epsilon"),
         ("flow", {"scheduler": "ddpm"}, "scheduler: 'ddpm' does not fit .* flow"),
+        ("mean", {"scheduler": "dpm++"}, "scheduler: 'dpm..' does not fit .* meanflow; .* euler$"),
+        ("mean", {"guidance": 1.5}, "guidance: 1.5 requires"),
+        ("told_mean", {"guidance": 0.5}, "guidance must be 1 to 2 for a mean flow, .* got 0.5"),
+        ("told_mean", {"guidance": 3}, "guidance must be 1 to 2 for a mean flow, .* got 3"),
         ("flow", {"revision": "main"}, "revision: 'main' .* on the Hub"),
     ],
 )

@@ -21,7 +21,7 @@ from genkit.data import images
 from genkit.data.images import proportional_labels
 from genkit.data.order import Order
 from genkit.metrics.monitor import Monitor
-from genkit.models import diffusion
+from genkit.models import denoisers, diffusion
 from genkit.training.run import Run
 from genkit.training.settings import parse
 from genkit.vision import denoising
@@ -35,9 +35,11 @@ KINDS = {
     "epsilon": "--objective epsilon",
     "x0": "--objective x0 --attention --gradient_accumulation 2 --ema 0",
     "flow": "--objective flow --ema 0.9 --channels 3",
+    "mean": "--objective meanflow --conditional --attention",
     "told": "--objective v --min_snr 5 --optimizer adamw --layers 2 --conditional",
 }
-TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in ("flow", "told"))) for k in KINDS]
+QUICK = ("flow", "told", "mean")
+TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in QUICK)) for k in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_every_objective_is_learned(tmp_path, objective):
     def silent(seen, times, labels):
         return torch.zeros_like(seen)
 
-    pipeline = diffusion.load_diffusion(tmp_path / "run")
+    pipeline = denoisers.load_diffusion(tmp_path / "run")
     nothing = denoising.loss_by_time(pipeline, validation(None), silent).mean
     assert last < first and last < LEARNED[objective] * nothing
 
@@ -112,13 +114,14 @@ def test_gradients_at_two_processes_and_accumulated_are_those_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(train, runs, tmp_path):
+@pytest.mark.parametrize("kind", ["told", "mean"])
+def test_two_processes_train_as_one(train, runs, tmp_path, kind):
     launch = {"recipe": "train_diffusion", "launcher": TWO, "env": ON_CPU}
-    words = (*KINDS["told"].split(), *SHORT, "--output_dir", tmp_path / "run")
+    words = (*KINDS[kind].split(), *SHORT, "--output_dir", tmp_path / "run")
     done = train(*words, **launch)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    one, two = log_of(runs("told")), log_of(tmp_path / "run")
+    one, two = log_of(runs(kind)), log_of(tmp_path / "run")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for ours, theirs in zip(one, two, strict=True):
         for name in {"loss", "grad_norm", "val_loss"} & set(ours):
@@ -184,7 +187,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
     folder = runs(kind)
     names = {path.name for path in folder.iterdir()}
     assert names >= {"model_index.json", "unet", "scheduler", "README.md", "run.json"}
-    assert ("diffusion.py" in names) == (kind == "told")
+    assert ("diffusion.py" in names) == (kind in ("told", "mean"))
     for name in ("loss.png", "loss_by_time.png", "progress.png", "progress.gif"):
         with Image.open(folder / name) as picture:
             picture.load()
@@ -200,17 +203,19 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
 @pytest.mark.parametrize("kind", TIERS)
 def test_the_figures_are_those_of_the_model_that_is_published(runs, kind):
     pipeline, best, val = (
-        diffusion.load_diffusion(runs(kind)),
+        denoisers.load_diffusion(runs(kind)),
         best_of(runs(kind)),
         validation(kind),
     )
-    assert diffusion.objective_of(pipeline.scheduler) == kind.replace("told", "v")
-    assert pipeline.labels == (10 if kind == "told" else 0)
+    objective = {"told": "v", "mean": "flow"}.get(kind, kind)
+    assert diffusion.objective_of(pipeline.scheduler) == objective
+    assert pipeline.labels == (10 if kind in ("told", "mean") else 0)
+    assert pipeline.mean == (kind == "mean")
     again = denoising.loss_by_time(pipeline, val)
     assert again.mean == pytest.approx(best["val_loss"], rel=1e-4)
     labels = (
         proportional_labels(images.load_train_val("digits", None, 0.1)[0], 16)
-        if kind == "told"
+        if kind in ("told", "mean")
         else None
     )
     drawn = draw_samples(pipeline, range(16), labels, {"num_inference_steps": 2})
@@ -231,7 +236,7 @@ def test_the_folder_is_a_stock_pipeline(runs, kind):
     assert np.abs(theirs - (ours.permute(0, 2, 3, 1).numpy() + 1) / 2).max() < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["flow", "told", pytest.param("epsilon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [*QUICK, pytest.param("epsilon", marks=pytest.mark.slow)])
 def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch, kind):
     shutil.copytree(runs(kind), tmp_path / runs(kind).name)  # the card names the folder's base name
     monkeypatch.chdir(tmp_path)
@@ -256,6 +261,7 @@ def test_the_card_says_how_to_draw(runs, tmp_path, monkeypatch, kind):
         ("flow", 2),
         pytest.param("told", 1, marks=pytest.mark.slow),
         ("told", 2),
+        ("mean", 1),
     ],
 )
 def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
@@ -282,6 +288,9 @@ def test_a_run_goes_on_exactly(runs, tmp_path, kind, back):
         ("--schedule steep", "schedule.*got 'steep'"),
         ("--objective flow --schedule cosine", "schedule cosine.*flow"),
         ("--objective flow --min_snr 5", "min_snr 5.0.*flow"),
+        ("--objective meanflow --min_snr 5", "min_snr 5.0.*meanflow"),
+        ("--init_from runs/flow", "init_from runs/flow requires --objective meanflow"),
+        ("--objective meanflow --init_from nowhere", "init_from: cannot load 'nowhere'"),
         ("--min_snr -1", "min_snr.*got -1"),
         ("--conditional --cond_dropout 1", "cond_dropout.*got 1"),
         ("--conditional --cond_dropout 0", "cond_dropout.*got 0"),

@@ -171,8 +171,8 @@ def _configure(index: ModelIndex, name: str, current: str) -> tuple[Any, ...]:
     kind = type(pipeline).__name__.removesuffix("Pipeline")
     samplers, number = gr.skip(), diffusion.DEFAULT_STEPS["dpm++"]
     if diffuses:
-        chosen, number = diffusion.resolve_sampler(pipeline.scheduler, None, None)
-        schedulers = diffusion.compatible_samplers(pipeline.scheduler)
+        chosen, number = diffusion.resolve_sampler(pipeline.scheduler, None, None, pipeline.mean)
+        schedulers = diffusion.compatible_samplers(pipeline.scheduler, pipeline.mean)
         samplers = gr.Dropdown(schedulers, value=chosen)
     return (
         parts.hint(f"{kind} model, {labels}." + (" It draws pixel by pixel." if pixels else "")),

@@ -8,16 +8,15 @@ genkit/models/diffusion_losses.py.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -36,6 +35,10 @@ from diffusers.utils.torch_utils import randn_tensor
 TIMES = 1000  # timesteps of training; those of flow matching are real numbers up to this
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}  # diffusers' words
 OBJECTIVES = (*PREDICTIONS, "flow")
+PLANES = 2  # of the same value everywhere, beside the image in the input of a mean flow
+MAX_GUIDANCE = 2.0  # of a mean flow
+# timesteps of a mean flow: of more, the embedding turns so fast that du/dt is mostly noise
+MEAN_TIMES = 32
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # diffusers' words
 SAMPLERS: dict[str, Any] = {
     "ddpm": DDPMScheduler,
@@ -46,10 +49,11 @@ SAMPLERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
 }
 FLOW_SAMPLERS: dict[str, Any] = {
+    "dpm++": DPMSolverMultistepScheduler,
     "euler": FlowMatchEulerDiscreteScheduler,
     "heun": FlowMatchHeunDiscreteScheduler,
 }
-FLOWS = tuple(FLOW_SAMPLERS.values())
+FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 # the options of diffusers' samplers that keep predicted images in [-1, 1], and that space steps
 CLIPPED = {"dpm++": "thresholding", "unipc": "thresholding", "heun": "clip_sample"}
 SPACED = {"dpm++": "use_exponential_sigmas", "unipc": "use_exponential_sigmas"}
@@ -58,71 +62,27 @@ REPLACED = {f"use_{spacing}_sigmas" for spacing in ("karras", "exponential", "be
 REPLACED |= {"rescale_betas_zero_snr"}
 LEAST_RATIO, MOST_RATIO = 0.02, 80.0  # of sigma_t to alpha_t, at the last and the first step
 FEW = 20  # steps
+FLOW_POWER = 1.25  # of how dpm++ spaces the steps of a flow
 DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
 
 # ---------------------------------------------------------------------------------------------
-# Network and schedule
-
-
-def make_unet(
-    image_size: Sequence[int],
-    widths: Sequence[int],
-    layers: int = 1,
-    attention: bool = False,
-    labels: int = 0,
-) -> UNet2DModel:
-    """Build a stock UNet, which halves the image between two widths.
-
-    Args:
-        image_size: channels, height, width.
-        widths: channels, of the largest feature map first.
-        layers: residual blocks at each size of the encoder; the decoder has one more.
-        attention: self-attention in the smallest feature map.
-        labels: number of classes; one more embedding stands for "no class". 0 for an unconditional
-            model.
-
-    Raises:
-        ValueError: the image cannot be halved that often.
-    """
-    channels, height, width = image_size
-    multiple = 2 ** (len(widths) - 1)
-    if height % multiple or width % multiple:
-        most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width))) + 1
-        raise ValueError(
-            f"resolution: {len(widths)} widths need sides that are multiples of {multiple}, got "
-            f"images of {width} x {height}; give --resolution "
-            f"{-(-max(height, width) // multiple) * multiple}, or {most} widths at most"
-        )
-    kinds = ["Attn" if attention and i == len(widths) - 1 else "" for i in range(len(widths))]
-    return UNet2DModel(
-        sample_size=height if height == width else (height, width),
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=tuple(widths),
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        layers_per_block=layers,
-        add_attention=attention,
-        attention_head_dim=min(32, widths[-1]),
-        norm_num_groups=math.gcd(8, *widths),
-        num_class_embeds=labels + 1 if labels else None,
-    )
-
+# Schedule
 
 Scheduler = Any  # of diffusers
 
 
-def make_scheduler(objective: str, schedule: str = "linear") -> Scheduler:
+def make_scheduler(objective: str, schedule: str = "linear", mean: bool = False) -> Scheduler:
     """Build the scheduler that a model is saved with.
 
     Args:
         objective: what the network predicts, one of `OBJECTIVES`.
         schedule: of the noise, one of `SCHEDULES`; flow matching has its own.
+        mean: the flow is a mean flow.
     """
     _check("objective", objective, OBJECTIVES)
     _check("schedule", schedule, tuple(SCHEDULES))
     if objective == "flow":
-        return FlowMatchEulerDiscreteScheduler(TIMES)
+        return FlowMatchEulerDiscreteScheduler(MEAN_TIMES if mean else TIMES)
     return DDPMScheduler(
         TIMES,
         beta_schedule=SCHEDULES[schedule],
@@ -132,10 +92,14 @@ def make_scheduler(objective: str, schedule: str = "linear") -> Scheduler:
 
 
 def objective_of(scheduler: Any) -> str:
-    """Return what the network of this scheduler predicts, one of `OBJECTIVES`."""
+    """Return what the network of this scheduler predicts, one of `OBJECTIVES`.
+
+    That of a mean flow predicts what a flow's does, unless it is asked for a mean.
+    """
     if isinstance(scheduler, FLOWS):
         return "flow"
     words = {word: objective for objective, word in PREDICTIONS.items()}
+    words["flow_prediction"] = "flow"
     return words[scheduler.config.prediction_type]
 
 
@@ -155,26 +119,31 @@ class Step:
     prev_sample: torch.Tensor  # x_{t-1}, by the scheduler
 
 
-def resolve_sampler(scheduler: Any, name: str | None, steps: int | None) -> tuple[str, int]:
+def resolve_sampler(
+    scheduler: Any, name: str | None, steps: int | None, mean: bool = False
+) -> tuple[str, int]:
     """Check the name of a sampler and its steps, and fill in defaults.
 
     Args:
         scheduler: that the model was saved with.
-        name: one of `SAMPLERS`, of a flow one of `FLOW_SAMPLERS`; default: dpm++, of a flow heun.
+        name: one of `SAMPLERS`, of a flow one of `FLOW_SAMPLERS`; default: dpm++.
         steps: of the sampler; each of heun but the last evaluates the network twice. Default: see
-            `DEFAULT_STEPS`.
+            `DEFAULT_STEPS`; of a mean flow 1.
+        mean: the model is a mean flow, whose sampler is euler.
 
     Raises:
         ValueError: the sampler does not fit the objective, or cannot take so many steps.
     """
-    objective, names = objective_of(scheduler), compatible_samplers(scheduler)
-    name = ("heun" if objective == "flow" else "dpm++") if name is None else name
+    objective, names = objective_of(scheduler), compatible_samplers(scheduler, mean)
+    name = ("euler" if mean else "dpm++") if name is None else name
     if name not in names:
         raise ValueError(
-            f"scheduler: {name!r} does not fit a model with the objective {objective}; choose one "
-            f"of {', '.join(names)}"
+            f"scheduler: {name!r} does not fit a model with the objective "
+            f"{'meanflow' if mean else objective}; choose one of {', '.join(names)}"
         )
-    if steps is None:
+    if steps is None and mean:
+        steps = 1
+    elif steps is None:
         steps = min(DEFAULT_STEPS[name], scheduler.config.num_train_timesteps)
     steps = check_steps(scheduler, steps)
     if objective != "flow":
@@ -182,8 +151,10 @@ def resolve_sampler(scheduler: Any, name: str | None, steps: int | None) -> tupl
     return name, steps
 
 
-def compatible_samplers(scheduler: Any) -> list[str]:
+def compatible_samplers(scheduler: Any, mean: bool = False) -> list[str]:
     """Return the names of the samplers that fit a model that was saved with this scheduler."""
+    if mean:
+        return ["euler"]
     objective = objective_of(scheduler)
     samplers = FLOW_SAMPLERS if objective == "flow" else SAMPLERS
     return [name for name in samplers if (name, objective) != ("heun", "x0")]
@@ -219,10 +190,13 @@ def _check_spacing(name: str, steps: int, most: int) -> None:
     )
 
 
-def make_sampler(scheduler: Any, name: str | None = None, steps: int | None = None) -> Any:
+def make_sampler(
+    scheduler: Any, name: str | None = None, steps: int | None = None, mean: bool = False
+) -> Any:
     """Make the scheduler that samples images, with its timesteps set; see `resolve_sampler`."""
-    name, steps = resolve_sampler(scheduler, name, steps)
-    kind = (FLOW_SAMPLERS if isinstance(scheduler, FLOWS) else SAMPLERS)[name]
+    name, steps = resolve_sampler(scheduler, name, steps, mean)
+    flow = objective_of(scheduler) == "flow"
+    kind = (FLOW_SAMPLERS if flow else SAMPLERS)[name]
     parameters = inspect.signature(kind).parameters
     options = _options(scheduler, name, steps)
     replaced = REPLACED if "trained_betas" in options else set()
@@ -236,7 +210,24 @@ def make_sampler(scheduler: Any, name: str | None = None, steps: int | None = No
             least = ratios[ratios >= LEAST_RATIO][0].item()  # of a timestep of training
             made.register_to_config(sigma_min=least * (1 + 1e-5))
         made.set_timesteps(steps)
+    if mean:  # steps of equal length, and the last of them ends at the image
+        made.set_timesteps(sigmas=[left / steps for left in range(steps, 0, -1)])
+    elif flow and name == "dpm++":
+        sigmas = flow_sigmas(steps)
+        made.sigmas, made.timesteps = sigmas, sigmas[:-1] * made.config.num_train_timesteps
     return made
+
+
+def flow_sigmas(steps: int) -> torch.Tensor:
+    """Return the noise levels between the steps of a flow, from 1 to 0, (steps + 1,).
+
+    The first step begins at noise alone and the last ends at the image, as in training. Between
+    them sigma_t / alpha_t is a power of the steps left over the steps done: the way is shortest
+    per step at both ends, where the velocity changes most.
+    """
+    left = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    noise, image = left**FLOW_POWER, (1 - left) ** FLOW_POWER
+    return (noise / (noise + image)).float()
 
 
 def _options(scheduler: Any, name: str, steps: int) -> dict[str, Any]:
@@ -248,8 +239,9 @@ def _options(scheduler: Any, name: str, steps: int) -> dict[str, Any]:
     table 1). The last of few steps begins where the ratio is `LEAST_RATIO`: from there on hardly
     anything changes but the noise.
     """
-    if isinstance(scheduler, FLOWS):
-        return {}
+    if objective_of(scheduler) == "flow":
+        asked = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        return asked if name == "dpm++" else {}
     options: dict[str, Any] = {CLIPPED[name]: True} if name in CLIPPED else {}
     if not _spaced(name, steps):
         return options
@@ -277,6 +269,7 @@ def denoise(
     null_label: int = 0,
     guidance: float = 1.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
+    mean: bool = False,
 ) -> Iterator[Step]:
     """Denoise noise to images, one network evaluation a step.
 
@@ -290,6 +283,8 @@ def denoise(
             images that show the class more clearly (Ho and Salimans 2022,
             https://arxiv.org/abs/2207.12598).
         generator: of the noise that ddpm adds.
+        mean: the network is that of a mean flow: it predicts the mean velocity of each step, and
+            guidance is an input of it.
 
     Yields:
         Steps; `prev_sample` of the last is the images.
@@ -297,10 +292,15 @@ def denoise(
     flow = objective_of(scheduler) == "flow"
     noisy = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
     x = noise if flow else noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
+    for i, t in enumerate(scheduler.timesteps):
         model_input = x if flow else scheduler.scale_model_input(x, t)
         timesteps = t.float().to(x.device).expand(len(x))  # not every GPU has float64
-        prediction = _predict(network, model_input, timesteps, labels, null_label, guidance)
+        if mean:
+            interval = (scheduler.sigmas[i] - scheduler.sigmas[i + 1]).expand(len(x))
+            asked = with_planes(x, interval, torch.full_like(interval, guidance))
+            prediction = network(asked, timesteps, labels)
+        else:
+            prediction = _predict(network, model_input, timesteps, labels, null_label, guidance)
         x = scheduler.step(prediction, t, x, **noisy).prev_sample
         yield Step(t, model_input, prediction, x)
 
@@ -320,6 +320,31 @@ def _predict(
     both = network(x.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([labels, null_labels]))
     conditional, unconditional = both.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
+
+
+def with_planes(x: torch.Tensor, interval: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+    """Put beside the images what a mean flow is asked for.
+
+    Args:
+        x: x_t, (n, channels, height, width).
+        interval: t - r in units of the whole way, (n,), for the mean velocity from r to t; 0 for
+            the velocity at t.
+        guidance: scale of classifier-free guidance, (n,); 1 for the conditional prediction.
+
+    Returns:
+        (n, channels + PLANES, height, width).
+
+    Source: guidance as an input, in the form 1 - 1 / scale, is of Geng et al. 2025,
+    https://arxiv.org/abs/2512.02012, section 4.2
+    """
+    planes = torch.stack([interval.to(x), 1 - 1 / guidance.to(x)], 1)
+    return torch.cat([x, planes[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
+
+
+def with_all_planes(x: torch.Tensor, network: Any) -> torch.Tensor:
+    """Return a network's whole input: of a mean flow by default that for the velocity at t."""
+    missing = int(network.config.in_channels) - x.shape[1]
+    return F.pad(x, (0, 0, 0, 0, 0, missing))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -343,7 +368,13 @@ class DenoisingPipeline(DiffusionPipeline):
         """Shape of one image's noise: that of the image."""
         config = self.unet.config
         side = config.sample_size
-        return (config.in_channels, *((side, side) if isinstance(side, int) else side))
+        channels = config.in_channels - (PLANES if self.mean else 0)
+        return (channels, *((side, side) if isinstance(side, int) else side))
+
+    @property
+    def mean(self) -> bool:
+        """Whether the model is a mean flow."""
+        return takes_planes(self.unet)
 
     @property
     def labels(self) -> int:
@@ -384,12 +415,10 @@ class DenoisingPipeline(DiffusionPipeline):
             )
         self.check_guidance(guidance)
         classes = self.classes(labels, batch_size)
-        scheduler = make_sampler(self.scheduler, sampler_name, num_inference_steps)
+        scheduler = make_sampler(self.scheduler, sampler_name, num_inference_steps, self.mean)
         noise = randn_tensor((batch_size, *self.latent_shape), generator, self.device)
-        steps = denoise(
-            network or self.predict, scheduler, noise, classes, self.labels, guidance, generator
-        )
-        for step in steps:
+        predict, own = network or self.predict, (generator, self.mean)
+        for step in denoise(predict, scheduler, noise, classes, self.labels, guidance, *own):
             sample = step.prev_sample
         images: Any = (sample.float().clamp(-1, 1) + 1) / 2
         if output_type != "pt":
@@ -402,7 +431,7 @@ class DenoisingPipeline(DiffusionPipeline):
         self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the network's prediction for x_t; timesteps and labels are (n,)."""
-        return self.unet(x, timesteps, class_labels=labels).sample
+        return self.unet(with_all_planes(x, self.unet), timesteps, class_labels=labels).sample
 
     def noise_to_latent(self, noise: torch.Tensor) -> torch.Tensor:
         """Return noise, (n, *latent_shape), as latents: here they are the same."""
@@ -412,8 +441,9 @@ class DenoisingPipeline(DiffusionPipeline):
         self, latents: torch.Tensor, labels: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return images in [-1, 1] by the default sampler, which adds no noise; gradients pass."""
-        classes, scheduler = self.classes(labels, len(latents)), make_sampler(self.scheduler)
-        for step in denoise(self.predict, scheduler, latents.to(self.device), classes):
+        classes, noise = self.classes(labels, len(latents)), latents.to(self.device)
+        scheduler = make_sampler(self.scheduler, mean=self.mean)
+        for step in denoise(self.predict, scheduler, noise, classes, mean=self.mean):
             sample = step.prev_sample
         return sample.clamp(-1, 1)
 
@@ -442,45 +472,16 @@ class DenoisingPipeline(DiffusionPipeline):
                 f"guidance: {guidance} requires a class-conditional model, and this model is "
                 "unconditional; leave it out"
             )
+        if self.mean and not 1 <= guidance <= MAX_GUIDANCE:
+            raise ValueError(
+                f"guidance must be 1 to {MAX_GUIDANCE:g} for a mean flow, which was trained with "
+                f"it, got {guidance}"
+            )
 
 
-def load_diffusion(folder: str | Path) -> DenoisingPipeline:
-    """Load a saved pipeline, stock or ours, without running the code in its folder.
-
-    Raises:
-        ValueError: the folder holds no diffusion model.
-    """
-    index = Path(folder) / "model_index.json"
-    try:
-        saved = json.loads(index.read_text(encoding="utf-8"))
-        if saved["_class_name"] not in ("DDPMPipeline", ["diffusion", DenoisingPipeline.__name__]):
-            raise ValueError(f"its class is {saved['_class_name']}")
-        if list(index.parent.glob("unet/*.index.json")):  # its names could lead anywhere
-            raise ValueError("its weights are in several files")
-        kinds = {kind.__name__: kind for kind in (*SAMPLERS.values(), *FLOW_SAMPLERS.values())}
-        scheduler = kinds[saved["scheduler"][1]].from_pretrained(str(folder), subfolder="scheduler")
-        objective_of(scheduler)
-        unet, report = UNet2DModel.from_pretrained(
-            str(folder), subfolder="unet", use_safetensors=True, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
-        _check_sides(unet)
-    except (OSError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"model: {str(folder)!r} holds no diffusion model ({error}); give the output folder of "
-            "train_diffusion, or a DDPMPipeline of diffusers"
-        ) from error
-    return DenoisingPipeline(unet.eval(), scheduler)
-
-
-def _check_sides(unet: UNet2DModel) -> None:
-    """Refuse sides that cannot be halved as often as the network halves them."""
-    size = unet.config.sample_size
-    step = 2 ** (len(unet.config.block_out_channels) - 1)
-    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
-    if not all(type(side) is int and side >= step and side % step == 0 for side in sides):
-        raise ValueError(f"its sample_size is {size}; sides are multiples of {step}")
+def takes_planes(unet: UNet2DModel) -> bool:
+    """Whether a network is that of a mean flow."""
+    return unet.config.in_channels == unet.config.out_channels + PLANES
 
 
 def _check(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from genkit.models.diffusion import FLOWS, Scheduler
+from genkit.models.diffusion import Scheduler, objective_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def noising_at_quantiles(scheduler: Scheduler, quantiles: torch.Tensor) -> Noisi
         quantiles: in [0, 1), (n,).
     """
     count = scheduler.config.num_train_timesteps
-    if isinstance(scheduler, FLOWS):
+    if objective_of(scheduler) == "flow":
         sigma = torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6)).sigmoid()
         return Noising(count * sigma, 1 - sigma, sigma)
     return noising_at_timesteps(scheduler, (count * quantiles).long())
@@ -50,7 +50,7 @@ def noising_at_quantiles(scheduler: Scheduler, quantiles: torch.Tensor) -> Noisi
 
 def noising_at_timesteps(scheduler: Scheduler, timesteps: torch.Tensor) -> Noising:
     """Return alpha_t and sigma_t at timesteps, (n,)."""
-    if isinstance(scheduler, FLOWS):
+    if objective_of(scheduler) == "flow":
         sigma = timesteps / scheduler.config.num_train_timesteps
         return Noising(timesteps, 1 - sigma, sigma)
     squares = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]  # alpha_t²

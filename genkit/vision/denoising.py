@@ -150,6 +150,8 @@ def denoising_trajectory(
     Source: Ho et al. 2020, https://arxiv.org/abs/2006.11239, equation 15 and figure 6
     """
     _check_shown(shown)
+    if pipeline.mean:
+        raise ValueError("pipeline: a mean flow goes from noise to the image at once; give a flow")
     pipeline.check_guidance(guidance)
     label = pipelines.label_to_draw(pipeline, label)
     classes = pipeline.classes(None if label is None else as_int_labels("label", [label], 1), 1)

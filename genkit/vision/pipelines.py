@@ -19,7 +19,7 @@ from genkit.data.images import Images
 from genkit.data.order import blocks
 from genkit.engine.summary import summarize
 from genkit.hub import kinds, names, safe_weights, safety
-from genkit.models import autoencoder, diffusion, gan
+from genkit.models import autoencoder, denoisers, diffusion, gan
 from genkit.vision import pixel_lm
 
 ROWS = 64  # images in a batch
@@ -103,7 +103,7 @@ def _load(kind: str, folder: Path, weights: str) -> Pipeline:
         return autoencoder.load_autoencoder(folder)
     if kind == kinds.GAN:
         return gan.load_gan(folder, weights)
-    return diffusion.load_diffusion(folder)
+    return denoisers.load_diffusion(folder)
 
 
 def count_classes(pipeline: Any) -> int:

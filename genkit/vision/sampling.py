@@ -40,7 +40,8 @@ class Samples:
         seeds: sample(model, 1, seed=seeds[i], label=labels[i], …) gives image i again.
         labels: the class of each image; None from an unconditional model.
         scheduler, steps, guidance: of a diffusion model.
-        evaluations: of the network, for each image; guidance takes two for each step.
+        evaluations: of the network, for each image; guidance takes two for each step, but in a
+            mean flow.
         seconds: for all images.
     """
 
@@ -106,11 +107,11 @@ def sample(
         label: class of all images, or one for each; default for a class-conditional model: all
             classes in turn, which the record names.
         seed: one number, then image i has seed + i; or one for each image; default: random.
-        steps: of a diffusion model or a flow; default: 20 of dpm++, 15 of heun.
-        scheduler: ddpm, ddim, dpm++, unipc, heun or euler; of a flow euler or heun; default: dpm++,
-            of a flow heun.
+        steps: of a diffusion model or a flow; default: 20 of dpm++, 1 of a mean flow.
+        scheduler: ddpm, ddim, dpm++, unipc, heun or euler; of a flow dpm++, euler or heun; of a
+            mean flow euler; default: dpm++, of a mean flow euler.
         guidance: scale of classifier-free guidance; above 1 images show the class more clearly, and
-            are less diverse; default: 1.
+            are less diverse; of a mean flow 1 to 2; default: 1.
         dtype: float32, or bfloat16 for the network of a diffusion model.
         compile: compile that network first, which takes a minute; on a CPU.
         revision: branch, tag or commit on the Hub.
@@ -254,11 +255,12 @@ def _denoising(
 ) -> SamplerOptions:
     scale = 1.0 if guidance is None else guidance
     pipeline.check_guidance(scale)
-    name, count = diffusion.resolve_sampler(pipeline.scheduler, scheduler, steps)
-    timesteps = diffusion.make_sampler(pipeline.scheduler, name, count).timesteps
+    mean = pipeline.mean
+    name, count = diffusion.resolve_sampler(pipeline.scheduler, scheduler, steps, mean)
+    timesteps = diffusion.make_sampler(pipeline.scheduler, name, count, mean).timesteps
     arguments = {"num_inference_steps": count, "sampler_name": name, "guidance": scale}
     description = f"{count} steps of {name}" + ("" if scale == 1 else f" at guidance {scale:g}")
-    evaluations = len(timesteps) * (1 if scale == 1 else 2)
+    evaluations = len(timesteps) * (1 if scale == 1 or mean else 2)
     return SamplerOptions(arguments, evaluations, description, name, count, scale)
 
 

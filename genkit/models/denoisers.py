@@ -1,0 +1,140 @@
+"""Denoisers, stock UNets of diffusers: made for training, and loaded from a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusers import UNet2DModel
+
+from genkit.models.diffusion import (
+    FLOW_SAMPLERS,
+    PLANES,
+    SAMPLERS,
+    DenoisingPipeline,
+    Scheduler,
+    objective_of,
+    takes_planes,
+)
+
+
+def make_unet(
+    image_size: Sequence[int],
+    widths: Sequence[int],
+    layers: int = 1,
+    attention: bool = False,
+    labels: int = 0,
+    mean: bool = False,
+) -> UNet2DModel:
+    """Build a stock UNet, which halves the image between two widths.
+
+    Args:
+        image_size: channels, height, width.
+        widths: channels, of the largest feature map first.
+        layers: residual blocks at each size of the encoder; the decoder has one more.
+        attention: self-attention in the smallest feature map.
+        labels: number of classes; one more embedding stands for "no class". 0 for an unconditional
+            model.
+        mean: for a mean flow, whose input has further planes.
+
+    Raises:
+        ValueError: the image cannot be halved that often.
+    """
+    channels, height, width = image_size
+    multiple = 2 ** (len(widths) - 1)
+    if height % multiple or width % multiple:
+        most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width))) + 1
+        raise ValueError(
+            f"resolution: {len(widths)} widths need sides that are multiples of {multiple}, got "
+            f"images of {width} x {height}; give --resolution "
+            f"{-(-max(height, width) // multiple) * multiple}, or {most} widths at most"
+        )
+    kinds = ["Attn" if attention and i == len(widths) - 1 else "" for i in range(len(widths))]
+    return UNet2DModel(
+        sample_size=height if height == width else (height, width),
+        in_channels=channels + (PLANES if mean else 0),
+        out_channels=channels,
+        block_out_channels=tuple(widths),
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        layers_per_block=layers,
+        add_attention=attention,
+        attention_head_dim=min(32, widths[-1]),
+        norm_num_groups=math.gcd(8, *widths),
+        num_class_embeds=labels + 1 if labels else None,
+    )
+
+
+def start_from(network: UNet2DModel, folder: Path) -> Scheduler:
+    """Give a new mean flow the weights of a trained flow: it begins with the flow's velocity.
+
+    Args:
+        network: by `make_unet`.
+        folder: of a flow or a mean flow of the same shape.
+
+    Returns:
+        The scheduler of that flow, in whose timesteps the network thinks.
+
+    Raises:
+        ValueError: it is no flow, or has another shape.
+    """
+    pipeline = load_diffusion(folder)
+    trained = pipeline.unet.state_dict()
+    if objective_of(pipeline.scheduler) != "flow":
+        raise ValueError(f"init_from: {folder.name!r} is no flow; train one by --objective flow")
+    own, first = network.state_dict(), trained["conv_in.weight"]
+    whole = own["conv_in.weight"].clone()  # the planes are 0 where the flow's velocity is asked for
+    if whole[:, : first.shape[1]].shape == first.shape:
+        whole[:, : first.shape[1]] = first
+        trained["conv_in.weight"] = whole
+    shapes = {name: each.shape for name, each in own.items()}
+    if {name: each.shape for name, each in trained.items()} != shapes:
+        raise ValueError(
+            f"init_from: {folder.name!r} has another shape than this model; give the same images, "
+            "--widths, --layers, --attention and --conditional"
+        )
+    network.load_state_dict(trained)
+    return pipeline.scheduler
+
+
+def load_diffusion(folder: str | Path) -> DenoisingPipeline:
+    """Load a saved pipeline, stock or ours, without running the code in its folder.
+
+    Raises:
+        ValueError: the folder holds no diffusion model.
+    """
+    index = Path(folder) / "model_index.json"
+    try:
+        saved = json.loads(index.read_text(encoding="utf-8"))
+        if saved["_class_name"] not in ("DDPMPipeline", ["diffusion", DenoisingPipeline.__name__]):
+            raise ValueError(f"its class is {saved['_class_name']}")
+        if list(index.parent.glob("unet/*.index.json")):  # its names could lead anywhere
+            raise ValueError("its weights are in several files")
+        kinds = {kind.__name__: kind for kind in (*SAMPLERS.values(), *FLOW_SAMPLERS.values())}
+        scheduler = kinds[saved["scheduler"][1]].from_pretrained(str(folder), subfolder="scheduler")
+        objective_of(scheduler)
+        unet, report = UNet2DModel.from_pretrained(
+            str(folder), subfolder="unet", use_safetensors=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
+        _check_sides(unet)
+        if takes_planes(unet) and objective_of(scheduler) != "flow":
+            raise ValueError(f"its scheduler, {saved['scheduler'][1]}, is no flow's")
+    except (OSError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"model: {str(folder)!r} holds no diffusion model ({error}); give the output folder of "
+            "train_diffusion, or a DDPMPipeline of diffusers"
+        ) from error
+    return DenoisingPipeline(unet.eval(), scheduler)
+
+
+def _check_sides(unet: UNet2DModel) -> None:
+    """Refuse sides that cannot be halved as often as the network halves them."""
+    size = unet.config.sample_size
+    step = 2 ** (len(unet.config.block_out_channels) - 1)
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    if not all(type(side) is int and side >= step and side % step == 0 for side in sides):
+        raise ValueError(f"its sample_size is {size}; sides are multiples of {step}")
