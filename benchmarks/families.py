@@ -8,8 +8,8 @@ by recipes/train_classifier.py. Figures are of --count images against all traini
 pixels, which take long, of 2,000 at most; coverage and precision of 2,000 against 2,000 at k = 5;
 the last row is of the test images. All but the autoencoder are class-conditional. Minutes are of
 training, with what else a run does not counted; seconds for a thousand images are without what is
-done once, on the same machine by `genkit.sample`: diffusion by 10 steps of dpm++, flow by 6 of
-heun, both at guidance 1.3 and in bfloat16 if that is fast. A family that the output folder has
+done once, on the same machine by `genkit.sample`: diffusion and flow by 10 steps of dpm++, meanflow
+by 1 step, all at guidance 1.3 and in bfloat16 if that is fast. A family that the output folder has
 already is not trained again.
 """
 
@@ -48,11 +48,14 @@ FAMILIES = {
     "diffusion": "train_diffusion --conditional --extractor {extractor} --evaluations 4",
     "flow": "train_diffusion --objective flow --conditional --extractor {extractor} "
     "--evaluations 4",
+    "meanflow": "train_diffusion --objective meanflow --conditional --extractor {extractor} "
+    "--evaluations 4",
     "pixels": "train_pixels --conditional",
 }
 WAYS: dict[str, dict[str, Any]] = {  # that images are drawn in
     "diffusion": {"steps": 10, "guidance": 1.3},
-    "flow": {"steps": 6, "guidance": 1.3},
+    "flow": {"steps": 10, "guidance": 1.3},
+    "meanflow": {"steps": 1, "guidance": 1.3},
 }
 FEW, COVERED, K, SHOWN = {"pixels": 2000}, 2000, 5, 20
 COLUMNS = {

@@ -204,8 +204,9 @@ def make_loss(
 ) -> Callable[..., torch.Tensor]:
     """Return the loss of a model on a batch by `make_batch`."""
     if not settings.mean:
-        kind = {"objective": settings.objective, "min_snr": settings.min_snr}
-        return run.autocast(partial(diffusion_losses.loss, **kind))
+        objective, min_snr = settings.objective, settings.min_snr
+        plain = partial(diffusion_losses.loss, objective=objective, min_snr=min_snr)
+        return run.autocast(plain)
     null_label = train.count_classes() if settings.conditional else 0
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     return mean_flow.with_target(run.autocast(mean_flow.loss), network, null_label, dtype)

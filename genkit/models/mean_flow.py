@@ -42,13 +42,13 @@ class Spans:
 
     def rows(self, which: torch.Tensor) -> Spans:
         """Return some of the rows."""
-        parts = self.times, self.intervals, self.guidance
-        return Spans(*(each[which] for each in parts), self.count)
+        parts = self.times[which], self.intervals[which], self.guidance[which]
+        return Spans(*parts, self.count)
 
     def to(self, device: torch.device) -> Spans:
         """Move all to a device."""
-        parts = self.times, self.intervals, self.guidance
-        return Spans(*(each.to(device) for each in parts), self.count)
+        times, intervals = self.times.to(device), self.intervals.to(device)
+        return Spans(times, intervals, self.guidance.to(device), self.count)
 
     def inputs(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the network's input for z_t, and its timesteps."""
