@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers import UNet2DModel
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from genkit.models.diffusion import (
     FLOW_SAMPLERS,
@@ -68,14 +69,16 @@ def make_unet(
 
 
 def start_from(network: UNet2DModel, folder: Path) -> Scheduler:
-    """Give a new mean flow the weights of a trained flow: it begins with the flow's velocity.
+    """Give a new mean flow the weights of a trained flow: it begins with nearly its velocity.
+
+    The fast waves of a flow's time are left out: see `diffusion.MEAN_TIMES`.
 
     Args:
         network: by `make_unet`.
         folder: of a flow or a mean flow of the same shape.
 
     Returns:
-        The scheduler of that flow, in whose timesteps the network thinks.
+        The scheduler whose timesteps the network now has.
 
     Raises:
         ValueError: it is no flow, or has another shape.
@@ -84,11 +87,16 @@ def start_from(network: UNet2DModel, folder: Path) -> Scheduler:
     trained = pipeline.unet.state_dict()
     if objective_of(pipeline.scheduler) != "flow":
         raise ValueError(f"init_from: {folder.name!r} is no flow; train one by --objective flow")
-    own, first = network.state_dict(), trained["conv_in.weight"]
-    whole = own["conv_in.weight"].clone()  # the planes are 0 where the flow's velocity is asked for
-    if whole[:, : first.shape[1]].shape == first.shape:
-        whole[:, : first.shape[1]] = first
-        trained["conv_in.weight"] = whole
+    own, scheduler = network.state_dict(), pipeline.scheduler
+    if not pipeline.mean:
+        first, whole = trained["conv_in.weight"], own["conv_in.weight"].clone()
+        if whole[:, : first.shape[1]].shape == first.shape:
+            whole[:, : first.shape[1]] = first  # the planes are 0 where the velocity is asked for
+            trained["conv_in.weight"] = whole
+        waves = trained["time_embedding.linear_1.weight"]
+        trained["time_embedding.linear_1.weight"], slower = _without_fast_waves(waves)
+        count = round(scheduler.config.num_train_timesteps / slower)
+        scheduler = FlowMatchEulerDiscreteScheduler(count)
     shapes = {name: each.shape for name, each in own.items()}
     if {name: each.shape for name, each in trained.items()} != shapes:
         raise ValueError(
@@ -96,7 +104,24 @@ def start_from(network: UNet2DModel, folder: Path) -> Scheduler:
             "--widths, --layers, --attention and --conditional"
         )
     network.load_state_dict(trained)
-    return pipeline.scheduler
+    return scheduler
+
+
+def _without_fast_waves(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Leave out the fastest three eighths of the sines and cosines of time.
+
+    Args:
+        weight: of the first layer that sees them, (features, waves): all sines, then all cosines,
+            in geometric order from 1 to nearly 1 / 10,000 of a radian a timestep.
+
+    Returns:
+        The weight for slower timesteps, where the next wave is the first; and how much slower.
+    """
+    half = weight.shape[1] // 2
+    count, slow = 3 * half // 8, torch.zeros_like(weight)
+    for start in (0, half):
+        slow[:, start : start + half - count] = weight[:, start + count : start + half]
+    return slow, 10_000 ** (count / half)
 
 
 def load_diffusion(folder: str | Path) -> DenoisingPipeline:

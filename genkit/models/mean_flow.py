@@ -94,9 +94,9 @@ def target(
 ) -> torch.Tensor:
     """Return the target of the network's prediction: v - (t - r) du/dt, (n, ...).
 
-    v is the velocity under guidance. Where t - r is 0 it is that of the image and the noise, away
-    from the prediction without a class; elsewhere it is what the network predicts there, which
-    varies less. The derivative is along v (improved MeanFlow, section 4).
+    v is the velocity of the image and the noise, under guidance away from the prediction without a
+    class. The derivative is along the velocity that the network itself predicts (improved MeanFlow,
+    section 4). That prediction would be a target with less noise, but one that 0 meets, too.
 
     Args:
         network: a UNet2DModel, not wrapped for several processes.
@@ -117,8 +117,7 @@ def target(
     mean, still = spans.intervals > 0, replace(spans, intervals=torch.zeros_like(spans.times))
     mixed = torch.lerp(images, noise, _wide(spans.times))
     own = predict(mixed, still, labels)
-    velocity = torch.where(_wide(mean), own, noise - images)
-    guided = ~mean & (spans.guidance > 1)
+    velocity, guided = noise - images, spans.guidance > 1
     if labels is not None and guided.any():
         free = replace(still, guidance=torch.ones_like(spans.times)).rows(guided)
         null = torch.full_like(labels[guided], null_label)
