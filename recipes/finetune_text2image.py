@@ -34,7 +34,7 @@ from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
-from genkit.training.settings import parse, setting
+from genkit.training.settings import CHOSEN, parse, setting
 from genkit.training.text2image_cards import write_tuned_card
 from genkit.vision import gallery, imagining, text2image
 from genkit.vision.text2image import Source
@@ -80,7 +80,7 @@ class Settings(ImageSettings):
         0.0, "part of the captions dropped for classifier-free guidance", least=0, below=1
     )
     sample_prompts: list[str] | None = setting(None, "prompts of samples; default: captions")
-    samples: int = setting(4, "pictures of an evaluation", least=0)
+    samples: int = setting(CHOSEN, "pictures of an evaluation", least=0)
     sample_steps: int = setting(25, "steps of the pipeline's scheduler for each", least=1)
 
     def __post_init__(self) -> None:
@@ -103,8 +103,9 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     words = settings.method == "textual_inversion"
     if device == "accelerator":
         run: dict[str, Any] = {"max_steps": 2000 if words else 800, "batch_size": 4}
+        run |= {"samples": 4}
     else:
-        run = {"max_minutes": 30.0, "batch_size": 1}
+        run = {"max_minutes": 30.0, "batch_size": 1, "samples": 1}
     if not Path(settings.init_from).is_dir() and settings.init_from != text2image.DEFAULT:
         run |= {"init_revision": "main"}
     rates = {"lora": 1e-4, "textual_inversion": 5e-3, "full": 1e-5}
@@ -242,6 +243,7 @@ def encode_data(
     """
     argument = "--prompt" if settings.caption_column is None else "--images"
     tuning.check_words(task.pipeline, task.words, data.captions, argument)
+    tuning.tokenize(task.pipeline, settings.sample_prompts or [""], "--sample_prompts")
     prompts = captioned_images.encode_prompts(
         run, task.pipeline, task.tuner, data.captions, argument
     )
@@ -341,14 +343,10 @@ def save_model(
     task: Task,
     data: Captioned,
     metrics: dict[str, float],
-    measured: int,
+    measured_images: int,
     path: Path,
 ) -> None:
-    """Write what was trained as diffusers loads it, with its card.
-
-    Args:
-        measured: images that the metrics are of.
-    """
+    """Write what was trained as diffusers loads it, with its card."""
     tuning.save_tuned(task.pipeline, settings.method, task.words, path)
     what = {
         "lora": f"LoRA adapters of rank {settings.lora_rank} for the denoiser",
@@ -368,7 +366,7 @@ def save_model(
         prompt=sample_prompts(settings, data)[0],
         figures=metrics,
         protocol=f"Squared error of the predicted {tuning.objective(task.scheduler)}, mean over "
-        f"{measured:,} images "
+        f"{measured_images:,} images "
         f"{'held out' if settings.val_fraction else 'that it was trained on'}, at {TIMES} evenly "
         "spaced timesteps each, with noise of fixed seeds.",
         data=settings.images,

@@ -352,6 +352,7 @@ def test_a_dry_run_tells_parameters_and_memory_and_writes_nothing(home, tmp_path
         ("--prompt cat --resolution 9", "--resolution must be a multiple of 2 .*got 9"),
         ("--prompt cat --sample_steps 2000", "--sample_steps 2000: .*1 to 1000"),
         ("--prompt cat --channels 1", "--channels"),
+        ("--prompt cat --sample_prompts a {long}", "--sample_prompts: the caption 'b+' has 42"),
         ("--prompt cat --val_images {home}/cats", "--val_images"),
         ("--prompt cat --token <it>", "--token <it> is for --method textual_inversion"),
         ("--prompt cat --prior_prompt ''", "--prior_prompt is ''"),
@@ -369,7 +370,8 @@ def test_bad_input_is_refused_before_any_long_work(home, tmp_path, words, messag
     DDPMPipeline(
         diffusion.make_unet((1, 8, 8), (8,)), diffusion.make_scheduler("epsilon")
     ).save_pretrained(tmp_path / "ddpm")
-    given = words.format(tmp=tmp_path, home=home, ti="--prompt cat --method textual_inversion")
+    methods = {"ti": "--prompt cat --method textual_inversion"}
+    given = words.format(tmp=tmp_path, home=home, long="b" * 40, **methods)
     base = ["--init_from", str(home / "sd"), "--images", str(home / "cats")]
     run = [*base, *SHORT.split(), *(word.replace("''", "") for word in given.split())]
     with pytest.raises(ValueError, match=message):
