@@ -169,8 +169,9 @@ def make_policy(work: Path) -> list[str]:
 
 
 def make_pipeline(work: Path) -> list[str]:
-    """Save a small random text-to-image pipeline, and return the words that name it."""
+    """Save a small random text-to-image pipeline and images; return the words that name them."""
     import diffusers
+    from PIL import Image
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     ends = ("<|startoftext|>", "<|endoftext|>")
@@ -196,7 +197,11 @@ def make_pipeline(work: Path) -> list[str]:
     diffusers.StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(
         work / "base"
     )
-    return ["--init_from", str(work / "base")]
+    (work / "images").mkdir()
+    for i in range(4):
+        noise = random.Random(i).randbytes(8 * 8 * 3)
+        Image.frombytes("RGB", (8, 8), noise).save(work / "images" / f"{i}.png")
+    return ["--init_from", str(work / "base"), "--images", str(work / "images")]
 
 
 class Crash:

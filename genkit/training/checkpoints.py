@@ -44,21 +44,30 @@ class CheckpointError(ValueError):
 # A state is a tree of dicts, lists, tensors and plain values: JSON with the tensors taken out
 
 
-def pack(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
+def pack(
+    tree: Any,
+    tensors: dict[str, torch.Tensor],
+    path: str = "",
+    names: dict[tuple[Any, ...], str] | None = None,
+) -> Any:
     """Turn a state tree into JSON, moving its tensors into `tensors`.
 
     Dicts become lists of pairs, because optimizer states have integers for keys. Two references
     to the same memory (tied weights) become one tensor.
+
+    Args:
+        path: of the tree, which names its tensors.
+        names: of tensors by their memory; it is filled.
     """
+    names = {} if names is None else names
     if isinstance(tree, torch.Tensor):
-        shared = (name for name, other in tensors.items() if _same_memory(tree, other))
-        name = next(shared, path)
+        name = names.setdefault(_memory(tree), path) if tree.numel() else path
         tensors.setdefault(name, tree.detach())
         return {"tensor": name}
     if isinstance(tree, dict):
-        return {"dict": [[k, pack(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}
+        return {"dict": [[k, pack(v, tensors, f"{path}/{k}", names)] for k, v in tree.items()]}
     if isinstance(tree, list | tuple):
-        items = [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(tree)]
+        items = [pack(v, tensors, f"{path}/{i}", names) for i, v in enumerate(tree)]
         return {"tuple": items} if isinstance(tree, tuple) else items
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
@@ -77,10 +86,6 @@ def unpack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "dict":
         return {k: unpack(v, tensors) for k, v in value}
     return tuple(unpack(v, tensors) for v in value)
-
-
-def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.numel() > 0 and _memory(a) == _memory(b)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
