@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from genkit.text.perplexity import perplexity as perplexity
     from genkit.text.rescoring import rescore as rescore
     from genkit.text.saving import save as save
+    from genkit.text.search_errors import search_errors as search_errors
     from genkit.vision.attribution import attribute as attribute
     from genkit.vision.dreams import dream as dream
     from genkit.vision.evaluation import evaluate as evaluate
@@ -62,6 +63,7 @@ _HOMES = {
     "save": "genkit.text.saving",
     "perplexity": "genkit.text.perplexity",
     "compare": "genkit.text.comparison",
+    "search_errors": "genkit.text.search_errors",
     "attack": "genkit.attacking",
     "attribute": "genkit.vision.attribution",
     "dream": "genkit.vision.dreams",

@@ -130,6 +130,14 @@ _ATTACK = {
     "scale": "share, the diameter over the image's side",
 }
 NAMES: dict[str, dict[str, str]] = {
+    "search_errors": _LOADING
+    | {
+        "data": "pairs",
+        "num_beams": "beams, which are several widths",
+        "beam_size": "beams, which are several widths",
+        "max_length": "max_new_tokens",
+        "n_samples": "count",
+    },
     "attack_text": _TEXT_ATTACK,
     "attack_answer": _TEXT_ATTACK | {"label": "answer"},
     "generate": _GENERATE,
@@ -327,7 +335,7 @@ class Parser(argparse.ArgumentParser):
         if flag is None:
             return f"{rest[0]!r}: unexpected argument; flags begin with --"
         known = {name.lstrip("-").replace("-", "_"): own for name, own in self._flags()}
-        return explain_name(flag, command, known, "flag")
+        return explain_name(flag, command.replace("-", "_"), known, "flag")
 
     def _flags(self) -> Iterator[tuple[str, str]]:
         """Yield each long flag, of subcommands too, with its first spelling."""

@@ -14,7 +14,7 @@ from genkit.arguments import Parser
 from genkit.commands.flags import with_dashes
 from genkit.errors import clean_errors
 
-# Subcommand and its line in --help; a module of genkit/commands each
+# Subcommand and its line in --help; a module of genkit/commands each, with underscores
 COMMANDS = {
     "train": "train a model by a recipe",
     "recipe": "print the file of a recipe, to begin your own from",
@@ -31,6 +31,7 @@ COMMANDS = {
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "compare": "compare two language models by a reward",
+    "search-errors": "count what beam search misses",
     "quantize": "save a language model in 8 or 4 bits",
     "push": "share a model on the Hub",
     "app": "open the page: write, answer, draw, watch runs",
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         del arguments["debug"]
         try:
             with console.quiet(arguments.pop("quiet")):
-                importlib.import_module(f"genkit.commands.{command}").run(arguments)
+                _module(command).run(arguments)
             sys.stdout.flush()  # the reader of a pipe may be gone
         except (ValueError, OSError):
             raise
@@ -57,6 +58,10 @@ def main(argv: list[str] | None = None) -> None:
             message = " ".join(str(error).split())
             print(f"error: {type(error).__name__}: {message}; --debug shows where", file=sys.stderr)
             raise SystemExit(1) from None
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"genkit.commands.{command.replace('-', '_')}")
 
 
 def _parse(words: list[str]) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def _parse(words: list[str]) -> dict[str, Any]:
             name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name == asked:
-            module = importlib.import_module(f"genkit.commands.{name}")
+            module = _module(name)
             module.add(command)
             command.epilog = f"examples:\n{module.EXAMPLES}"
             text = "print nothing but results and errors"

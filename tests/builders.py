@@ -40,9 +40,9 @@ from transformers import (
 )
 
 import genkit
-from genkit.data import characters
+from genkit.data import characters, seq2seq_tokenizers
 from genkit.hub import vendoring
-from genkit.models import denoisers, diffusion, gan, lm
+from genkit.models import denoisers, diffusion, gan, lm, seq2seq
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
@@ -328,6 +328,22 @@ def tiny_gan(folder: Path) -> None:
 
 def tiny_stylizer(folder: Path) -> None:
     vendoring.save_pipeline(StylizerPipeline(Stylizer(3, (4, 8), 1).eval()), folder)
+
+
+def seq2seq_model(architecture: str, texts: list[str]) -> LanguageModel:
+    """A new encoder-decoder of characters, with a context of 16."""
+    tokenizer = seq2seq_tokenizers.make_tokenizer(texts)
+    torch.manual_seed(0)
+    shape = (16, 1, 32, 2, 0.0)
+    model = seq2seq.make_model(architecture, tokenizer.get_vocab(), *shape).eval()
+    return LanguageModel(model, tokenizer, architecture)
+
+
+def tiny_seq2seq(folder: Path) -> None:
+    with torch.random.fork_rng():
+        language = seq2seq_model("bart", ["a b"])
+    language.model.save_pretrained(folder)
+    lm.save_tokenizer(language.tokenizer, folder)
 
 
 def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear", mean: bool = False):

@@ -406,6 +406,16 @@ def stylizer(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """The folder of an encoder-decoder."""
+    from builders import tiny_seq2seq
+
+    folder = tmp_path_factory.mktemp("models") / "writer"
+    tiny_seq2seq(folder)
+    return folder
+
+
 RECORDS = {
     "generate": "generate the rain --model {trained} --max-new-tokens 2 --strategy beam --n-best 2",
     "answer": "answer Where? --context {course} --model {reader}",
@@ -418,6 +428,7 @@ RECORDS = {
     "evaluate": "evaluate {trained} --data {text_file}",
     "compare": "compare {trained} {trained} --prompts {prompts} --reward length=3 "
     "--max-new-tokens 4",
+    "search-errors": "search-errors {writer} --data {examples} --beams 1",
     "attribute": "attribute {picture} --model {classifier}",
     "attack": "attack {picture} --model {classifier} --steps 2",
     "dream": "dream {picture} --model {classifier} --octaves 1 --steps 1",
@@ -436,6 +447,7 @@ def test_json_is_all_that_a_command_prints(
     reader,
     painter,
     stylizer,
+    writer,
     course,
     text_file,
     tmp_path,
@@ -450,6 +462,8 @@ def test_json_is_all_that_a_command_prints(
     monkeypatch.chdir(tmp_path)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("the \nrain \n")
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"source": "a b", "target": "b a"}\n')
     words = RECORDS[name].format(**locals()).split()
     found = json.loads(here(capsys, *words, "--json"), parse_constant=pytest.fail)
     assert found and isinstance(found, dict | list)

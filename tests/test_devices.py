@@ -206,6 +206,7 @@ REFUSED = {
     "correct": lambda **o: genkit.correct("a", lexicon=["a"], **o),
     "answer": lambda **o: genkit.answer("a?", "b", **o),
     "compare": lambda **o: genkit.compare(reference="b", prompts=["a"], reward="length=3", **o),
+    "search_errors": lambda **o: genkit.search_errors(pairs=[("a", "b")], **o),
 }
 IMAGES = {
     "load": lambda **o: genkit.load(**o),

@@ -125,6 +125,9 @@ def home(tmp_path_factory):
     answers = [{"prompt": "The ", "completion": "end"}, {"prompt": "A ", "completion": "text"}]
     for name in ("demos.jsonl", "demonstrations.jsonl"):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in answers))
+    examples = [{"source": "a b", "target": "b a"}, {"source": "c", "target": "c"}]
+    (folder / "dates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
+    (folder / "plays.txt").write_text("ANNE:\nGood morrow, sir.\n\nBEN:\nAy.\n\n" * 4)
     digits = load_digits()
     pictures(folder, digits.images.astype(np.uint8) * 15, digits.target)
     for seed, name in enumerate(("cat.png", "harbour.png", "wave.png")):
@@ -168,6 +171,7 @@ def train() -> None:
         "gan": "train_gan --widths 8 --discriminator_widths 8",
         "diffusion": "train_diffusion --widths 8 16",
         "classifier": "train_classifier --width 8 --depth 1",
+        "seq2seq": "train_seq2seq --depth 1 --width 32 --heads 2 --dialogue plays.txt",
     }
     for name, words in small.items():
         recipe, *given = words.split()

@@ -62,6 +62,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "finetune_gpt2": "--init_from {model} --text {text}",
     "train_reward": "--init_from {model} --data {pairs}",
     "align": "--init_from {model} --data {pairs} --method dpo",
+    "train_seq2seq": "--data {examples}",
     "train_stylizer": "--style {image} --extractor {classifier} --resolution 64",
     "finetune_text2image": "--init_from {pipeline} --prompt digits",
 }
@@ -74,7 +75,10 @@ def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text
     facts_file(questions, 1, 12, own_words=True)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"prompt": "a ", "chosen": "no", "rejected": "so"}\n' * 20)
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"source": "a b", "target": "b a"}\n' * 20)
     given = {"questions": questions, "model": trained, "text": text_file, "pairs": pairs}
+    given["examples"] = examples
     given |= {"image": tmp_path / "style.png", "classifier": tmp_path / "classifier"}
     given |= {"pipeline": tmp_path / "pipeline"}
     Image.new("RGB", (64, 64), "teal").save(given["image"])

@@ -119,14 +119,7 @@ def _read(
     parse: Callable[[dict[str, Any], str], T],
     argument: str = "data",
 ) -> list[T]:
-    found = table_sources.find_tables(source, memory, argument)
-    if "train" not in found:
-        raise ValueError(f"{argument}: the dataset {source!r} has no split 'train': {list(found)}")
-    with tables.open_table(found["train"], COLUMNS) as (_, rows):
-        items = [parse(row, f"{argument}: row {i}") for i, row in enumerate(rows)]
-    if not items:
-        raise ValueError(f"{argument}: {source!r} has no rows")
-    return items
+    return table_sources.read_rows(source, memory, COLUMNS, parse, argument)
 
 
 # ---------------------------------------------------------------------------------------------

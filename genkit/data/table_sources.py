@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 from genkit.data import tables
 from genkit.data.text import load_hub_dataset
 from genkit.hub import names
+
+T = TypeVar("T")
 
 
 def find_tables(source: str, memory: int, argument: str = "data") -> dict[str, tables.Table]:
@@ -36,6 +41,34 @@ def find_tables(source: str, memory: int, argument: str = "data") -> dict[str, t
     }
 
 
+def read_rows(
+    source: str,
+    memory: int,
+    columns: Sequence[str],
+    parse: Callable[[dict[str, Any], str], T],
+    argument: str = "data",
+) -> list[T]:
+    """Read the rows of a table; of a dataset with splits, those of "train".
+
+    Args:
+        source, memory: see `find_tables`.
+        columns: that are read, if the table has them.
+        parse: makes an item of a row, which it calls by the name that it is given.
+        argument: the source's, for messages.
+
+    Raises:
+        ValueError: there is no such table, it has no rows, or `parse` refuses one.
+    """
+    found = find_tables(source, memory, argument)
+    if "train" not in found:
+        raise ValueError(f"{argument}: the dataset {source!r} has no split 'train': {list(found)}")
+    with tables.open_table(found["train"], columns) as (_, rows):
+        items = [parse(row, f"{argument}: row {i}") for i, row in enumerate(rows)]
+    if not items:
+        raise ValueError(f"{argument}: {source!r} has no rows")
+    return items
+
+
 def check_source(source: str | None, argument: str = "data") -> None:
     """Refuse, before any long work, a name that no table can have; None is no name.
 
@@ -49,5 +82,5 @@ def check_source(source: str | None, argument: str = "data") -> None:
     if not here and not names.is_dataset_id(source):
         raise ValueError(
             f"{argument}: {source!r} is no file of rows and no dataset; give a table (.jsonl, "
-            ".json, .parquet), a dataset saved by `datasets`, or one's Hub id"
+            ".json, .csv, .parquet), a dataset saved by `datasets`, or one's Hub id"
         )

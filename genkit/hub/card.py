@@ -66,6 +66,20 @@ import genkit  # the same text for the same seed, at any batch size
 
 print(genkit.generate(prompt, model=model, seed=1))
 """
+# of an encoder-decoder; prompt: a text
+SEQ2SEQ_USAGE = """
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+source = {prompt!r}
+tokenizer = AutoTokenizer.from_pretrained(model)
+network = AutoModelForSeq2SeqLM.from_pretrained(model)
+written = network.generate(**tokenizer(source, return_tensors="pt"))[0]
+print(tokenizer.decode(written, skip_special_tokens=True))
+
+import genkit
+
+print(genkit.generate(source, model=model, strategy="beam"))
+"""
 # of a pipeline of genkit's own; labels: "" or an argument, such as ", labels=[0, 1, 2, 3]"
 PIPELINE_USAGE = """
 import torch
@@ -93,6 +107,9 @@ LIMITS = {
     "text-generation": "For learning, play and drafts that somebody reads. It writes what is like "
     "the text that it was trained on, with that text's errors and prejudices; it knows no facts, "
     "and may repeat passages of it word for word.",
+    "text2text-generation": "For texts like those it was trained on, which it turns into what is "
+    "like their targets, errors and prejudices included; it knows no facts, and an output may be "
+    "fluent and wrong. Somebody should read what it writes.",
     "text-classification": "For scoring answers as those would whose preferences it learned, and "
     "for aligning language models. It knows nothing of texts unlike those, and a model that is "
     "aligned with it for long finds what it overlooks.",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     AutoModelForTokenClassification,
     AutoTokenizer,
     GPT2Config,
@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from genkit.engine.weights_files import auto_class
 from genkit.hub import download, kinds, safe_weights, safety
 
-HINT = "Give the folder or the Hub id of a causal language model in safetensors"
+HINT = "Give the folder or the Hub id of a language model in safetensors"
 LOGITS = 1 << 26  # computed at once in an evaluation: a quarter of a gigabyte
 
 
@@ -161,22 +162,29 @@ def _window_batches(
 
 
 def load_lm(
-    name: str, revision: str | None = None
+    name: str, revision: str | None = None, encoder_decoder: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load a causal language model to train, its weights in float32, and its tokenizer.
+    """Load a language model to train, its weights in float32, and its tokenizer.
 
     Args:
         name: folder or Hub id.
         revision: a branch, tag or commit on the Hub.
+        encoder_decoder: it is to be a sequence-to-sequence model; default: a causal one.
 
     Raises:
-        ValueError: there is no such model, or its tokenizer cannot be used for training.
+        ValueError: there is no such model, it is of the other kind, or its tokenizer cannot be used
+            for training.
     """
     folder = download.fetch(name, revision, argument="init_from", hint=HINT)
     kinds.check_kind(folder, name, kinds.TEXT, "init_from")
     with safety.opened(folder, argument="init_from") as private:
+        config = AutoConfig.from_pretrained(private, trust_remote_code=False)
+        if config.is_encoder_decoder != encoder_decoder:
+            other = ("an encoder-decoder", "a causal model")
+            found, wanted = other[::-1] if encoder_decoder else other
+            raise ValueError(f"init_from: {name!r} is {found}; give {wanted}")
         tokenizer = AutoTokenizer.from_pretrained(private, trust_remote_code=False)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             private,
             use_safetensors=True,
             dtype=torch.float32,

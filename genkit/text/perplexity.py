@@ -25,8 +25,8 @@ from genkit.errors import panics_are_errors
 from genkit.hub import names
 from genkit.notebook import TextRecord
 from genkit.text import kv_cache
-from genkit.text.language_model import DEFAULT, LanguageModel, as_language_model
-from genkit.text.scoring import gather_tokens
+from genkit.text.language_model import DEFAULT, LanguageModel
+from genkit.text.scoring import as_language, gather_tokens
 
 UNSCORED = -100  # the target of padding and of tokens that another window scores
 ROWS, LOGITS = 64, 1 << 26  # the most windows, and the most logits, of a batch
@@ -105,7 +105,7 @@ def perplexity(
     encoded = [_encode_utf8(*each) for each in documents.items()]
     if stride is not None and stride < 1:
         raise ValueError(f"stride must be 1 or more, got {stride}")
-    language = as_language_model(model, device=device)
+    language = as_language(model, device)
     if language.model.training:
         raise ValueError(f"model: {language.name} is in training mode; call eval() on it first")
     ids = [_tokens(*each, language.tokenizer) for each in documents.items()]

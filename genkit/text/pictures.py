@@ -183,3 +183,45 @@ def _planar(steps: Sequence[Sequence[Candidate]]) -> list[np.ndarray]:
 
 def _from_cold_to_hot(count: int) -> np.ndarray:
     return matplotlib.colormaps["coolwarm"](np.linspace(0.05, 0.95, count))
+
+
+def search_errors(
+    beams: Sequence[int],
+    errors: dict[str, float],
+    wrong: dict[str, float],
+    length: dict[str, float],
+    path: Path,
+) -> None:
+    """Draw search errors, wrong texts and lengths by the width of the beam.
+
+    Args:
+        errors, wrong: shares of pairs, by the name of the search.
+        length: mean tokens, by the name of the search; "exact" and "reference", too.
+        path: the PNG to write.
+    """
+    figure = matplotlib.figure.Figure(figsize=(9, 3.8), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [str(width) for width in beams]
+    for shares, label, colour in (
+        (errors, "not the most likely (search error)", "tab:red"),
+        (wrong, "not the target (wrong)", "tab:blue"),
+    ):
+        left.plot(beams, [100 * shares[name] for name in names], "o-", color=colour, label=label)
+    wrong_exact = 100 * wrong["exact"]
+    left.axhline(
+        wrong_exact, color="tab:blue", linestyle="--", label="wrong by exact search (model error)"
+    )
+    left.set(ylabel="pairs (%)", ylim=(-2, None))
+    left.legend(frameon=False, fontsize=9)
+    right.plot(beams, [length[name] for name in names], "o-", color="tab:green", label="beam")
+    for name, style, label in (("exact", "--", "exact search"), ("reference", ":", "target")):
+        right.axhline(length[name], color="tab:green", linestyle=style, label=label)
+    right.set(ylabel="length (tokens)")
+    right.legend(frameon=False, fontsize=9)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(beams, names)
+        axes.set(xlabel="beams")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from genkit.data.dialogues import Demonstration, Prompt
+from genkit.data.parallel import Example
 from genkit.data.tokens import encode_text
 from genkit.text import generation, kv_cache
 from genkit.text.dialogue_tokens import encode_prompt_of
@@ -96,6 +97,21 @@ def answers_page(step: int, shown: Sequence[Demonstration], language: LanguageMo
     for each, own in zip(shown, answers, strict=True):
         lines.append(f"## {_title(each.prompt)}\n")
         lines.append(f"Given:\n\n~~~text\n{each.answer}\n~~~\n")
+        lines.append(f"The model's own:\n\n~~~text\n{own}\n~~~\n")
+    return "\n".join(lines)
+
+
+def outputs_page(step: int, shown: Sequence[Example], outputs: Sequence[str]) -> str:
+    """Return a page of sources, their targets, and what a model makes of them, in Markdown.
+
+    Args:
+        step: the number of the step, for the heading.
+        outputs: of the model, one for each source.
+    """
+    lines = [f"# Step {step}\n"]
+    for each, own in zip(shown, outputs, strict=True):
+        lines.append(f"## {_title(each.source)}\n")
+        lines.append(f"Given:\n\n~~~text\n{each.target}\n~~~\n")
         lines.append(f"The model's own:\n\n~~~text\n{own}\n~~~\n")
     return "\n".join(lines)
 

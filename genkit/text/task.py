@@ -198,7 +198,7 @@ def start_strategy(
     Args:
         trace: of a beam search: gets a list of candidates for every step, best first.
     """
-    options, rules = task.options, _rules(task)
+    options, rules = task.options, make_rules(task)
     kept: kept_keys.KeptTexts | None = None
     if task.histories:
         kept = task.language.kept if kept_keys.keys_stay(task.language.model) else None
@@ -269,7 +269,8 @@ def _may_guess(reader: strategies.TextReader) -> bool:
     return reader.stepper.is_exact and reader.steps_at_once() < 2
 
 
-def _rules(task: Task) -> strategies.Rules:
+def make_rules(task: Task) -> strategies.Rules:
+    """Return what every completion of a call must satisfy, by options and settings."""
     options, settings = task.options, task.language.model.generation_config
     possible = task.language.possible
     banned = [words[0] for words in settings.bad_words_ids or () if len(words) == 1]
