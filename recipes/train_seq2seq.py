@@ -112,13 +112,13 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
                 f"--{given[0]} is fixed by the model of --init_from; leave one of the two out"
             )
         shape = {}
-        rates = {"learning_rate": 3e-4, "muon_learning_rate": 0.002, "weight_decay": 0.01}
+        rates = {"learning_rate": 3e-4, "muon_learning_rate": 2e-3, "weight_decay": 0.01}
     else:
         shape |= lm.choose_shape(depth, settings.width, settings.heads, 64) | {"max_length": 128}
     precision = {"mixed_precision": "bf16" if machine.fast_bf16() else "no"}
     # batches differ in length: on a CPU, compiling for each costs more than it saves
     compiled = device == "accelerator" and machine.can_compile()
-    step = {"optimizer": "adamw", "ema": 0.0, "compile": compiled}
+    step = {"optimizer": "muon", "ema": 0.0, "compile": compiled}
     return shape | run | rates | precision | step
 
 

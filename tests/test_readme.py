@@ -125,9 +125,10 @@ def home(tmp_path_factory):
     answers = [{"prompt": "The ", "completion": "end"}, {"prompt": "A ", "completion": "text"}]
     for name in ("demos.jsonl", "demonstrations.jsonl"):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in answers))
-    examples = [{"source": "a b", "target": "b a"}, {"source": "c", "target": "c"}]
+    examples = [{"source": "3 May 2019", "target": "2019-05-03"}] * 2
     (folder / "dates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
-    (folder / "plays.txt").write_text("ANNE:\nGood morrow, sir.\n\nBEN:\nAy.\n\n" * 4)
+    every = "".join(map(chr, range(32, 127)))  # a model of characters knows them all
+    (folder / "plays.txt").write_text(f"ANNE:\nGood morrow, sir.\n\nBEN:\n{every}\n\n" * 4)
     digits = load_digits()
     pictures(folder, digits.images.astype(np.uint8) * 15, digits.target)
     for seed, name in enumerate(("cat.png", "harbour.png", "wave.png")):
@@ -179,6 +180,7 @@ def train() -> None:
         run_here(recipe, *given)
     for name in ("mybook", "demo", "sft", "aligned"):
         shutil.copytree("runs/charlm", f"runs/{name}")
+    shutil.copytree("runs/seq2seq", "runs/dates")
     reward = ("--init_from", "runs/sft", "--data", "pairs.jsonl", "--output_dir", "runs/reward")
     run_here("train_reward", *SHORT, *reward)
 
@@ -342,6 +344,7 @@ NAMING = (
     "--images",
     "--val_images",
     "--data",
+    "--dialogue",
     "--val_data",
     "--extractor",
     "--init_from",

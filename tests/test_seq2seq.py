@@ -1,12 +1,14 @@
 """Sequence to sequence: the data, the tokenizers, the loss, and the recipe."""
 
+import datetime
 import itertools
 import json
 import shutil
 
 import pytest
 import torch
-from builders import ON_CPU, TWO, log_of, run_here, seq2seq_model, weights_of
+from builders import ON_CPU, TWO, benchmark, log_of, run_here, seq2seq_model, weights_of
+from hub_server import serve
 from tokenizers import processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -17,6 +19,7 @@ from genkit.metrics import outputs
 from genkit.models import lm, seq2seq
 from genkit.text.language_model import LanguageModel
 from genkit.text.parallel_tokens import encode_source, encode_target
+from genkit.training.network import prepare_loss
 
 ARCHITECTURES = ("bart", "t5")
 PAIRS = [(f"{a} + {b}", f"is {a + b}.") for a in range(12) for b in range(12)]
@@ -342,3 +345,52 @@ def test_bad_settings_are_named(pairs_file, tmp_path, words, message):
     shape = SHORT if "--init_from" in words else TINY
     with pytest.raises(ValueError, match=message):
         run_here("train_seq2seq", *shape, "--output_dir", tmp_path / "run", *given)
+
+
+# ---- shared
+
+
+@pytest.mark.slow
+def test_a_pushed_model_comes_back(trained_pairs, monkeypatch, tmp_path):
+    options = {"strategy": "greedy", "max_new_tokens": 8}
+    with serve() as hub:
+        hub.connect(monkeypatch, tmp_path / "home")
+        genkit.push(trained_pairs, "user/pairs")
+        there = genkit.generate("3 + 4", model="user/pairs", **options)
+    assert there.tokens == genkit.generate("3 + 4", model=trained_pairs, **options).tokens
+
+
+def test_a_source_longer_than_the_encoder_is_refused(language):
+    if language.name == "t5":  # it has no limit
+        assert genkit.generate("1" * 30, model=language, max_new_tokens=2, seed=0).tokens
+        return
+    with pytest.raises(ValueError, match="prompt: 31 tokens are more than the model's context of"):
+        genkit.generate("1" * 30, model=language)
+
+
+def test_perplexity_is_of_causal_models(language):
+    with pytest.raises(ValueError, match=r"model: .* is an encoder-decoder; give a causal model"):
+        genkit.perplexity("3 + 4", model=language)
+
+
+def test_bfloat16_changes_a_loss_by_its_rounding_alone(language):
+    """T5 overflows in float16; no recipe computes in it."""
+    batch = batch_of(language, PAIRS[:8])
+    lowered = prepare_loss(seq2seq.loss, torch.device("cpu"), "bf16", False)
+    whole, half = (own(language.model, batch, 1.0).item() for own in (seq2seq.loss, lowered))
+    assert half == pytest.approx(whole, rel=0.02)
+
+
+def test_pairs_of_the_benchmark_are_right_and_new(tmp_path):
+    known = benchmark("seq2seq")
+    for task in known.TASKS:
+        fresh = known.make_data(task, tmp_path, 300, 50)
+        seen = parallel.read_examples(str(tmp_path / f"{task}.jsonl"))
+        assert len(seen) == 300 and len(fresh) == 50
+        assert not {each.source for each in seen} & {source for source, _ in fresh}
+        for source, target in fresh:
+            if task == "reversal":
+                assert target == source[::-1]
+            else:
+                day = datetime.date.fromisoformat(target)
+                assert str(day.year) in source and str(day.day) in source

@@ -189,13 +189,14 @@ def search_errors(
     beams: Sequence[int],
     errors: dict[str, float],
     wrong: dict[str, float],
+    empty: dict[str, float],
     length: dict[str, float],
     path: Path,
 ) -> None:
     """Draw search errors, wrong texts and lengths by the width of the beam.
 
     Args:
-        errors, wrong: shares of pairs, by the name of the search.
+        errors, wrong, empty: shares of pairs, by the name of the search.
         length: mean tokens, by the name of the search; "exact" and "reference", too.
         path: the PNG to write.
     """
@@ -207,11 +208,12 @@ def search_errors(
         (wrong, "not the target (wrong)", "tab:blue"),
     ):
         left.plot(beams, [100 * shares[name] for name in names], "o-", color=colour, label=label)
-    wrong_exact = 100 * wrong["exact"]
-    left.axhline(
-        wrong_exact, color="tab:blue", linestyle="--", label="wrong by exact search (model error)"
-    )
-    left.set(ylabel="pairs (%)", ylim=(-2, None))
+    for shares, label, colour in (
+        (wrong, "wrong by exact search (model error)", "tab:blue"),
+        (empty, "no text by exact search", "0.4"),
+    ):
+        left.axhline(100 * shares["exact"], color=colour, linestyle="--", label=label)
+    left.set(ylabel="pairs (%)", ylim=(-2, 102))
     left.legend(frameon=False, fontsize=9)
     right.plot(beams, [length[name] for name in names], "o-", color="tab:green", label="beam")
     for name, style, label in (("exact", "--", "exact search"), ("reference", ":", "target")):

@@ -95,9 +95,8 @@ class SearchErrors(TextRecord):
 
     def save(self, path: str | Path) -> None:
         """Draw errors and lengths by the width of the beam into a PNG."""
-        pictures.search_errors(
-            self.settings["beams"], self.errors, self.wrong, self.length, Path(path)
-        )
+        figures = self.errors, self.wrong, self.empty, self.length
+        pictures.search_errors(self.settings["beams"], *figures, Path(path))
 
 
 @explain_names
@@ -108,7 +107,7 @@ def search_errors(
     beams: Sequence[int] = (1, 2, 4, 8, 16),
     count: int = 100,
     max_new_tokens: int | None = None,
-    budget: int = 20_000,
+    budget: int = 10_000,
     device: str | None = None,
 ) -> SearchErrors:
     """Measure how often beam search misses the most likely sequence of an encoder-decoder.
