@@ -49,6 +49,7 @@ SHAPES = {
     "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
     "train_diffusion": "--widths 8 16 --eval_samples 20 --eval_steps 2 --conditional",
     "train_pixels": "--depth 1 --width 32 --heads 2 --levels 4 --conditional",
+    "train_seq2seq": "--depth 1 --width 32 --heads 2 --max_length 16 --eval_samples 8",
     "train_gan": "--preset wgan_gp --widths 4 4 4 --discriminator_widths 4 4 4 --latent_dim 4 "
     "--critic_steps 3 --eval_samples 20",
     "train_vaegan": "--widths 4 --latent_dim 2 --discriminator_widths 4",
@@ -204,6 +205,15 @@ def make_pipeline(work: Path) -> list[str]:
     return ["--init_from", str(work / "base"), "--images", str(work / "images")]
 
 
+def make_pairs(work: Path) -> list[str]:
+    """Write letters with the same backwards; return the flags that name them."""
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(300)]
+    rows = [json.dumps({"source": text, "target": text[::-1]}) for text in texts]
+    (work / "pairs.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    return ["--data", str(work / "pairs.jsonl")]
+
+
 class Crash:
     def __init__(self, work: Path, recipe: str, processes: int) -> None:
         self.work, self.recipe, self.processes = work, RECIPES / f"{recipe}.py", processes
@@ -213,6 +223,8 @@ class Crash:
             text = work / "text.txt"
             text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=20_000)))
             self.words += ["--text", str(text)]
+        elif recipe == "train_seq2seq":
+            self.words += make_pairs(work)
         elif recipe == "align":
             self.words += make_policy(work)
         else:

@@ -72,7 +72,7 @@ def test_help_shows_commands_options_and_examples(capsys):
         return capsys.readouterr().out
 
     for name, text in cli.COMMANDS.items():
-        assert re.search(rf"^ +{name} +{text}", told(), re.M)
+        assert re.search(rf"^ +{name}\s+{text}", told(), re.M)
         assert f"examples:\n  genkit {name}" in told(name) and "--debug" in told(name)
     assert "--temperature" in told("generate") and "--context" in told("answer")
 

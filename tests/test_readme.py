@@ -172,7 +172,6 @@ def train() -> None:
         "gan": "train_gan --widths 8 --discriminator_widths 8",
         "diffusion": "train_diffusion --widths 8 16",
         "classifier": "train_classifier --width 8 --depth 1",
-        "seq2seq": "train_seq2seq --depth 1 --width 32 --heads 2 --dialogue plays.txt",
     }
     for name, words in small.items():
         recipe, *given = words.split()
@@ -180,6 +179,8 @@ def train() -> None:
         run_here(recipe, *given)
     for name in ("mybook", "demo", "sft", "aligned"):
         shutil.copytree("runs/charlm", f"runs/{name}")
+    replies = ("--depth", "1", "--width", "32", "--dialogue", "plays.txt", "--max_steps", "30")
+    run_here("train_seq2seq", *SHORT, *replies, "--output_dir", "runs/seq2seq")
     shutil.copytree("runs/seq2seq", "runs/dates")
     reward = ("--init_from", "runs/sft", "--data", "pairs.jsonl", "--output_dir", "runs/reward")
     run_here("train_reward", *SHORT, *reward)

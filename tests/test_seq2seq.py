@@ -351,6 +351,7 @@ def test_bad_settings_are_named(pairs_file, tmp_path, words, message):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # the Hub's own
 def test_a_pushed_model_comes_back(trained_pairs, monkeypatch, tmp_path):
     options = {"strategy": "greedy", "max_new_tokens": 8}
     with serve() as hub:

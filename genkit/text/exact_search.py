@@ -20,7 +20,7 @@ from genkit.text.kv_cache import decoder_start
 from genkit.text.scoring import gather_tokens
 from genkit.text.strategies import Rules
 
-AT_ONCE = 64  # beginnings that are extended in one step of the model
+AT_ONCE = 64  # prefixes that are extended in one step of the model
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class MostLikely:
 
     tokens: list[int]
     score: float  # its log-probability, in nats
-    nodes: int  # beginnings whose next tokens were looked at
+    nodes: int  # prefixes whose next tokens were looked at
     is_exact: bool  # nothing that could be more likely was left out
 
 
 class Decoder:
-    """An encoder-decoder that has read one source: what it thinks of any beginning of a target."""
+    """An encoder-decoder that has read one source: what may follow any prefix of a target."""
 
     @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, source: list[int]) -> None:
@@ -55,14 +55,14 @@ class Decoder:
         )
         return output.logits.float().log_softmax(-1)
 
-    def next_tokens(self, beginnings: torch.Tensor) -> torch.Tensor:
-        """Return the log-probabilities after beginnings, (n, length) to (n, vocabulary)."""
-        begun = torch.nn.functional.pad(beginnings, (1, 0), value=self.start)
+    def next_tokens(self, prefixes: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities after prefixes, (n, length) to (n, vocabulary)."""
+        begun = torch.nn.functional.pad(prefixes, (1, 0), value=self.start)
         return self.log_probabilities(begun)[:, -1].cpu()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Return the log-probability of each sequence, its end included if it has one."""
-        rows = [torch.tensor(sequence) for sequence in sequences]
+        rows = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
         targets = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
         inputs = torch.nn.functional.pad(targets[:, :-1].clamp(min=0), (1, 0), value=self.start)
         logs = gather_tokens(self.log_probabilities(inputs).cpu(), targets.clamp(min=0))
@@ -78,38 +78,38 @@ def find_most_likely(
     Args:
         rules: which tokens end a sequence, which are excluded or forced, and the longest length.
         known: a sequence to begin with: the more likely it is, the less is looked at.
-        budget: beginnings after which the search stops.
+        budget: prefixes after which the search stops.
     """
     best, score, nodes = list(known), decoder.score([known])[0], 0
     stack = [(torch.empty(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))]
     while stack:
-        beginnings, totals = stack.pop()
+        prefixes, totals = stack.pop()
         going = totals > score  # a better sequence may have been found since
-        beginnings, totals = beginnings[going], totals[going]
+        prefixes, totals = prefixes[going], totals[going]
         if not len(totals):
             continue
         if nodes >= budget:
             return MostLikely(best, score, nodes, False)
         nodes += len(totals)
-        grown = totals[:, None] + _allowed(decoder.next_tokens(beginnings), beginnings, rules)
-        ends = _ending(grown.shape[1], beginnings.shape[1], rules)
+        grown = totals[:, None] + _allowed(decoder.next_tokens(prefixes), prefixes, rules)
+        ends = _ending(grown.shape[1], prefixes.shape[1], rules)
         finished = grown.masked_fill(~ends, -torch.inf)
         if finished.max() > score:
             row, token = divmod(int(finished.argmax()), grown.shape[1])
-            best, score = [*beginnings[row].tolist(), token], float(finished.max())
-        stack += _children(beginnings, grown.masked_fill(ends, -torch.inf), score)
+            best, score = [*prefixes[row].tolist(), token], float(finished.max())
+        stack += _children(prefixes, grown.masked_fill(ends, -torch.inf), score)
     return MostLikely(best, score, nodes, True)
 
 
-def _allowed(logs: torch.Tensor, beginnings: torch.Tensor, rules: Rules) -> torch.Tensor:
+def _allowed(logs: torch.Tensor, prefixes: torch.Tensor, rules: Rules) -> torch.Tensor:
     """Return log-probabilities, (n, vocabulary), -inf where the rules exclude a token."""
-    step, forced = beginnings.shape[1], rules.forced(beginnings.shape[1])
+    step, forced = prefixes.shape[1], rules.forced(prefixes.shape[1])
     if forced is not None:
         only = torch.full_like(logs, -torch.inf)
         only[:, forced] = logs[:, forced]
         return only.double()
     if not rules.leave_all(step):
-        logs = rules.scores(logs, beginnings.tolist(), [0] * len(logs))
+        logs = rules.scores(logs, prefixes.tolist(), [0] * len(logs))
     return logs.double()
 
 
@@ -122,12 +122,12 @@ def _ending(vocabulary: int, step: int, rules: Rules) -> torch.Tensor:
 
 
 def _children(
-    beginnings: torch.Tensor, grown: torch.Tensor, score: float
+    prefixes: torch.Tensor, grown: torch.Tensor, score: float
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return longer beginnings that may still win, a few at a time, the most likely last."""
+    """Return longer prefixes that may still win, a few at a time, the most likely last."""
     rows, tokens = (grown > score).nonzero(as_tuple=True)
     totals = grown[rows, tokens]
     order = totals.argsort(descending=True, stable=True)
-    longer = torch.cat([beginnings[rows], tokens[:, None]], 1)[order]
+    longer = torch.cat([prefixes[rows], tokens[:, None]], 1)[order]
     parts = zip(longer.split(AT_ONCE), totals[order].split(AT_ONCE), strict=True)
     return list(parts)[::-1] if len(order) else []

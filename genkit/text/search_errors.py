@@ -49,7 +49,7 @@ class Searched:
     target: str
     outputs: dict[str, Output]  # by "1", "2", … beams, "exact" and "reference"
     is_exact: bool  # False: the exact search ran out of its budget
-    nodes: int  # beginnings that the exact search looked at
+    nodes: int  # prefixes that the exact search looked at
 
     def misses(self, name: str, by: str | None = None) -> bool:
         """Whether a search found a less likely sequence than another one, or than any other.
@@ -122,7 +122,7 @@ def search_errors(
         beams: widths of beam search; 1 takes the most likely token each time.
         count: at most so many of the pairs, the first ones.
         max_new_tokens: tokens of the longest sequence; default: twice those of the longest target.
-        budget: beginnings of sequences after which the exact search of a pair stops.
+        budget: prefixes after which the exact search of a pair stops.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
 
     Raises:
