@@ -68,6 +68,7 @@ LONG = ["--stages", "--kills 5"]
 LONG += [f"--recipe align --kills {n}" for n in ("20", "10 --processes 2")]
 LONG += [f"--recipe finetune_text2image --kills 20 --processes {n}" for n in (1, 2)]
 LONG += [f"--recipe {name} --kills 10 --processes {n}" for name in RECIPES for n in (1, 2)]
+LONG += ["--recipe train_private --kills 50"]
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def pictures(folder: Path, shades: np.ndarray, labels: np.ndarray) -> None:
         place = folder / "pictures" / str(labels[i]) / f"{i}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(shades[i]).resize((64, 64)).save(place)
-    for name, some in {"train": range(900), "test": range(900, 1500)}.items():
+    for name, some in {"train": range(1000), "test": range(1000, 1600)}.items():
         cells = []
         for i in some:
             file = io.BytesIO()
@@ -170,6 +170,7 @@ def train() -> None:
         "qa": "train_qa --from_scratch --data questions.json --depth 1 --width 32 --heads 2",
         "vae": "train_vae --network dense --widths 32 --latent_dim 2",
         "gan": "train_gan --widths 8 --discriminator_widths 8",
+        "private": "train_private --widths 8 --critic_widths 4 8 --conditional",
         "diffusion": "train_diffusion --widths 8 16",
         "classifier": "train_classifier --width 8 --depth 1",
     }

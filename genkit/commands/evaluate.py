@@ -11,6 +11,7 @@ from genkit.commands import common, flags
 EXAMPLES = """\
   genkit evaluate runs/vae --data test.parquet --extractor runs/classifier --count 2000
   genkit evaluate pictures --data test.parquet --extractor runs/classifier     # a folder of images
+  genkit evaluate runs/private --data test.parquet --task classify    # what the samples teach
   genkit evaluate runs/charlm --data sequel.txt --stride 64
 """
 

@@ -43,7 +43,7 @@ model = {model}
 
 {protocol}
 
-{curves}## Intended use and limits
+{guarantee}{curves}## Intended use and limits
 
 {limits}
 
@@ -143,6 +143,7 @@ def card(
     library: str = "transformers",
     prompt: str | list[dict[str, str]] | None = None,
     base_model: str | None = None,
+    guarantee: str = "",
 ) -> str:
     """Write a model's card for the recipe that is running.
 
@@ -159,6 +160,7 @@ def card(
         library: which loads it, "transformers" or "diffusers".
         prompt: text that a language model knows, or a chat, for examples.
         base_model: the model that it was made from, or is an adapter of; named if it is on the Hub.
+        guarantee: a section on what is promised about the training data.
     """
     packages = (library, "accelerate", "torch")
     paths = [*sys.argv[1:], data, *_settings(folder)]
@@ -177,6 +179,7 @@ def card(
         usage=usage.strip(),
         figures=f"| figure | value |\n|---|---|\n{table}".strip(),
         protocol=protocol,
+        guarantee=f"{guarantee}\n" if guarantee else "",
         curves=_curves(folder),
         limits=LIMITS[task],
         command=f"accelerate launch recipes/{Path(sys.argv[0]).name} {words}",
@@ -202,8 +205,8 @@ def write_card(
     record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
     settings = record["settings"]
     weights = "averaged" if settings["ema"] else "raw"
-    hashes = ", ".join(f"{name} {value}" for name, value in record["facts"].items())
-    protocol += f" Evaluated with {weights} weights in {precision}; {hashes}; seed "
+    hashes = "".join(f"{name} {value}, " for name, value in record["facts"].items())
+    protocol += f" Evaluated with {weights} weights in {precision}; {hashes}seed "
     protocol += f"{settings['seed']}."
     text = card(run, protocol=protocol, license=settings["license"], **parts)
     (folder / FILE).write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import accelerate
 import torch
@@ -16,6 +16,16 @@ from genkit.training import checkpoints
 from genkit.training.optim import averaging
 
 T = TypeVar("T")
+
+
+class Stateful(Protocol):
+    """What a checkpoint holds a state of."""
+
+    def state(self) -> dict[str, Any]:
+        """Return everything a checkpoint must hold."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Undo `state`."""
 
 
 @dataclass

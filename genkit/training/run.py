@@ -39,7 +39,7 @@ from genkit import console, machine
 from genkit.training import checkpoints
 from genkit.training.background_push import Pusher
 from genkit.training.folder import RunFolder
-from genkit.training.network import Network, prepare_loss, prepare_network
+from genkit.training.network import Network, Stateful, prepare_loss, prepare_network
 from genkit.training.optim import rate_factor
 from genkit.training.processes import Processes
 from genkit.training.progress import Clock, Progress, estimate_run, read_progress
@@ -79,6 +79,7 @@ class Run(Processes):
         )
         self.folder = RunFolder(Path(settings.output_dir))
         self.networks: dict[str, Network] = {}
+        self.kept: dict[str, Stateful] = {}  # what else checkpoints hold
         self.progress = Progress()
         self.clock = Clock()
         self.compile_seconds = 0.0
@@ -433,7 +434,7 @@ class Run(Processes):
         """Write a checkpoint of the step just done."""
         if self.is_main:
             state = {"progress": asdict(self.progress)}
-            state |= {name: network.state() for name, network in self.networks.items()}
+            state |= {name: part.state() for name, part in (self.networks | self.kept).items()}
             keep = self.settings.keep_checkpoints
             self.folder.sync_log()
             checkpoints.save_checkpoint(self.folder.checkpoints, self.progress.step, state, keep)
@@ -484,8 +485,8 @@ class Run(Processes):
     def _load_checkpoint(self, checkpoint: Path) -> None:
         state = checkpoints.load_checkpoint(checkpoint)
         try:
-            for name, network in self.networks.items():
-                network.load_state(state[name])
+            for name, part in (self.networks | self.kept).items():
+                part.load_state(state[name])
             self.progress = read_progress(state["progress"], self.folder.path)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())

@@ -26,6 +26,7 @@ from genkit.text.language_model import LanguageModel
 from genkit.text.perplexity import Perplexity, perplexity
 from genkit.vision import pipelines, sampling
 from genkit.vision.pipelines import Encoder
+from genkit.vision.usefulness import Usefulness, measure_usefulness
 
 HINT = "Give the folder or Hub id of a model, or a folder or table of images"
 MOST = 10_000  # images that are sampled from a model by default
@@ -36,6 +37,7 @@ def evaluate(
     model: str | Path | LanguageModel | Given,
     data: str | Path | Given | Sequence[str] = image_files.DIGITS,
     *,
+    task: str | None = None,
     extractor: str | Path | Extractor | None = None,
     count: int | None = None,
     labels: Labels | None = None,
@@ -52,7 +54,7 @@ def evaluate(
     channels: int | None = None,
     skip_corrupt: bool = False,
     allow_outside: bool = False,
-) -> Evaluation | Perplexity:
+) -> Evaluation | Perplexity | Usefulness:
     """Measure how well a language model predicts texts, or generated images match real ones.
 
     Args:
@@ -60,9 +62,11 @@ def evaluate(
             generated images: a path, `Images`, a tensor in [-1, 1], (n, channels, height, width), a
             uint8 array, (n, height, width, channels), or a list of PIL images.
         data: texts, or a text file, for a language model; otherwise real images, see `Judge`.
+        task: classify, to train a classifier on the images, of all classes alike if sampled,
+            and test it on the data, without an extractor; default: compare features; images only.
         extractor: image classifier that gives features: folder, Hub id or inception; images only.
         count: images to sample, or to use of those given; default: half as many as the real ones,
-            at most 10,000, or all that are given; images only.
+            at most 10,000, for a task 60,000, or all that are given; images only.
         labels: class that each image should show, see `Judge.judge`; default for a
             class-conditional model: as in the real images; images only.
         train: training images, among which copies are searched, see `Judge`; images only.
@@ -80,13 +84,15 @@ def evaluate(
         allow_outside: read images that a table or a link names elsewhere; images only.
 
     Returns:
-        The figures with their protocol; of images also margins and baselines.
+        The figures with their protocol; of images also margins and baselines; of a task the
+        accuracy on the data.
 
     Raises:
         ValueError: an argument is invalid.
     """
     machine.find_device(device)
-    options: dict[str, Any] = {"extractor": extractor, "count": count, "labels": labels}
+    options: dict[str, Any] = {"task": task, "extractor": extractor, "count": count}
+    options |= {"labels": labels}
     options |= {"train": train, "real_count": real_count, "k": k, "seed": seed}
     options |= {"weights": weights, "sampler": sampler, "evaluations": evaluations}
     reading: dict[str, Any] = {"resolution": resolution, "channels": channels}
@@ -146,6 +152,7 @@ def _evaluate_images(
     data: Any,
     reading: dict[str, Any],
     *,
+    task: str | None,
     extractor: str | Path | Extractor | None,
     count: int | None,
     labels: Labels | None,
@@ -155,8 +162,12 @@ def _evaluate_images(
     device: str | None,
     k: int,
     **options: Any,
-) -> Evaluation:
+) -> Evaluation | Usefulness:
     """Compare the samples of a saved model, or given images, with real images; see `evaluate`."""
+    if task is not None:
+        options |= {"weights": weights, "device": device, "extractor": extractor}
+        options |= {"sampler": sampler, "evaluations": evaluations, "k": k}
+        return _evaluate_task(task, images, saved, data, count, labels, options, reading)
     if extractor is None:
         raise ValueError("extractor is required for images: give the output of train_classifier")
     if count is not None and count < 1:
@@ -177,6 +188,40 @@ def _evaluate_images(
         return _evaluate_pipeline(judge, pipeline, str(images), count, labels, weights)
     return judge.judge(
         given, labels, name=name, weights=weights, sampler=sampler, evaluations=evaluations
+    )
+
+
+def _evaluate_task(
+    task: str,
+    images: Any,
+    saved: Path | None,
+    data: Any,
+    count: int | None,
+    labels: Labels | None,
+    options: dict[str, Any],
+    reading: dict[str, Any],
+) -> Usefulness:
+    """Measure how useful a saved model's samples, or given images, are for a task."""
+    if task != "classify":
+        raise ValueError(f"task must be classify, got {task!r:.80}")
+    seed, weights, device = (options.pop(name) for name in ("seed", "weights", "device"))
+    for name, value in options.items():
+        if value is not None and (name, value) != ("k", K):
+            raise ValueError(f"{name}={value!r:.80} compares features; leave it out with a task")
+    if count is not None and count < 1:
+        raise ValueError(f"count must be 1 or more, got {count}")
+    pipeline = None if saved is None else pipelines.load_pipeline(saved, weights)
+    if pipeline is not None:
+        pipeline.to(machine.find_device(device))
+    return measure_usefulness(
+        images,
+        data,
+        name=str(images) if isinstance(images, str | Path) else "the images given",
+        pipeline=pipeline,
+        count=count,
+        labels=labels,
+        seed=seed,
+        **reading,
     )
 
 
