@@ -101,10 +101,10 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     values: dict[str, Any] = {"epsilon": None if settings.noise else 10.0}
     values |= {"accountant": accounting.default_accountant()}
     if adversarial:
-        values |= {"batch_size": 512, "max_steps": 6000, "critic_steps": 3}
+        values |= {"batch_size": 512, "max_steps": 3000, "critic_steps": 1}
     else:
         values |= {"batch_size": 500, "max_steps": 2000, "critic_steps": 1}
-    values |= {"learning_rate": 1e-3, "critic_learning_rate": 1e-3, "muon_learning_rate": 0.01}
+    values |= {"learning_rate": 2e-3, "critic_learning_rate": 5e-4, "muon_learning_rate": 0.01}
     values |= {"warmup": 0.0, "decay": 0.0 if settings.max_minutes else 0.5}
     values |= {"optimizer": "adamw", "weight_decay": 0.0, "ema": 0.99}
     return values | {"mixed_precision": "no", "compile": False}

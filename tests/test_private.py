@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from scipy import stats
 from torch.func import functional_call
 
+import genkit
 from genkit.data import images
 from genkit.hub import staging
 from genkit.models import mean_embedding, private
@@ -501,3 +503,46 @@ def test_two_processes_are_one(run, train, tmp_path):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert theirs[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+# ---- how useful generated images are
+
+
+def test_images_of_the_right_classes_teach_more_than_others():
+    real = images.load_images("digits")
+    some, rest = real.take(np.arange(1200)), real.take(np.arange(1200, 1797))
+    state = torch.get_rng_state()
+    good = genkit.evaluate(some, rest, task="classify", seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    labels = np.random.default_rng(0).permutation(some.labels[some.rows])
+    bad = genkit.evaluate(some, rest, task="classify", labels=labels)
+    assert good.accuracy > 0.5 > bad.accuracy
+    assert (good.count, good.real, good.seed) == (1200, 597, 3)
+    assert good.margin == pytest.approx(1.96 * math.sqrt(good.accuracy * (1 - good.accuracy) / 597))
+    assert f"accuracy  {good.accuracy:.4f}" in str(good) and rest.sha256[:12] in str(good)
+
+
+def test_a_private_model_is_put_to_use(run):
+    found = genkit.evaluate(run, "digits", task="classify", count=300)
+    assert 0 <= found.accuracy < 0.6 and found.count == 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "draw"}, "task must be classify, got 'draw'"),
+        ({"task": "classify", "k": 3}, "k=3 compares features; leave it out with a task"),
+        ({"task": "classify", "extractor": "x"}, "extractor='x' compares features"),
+        ({"task": "classify", "count": 0}, "count must be 1 or more, got 0"),
+    ],
+)
+def test_options_that_are_for_other_evaluations_are_refused(options, message):
+    real = images.load_images("digits")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        genkit.evaluate(real, real, **options)
+
+
+def test_images_without_classes_teach_nothing():
+    real = images.load_images("digits")
+    with pytest.raises(ValueError, match="requires images with labels"):
+        genkit.evaluate(real.batch(np.arange(20)), real, task="classify")
