@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import ON_CPU, TWO, log_of, recipe_module, run_here, weights_of
+from builders import ON_CPU, TWO, benchmark, log_of, recipe_module, run_here, weights_of
 from PIL import Image
 from scipy import stats
 from torch.func import functional_call
@@ -546,3 +546,28 @@ def test_images_without_classes_teach_nothing():
     real = images.load_images("digits")
     with pytest.raises(ValueError, match="requires images with labels"):
         genkit.evaluate(real.batch(np.arange(20)), real, task="classify")
+
+
+# ---- the audit
+
+
+def test_a_bound_of_the_audit_is_below_what_was_spent():
+    audit = benchmark("privacy")
+    rng = np.random.default_rng(0)
+    # without sampling, one step of noise 1: the log-likelihood ratio is normal
+    without, with_it = rng.normal(-0.5, 1, 4000), rng.normal(0.5, 1, 4000)
+    bound = audit.lower_bound((without, with_it))
+    spent = accounting.epsilon("rdp", 1.0, 1.0, 1, audit.DELTA)
+    assert 0.3 < bound < spent
+    assert audit.lower_bound((without, without)) == 0
+    assert audit.lower_bound((without - 9, with_it + 9)) > 5
+
+
+@pytest.mark.slow
+def test_the_audit_catches_broken_steps(capsys):
+    audit = benchmark("privacy")
+    audit.audit(200)
+    lines = capsys.readouterr().out.splitlines()
+    bounds = {line[:16].strip(): float(line.split()[-1]) for line in lines[1:]}
+    assert list(bounds) == ["as it is", *audit.BROKEN]
+    assert bounds.pop("as it is") < audit.CLAIM < min(bounds.values())
