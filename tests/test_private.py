@@ -24,6 +24,7 @@ from genkit.models import mean_embedding, private
 from genkit.models.mean_embedding import RandomFeatures
 from genkit.models.private_critic import Critic
 from genkit.training import accounting, checkpoints
+from genkit.vision import usefulness
 
 KEY = bytes(range(32))
 TINY = "--conditional --widths 8 --critic_widths 4 8 --latent_dim 4 --accountant rdp"
@@ -287,6 +288,20 @@ def test_what_an_image_adds_to_an_embedding_has_norm_1():
     assert (whole - less).norm().item() == pytest.approx(1, rel=1e-5)
 
 
+def test_some_features_are_columns_of_all():
+    pixels, _ = some_rows(9)
+    extract = RandomFeatures((1, 8, 8), 400, 0)
+    some = torch.tensor([3, 150, 199])
+    found = extract(pixels.float(), some) * math.sqrt(3 / extract.half)
+    assert torch.allclose(found, extract(pixels.float())[:, extract.columns(some)], atol=1e-6)
+    descriptions = extract.describe(pixels.float())
+    assert descriptions.norm(dim=1).tolist() == pytest.approx([1] * 9, rel=1e-5)
+    distances = torch.cdist(descriptions, descriptions)
+    whole = extract(pixels.float())
+    kernels = sum((-(distances**2) / (2 * h**2)).exp() for h in mean_embedding.LENGTHS) / 2
+    assert (whole @ whole.T - kernels).abs().max() < 0.25  # of 200 frequencies
+
+
 def test_gradients_of_processes_average_to_that_of_the_batch():
     released = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     own = [torch.randn(3, 5, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
@@ -508,7 +523,8 @@ def test_two_processes_are_one(run, train, tmp_path):
 # ---- how useful generated images are
 
 
-def test_images_of_the_right_classes_teach_more_than_others():
+def test_images_of_the_right_classes_teach_more_than_others(monkeypatch):
+    monkeypatch.setattr(usefulness, "STEPS", 60)
     real = images.load_images("digits")
     some, rest = real.take(np.arange(1200)), real.take(np.arange(1200, 1797))
     state = torch.get_rng_state()
@@ -522,7 +538,8 @@ def test_images_of_the_right_classes_teach_more_than_others():
     assert f"accuracy  {good.accuracy:.4f}" in str(good) and rest.sha256[:12] in str(good)
 
 
-def test_a_private_model_is_put_to_use(run):
+def test_a_private_model_is_put_to_use(run, monkeypatch):
+    monkeypatch.setattr(usefulness, "STEPS", 5)
     found = genkit.evaluate(run, "digits", task="classify", count=300)
     assert 0 <= found.accuracy < 0.6 and found.count == 300
 

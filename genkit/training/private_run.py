@@ -276,11 +276,13 @@ def release_embedding(
 
     It is the same when a run is resumed: the noise follows from the key.
     """
-    total = torch.zeros(len(train.names) if conditional else 1, extract.count, dtype=torch.float64)
+    total = torch.zeros(
+        len(train.names) if conditional else 1, 2 * extract.half, dtype=torch.float64
+    )
     mine = np.array(run.shard(len(train)))
     for block in blocks(len(mine), BLOCK):
-        images, classes = rows(train, mine[block], conditional, run.device)
-        total += class_sums(extract(images), classes).double().cpu()
+        images, hot = rows(train, mine[block], conditional, run.device)
+        total += class_sums(extract(images), hot).double().cpu()
     summed = run.sum(total.flatten())
     normal = private.normals(secret.key, "noise", 1, len(summed))
     mean = private.noisy_mean(summed, normal, budget.noise, 1.0, len(train))
