@@ -1,12 +1,12 @@
 """Train a generator of images under differential privacy: it keeps each single image secret.
 
     accelerate launch recipes/train_private.py --images train.parquet --epsilon 10 --conditional
-    accelerate launch recipes/train_private.py --images train.parquet --method merf --conditional
-    accelerate launch recipes/train_private.py --images train.parquet --noise 1.1 --max_steps 2000
+    accelerate launch recipes/train_private.py --images train.parquet --method gan --conditional
+    accelerate launch recipes/train_private.py --images train.parquet --noise 1.1
     accelerate launch recipes/train_private.py --output_dir runs/private --resume
 
-Methods: gan, a critic whose gradients at private images are clipped and noisy; merf, one noisy mean
-embedding. Nothing else is computed from private images: no figures, no pictures, no hash. The
+Methods: merf, one noisy mean embedding; gan, a critic whose gradients at private images are clipped
+and noisy. Nothing else is computed from private images: no figures, no pictures, no hash. The
 checkpoints hold the secret key of the noise: publish the model, by `genkit push`, never them.
 """
 
@@ -50,7 +50,7 @@ class Settings(PrivateSettings):
     """Settings of this recipe; see also PrivateSettings, ImageSettings and RunSettings."""
 
     output_dir: str = setting("runs/private", "folder of the run and of the model")
-    method: str = setting("gan", "adversarial, or by a mean embedding", choices=("gan", "merf"))
+    method: str = setting("merf", "by a mean embedding, or adversarial", choices=("merf", "gan"))
     conditional: bool = setting(False, "class-conditional model")
     widths: list[int] | None = setting(
         None, "features of the generator, the smallest map first", least=1

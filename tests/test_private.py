@@ -29,7 +29,7 @@ from genkit.vision import usefulness
 KEY = bytes(range(32))
 TINY = "--conditional --widths 8 --critic_widths 4 8 --latent_dim 4 --accountant rdp"
 SHORT = "--max_steps 6 --evaluations 2 --save_steps 2 --keep_checkpoints 9 --batch_size 100"
-GAN = (*TINY.split(), *SHORT.split(), "--epsilon", "8", "--delta", "1e-4")
+GAN = ("--method", "gan", *TINY.split(), *SHORT.split(), "--epsilon", "8", "--delta", "1e-4")
 
 
 def small_critic(size=(1, 8, 8), labels=3):
@@ -475,7 +475,15 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "message"), BAD)
 def test_what_cannot_be_private_is_refused(words, message, tmp_path):
-    words = [*words.split(), "--accountant", "rdp", "--output_dir", str(tmp_path / "run")]
+    words = [
+        *words.split(),
+        "--method",
+        "gan",
+        "--accountant",
+        "rdp",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(ValueError) as refused:
         run_here("train_private", *words)
     assert message in str(refused.value)
@@ -493,7 +501,8 @@ def test_few_images_are_refused(tmp_path):
 
 
 def test_more_noise_than_a_budget_allows_ends_the_run_early(tmp_path):
-    words = f"{TINY} --batch_size 100 --noise 1 --epsilon 2 --delta 1e-4 --max_steps 4000".split()
+    words = f"--method gan {TINY} --batch_size 100 --noise 1 --epsilon 2 --delta 1e-4".split()
+    words += ["--max_steps", "4000"]
     with recipe_module("train_private", *words, "--output_dir", tmp_path / "run") as module:
         settings = module.parse(module.Settings, module.preset)
         with module.Run(settings) as run:

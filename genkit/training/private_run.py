@@ -72,11 +72,6 @@ class PrivateSettings(ImageSettings):
             raise ValueError("--mixed_precision bf16: gradients are clipped in float32; give no")
         if self.patience and self.public_images is None:
             raise ValueError(f"--patience {self.patience} requires --public_images")
-        if self.noise is None and self.max_minutes and not self.max_steps:
-            raise ValueError(
-                "--max_minutes: the noise follows from the number of steps; give --max_steps, too, "
-                "or --noise"
-            )
 
 
 def load_private(run: Run, settings: PrivateSettings) -> tuple[Images, Images | None]:
@@ -202,7 +197,12 @@ def plan(run: Run, settings: PrivateSettings, count: int, once: bool = False) ->
     )
     length = 1 if once else settings.max_steps
     if settings.noise is None:
-        assert settings.epsilon is not None and length is not None, "checked with the settings"
+        assert settings.epsilon is not None, "the preset chooses it"
+        if length is None:
+            raise ValueError(
+                "--max_minutes: the noise follows from the number of steps; give --max_steps, too, "
+                "or --noise"
+            )
         settings.noise = run.broadcast(
             accounting.find_noise(name, settings.epsilon, rate, length, delta) if run.is_main else 0
         )
