@@ -296,7 +296,7 @@ class Crash:
         if at_event:
             sys.addaudithook(_die_at(at_event, folder / "checkpoints"))
         # the key of private runs, without which no two of them are alike
-        secrets.token_hex = lambda count=32: "5a" * count
+        secrets.token_hex = lambda nbytes=None: "5a" * (nbytes or 32)
         sys.argv = [str(self.recipe), "--output_dir", str(folder)]
         sys.argv += ["--max_steps", str(STEPS), "--save_steps", "4", "--evaluations", "2"]
         sys.argv += self.words

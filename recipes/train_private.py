@@ -222,8 +222,8 @@ def embedding_loss(
     A step compares some of the features, others than the step before.
     """
     draw = torch.Generator().manual_seed(run.progress.step)
-    some = torch.randperm(extract.half, generator=draw)[:COMPARED].to(run.device)
-    released = released[:, extract.columns(some)] * math.sqrt(extract.half / len(some))
+    some = torch.randperm(extract.pairs, generator=draw)[:COMPARED].to(run.device)
+    released = released[:, extract.columns(some)] * math.sqrt(extract.pairs / len(some))
     own = mean_embedding.class_sums(extract(fake, some), classes) / len(fake)
     mean = run.sum(own.detach().flatten().double() / run.processes).view_as(own).to(own)
     return mean_embedding.embedding_loss(released, own, mean)

@@ -292,7 +292,7 @@ def test_some_features_are_columns_of_all():
     pixels, _ = some_rows(9)
     extract = RandomFeatures((1, 8, 8), 400, 0)
     some = torch.tensor([3, 150, 199])
-    found = extract(pixels.float(), some) * math.sqrt(3 / extract.half)
+    found = extract(pixels.float(), some) * math.sqrt(3 / extract.pairs)
     assert torch.allclose(found, extract(pixels.float())[:, extract.columns(some)], atol=1e-6)
     descriptions = extract.describe(pixels.float())
     assert descriptions.norm(dim=1).tolist() == pytest.approx([1] * 9, rel=1e-5)

@@ -41,15 +41,15 @@ class RandomFeatures(torch.nn.Module):
         filters -= filters.mean((1, 2, 3), keepdim=True)  # a uniform area has no response
         self.register_buffer("filters", filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
         size = 2 * FILTERS * math.ceil(height / POOLED) * math.ceil(width / POOLED)
-        self.half = count // (2 * len(LENGTHS)) * len(LENGTHS)
+        self.pairs = count // (2 * len(LENGTHS)) * len(LENGTHS)
         drawn = [
-            torch.randn(size, self.half // len(LENGTHS), generator=generator) / length
+            torch.randn(size, self.pairs // len(LENGTHS), generator=generator) / length
             for length in LENGTHS
         ]
         self.register_buffer("frequencies", torch.cat(drawn, 1))
 
     def forward(self, images: torch.Tensor, some: torch.Tensor | None = None) -> torch.Tensor:
-        """Return features of images in [-1, 1], (n, 2 half), each row of norm 1.
+        """Return features of images in [-1, 1], (n, 2 pairs), each row of norm 1.
 
         Args:
             some: numbers of frequencies, (m,): their features alone, (n, 2 m), which are scaled as
@@ -68,7 +68,7 @@ class RandomFeatures(torch.nn.Module):
 
     def columns(self, some: torch.Tensor) -> torch.Tensor:
         """Return which of all features those of some frequencies are, (2 m,)."""
-        return torch.cat([some, some + self.half])
+        return torch.cat([some, some + self.pairs])
 
 
 def class_sums(features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

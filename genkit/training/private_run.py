@@ -277,7 +277,7 @@ def release_embedding(
     It is the same when a run is resumed: the noise follows from the key.
     """
     total = torch.zeros(
-        len(train.names) if conditional else 1, 2 * extract.half, dtype=torch.float64
+        len(train.names) if conditional else 1, 2 * extract.pairs, dtype=torch.float64
     )
     mine = np.array(run.shard(len(train)))
     for block in blocks(len(mine), BLOCK):
