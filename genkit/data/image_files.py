@@ -155,6 +155,13 @@ def _folder(path: Path, source: ImageSource) -> tuple[str, Callable[[], EncodedI
     return identity, open_images
 
 
+def list_images(folder: Path) -> list[Path]:
+    """List the images of a folder, or of the folders in it, in the order that they are read in."""
+    loose, _ = _sort_out([p for p in folder.iterdir() if not p.name.startswith(".")])
+    classes, _ = _find_classes([folder / name for name in _class_names(folder)])
+    return [file for files in classes for file in files] or loose
+
+
 def _find_classes(folders: list[Path]) -> tuple[list[list[Path]], list[Path]]:
     """Return the images of each class, and the other files in all of them."""
     sorted_out = [_sort_out(_files_below(folder)) for folder in folders]

@@ -21,7 +21,7 @@ RUN_FILE = "run.json"  # settings of the run, and hashes of its data
 PICTURES = (
     *("loss.png", "progress.png", "progress.gif", "reconstructions.png", "latents.png"),
     *("plane.png", "loss_by_time.png", "completions.png", "confusion.png", "mistakes.png"),
-    *("calibration.png", "painted.png"),
+    *("calibration.png", "painted.png", "translations.png"),
 )
 CARD = """---
 {metadata}
@@ -118,8 +118,8 @@ LIMITS = {
     "one all the same, and its confidence holds for questions like those it was measured on.",
     "image-classification": "For images like those it was trained on, which it puts into one of "
     "its classes, whatever they show. Not for decisions about people.",
-    "image-to-image": "For learning and play: it paints any image in the one style that it was "
-    "trained for, best at the size that it was trained at.",
+    "image-to-image": "For learning and play: it makes of any image what it was trained to make, "
+    "best at the size and for the kind of images that it was trained on. What it adds is a guess.",
     "text-to-image": "For pictures that somebody looks at before they are used. It has the "
     "prejudices and the limits of the pipeline that it was made from, and may come close to single "
     "images that it was trained on.",

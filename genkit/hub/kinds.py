@@ -16,7 +16,7 @@ TEXT, ANSWERS, CLASSIFIER = "text", "answers", "classifier"
 TEXT_CLASSIFIER, REWARD = "text classifier", "reward model"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
-TEXT_TO_IMAGE, STYLIZER = "text-to-image", "stylizer"
+TEXT_TO_IMAGE, STYLIZER, TRANSLATION = "text-to-image", "stylizer", "translation"
 ADAPTER = "adapter"  # of a text-to-image pipeline: low-rank weights, or new words
 
 # by the class that model_index.json names: a stock one, or a file beside it and its class
@@ -25,6 +25,7 @@ PIPELINES: dict[Any, str] = {
     ("gan", "GANPipeline"): GAN,
     ("diffusion", "DenoisingPipeline"): DIFFUSION,
     ("stylizer", "StylizerPipeline"): STYLIZER,
+    ("translation", "TranslationPipeline"): TRANSLATION,
     "DDPMPipeline": DIFFUSION,
 }
 # genkit's own classes of components
@@ -51,6 +52,7 @@ TAKEN = {
     PIXELS: "a model of pixels, which genkit.sample takes",
     TEXT_TO_IMAGE: "a text-to-image pipeline, which genkit.imagine takes",
     STYLIZER: "a stylizer, which genkit.stylize takes",
+    TRANSLATION: "a model that translates images, which genkit.translate takes",
     ADAPTER: "an adapter of a text-to-image pipeline, which genkit.imagine takes as its adapter",
 }
 DRAWS = "an image pipeline, which draws when it is called"
@@ -65,6 +67,7 @@ LOADED = {
     "DenoisingPipeline": DRAWS,
     "PixelPipeline": DRAWS,
     "StylizerPipeline": TAKEN[STYLIZER],
+    "TranslationPipeline": TAKEN[TRANSLATION],
 }
 
 
@@ -87,8 +90,8 @@ def kind_of(folder: Path, argument: str = "model") -> str:
         raise ValueError(
             f"{argument}: {names.describe(folder)!r} holds a {what}; language models, readers of "
             "answers, classifiers of images and of texts, reward models, autoencoders, GANs, "
-            "diffusion models, models of pixels, stylizers and diffusers' text-to-image pipelines "
-            "are supported"
+            "diffusion models, models of pixels, stylizers, models that translate images and "
+            "diffusers' text-to-image pipelines are supported"
         )
     return found
 

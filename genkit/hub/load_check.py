@@ -44,7 +44,7 @@ def refuse_network(event: str, arguments: Any) -> None:
 
 def load_without_genkit(folder: str, kind: str) -> None:
     """Load a model with stock classes, or with the file of genkit's own class that is beside it."""
-    if kind in ("autoencoder", "gan", "diffusion", "stylizer", "text-to-image"):
+    if kind in ("autoencoder", "gan", "diffusion", "stylizer", "translation", "text-to-image"):
         from diffusers import DiffusionPipeline
 
         ours = kind != "text-to-image"

@@ -28,6 +28,7 @@ def make_unet(
     attention: bool = False,
     labels: int = 0,
     mean: bool = False,
+    inputs: int | None = None,
 ) -> UNet2DModel:
     """Build a stock UNet, which halves the image between two widths.
 
@@ -39,6 +40,7 @@ def make_unet(
         labels: number of classes; one more embedding stands for "no class". 0 for an unconditional
             model.
         mean: for a mean flow, whose input has further planes.
+        inputs: channels of the input; default: those of the image, and these planes.
 
     Raises:
         ValueError: the image cannot be halved that often.
@@ -55,7 +57,7 @@ def make_unet(
     kinds = ["Attn" if attention and i == len(widths) - 1 else "" for i in range(len(widths))]
     return UNet2DModel(
         sample_size=height if height == width else (height, width),
-        in_channels=channels + (PLANES if mean else 0),
+        in_channels=inputs or channels + (PLANES if mean else 0),
         out_channels=channels,
         block_out_channels=tuple(widths),
         down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
