@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from genkit.vision.imagining import imagine as imagine
     from genkit.vision.sampling import sample as sample
     from genkit.vision.style import stylize as stylize
+    from genkit.vision.translating import translate as translate
 
 __version__ = "0.1.0"
 
@@ -73,6 +74,7 @@ _HOMES = {
     "correct": "genkit.text.correction",
     "sample": "genkit.vision.sampling",
     "stylize": "genkit.vision.style",
+    "translate": "genkit.vision.translating",
 }
 __all__ = list(_HOMES)
 

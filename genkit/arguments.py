@@ -221,6 +221,14 @@ NAMES: dict[str, dict[str, str]] = {
         "content_weight": "style_weight, over a content weight of 1",
         "generator": "seed",
     },
+    "translate": {
+        "condition": "image, of the kind that the model was trained for",
+        "seeds": "seed",
+        "generator": "seed",
+        "num_steps": "steps",
+        "num_inference_steps": "steps",
+        "mask_image": "mask",
+    },
     "attack": _ATTACK,
     "attack_image": _ATTACK,
     "measure_robustness": _ATTACK

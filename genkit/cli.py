@@ -28,6 +28,7 @@ COMMANDS = {
     "dream": "show in a picture what a classifier sees in it",
     "visualize": "draw what the units of a classifier respond to",
     "stylize": "paint an image in the style of another",
+    "translate": "translate an image, such as grey to colour",
     "explain": "look inside a language model",
     "evaluate": "measure a model",
     "compare": "compare two language models by a reward",

@@ -34,6 +34,7 @@ from genkit.errors import clean_errors
 from genkit.hub import card, vendoring
 from genkit.models import denoisers, diffusion, diffusion_losses, translation, translation_losses
 from genkit.models.translation import TranslationPipeline
+from genkit.models.translation_losses import draw_numbers
 from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings
 from genkit.training.optim import optimizers, player_optimizers
@@ -74,9 +75,6 @@ class Settings(ImageSettings):
     )
     layers: int = setting(1, "residual blocks at each size", least=1)
     attention: bool = setting(False, "self-attention in the smallest feature map")
-    discriminator_learning_rate: float = setting(
-        CHOSEN, "learning rate of the discriminator of pix2pix", above=0
-    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
@@ -87,11 +85,6 @@ class Settings(ImageSettings):
             if value and (self.method != "diffusion" or (flow and name != "objective")):
                 other = f"--method {self.method}" if self.method != "diffusion" else "flow"
                 raise ValueError(f"--{name} {value} excludes {other}")
-        if self.discriminator_learning_rate and self.method != "pix2pix":
-            raise ValueError(
-                f"--discriminator_learning_rate {self.discriminator_learning_rate} requires "
-                "--method pix2pix"
-            )
         if self.pairs is not None:
             self._check_pairs(self.pairs)
 
@@ -108,9 +101,12 @@ SCHEDULES = {"epsilon": "linear", "v": "cosine", "x0": "cosine"}
 SMALLEST = 8  # largest side of the smallest feature map
 GROWTH = (1, 2, 6, 8)  # of the channels, where the map gets smaller
 GENERATOR, CRITIC = 0.6, 0.8  # parts of a run of pix2pix: until when each learns alone
-BETAS = (0.5, 0.999)  # of Adam's averages in the game
-UNITS = {"diffusion": "mean squared error of the prediction"}
-UNITS |= {"regression": "mean squared error", "pix2pix": "100 x mean absolute error"}
+CRITIC_RATE, BETAS = 1e-3, (0.5, 0.999)  # of Adam; the rate has fallen when the critic begins
+UNITS = {
+    "diffusion": "mean squared error of the prediction",
+    "regression": "mean squared error",
+    "pix2pix": "100 x mean absolute error",
+}
 VAL_ROWS, BLOCK = 256, 32  # most images whose loss is measured, and how many at once
 COLUMNS, SEEDS = 8, 3  # images in a picture, and translations of each
 STEPS = 10  # of the sampler, in these pictures
@@ -123,14 +119,12 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     else:
         run = {"max_minutes": 10.0, "batch_size": 64}
     if settings.compile and device != "accelerator":
-        what = "on a CPU, torch's compiler gets the gradient of upsampled features wrong"
-        raise ValueError(f"--compile requires a GPU: {what}")
+        raise ValueError("--compile requires a GPU: on a CPU, its gradients are wrong")
     if settings.method == "diffusion":
-        run["objective"] = settings.objective or "v"
-        if run["objective"] in SCHEDULES:
-            run["schedule"] = SCHEDULES[run["objective"]]
+        run["objective"] = objective = settings.objective or "v"
+        run |= {"schedule": SCHEDULES[objective]} if objective in SCHEDULES else {}
     if settings.method == "pix2pix":
-        run |= {"discriminator_learning_rate": 1e-3, "ema": 0.99}  # it falls before the game
+        run["ema"] = 0.99  # of a game of few steps
     if settings.pairs is None:
         run["condition"] = "grey"
     rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.008, "weight_decay": 0.0}
@@ -149,13 +143,11 @@ def main() -> None:
 
         # ---- model
         scheduler = make_scheduler(settings)
-        probe = np.arange(1)
-        channels = train.batch(probe, torch.zeros(1, translation_losses.UNIFORMS))[1].shape[1]
-        network = make_network(settings, train, channels, run.device.type)
+        network = make_network(settings, train, run.device.type)
         model = run.network("model", network, optimizers(network, settings))
         losses = {"model": run.autocast(partial(make_loss(settings), model))}
         if settings.method == "pix2pix":
-            losses |= make_game(run, settings, model, network, channels)
+            losses |= make_game(run, settings, model, network)
         get_batch = partial(make_batch, run, settings, scheduler, train, order)
         run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
@@ -190,16 +182,14 @@ def make_scheduler(settings: Settings) -> diffusion.Scheduler | None:
     return diffusion.make_scheduler(settings.objective, settings.schedule or "linear")
 
 
-def make_network(
-    settings: Settings, train: Translations, channels: int, device: str
-) -> UNet2DModel:
+def make_network(settings: Settings, train: Translations, device: str) -> UNet2DModel:
     """Build a new model, of a size that fits the images and the machine."""
     size = train.images.size
     halvings = max(1, math.ceil(math.log2(max(size[1:]) / SMALLEST)))
     fewest = 16 if device == "cpu" else 64  # channels of the largest map
     grown = [fewest * GROWTH[min(i, len(GROWTH) - 1)] for i in range(halvings + 1)]
-    inputs = channels + (size[0] if settings.method == "diffusion" else 0)
-    widths = settings.widths or grown
+    inputs, widths = train.condition_channels, settings.widths or grown
+    inputs += size[0] if settings.method == "diffusion" else 0
     return denoisers.make_unet(size, widths, settings.layers, settings.attention, inputs=inputs)
 
 
@@ -227,19 +217,20 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return the loss of a diffusion model, a scalar; see `diffusion_losses.loss`."""
     wrapped: Any = translation_losses.beside(model, condition)
-    drawn, *levels = noise
+    drawn, timesteps, alpha, sigma = noise
+    levels = timesteps, alpha, sigma
     return diffusion_losses.loss(wrapped, images, drawn, None, *levels, objective, min_snr)
 
 
 def make_game(
-    run: Run, settings: Settings, model: torch.nn.Module, network: UNet2DModel, channels: int
+    run: Run, settings: Settings, model: torch.nn.Module, network: UNet2DModel
 ) -> dict[str, Loss]:
     """Add a discriminator to the run, and return the losses of both networks in the game."""
-    size, made = network.config.sample_size, network.config.out_channels
+    size = network.config.sample_size
+    channels = network.config.in_channels + network.config.out_channels
     side = size if isinstance(size, int) else max(size)
-    discriminator = translation_losses.PatchDiscriminator(channels + made, side)
-    rate = settings.discriminator_learning_rate
-    own = dataclasses.replace(settings, learning_rate=rate, optimizer="adamw")
+    discriminator = translation_losses.PatchDiscriminator(channels, side)
+    own = dataclasses.replace(settings, learning_rate=CRITIC_RATE, optimizer="adamw")
     players = player_optimizers(discriminator, own, BETAS)
     wrapped = run.network("discriminator", discriminator, players, averaged=False)
 
@@ -266,22 +257,6 @@ def whose_turn(fraction: float, losses: dict[str, Loss]) -> list[tuple[str, Loss
     return critic if fraction < CRITIC else [*critic, ("model", losses["game"])]
 
 
-def draw(
-    scheduler: diffusion.Scheduler | None, size: tuple[int, ...], count: int, seed: int
-) -> list[torch.Tensor]:
-    """Draw random numbers for a batch: of conditions, then noise, timesteps, alpha and sigma."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.rand(count, translation_losses.UNIFORMS, generator=generator)]
-    if scheduler is not None:
-        noise = torch.randn(count, *size, generator=generator)
-        shuffled = torch.randperm(count, generator=generator)
-        offset = torch.rand(1, generator=generator)
-        quantiles = diffusion_losses.stratified_quantiles(shuffled, offset)
-        noising = diffusion_losses.noising_at_quantiles(scheduler, quantiles)
-        drawn += [noise, noising.timesteps, noising.alpha, noising.sigma]
-    return drawn
-
-
 def make_batch(
     run: Run,
     settings: Settings,
@@ -300,7 +275,8 @@ def make_batch(
     slots = torch.from_numpy(rows - run.first_row)
     words = np.random.SeedSequence((settings.seed, run.turn))
     seed = int(words.generate_state(1, np.uint64)[0])
-    u, *drawn = (each[slots] for each in draw(scheduler, train.images.size, run.batch_size, seed))
+    size = train.images.size
+    u, *drawn = (each[slots] for each in draw_numbers(scheduler, size, run.batch_size, seed))
     return *train.batch(which, u, run.device), *(each.to(run.device) for each in drawn)
 
 
@@ -315,7 +291,7 @@ def evaluate(
     metrics: dict[str, float] = {}
     if run.is_main:
         some = np.unique(np.linspace(0, len(val) - 1, VAL_ROWS, dtype=int))
-        drawn = draw(pipeline.scheduler, val.images.size, len(some), 0)
+        drawn = draw_numbers(pipeline.scheduler, val.images.size, len(some), 0)
         loss, total = make_loss(settings), 0.0
         with torch.no_grad():
             for slots in torch.arange(len(some)).split(BLOCK):
@@ -331,7 +307,7 @@ def evaluate(
 def save_pictures(run: Run, pipeline: TranslationPipeline, val: Translations) -> None:
     """Save validation images with their conditions and translations, and their progress."""
     some = np.unique(np.linspace(0, len(val) - 1, COLUMNS, dtype=int))
-    u = draw(None, (), len(some), 0)[0]
+    u = draw_numbers(None, (), len(some), 0)[0]
     images, condition = val.batch(some, u, run.device)
     shown = condition[:, :-1] if pipeline.condition == "mask" else condition
     rows, steps = {"given": shown}, None if pipeline.deterministic else STEPS
@@ -357,7 +333,7 @@ pipeline(Image.open("old.png"){mask}).images[0].save("translated.png")
 import genkit
 
 # without running that code, of any size
-genkit.translate("old.png", model=model{mask_file}, seed=[0, 1, 2, 3]).save("translated.png")
+genkit.translate("old.png", model=model{mask}, seed=[0, 1, 2, 3]).save("translated.png")
 """
 
 
@@ -372,8 +348,7 @@ def save_model(
 ) -> None:
     """Write the model as diffusers does, with its card."""
     vendoring.save_pipeline(pipeline, path)
-    masked = pipeline.condition == "mask"
-    words = {"mask": ', mask=Image.open("mask.png")', "mask_file": ', mask="mask.png"'}
+    mask = ', mask=Image.open("mask.png")' if pipeline.condition == "mask" else ""
     objective = f" of {settings.objective}" if settings.objective else ""
     source = settings.pairs[1] if settings.pairs else settings.images
     card.write_card(
@@ -385,7 +360,7 @@ def save_model(
         about=f"{pipeline.unet.num_parameters():,} parameters, {settings.method}{objective}, "
         f"condition {pipeline.condition}, trained on {len(train):,} images of {source}, of which "
         f"it was shown {run.progress.rows:,}.",
-        usage=USAGE.format(**words if masked else dict.fromkeys(words, "")),
+        usage=USAGE.format(mask=mask),
         figures=metrics,
         protocol=f"val_loss is the {UNITS[settings.method]} on {min(VAL_ROWS, len(val)):,} "
         f"validation images, evenly from {len(val):,}, with noise of a fixed seed.",

@@ -47,6 +47,7 @@ from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
 from genkit.models.stylizer import Stylizer, StylizerPipeline
+from genkit.models.translation import TranslationPipeline
 from genkit.text.language_model import LanguageModel
 from genkit.training import checkpoints
 from genkit.vision import pixel_lm
@@ -344,6 +345,21 @@ def tiny_seq2seq(folder: Path) -> None:
         language = seq2seq_model("bart", ["a b"])
     language.model.save_pretrained(folder)
     lm.save_tokenizer(language.tokenizer, folder)
+
+
+def tiny_translator(folder: Path, condition: str = "grey", objective: str | None = "v") -> None:
+    vendoring.save_pipeline(translator(condition, objective), folder)
+
+
+def translator(condition: str = "grey", objective: str | None = "v", channels: int = 3):
+    """Return a model of 8 x 8 tiles; without an objective it is deterministic."""
+    given = {"grey": 1, "edges": 1, "mask": channels + 1}.get(condition, channels)
+    inputs = given + (channels if objective else 0)
+    scheduler = diffusion.make_scheduler(objective, "cosine") if objective else None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = denoisers.make_unet((channels, 8, 8), (4, 8), inputs=inputs).eval()
+    return TranslationPipeline(unet, scheduler, condition)
 
 
 def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear", mean: bool = False):

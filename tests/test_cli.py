@@ -416,6 +416,15 @@ def writer(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    from builders import tiny_translator
+
+    folder = tmp_path_factory.mktemp("models") / "translator"
+    tiny_translator(folder)
+    return folder
+
+
 RECORDS = {
     "generate": "generate the rain --model {trained} --max-new-tokens 2 --strategy beam --n-best 2",
     "answer": "answer Where? --context {course} --model {reader}",
@@ -435,6 +444,7 @@ RECORDS = {
     "visualize": "visualize {classifier} --target 3 --steps 1",
     "stylize": "stylize {picture} --style {picture} --model {classifier} --steps 1 --scales 1",
     "stylize in one pass": "stylize {picture} --model {stylizer}",
+    "translate": "translate {picture} --model {translator} --steps 2 --seed 1 2",
 }
 if kernels.available():
     RECORDS["quantize"] = "quantize {trained} --to int8 --output-dir small"
@@ -448,6 +458,7 @@ def test_json_is_all_that_a_command_prints(
     painter,
     stylizer,
     writer,
+    translator,
     course,
     text_file,
     tmp_path,

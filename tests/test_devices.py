@@ -214,6 +214,7 @@ IMAGES = {
     "imagine": lambda **o: genkit.imagine("a fox", **o),
     "evaluate": lambda **o: genkit.evaluate(**o),
     "stylize": lambda **o: genkit.stylize("a.png", **o),
+    "translate": lambda **o: genkit.translate("a.png", **o),
     "attribute": lambda **o: genkit.attribute("a.png", **o),
     "attack": lambda **o: genkit.attack("a.png", **o),
     "dream": lambda **o: genkit.dream("a.png", **o),

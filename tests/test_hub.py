@@ -40,6 +40,8 @@ RECIPES = {
     "--objective flow",
     "pixels": "train_pixels --depth 1 --width 32 --heads 2 --levels 8",
     "stylizer": "train_stylizer --resolution 16 --widths 4 8 --blocks 1",
+    "translation": "train_translation --condition edges --widths 4 8",
+    "pix2pix": "train_translation --condition edges --widths 4 8 --method pix2pix",
 }
 IMAGES = ("autoencoder", "gan", "diffusion", "class_conditional")
 CONTEXT = "The zorp is blue. The mig is tal."
@@ -247,7 +249,7 @@ def test_what_is_pushed_is_a_clean_copy(models, pushed, server):
         assert {"README.md", "metrics.jsonl", "loss.png"} <= set(tree)
         assert len([path for path in tree if path.startswith("samples/")]) <= 1
         code = {path for path in tree if path.endswith(".py")}
-        ours = ("autoencoder", "gan", "class_conditional", "stylizer")
+        ours = ("autoencoder", "gan", "class_conditional", "stylizer", "translation", "pix2pix")
         assert bool(code) == (name in ours), name
         for path in code:
             module = ROOT / "genkit/models" / Path(path).name

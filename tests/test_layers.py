@@ -20,7 +20,9 @@ FLOORS = [  # from the ground up; packages of one floor do not import each other
     {"__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-TRAVELLING = ("models/autoencoder.py", "models/gan.py", "models/diffusion.py", "models/stylizer.py")
+TRAVELLING = tuple(
+    f"models/{name}.py" for name in ("autoencoder", "gan", "diffusion", "stylizer", "translation")
+)
 
 
 def module(path: Path) -> str:

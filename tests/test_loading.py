@@ -12,6 +12,7 @@ from builders import (
     tiny_gan,
     tiny_pixels,
     tiny_stylizer,
+    tiny_translator,
 )
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
@@ -35,6 +36,7 @@ FAMILIES = {
     "DenoisingPipeline": tiny_denoiser("epsilon"),
     "PixelPipeline": tiny_pixels,
     "StylizerPipeline": tiny_stylizer,
+    "TranslationPipeline": tiny_translator,
 }
 
 

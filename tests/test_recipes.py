@@ -64,6 +64,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "align": "--init_from {model} --data {pairs} --method dpo",
     "train_seq2seq": "--data {examples}",
     "train_stylizer": "--style {image} --extractor {classifier} --resolution 64",
+    "train_translation": "--condition edges",
     "finetune_text2image": "--init_from {pipeline} --prompt digits",
 }
 

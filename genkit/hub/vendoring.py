@@ -28,7 +28,7 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     index["_class_name"] = [family.stem, type(pipeline).__name__]
     shutil.copyfile(family, folder / family.name)
     for name, component in pipeline.components.items():
-        if inspect.getfile(type(component)) == str(family):
+        if component is not None and inspect.getfile(type(component)) == str(family):
             index[name] = [family.stem, type(component).__name__]
             shutil.copyfile(family, folder / name / family.name)
     index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,9 @@ def make_sampler(scheduler: Any, steps: int) -> DPMSolverMultistepScheduler:
         noise, image = left**FLOW_POWER, (1 - left) ** FLOW_POWER
         made.sigmas = (noise / (noise + image)).float()
         made.timesteps = made.sigmas[:-1] * times
+    made.set_begin_index(
+        0
+    )  # many steps share their timesteps, by which it would look for the first
     return made
 
 
@@ -279,20 +283,20 @@ class TranslationPipeline(DiffusionPipeline):
             for each, mode in ((condition, "replicate"), (noise, "constant"))
         )
         if self.deterministic:
-            x = in_tiles(lambda _, own: self.predict(own, 0), x[:, :0], given, tile)
+            x = in_tiles(partial(self.predict, 0), x[:, :0], given, tile)
         else:
             scheduler = make_sampler(self.scheduler, steps)
             for t in scheduler.timesteps:
-                predicted = in_tiles(
-                    lambda own, beside, t=t: self.predict(torch.cat([own, beside], 1), t),
-                    x, given, tile,
-                )  # fmt: skip
+                predicted = in_tiles(partial(self.predict, t), x, given, tile)
                 x = scheduler.step(predicted, t, x).prev_sample
         made = x[:, :, : size[0], : size[1]].clamp(-1, 1)
         return self._keep(made, condition.to(made))
 
-    def predict(self, inputs: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-        """Return the network's prediction at a timestep."""
+    def predict(
+        self, t: torch.Tensor | int, x: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the network's prediction at a timestep; x has no channels without noise."""
+        inputs = torch.cat([x, condition], 1)
         timesteps = torch.as_tensor(t).float().to(inputs.device).expand(len(inputs))
         return self.unet(inputs, timesteps).sample
 

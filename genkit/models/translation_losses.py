@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from genkit.models import diffusion_losses
+from genkit.models.diffusion import Scheduler
 from genkit.models.translation import FACTOR, hide, luminance
 
 UNIFORMS = 4  # random numbers that `make_condition` takes for an image
@@ -70,6 +72,26 @@ def _rectangles(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
         places = torch.arange(side, device=u.device)
         inside.append((places >= first[:, None]) & (places < (first + length)[:, None]))
     return inside[0][:, None, :, None] & inside[1][:, None, None, :]
+
+
+# ---------------------------------------------------------------------------------------------
+# Batches
+
+
+def draw_numbers(
+    scheduler: Scheduler | None, size: tuple[int, ...], count: int, seed: int
+) -> list[torch.Tensor]:
+    """Draw random numbers for a batch: of conditions, then noise, timesteps, alpha and sigma."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.rand(count, UNIFORMS, generator=generator)]
+    if scheduler is not None:
+        noise = torch.randn(count, *size, generator=generator)
+        shuffled = torch.randperm(count, generator=generator)
+        offset = torch.rand(1, generator=generator)
+        quantiles = diffusion_losses.stratified_quantiles(shuffled, offset)
+        noising = diffusion_losses.noising_at_quantiles(scheduler, quantiles)
+        drawn += [noise, noising.timesteps, noising.alpha, noising.sigma]
+    return drawn
 
 
 # ---------------------------------------------------------------------------------------------

@@ -47,6 +47,11 @@ class Translations:
         return images, translation_losses.make_condition(images, self.kind, u.to(device))
 
     @property
+    def condition_channels(self) -> int:
+        """Channels of the conditions."""
+        return self.batch(np.arange(1), torch.zeros(1, translation_losses.UNIFORMS))[1].shape[1]
+
+    @property
     def sha256(self) -> str:
         """Hash of the images, of pairs of both."""
         return self.images.sha256 + (f" {self.given.sha256}" if self.given is not None else "")
