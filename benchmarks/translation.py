@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -173,7 +173,7 @@ def figures(
     with torch.no_grad():
         predicted = [judge(part).argmax(1).numpy() for part in made[0].split(ROWS)]
     return {
-        "kl": divergence(hues_of(made[0]), labels),
+        "kl": divergence(hues_of(torch.cat(made)), np.concatenate([labels] * len(made))),
         "colourfulness": colourfulness(made[0]),
         "variety": float((made[0] - made[1]).square().mean().sqrt()) / true_distance,
         "accuracy": float((np.concatenate(predicted) == labels).mean()),
@@ -274,8 +274,8 @@ def main() -> None:
     table = commands.add_parser("measure")
     table.add_argument("--data", type=Path, required=True)
     table.add_argument("--models", type=Path, nargs="+", required=True)
-    table.add_argument("--count", type=int, default=4000, help="digits of the test set, its last")
-    table.add_argument("--steps", type=int, default=20)
+    table.add_argument("--count", type=int, default=2000, help="digits of the test set, its last")
+    table.add_argument("--steps", type=int, default=10)
     table.add_argument("--judge_steps", type=int, default=1500)
     tiles = commands.add_parser("tiles")
     tiles.add_argument("--model", type=Path, required=True)

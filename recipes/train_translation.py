@@ -29,7 +29,7 @@ from diffusers import UNet2DModel
 
 from genkit import machine
 from genkit.data.order import Order
-from genkit.data.pairs import check_pairs
+from genkit.data.pairs import check_folders
 from genkit.errors import clean_errors
 from genkit.hub import card, vendoring
 from genkit.models import denoisers, diffusion, diffusion_losses, translation, translation_losses
@@ -94,7 +94,7 @@ class Settings(ImageSettings):
                 raise ValueError(f"--{name} {getattr(self, name)} excludes --pairs")
         if len(pairs) != 2:
             raise ValueError(f"--pairs must be two folders, got {pairs}")
-        check_pairs(pairs)
+        check_folders(pairs)
 
 
 SCHEDULES = {"epsilon": "linear", "v": "cosine", "x0": "cosine"}

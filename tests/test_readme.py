@@ -134,6 +134,12 @@ def home(tmp_path_factory):
     for seed, name in enumerate(("cat.png", "harbour.png", "wave.png")):
         levels = 127.5 * (make_image(seed, side=96) + 1)
         Image.fromarray(levels.byte().permute(1, 2, 0).numpy()).save(folder / name)
+    for kind, mode in {"photos": "RGB", "maps": "L"}.items():
+        (folder / kind).mkdir()
+        for seed in range(12):
+            levels = 127.5 * (make_image(seed, side=32) + 1)
+            picture = Image.fromarray(levels.byte().permute(1, 2, 0).numpy()).convert(mode)
+            picture.save(folder / kind / f"{seed}.png")
     sentiment = train_classifier()
     sentiment.model.save_pretrained(folder / "sentiment")
     sentiment.tokenizer.save_pretrained(folder / "sentiment")
@@ -173,6 +179,7 @@ def train() -> None:
         "private": "train_private --widths 8 --critic_widths 4 8 --conditional",
         "diffusion": "train_diffusion --widths 8 16",
         "classifier": "train_classifier --width 8 --depth 1",
+        "translation": "train_translation --images photos --widths 8 16",
     }
     for name, words in small.items():
         recipe, *given = words.split()
@@ -370,6 +377,8 @@ def test_flags_of_recipes(line, tmp_path, monkeypatch):
             path = Path(word.strip("/"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch() if path.suffix else path.mkdir(exist_ok=True)
+    for word in words[words.index("--pairs") + 1 :][:2] if "--pairs" in words else ():
+        Path(word).mkdir(exist_ok=True)
     words = [word for word in words if word != "--resume"]
     with recipe_module(recipe) as module:
         settings = parse(module.Settings, lambda *_: {}, words)

@@ -35,16 +35,26 @@ def load_pairs(
     return given, images
 
 
+def check_folders(folders: list[str]) -> list[Path]:
+    """Return the paths of folders.
+
+    Raises:
+        ValueError: one of them does not exist.
+    """
+    paths = [names.as_path(folder, "pairs") for folder in folders]
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"--pairs: {str(path)!r} is no folder; give two folders of images")
+    return paths
+
+
 def check_pairs(folders: list[str]) -> None:
     """Refuse two folders whose images do not belong together.
 
     Raises:
         ValueError: an image lacks its partner, or the two have other sizes.
     """
-    paths = [names.as_path(folder, "pairs") for folder in folders]
-    for path in paths:
-        if not path.is_dir():
-            raise ValueError(f"--pairs: {str(path)!r} is no folder; give two folders of images")
+    paths = check_folders(folders)
     found = [list_images(path) for path in paths]
     for path, files in zip(paths, found, strict=True):
         if not files:
