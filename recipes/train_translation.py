@@ -10,7 +10,7 @@ the same names. A diffusion model or a flow draws another image for every seed; 
 regression and pix2pix, always the same one. The model in the output folder is at any time the best
 so far, of pix2pix the last, in diffusers' layout; it takes images of any size:
 
-    genkit translate old.png --model runs/translation --seed 0 --seed 1
+    genkit translate old.png --model runs/translation --seed 0 1 2 3
 """
 
 from __future__ import annotations

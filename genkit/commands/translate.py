@@ -11,7 +11,7 @@ from genkit.commands import common, flags
 
 EXAMPLES = """\
   genkit translate old.png --model runs/translation
-  genkit translate old.png --model runs/translation --seed 0 --seed 1 --output colours.png
+  genkit translate old.png --model runs/translation --seed 0 1 2 3 --output colours.png
   genkit translate torn.png --mask hole.png --model runs/translation
 """
 
