@@ -79,8 +79,6 @@ class Settings(RunSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        if (self.data is None) == (self.dialogue is None):
-            raise ValueError("--data or --dialogue is required, one of the two")
         table_sources.check_source(self.data)
         check_source(self.dialogue, "dialogue")
         download.check_exists(self.init_from, "--init_from")
@@ -127,6 +125,8 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
 def main() -> None:
     """Train."""
     settings = parse(Settings, preset)
+    if (settings.data is None) == (settings.dialogue is None):
+        raise ValueError("--data or --dialogue is required, one of the two")
 
     with Run(settings) as run:
         # ---- data

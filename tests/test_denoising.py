@@ -50,7 +50,7 @@ class Gaussian(DenoisingPipeline):
         means = torch.linspace(-0.2, 0.2, max(1, labels) + 2)[1:-1].double()
         self.means = torch.cat([means, means.mean()[None]])  # the last is of no class
 
-    def mean(self, labels: torch.Tensor | None, count: int) -> torch.Tensor:
+    def class_mean(self, labels: torch.Tensor | None, count: int) -> torch.Tensor:
         means = self.means[[0] * count if labels is None else labels]
         return means[:, None].expand(count, 64)
 
@@ -58,7 +58,7 @@ class Gaussian(DenoisingPipeline):
         """Return the expected image and noise, (n, *SIZE), and where x_t is."""
         at = denoising.noising_at(self, times)
         alpha, sigma = at.alpha.double()[:, None], at.sigma.double()[:, None]
-        mean = self.mean(labels, len(seen))
+        mean = self.class_mean(labels, len(seen))
         beyond = (seen.double().flatten(1) - alpha * mean) @ self.axes
         beyond /= alpha**2 * self.values.clamp(min=0) + sigma**2
         image = mean + alpha * (self.values * beyond) @ self.axes.T
@@ -72,7 +72,7 @@ class Gaussian(DenoisingPipeline):
 
     def sample(self, count: int, labels: torch.Tensor | None = None) -> torch.Tensor:
         root = self.axes * self.values.clamp(min=0).sqrt()
-        images = self.mean(labels, count) + draws(count, 64).double() @ root.T
+        images = self.class_mean(labels, count) + draws(count, 64).double() @ root.T
         return images.float().unflatten(1, SIZE).clamp(-1, 1)
 
 

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 import genkit
 from genkit.hub import kinds
-from genkit.models import diffusion
+from genkit.models import denoisers, diffusion
 from genkit.training import captioned_images
 from genkit.vision import text2image
 from genkit.vision.adapters import NOTES
@@ -369,7 +369,7 @@ def test_a_dry_run_tells_parameters_and_memory_and_writes_nothing(home, tmp_path
 def test_bad_input_is_refused_before_any_long_work(home, tmp_path, words, message):
     (tmp_path / "nothing").mkdir()
     DDPMPipeline(
-        diffusion.make_unet((1, 8, 8), (8,)), diffusion.make_scheduler("epsilon")
+        denoisers.make_unet((1, 8, 8), (8,)), diffusion.make_scheduler("epsilon")
     ).save_pretrained(tmp_path / "ddpm")
     methods = {"ti": "--prompt cat --method textual_inversion"}
     given = words.format(tmp=tmp_path, home=home, long="b" * 40, **methods)

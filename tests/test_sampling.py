@@ -451,8 +451,8 @@ def test_a_network_that_is_not_compiled_is_not_kept():
 def test_evaluate_takes_a_diffusion_model(saved):
     options = {"extractor": features.PixelFeatures(), "count": 30}
     record = genkit.evaluate(saved / "flow", "digits", **options)
-    assert (record.protocol.count, record.protocol.evaluations) == (30, 29)
-    assert "15 steps of heun" in str(record)
+    assert (record.protocol.count, record.protocol.evaluations) == (30, 20)
+    assert "20 steps of dpm++" in str(record)
     given = genkit.sample(saved / "flow", 30, seed=0).images
     wanted = genkit.evaluate(given, "digits", **options)
     for name, figure in wanted.figures.items():
