@@ -592,7 +592,7 @@ def test_a_bound_of_the_audit_is_below_what_was_spent():
 @pytest.mark.slow
 def test_the_audit_catches_broken_steps(capsys):
     audit = benchmark("privacy")
-    audit.audit(200)
+    audit.audit(1000)
     lines = capsys.readouterr().out.splitlines()
     bounds = {line[:16].strip(): float(line.split()[-1]) for line in lines[1:]}
     assert list(bounds) == ["as it is", *audit.BROKEN]
