@@ -18,6 +18,13 @@ def summarize(kind: str, name: str, networks: Iterable[torch.nn.Module], precisi
     return f"{f'{kind} {name}'.rstrip()}: {count:,} parameters, {precision}, {parameters[0].device}"
 
 
+def summarize_pipeline(pipeline: Any) -> str:
+    """Write a pipeline on one line: the `__repr__` of those whose files travel without genkit."""
+    networks = [part for part in vars(pipeline).values() if isinstance(part, torch.nn.Module)]
+    precision = str(next(networks[0].parameters()).dtype).removeprefix("torch.")
+    return summarize(type(pipeline).__name__, getattr(pipeline, "name", ""), networks, precision)
+
+
 def weights_version(model: torch.nn.Module) -> tuple[Any, ...]:
     """Return a value that changes when weights are changed, replaced or moved."""
     return tuple((id(p), p._version, p.device) for p in model.parameters())

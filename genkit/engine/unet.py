@@ -7,7 +7,6 @@ import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 ROWS = 64  # the batch size of a compiled network
 MIN_ROWS_TO_COMPILE = 8  # smaller batches are not padded to ROWS, but run uncompiled
@@ -24,7 +23,7 @@ class UNetRunner:
             network gains a tenth in float32, nothing in bfloat16.
     """
 
-    def __init__(self, unet: Any, dtype: str, compiled: bool) -> None:
+    def __init__(self, unet: torch.nn.Module, dtype: str, compiled: bool) -> None:
         self._unet, self._half = unet, dtype == "bfloat16"
         options: dict[str, Any] = {"freezing": True}
         compiler = (
@@ -44,8 +43,6 @@ class UNetRunner:
         self, seen: torch.Tensor, times: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
         with torch.autocast(seen.device.type, torch.bfloat16, enabled=self._half):
-            missing = self._unet.config.in_channels - seen.shape[1]  # planes of a mean flow
-            seen = F.pad(seen, (0, 0, 0, 0, 0, missing))
             return self._unet(seen, times, class_labels=labels).sample.float()
 
     def _by_rows(

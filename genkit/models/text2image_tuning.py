@@ -135,8 +135,8 @@ def add_words(pipeline: Pipeline, token: str, initializer: str, vectors: int) ->
         The names of its embeddings, as diffusers names them.
 
     Raises:
-        ValueError: the word is not new, or cannot be told from other words; the initializer is
-            longer than the word.
+        ValueError: the word is not new, or a tokenizer cuts it up; the initializer is longer than
+            the word.
     """
     names = [token, *(f"{token}_{i}" for i in range(1, vectors))]
     for name, tokenizer in zip(encoder_names(pipeline), tokenizers(pipeline), strict=True):

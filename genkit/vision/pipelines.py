@@ -17,7 +17,7 @@ import torch
 from genkit import console
 from genkit.data.images import Images
 from genkit.data.order import blocks
-from genkit.engine.summary import summarize
+from genkit.engine.summary import summarize_pipeline
 from genkit.hub import kinds, names, safe_weights, safety
 from genkit.models import autoencoder, denoisers, diffusion, gan
 from genkit.vision import pixel_lm
@@ -61,14 +61,8 @@ Pipeline = (
 RECIPES = "train_autoencoder, train_vae, train_vaegan, train_gan, train_diffusion or train_pixels"
 
 
-def _summarize(self: Any) -> str:
-    networks = [part for part in vars(self).values() if isinstance(part, torch.nn.Module)]
-    precision = str(next(networks[0].parameters()).dtype).removeprefix("torch.")
-    return summarize(type(self).__name__, getattr(self, "name", ""), networks, precision)
-
-
 for _family in get_args(Pipeline):  # their files travel without genkit, and cannot import it
-    _family.__repr__ = _summarize
+    _family.__repr__ = summarize_pipeline
 
 
 def load_pipeline(folder: str | Path, weights: str | None = None) -> Pipeline:

@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from genkit import machine
-from genkit.engine.summary import summarize
+from genkit.engine.summary import summarize_pipeline
 from genkit.hub import download, kinds, safe_weights, safety
 from genkit.models import stylizer
 from genkit.models.stylizer import StylizerPipeline
 
-
-def _summarize(self: Any) -> str:
-    precision = str(self.stylizer.dtype).removeprefix("torch.")
-    name = getattr(self, "name", "")
-    return summarize(type(self).__name__, name, [self.stylizer], precision)
-
-
 # its file travels without genkit, and cannot import it
-StylizerPipeline.__repr__ = _summarize  # type: ignore[method-assign]
+StylizerPipeline.__repr__ = summarize_pipeline  # type: ignore[method-assign]
 
 
 def load_stylizer_model(

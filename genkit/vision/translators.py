@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from genkit import machine
-from genkit.engine.summary import summarize
+from genkit.engine.summary import summarize_pipeline
 from genkit.hub import download, kinds, model_files, safe_weights, safety
 from genkit.models import translation
 from genkit.models.translation import TranslationPipeline
 
-
-def _summarize(self: Any) -> str:
-    precision = str(self.unet.dtype).removeprefix("torch.")
-    name = getattr(self, "name", "")
-    return summarize(type(self).__name__, name, [self.unet], precision)
-
-
 # its file travels without genkit, and cannot import it
-TranslationPipeline.__repr__ = _summarize  # type: ignore[method-assign]
+TranslationPipeline.__repr__ = summarize_pipeline  # type: ignore[method-assign]
 
 
 def load_translation_model(
