@@ -211,6 +211,10 @@ def test_guidance_changes_images_and_1_is_none(saved):
 # ---- the record
 
 
+def few(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "wanted"),
     [
@@ -239,9 +243,9 @@ def test_evaluations_are_those_that_were_made(saved, name, options, wanted):
     assert sum(rows) == 3 * made.evaluations
     assert made.model == str(saved / name) and made.seconds > 0
     text = str(made)
-    for part in ("3 of 1 x 8 x 8", "seeds 0 to 2", f"{wanted[1]} steps of {wanted[0]}"):
+    for part in ("3 of 1 x 8 x 8", "seeds 0 to 2", f"{few(wanted[1], 'step')} of {wanted[0]}"):
         assert part in text
-    assert f"{wanted[2]} evaluations" in text
+    assert f"{few(wanted[2], 'evaluation')} each" in text
     assert ("guidance" in text) == (options.get("guidance", 1) != 1)
 
 

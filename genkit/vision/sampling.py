@@ -62,11 +62,13 @@ class Samples:
         seeds = f"{first} to {last}" if consecutive else ", ".join(map(str, self.seeds[:8]))
         seeds += ", …" if not consecutive and count > 8 else ""
         classes = f", {pipelines.describe_labels(self.labels)}" if self.labels else ""
-        sampler = f", {self.steps} steps of {self.scheduler}" if self.scheduler else ""
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        sampler = f", {steps} of {self.scheduler}" if self.scheduler else ""
         sampler += f" at guidance {self.guidance:g}" if self.guidance not in (None, 1.0) else ""
         return (
             f"{count} of {channels} x {height} x {width}, seeds {seeds}{classes}{sampler}, "
-            f"{self.evaluations} evaluations each, {self.seconds:.1f} s"
+            f"{self.evaluations} evaluation{'s' * (self.evaluations > 1)} each, "
+            f"{self.seconds:.1f} s"
         )
 
     def save_grid(self, path: str | Path, columns: int | None = None) -> None:
@@ -259,7 +261,8 @@ def _denoising(
     name, count = diffusion.resolve_sampler(pipeline.scheduler, scheduler, steps, mean)
     timesteps = diffusion.make_sampler(pipeline.scheduler, name, count, mean).timesteps
     arguments = {"num_inference_steps": count, "sampler_name": name, "guidance": scale}
-    description = f"{count} steps of {name}" + ("" if scale == 1 else f" at guidance {scale:g}")
+    description = f"{count} step{'s' * (count > 1)} of {name}"
+    description += "" if scale == 1 else f" at guidance {scale:g}"
     evaluations = len(timesteps) * (1 if scale == 1 or mean else 2)
     return SamplerOptions(arguments, evaluations, description, name, count, scale)
 

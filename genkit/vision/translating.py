@@ -47,7 +47,8 @@ class Translated:
         tiles = f"{self.tiles} tiles, " if self.tiles > 1 else ""
         return (
             f"{len(self.images)} of {width} x {height} from {self.condition}, seeds {seeds}, "
-            f"{self.steps} steps, {tiles}{self.evaluations} evaluations each, {self.seconds:.1f} s"
+            f"{self.steps} step{'s' * (self.steps > 1)}, {tiles}{self.evaluations} "
+            f"evaluation{'s' * (self.evaluations > 1)} each, {self.seconds:.1f} s"
         )
 
     def save(self, path: str | Path) -> None:
