@@ -32,6 +32,8 @@ from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
 from genkit.training.text_data import TextSettings, write_samples
 
+MOMENTUM = 0.9  # of Muon: in runs of minutes, more remembers gradients that are too old
+
 # ---- settings
 
 
@@ -69,7 +71,7 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
         depth, width_per_layer = settings.depth or 4, 32
         run = {"batch_size": 8, "max_minutes": 5.0}
     shape: dict[str, Any] = {"architecture": "llama", "context": 256, "dropout": 0.0}
-    rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.3}
+    rates = {"learning_rate": 1e-2, "muon_learning_rate": 0.02, "weight_decay": 0.3}
     if settings.init_from:
         names = (*shape, "depth", "width", "heads")
         given = [name for name in names if getattr(settings, name) is not None]
@@ -110,7 +112,7 @@ def main() -> None:
             network = make_network(settings, corpus)
         attention = machine.attention(run.device.type, settings.mixed_precision)
         network.set_attn_implementation(attention)
-        model = run.network("model", network, optimizers(network, settings))
+        model = run.network("model", network, optimizers(network, settings, MOMENTUM))
         loss = run.autocast(lm.loss)
         run.log(
             f"{network.num_parameters():,} parameters · {len(corpus.train):,} characters to train "

@@ -114,6 +114,8 @@ def make_model(
             num_attention_heads=heads,
             attention_dropout=dropout,
             tie_word_embeddings=True,
+            # longer waves tell no two places of a short context apart
+            rope_parameters={"rope_type": "default", "rope_theta": 4.0 * context},
             **common,
         )
     )

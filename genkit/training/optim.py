@@ -12,12 +12,19 @@ from genkit import machine
 from genkit.training.settings import RunSettings
 
 
-def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.optim.Optimizer]:
+def optimizers(
+    model: torch.nn.Module, settings: RunSettings, momentum: float = 0.95
+) -> list[torch.optim.Optimizer]:
     """Build AdamW, or Muon for the matrices inside a network and AdamW for the rest.
 
     Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; embeddings, a language model's
     output head and vectors are not matrices in that sense, a convolution's kernel is, flattened.
     Vectors are not decayed, frozen parameters not changed.
+
+    Args:
+        model: a network.
+        settings: for the kind of optimizer and its rates.
+        momentum: of Muon.
     """
     assert settings.learning_rate and settings.muon_learning_rate, "the preset chooses the rates"
     assert settings.weight_decay is not None, "the preset chooses the decay"
@@ -33,8 +40,7 @@ def optimizers(model: torch.nn.Module, settings: RunSettings) -> list[torch.opti
     )
     if settings.optimizer == "adamw":
         return [rest]
-    muon = BatchedMuon(groups["hidden"], lr=settings.muon_learning_rate, weight_decay=decay)
-    return [muon, rest]
+    return [BatchedMuon(groups["hidden"], settings.muon_learning_rate, decay, momentum), rest]
 
 
 def _group_parameters(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
