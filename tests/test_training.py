@@ -305,6 +305,23 @@ def test_another_batch_size_goes_on_with_the_next_row(tmp_path):
     assert taken == list(range(2 * (3 * 4 + 2 * 6 + 1 * 2)))
 
 
+def test_a_run_that_becomes_longer_evaluates_to_its_end(tmp_path):
+    evaluated = []
+    for steps, resume in ((4, False), (8, True)):
+        changed = settings(tmp_path, max_steps=steps, evaluations=4, resume=resume)
+        with Run(changed) as run:
+            network = torch.nn.Linear(1, 1)
+            run.network("model", network, optim.optimizers(network, run.settings))
+            run.restore()
+            for step in run.steps():
+                run.backward(network(torch.ones(1, 1)).sum())
+                run.update()
+                if run.evaluation_due():
+                    run.report("val_loss", {"val_loss": 1.0})
+                    evaluated.append(step)
+    assert evaluated == [1, 2, 3, 4, 6, 8]
+
+
 def test_only_what_is_averaged_has_an_average(tmp_path):
     with Run(settings(tmp_path, ema=0.9)) as run:
         one, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)

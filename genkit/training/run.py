@@ -491,6 +491,8 @@ class Run(Processes):
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"resume: {checkpoint} does not fit this run: {reason}") from error
+        # a run that has become longer evaluates in what it has before it, too
+        self.progress.evaluations = min(self.progress.evaluations, self._evaluations_by_now())
         self.clock.set(self.progress.seconds)
         self._logged = self.progress.step
         self._saved_at = time.monotonic()
