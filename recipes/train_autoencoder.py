@@ -51,7 +51,7 @@ class Settings(ImageSettings):
     latent_dim: int = setting(32, "length of the latent vector", least=1)
     likelihood: str = setting(
         "gaussian",
-        "of a pixel: gaussian for squared error, bernoulli for cross-entropy",
+        "of a pixel: gaussian for squared error, laplace for absolute, bernoulli for cross-entropy",
         choices=autoencoder.LIKELIHOODS,
     )
     invert: bool = setting(False, "invert the images first: black becomes white")
@@ -171,7 +171,8 @@ def total_loss(
 
 def loss_unit(settings: Settings) -> str:
     """Return the unit of the loss, for pictures and the card."""
-    unit = "nats" if settings.likelihood == "bernoulli" else "squared error in [-1, 1]"
+    errors = {"gaussian": "squared error in [-1, 1]", "laplace": "absolute error in [-1, 1]"}
+    unit = errors.get(settings.likelihood, "nats")
     head = f" plus {settings.head_weight:g} times the nats of a class"
     return unit + head * bool(settings.head_weight)
 

@@ -2,16 +2,19 @@
 
     accelerate launch recipes/train_vae.py
     accelerate launch recipes/train_vae.py --images photos --resolution 32 --network conv
+    accelerate launch recipes/train_vae.py --images photos --network spatial --adversarial 0.1
     accelerate launch recipes/train_vae.py --output_dir runs/vae --resume
 
 Latents are vectors, of genkit's dense or convolutional networks, or feature maps, of diffusers'
-AutoencoderKL (--network spatial). The model in the output folder is at any time the best so
-far, in diffusers' layout.
+AutoencoderKL (--network spatial), in which train_diffusion --latent trains. The model in the output
+folder is at any time the best so far, with --adversarial the last, in diffusers' layout.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +30,9 @@ from genkit.data.order import blocks
 from genkit.errors import clean_errors
 from genkit.hub import card, vendoring
 from genkit.models import autoencoder, autoencoder_losses
+from genkit.models.translation_losses import PatchDiscriminator
 from genkit.training.image_data import ImageSettings, load_for_run
-from genkit.training.optim import optimizers
+from genkit.training.optim import optimizers, player_optimizers
 from genkit.training.run import Run
 from genkit.training.settings import CHOSEN, parse, setting
 from genkit.vision import gallery, image_grid
@@ -54,7 +58,10 @@ class Settings(ImageSettings):
     )
     likelihood: str = setting(CHOSEN, "of a pixel", choices=autoencoder.LIKELIHOODS)
     scale: float | None = setting(
-        None, "standard deviation of the Gaussian likelihood; images span -1 to 1", above=0
+        None, "deviation of a Gaussian or Laplace likelihood; images span -1 to 1", above=0
+    )
+    adversarial: float = setting(
+        0.0, "nats a pixel that the loss of a patch discriminator weighs; 0 for none", least=0
     )
     binarize: bool = setting(False, "binarize each pixel by a Bernoulli draw, every time anew")
     conditional: bool = setting(False, "condition encoder and decoder on the class")
@@ -84,12 +91,17 @@ class Settings(ImageSettings):
         if self.network == "spatial" and (self.conditional or self.likelihood == "bernoulli"):
             other = "--conditional" if self.conditional else "--likelihood bernoulli"
             raise ValueError(f"--network spatial excludes {other}")
-        if self.binarize and self.likelihood == "gaussian":
+        if self.binarize and self.likelihood in ("gaussian", "laplace"):
             raise ValueError("--binarize requires --likelihood bernoulli")
+        if self.adversarial and (self.network != "spatial" or self.importance_samples > 1):
+            needs = "requires --network spatial and one of --importance_samples"
+            raise ValueError(f"--adversarial {self.adversarial} {needs}")
 
 
 WIDTHS = {"dense": [512, 512], "conv": [16, 32, 64], "spatial": [16, 32]}
 BLOCK = 100  # images evaluated together, with random numbers of their own
+GAME = 0.5  # part of a run, at its start, without the discriminator
+CRITIC_RATE, BETAS = 1e-3, (0.5, 0.999)  # of its Adam
 
 
 def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
@@ -101,8 +113,8 @@ def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     run |= {"max_steps": 20_000} if device == "accelerator" else {"max_minutes": 2.0}
     likelihood = settings.likelihood or shape["likelihood"]
     if settings.scale and likelihood == "bernoulli":
-        raise ValueError(f"--scale {settings.scale} requires --likelihood gaussian")
-    shape |= {"scale": 0.2} if likelihood == "gaussian" else {}
+        raise ValueError(f"--scale {settings.scale} requires --likelihood gaussian or laplace")
+    shape |= {"scale": 0.2} if likelihood != "bernoulli" else {}
     shape |= {"sample_warmup": 0.5} if settings.importance_samples > 1 else {}
     rates: dict[str, Any] = {"learning_rate": 2e-3, "muon_learning_rate": 0.02, "weight_decay": 0.0}
     # convolutions learn more from a step by Muon, and dense layers more from a minute by AdamW
@@ -123,8 +135,9 @@ def main() -> None:
         # ---- model
         network = make_network(settings, train)
         model = run.network("model", network, optimizers(network, settings))
-        elbo = run.autocast(partial(elbo_loss, settings))
+        elbo = run.autocast(partial(elbo_loss, settings, None))
         bound = run.autocast(partial(bound_loss, settings))
+        game = make_game(run, settings, network, *train.size[:2]) if settings.adversarial else None
         get_batch = partial(make_batch, settings, train, wrap(network).latent_shape, run.device)
         run.log(
             f"{sum(p.numel() for p in network.parameters()):,} parameters · {len(train):,} images "
@@ -139,17 +152,23 @@ def main() -> None:
             run.warm_up(lambda rows: bound(model, *get_batch(order(rows)[1], samples)))
         run.restore()
         for _ in run.steps():
+            loss = elbo
+            if game and run.fraction > GAME:
+                d_loss, loss = game
+                for rows in run.rows():
+                    run.backward(d_loss(*get_batch(order(rows)[1], 1)), "discriminator")
+                run.update("discriminator")
             for rows in run.rows():
                 if samples > 1 and run.fraction >= (settings.sample_warmup or 0):
                     run.backward(bound(model, *get_batch(order(rows)[1], samples)))
                 else:
                     beta = kl_weight(settings, run.fraction)
-                    run.backward(elbo(model, *get_batch(order(rows)[1], 1), beta))
+                    run.backward(loss(model, *get_batch(order(rows)[1], 1), beta))
             run.update()
             if run.evaluation_due():
                 with run.clock.paused():
                     metrics = evaluate(run, settings, val)
-                    if run.report("val_loss", metrics):
+                    if run.report("val_loss", metrics) or game:  # which is not for this loss
                         run.publish(partial(save_model, run, settings, train, val, metrics))
 
 
@@ -186,6 +205,7 @@ def kl_weight(settings: Settings, fraction: float) -> Tensor:
 
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
+Game = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
 
 def make_batch(
@@ -208,16 +228,32 @@ def make_batch(
 
 def elbo_loss(
     settings: Settings,
+    discriminator: nn.Module | None,
     model: nn.Module,
     images: Tensor,
     noise: Tensor,
     labels: Tensor | None,
     beta: Tensor | float,
 ) -> Tensor:
-    """Negative evidence lower bound, estimated with one sample."""
+    """Negative evidence lower bound, estimated with one sample; and, weighted, the other's loss."""
     pixels = settings.likelihood, settings.scale or 1.0
     out = model(images, noise, labels)
-    return autoencoder_losses.variational_loss(out, images, *pixels, beta, settings.free_bits)
+    loss = autoencoder_losses.variational_loss(out, images, *pixels, beta, settings.free_bits)
+    if discriminator is None:
+        return loss
+    fooled = autoencoder_losses.adversarial_loss(discriminator, out["prediction"][0])
+    return loss + settings.adversarial * images[0].numel() * fooled
+
+
+def make_game(run: Run, settings: Settings, network: nn.Module, channels: int, side: int) -> Game:
+    """Add a discriminator to the run; return its loss, and the model's against it."""
+    discriminator = PatchDiscriminator(channels, side)
+    own = dataclasses.replace(settings, learning_rate=CRITIC_RATE, optimizer="adamw")
+    players = player_optimizers(discriminator, own, BETAS)
+    wrapped = run.network("discriminator", discriminator, players, averaged=False)
+    # each loss calls the other network unwrapped: only its own gradients are exchanged
+    d_loss = partial(autoencoder_losses.discriminator_loss, wrapped, network)
+    return run.autocast(d_loss), run.autocast(partial(elbo_loss, settings, discriminator))
 
 
 def bound_loss(
@@ -314,8 +350,8 @@ def save_model(
     plain = f"beta {settings.beta:g} and {settings.free_bits:g} nats free in each latent"
     loss = bound if settings.importance_samples > 1 else plain
     pixels = "binarized by fixed draws" if settings.binarize else "greys scored as probabilities"
-    if settings.likelihood == "gaussian":
-        pixels = f"of standard deviation {settings.scale:g}, so nats are of a density"
+    if settings.likelihood != "bernoulli":
+        pixels = f"of deviation {settings.scale:g}, so nats are of a density"
     labels = f", labels={[i % len(val.names) for i in range(4)]}" if settings.conditional else ""
     count = min(settings.nll_images, len(val))
     card.write_card(

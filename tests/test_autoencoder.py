@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Bernoulli, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from genkit.models import autoencoder, autoencoder_losses
 from genkit.models.autoencoder import Autoencoder
+from genkit.models.translation_losses import PatchDiscriminator
 
 SIZE = (1, 8, 8)
 KINDS = list(
@@ -158,10 +159,11 @@ def test_the_divergence_is_that_of_torch():
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 def test_likelihoods_are_those_of_torch(scale):
     images, prediction = some_images(4), 3 * random(5, 4, *SIZE)
-    found = autoencoder_losses.log_likelihood(prediction, images, "gaussian", scale)
-    expected = Normal(prediction.double(), scale).log_prob(images.double()).sum((2, 3, 4))
-    assert found.shape == (5, 4)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+    for likelihood, kind in (("gaussian", Normal), ("laplace", Laplace)):
+        found = autoencoder_losses.log_likelihood(prediction, images, likelihood, scale)
+        expected = kind(prediction.double(), scale).log_prob(images.double()).sum((2, 3, 4))
+        assert found.shape == (5, 4)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
     for grey in (images, images.sign()):
         found = autoencoder_losses.log_likelihood(prediction, grey, "bernoulli", scale)
         pixels = Bernoulli(logits=prediction.double(), validate_args=False)  # greys are chances
@@ -179,6 +181,8 @@ def test_reconstruction_is_measured_per_pixel(likelihood, variational):
     prediction = seen["prediction"][0]
     if likelihood == "gaussian":
         expected = ((prediction - images) ** 2).mean()
+    elif likelihood == "laplace":
+        expected = (prediction - images).abs().mean()
     else:
         p, x = prediction.sigmoid(), (images + 1) / 2
         expected = -(x * p.log() + (1 - x) * (1 - p).log()).mean()
@@ -191,7 +195,7 @@ def parts(seen: dict, images: torch.Tensor, likelihood: str, scale: float) -> tu
     if likelihood == "bernoulli":
         each = Bernoulli(logits=logits, validate_args=False).log_prob((images + 1) / 2)
     else:
-        each = Normal(logits, scale).log_prob(images)
+        each = {"gaussian": Normal, "laplace": Laplace}[likelihood](logits, scale).log_prob(images)
     kl = kl_divergence(Normal(seen["mean"], (seen["logvar"] / 2).exp()), Normal(0.0, 1.0))
     return each.sum((2, 3, 4)).mean(), kl.mean(0)
 
@@ -221,6 +225,28 @@ def test_free_bits_cost_nothing_and_pull_at_nothing():
     ).backward()
     for gradient in (mean.grad, logvar.grad):
         assert (gradient[:, 0] == 0).all() and (gradient[:, 1] != 0).all()
+
+
+def test_the_players_of_the_game_learn_from_their_own_losses():
+    torch.manual_seed(0)
+    discriminator, decoded = PatchDiscriminator(1, 8), some_images(3).requires_grad_()
+    scores = discriminator(decoded)
+    fooled = autoencoder_losses.adversarial_loss(discriminator, decoded)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        scores, torch.ones(scores.shape)
+    )
+    torch.testing.assert_close(fooled, expected)
+    fooled.backward()
+    assert decoded.grad.abs().sum() > 0
+    assert all(p.grad is None and p.requires_grad for p in discriminator.parameters())
+    model, images = network(likelihood="laplace"), some_images(4)
+    loss = autoencoder_losses.discriminator_loss(discriminator, model, images, None)
+    made = discriminator(model(images)["prediction"][0])
+    chances = torch.stack([discriminator(images), -made]).sigmoid()
+    torch.testing.assert_close(loss, -chances.log().mean())
+    loss.backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is not None for p in discriminator.parameters())
 
 
 @pytest.mark.parametrize("likelihood", autoencoder.LIKELIHOODS)

@@ -24,8 +24,14 @@ KINDS = {
     "vae": ("train_vae", "--widths 32 --latent_dim 2 --conditional --kl_warmup 0.5 --beta 2"),
     "iwae": ("train_vae", "--network conv --widths 4 --binarize --importance_samples 3"),
     "spatial": ("train_vae", "--network spatial --widths 4 8 --latent_dim 1 --nll_samples 3"),
+    "game": (
+        "train_vae",
+        "--network spatial --widths 4 8 --likelihood laplace --scale 0.05 --adversarial 0.1 "
+        "--nll_images 0",
+    ),
 }
-TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in ("dense", "spatial"))) for k in KINDS]
+QUICK = ("dense", "spatial", "game")
+TIERS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in QUICK)) for k in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,18 @@ def test_a_head_tells_the_class(tmp_path):
     assert log_of(tmp_path / "run")[-1]["accuracy"] > 0.85
 
 
+def test_a_discriminator_enters_the_game_halfway(runs, tmp_path):
+    """Before, the model is that of a run without one; afterwards it is not."""
+    recipe, words = KINDS["game"]
+    plain = words.replace("--adversarial 0.1 ", "")
+    run_here(recipe, *plain.split(), *SHORT, "--output_dir", tmp_path / "run")
+    with_game, without = (
+        {line["step"]: line["val_loss"] for line in log_of(folder) if "val_loss" in line}
+        for folder in (runs("game"), tmp_path / "run")
+    )
+    assert with_game[4] == without[4] and with_game[8] != without[8]
+
+
 @pytest.mark.slow
 def test_a_variational_one_learns_what_its_bounds_say(tmp_path):
     words = ["--latent_dim", "8", "--binarize", "--conditional"]
@@ -93,7 +111,7 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
     names = {path.name for path in folder.iterdir()}
     assert names >= {"model_index.json", "autoencoder.py", "vae", "README.md", "run.json"}
     pictures = ["loss", "progress", "reconstructions"]
-    pictures += [] if kind == "spatial" else ["latents", "plane"]
+    pictures += [] if kind in ("spatial", "game") else ["latents", "plane"]
     for name in pictures:
         with Image.open(folder / f"{name}.png") as picture:
             picture.load()
@@ -102,9 +120,9 @@ def test_a_run_leaves_all_that_it_promises(runs, kind):
         "step-00000008",
     ]
     judged = [line for line in log_of(folder) if "val_loss" in line]
-    best = min(judged, key=lambda line: line["val_loss"])
+    best = judged[-1] if kind == "game" else min(judged, key=lambda line: line["val_loss"])
     card = (folder / "README.md").read_text()
-    for name in set(best) - {"step", "loss", "grad_norm", "rate"}:
+    for name in {"val_loss", "mse", "kl", "nll", "accuracy"} & set(best):
         assert f"| {name} | {best[name]:.4f} |" in card
     facts = json.loads((folder / "run.json").read_text())["facts"]
     assert all(digest in card for digest in facts.values())
@@ -185,7 +203,9 @@ def test_two_processes_learn_what_one_does(train, runs, tmp_path, kind):
         ("train_vae", "--network spatial --conditional", "network spatial.*conditional"),
         ("train_vae", "--network spatial --widths 4 8 8 8 8", "resolution: AutoencoderKL of 5"),
         ("train_vae", "--binarize --likelihood gaussian", "binarize.*bernoulli"),
-        ("train_vae", "--scale 0.1", "scale 0.1.*gaussian"),
+        ("train_vae", "--scale 0.1", "scale 0.1.*gaussian or laplace"),
+        ("train_vae", "--adversarial 0.1", "adversarial 0.1 requires --network spatial"),
+        ("train_vae", "--adversarial -1", "adversarial.*got -1"),
         ("train_vae", "--sample_warmup 0.1", "sample_warmup.*importance_samples"),
         ("train_vae", "--kl_warmup 2", "kl_warmup.*got 2.0"),
         ("train_vae", "--val_images {tmp}/plain", "val_images: they are .1, 16, 16."),

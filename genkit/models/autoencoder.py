@@ -23,7 +23,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-LIKELIHOODS = ("bernoulli", "gaussian")
+LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
 NETWORKS = ("dense", "conv")
 
 # ---------------------------------------------------------------------------------------------
@@ -81,7 +81,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
         network: "dense" or "conv".
         widths: of the encoder's hidden layers, or of its convolutions; the decoder mirrors them.
         variational: the encoder predicts a Gaussian instead of a point.
-        likelihood: of a pixel: the decoder predicts a Bernoulli's logit or a Gaussian's mean.
+        likelihood: of a pixel: the decoder predicts a Bernoulli's logit, or the mean of a
+            Gaussian or a Laplace distribution.
         labels: number of classes; 0 for an unconditional model.
         head: number of classes that a linear layer on the latents predicts; 0 for none.
         inverted: it was trained on negatives; the pipeline inverts images on both sides.

@@ -24,11 +24,12 @@ def log_likelihood(
     Args:
         prediction: logits or means, (samples, n, channels, height, width).
         images: in [-1, 1], (n, channels, height, width).
-        likelihood: "bernoulli", where a pixel x is on with probability (x + 1) / 2, or "gaussian".
-        scale: standard deviation of the Gaussian.
+        likelihood: "bernoulli", where a pixel x is on with probability (x + 1) / 2, "gaussian" or
+            "laplace", whose loss is the absolute error.
+        scale: standard deviation of the Gaussian, or mean absolute deviation of the other.
 
     Returns:
-        Sums over pixels, (samples, n); for a Gaussian, of densities.
+        Sums over pixels, (samples, n); but for a Bernoulli, of densities.
     """
     prediction, images = prediction.float(), images.float()
     if likelihood == "bernoulli":
@@ -36,8 +37,10 @@ def log_likelihood(
         return (
             -F.binary_cross_entropy_with_logits(prediction, on, reduction="none").flatten(2).sum(2)
         )
-    each = -0.5 * ((prediction - images) / scale) ** 2 - math.log(scale) - 0.5 * LOG_2PI
-    return each.flatten(2).sum(2)
+    error = (prediction - images) / scale
+    if likelihood == "laplace":
+        return (-error.abs() - math.log(2 * scale)).flatten(2).sum(2)
+    return (-0.5 * error**2 - math.log(scale) - 0.5 * LOG_2PI).flatten(2).sum(2)
 
 
 def gaussian_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -71,6 +74,32 @@ def variational_loss(
     if free_bits:
         kl = kl.clamp(min=free_bits)
     return beta * kl.sum() - fit
+
+
+def adversarial_loss(discriminator: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return how clearly a discriminator knows decoded images from real ones, a scalar."""
+    discriminator.requires_grad_(False)
+    scores = discriminator(images)
+    discriminator.requires_grad_(True)
+    return F.softplus(-scores).mean()
+
+
+def discriminator_loss(
+    discriminator: torch.nn.Module,
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    noise: torch.Tensor | None,
+    labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the discriminator's loss, a scalar: half the cross-entropy, as in pix2pix.
+
+    Args:
+        model: whose forward is called with images, noise and labels.
+    """
+    with torch.no_grad():
+        decoded = model(images, noise, labels)["prediction"][0]
+    real, made = discriminator(torch.cat([images, decoded])).chunk(2)
+    return (F.softplus(-real).mean() + F.softplus(made).mean()) / 2
 
 
 def importance_weighted_bound(
@@ -134,10 +163,11 @@ def negative_log_likelihood(
 def reconstruction_loss(
     outputs: dict[str, torch.Tensor], images: torch.Tensor, likelihood: str
 ) -> torch.Tensor:
-    """Return the mean over pixels: cross-entropy for Bernoulli, squared error for Gaussian."""
+    """Return the mean over pixels: cross-entropy, or squared or absolute error."""
     if likelihood == "bernoulli":
         return -log_likelihood(outputs["prediction"], images, likelihood).mean() / images[0].numel()
-    return F.mse_loss(outputs["prediction"][0].float(), images)
+    error = F.l1_loss if likelihood == "laplace" else F.mse_loss
+    return error(outputs["prediction"][0].float(), images)
 
 
 def corrupt(

@@ -116,14 +116,14 @@ def predict_once(model: torch.nn.Module, condition: torch.Tensor) -> torch.Tenso
 
 
 class PatchDiscriminator(torch.nn.Module):
-    """Scores patches of an image beside its condition: higher means more probably real.
+    """Scores patches of an image, beside its condition if it has one: higher means more real.
 
     Patches are of 70 x 70 pixels for images of 256 x 256, and smaller ones for smaller images: 34
     or 16. Instance normalisation is what batch normalisation is in the paper, whose batches are of
     one image.
 
     Args:
-        channels: of the image and of its condition together.
+        channels: of the image, and of its condition if it has one, together.
         side: of the images.
 
     Source: Isola et al. 2017, https://arxiv.org/abs/1611.07004, section 6.1.2
@@ -140,9 +140,10 @@ class PatchDiscriminator(torch.nn.Module):
             layers.append(torch.nn.LeakyReLU(SLOPE))
         self.layers = torch.nn.Sequential(*layers, torch.nn.Conv2d(widths[-1], 1, 4, 1, 1))
 
-    def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return the scores of the patches, (n, 1, rows, columns)."""
-        scores: torch.Tensor = self.layers(torch.cat([images, condition], 1))
+        given = images if condition is None else torch.cat([images, condition], 1)
+        scores: torch.Tensor = self.layers(given)
         return scores
 
 
