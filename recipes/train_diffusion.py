@@ -21,17 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import UNet2DModel
 
 from genkit import machine
 from genkit.data.images import Images, proportional_labels
 from genkit.data.order import Order
 from genkit.engine import unet
 from genkit.errors import clean_errors
-from genkit.hub import card, download, vendoring
+from genkit.hub import download
 from genkit.metrics.monitor import FEWEST, Monitor, coverage_k
 from genkit.metrics.neighbours import K
 from genkit.models import denoisers, diffusion, diffusion_losses, mean_flow
+from genkit.training import diffusion_cards
 from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings, load_for_run
 from genkit.training.optim import optimizers
@@ -303,36 +304,6 @@ def save_pictures(
 # ---- save
 
 
-USAGE = """
-from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
-
-pipeline = DDPMPipeline.from_pretrained(model)
-pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-    pipeline.scheduler.config{flow}
-)
-pipeline(4, num_inference_steps=20).images[0].save("sample.png")
-
-import genkit
-
-genkit.sample(model, 64, seed=0).save_grid("samples.png")  # a seed an image
-"""
-FLOW = ', prediction_type="flow_prediction", use_flow_sigmas=True'
-OWN_USAGE = """
-import torch
-from diffusers import DiffusionPipeline
-
-# the class is in this folder, and its code runs
-pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
-seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-pipeline(4, seeds{labels}).images[0].save("sample.png")
-
-import genkit
-
-# without that code
-genkit.sample(model, 4{label}, seed=0).save_grid("samples.png")
-"""
-
-
 def save_model(
     run: Run,
     settings: Settings,
@@ -343,27 +314,15 @@ def save_model(
     path: Path,
 ) -> None:
     """Write the model as diffusers does, with its card."""
-    own_class = settings.conditional or pipeline.mean
-    if own_class:
-        vendoring.save_pipeline(pipeline, path)
-    else:
-        DDPMPipeline(pipeline.unet, pipeline.scheduler).save_pretrained(path)
+    denoisers.save_diffusion(pipeline, path)
     sampler = sampling.resolve_sampler(pipeline, settings.eval_steps)
-    some = [i % max(1, len(train.names)) for i in range(4)]
-    words = {"labels": f", labels={some}, guidance=1.5", "label": f", label={some}"}
-    words = words if settings.conditional else {"labels": "", "label": ""}
-    words["flow"] = FLOW if settings.objective == "flow" else ""
     labels = ", of classes in the training images' proportions," if settings.conditional else ""
-    card.write_card(
+    diffusion_cards.write_diffusion_card(
         path,
-        run.folder.path,
-        title="A diffusion model of images",
-        task="unconditional-image-generation",
-        library="diffusers",
-        about=f"{pipeline.unet.num_parameters():,} parameters, objective {settings.objective}, "
-        f"trained on {len(train):,} images of {settings.images}, of which it was shown "
-        f"{run.progress.rows:,}.",
-        usage=(OWN_USAGE if own_class else USAGE).format(**words),
+        run,
+        pipeline,
+        about=f"objective {settings.objective}, trained on {len(train):,} images of "
+        f"{settings.images}, of which it was shown {run.progress.rows:,}.",
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "
         f"{sampler.description} without guidance, {sampler.evaluations} evaluations each, compared "

@@ -1,4 +1,4 @@
-"""Denoisers, stock UNets of diffusers: made for training, and loaded from a folder."""
+"""Denoisers, stock UNets of diffusers: made for training, saved and loaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
+from genkit.hub import vendoring
 from genkit.models.diffusion import (
     FLOW_SAMPLERS,
     PLANES,
@@ -124,6 +125,19 @@ def _without_fast_waves(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
     for start in (0, half):
         slow[:, start : start + half - count] = weight[:, start + count : start + half]
     return slow, 10_000 ** (count / half)
+
+
+def is_stock(pipeline: DenoisingPipeline) -> bool:
+    """Whether diffusers' DDPMPipeline can draw what this pipeline draws."""
+    return not (pipeline.labels or pipeline.mean)
+
+
+def save_diffusion(pipeline: DenoisingPipeline, folder: Path) -> None:
+    """Save a pipeline as a stock one, or with the file of its class where no stock one would do."""
+    if is_stock(pipeline):
+        DDPMPipeline(pipeline.unet, pipeline.scheduler).save_pretrained(folder)
+    else:
+        vendoring.save_pipeline(pipeline, folder)
 
 
 def load_diffusion(folder: str | Path) -> DenoisingPipeline:
