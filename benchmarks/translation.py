@@ -95,11 +95,12 @@ def read_mnist(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(Image.open(cell)) for cell in cells]), np.array(table["label"])
 
 
-def write_data(mnist: Path, output: Path) -> None:
-    """Write train.parquet and test.parquet of coloured digits."""
+def write_data(mnist: Path, output: Path, edge: int) -> None:
+    """Write train.parquet and test.parquet of coloured digits, with black pixels around them."""
     output.mkdir(parents=True, exist_ok=True)
     for seed, split in enumerate(("train", "test")):
         grey, labels = read_mnist(next(mnist.glob(f"{split}*.parquet")))
+        grey = np.pad(grey, ((0, 0), (edge, edge), (edge, edge)))
         cells = []
         for image in colour(grey, draw_hues(labels, np.random.default_rng(seed))):
             file = io.BytesIO()
@@ -271,6 +272,7 @@ def main() -> None:
     data = commands.add_parser("data")
     data.add_argument("--mnist", type=Path, required=True, help="folder of its two parquet files")
     data.add_argument("--output", type=Path, required=True)
+    data.add_argument("--edge", type=int, default=0, help="black pixels on each side")
     table = commands.add_parser("measure")
     table.add_argument("--data", type=Path, required=True)
     table.add_argument("--models", type=Path, nargs="+", required=True)
@@ -283,7 +285,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     command = given.pop("command")
     if command == "data":
-        write_data(given["mnist"], given["output"])
+        write_data(given["mnist"], given["output"], given["edge"])
     elif command == "measure":
         measure(**given)
     else:

@@ -4,10 +4,13 @@
     accelerate launch recipes/train_diffusion.py --images train.parquet --conditional
     accelerate launch recipes/train_diffusion.py --objective flow --extractor runs/classifier
     accelerate launch recipes/train_diffusion.py --objective meanflow --init_from runs/flow
+    accelerate launch recipes/train_diffusion.py --images photos --latent runs/vae
     accelerate launch recipes/train_diffusion.py --output_dir runs/diffusion --resume
 
-The model in the output folder is at any time the best so far, in diffusers' layout: a stock
-DDPMPipeline, or for --conditional and for a mean flow the pipeline of genkit/models/diffusion.py.
+With --latent it learns to denoise the latents of an AutoencoderKL, such as train_vae trains with
+--network spatial. The model in the output folder is at any time the best so far, in diffusers'
+layout: a stock DDPMPipeline, or for --conditional, --latent and a mean flow the pipeline of
+genkit/models/diffusion.py.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from genkit.data.images import Images, proportional_labels
 from genkit.data.order import Order
 from genkit.engine import unet
 from genkit.errors import clean_errors
+from genkit.files import weights_hash
 from genkit.hub import download
 from genkit.metrics.monitor import FEWEST, Monitor, coverage_k
 from genkit.metrics.neighbours import K
@@ -35,6 +39,7 @@ from genkit.models import denoisers, diffusion, diffusion_losses, mean_flow
 from genkit.training import diffusion_cards
 from genkit.training.curves import loss_curve
 from genkit.training.image_data import ImageSettings, load_for_run
+from genkit.training.latent_data import load_latents
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
 from genkit.training.settings import parse, setting
@@ -61,6 +66,9 @@ class Settings(ImageSettings):
     )
     init_from: str | None = setting(
         None, "folder of a flow or a mean flow whose weights a mean flow starts from"
+    )
+    latent: str | None = setting(
+        None, "folder or Hub id of an AutoencoderKL whose latents are denoised; default: pixels"
     )
     conditional: bool = setting(False, "class-conditional model")
     cond_dropout: float | None = setting(
@@ -95,6 +103,7 @@ class Settings(ImageSettings):
         if self.init_from and not self.mean:
             raise ValueError(f"--init_from {self.init_from} requires --objective meanflow")
         download.check_exists(self.init_from, "--init_from")
+        download.check_exists(self.latent, "--latent")
         if self.cond_dropout is not None and not self.conditional:
             raise ValueError(f"--cond_dropout {self.cond_dropout} requires --conditional")
         try:
@@ -141,10 +150,16 @@ def main() -> None:
     with Run(settings) as run:
         # ---- data
         train, val, order = load_for_run(run, settings, FEWEST)
+        monitor = run.on_main_process(
+            partial(Monitor, val, settings.extractor, settings.eval_samples)
+        )
+        size, vae = train.size, None
+        if settings.latent:  # from here on, train and val are latents
+            vae, train, val = load_latents(run, settings.latent, train, val)
 
         # ---- model
         scheduler = make_scheduler(settings)
-        network = make_network(settings, train, run.device.type)
+        network = make_network(settings, train, size[1] // train.size[1], run.device.type)
         if settings.init_from:
             folder = download.fetch(settings.init_from, argument="init_from")
             scheduler = denoisers.start_from(network, folder)
@@ -153,17 +168,16 @@ def main() -> None:
         get_batch = partial(make_batch, run, settings, scheduler, train, order)
         run.log(
             f"{network.num_parameters():,} parameters · {len(train):,} images of "
-            f"{' x '.join(map(str, train.size))} to train on, {len(val):,} to compare with"
+            f"{' x '.join(map(str, size))} to train on, {len(val):,} to compare with"
+            + (f" · latents of {' x '.join(map(str, train.size))}" if vae else "")
         )
-        monitor = run.on_main_process(
-            lambda: Monitor(val, settings.extractor, settings.eval_samples)
-        )
-        pipeline = diffusion.DenoisingPipeline(run.weights(), scheduler)
+        pipeline = diffusion.DenoisingPipeline(run.weights(), scheduler, vae)
         dtype = "bfloat16" if settings.mixed_precision == "bf16" else "float32"
         runner = unet.UNetRunner(run.weights(), dtype, False)
 
         # ---- loop
-        run.identify(train_sha256=train.sha256, val_sha256=val.sha256)
+        facts = {"vae_sha256": weights_hash(vae)} if vae else {}
+        run.identify(train_sha256=train.sha256, val_sha256=val.sha256, **facts)
         run.warm_up(lambda rows: loss(model, *get_batch(rows)))
         run.restore()
         for _ in run.steps():
@@ -182,11 +196,12 @@ def main() -> None:
 def make_scheduler(settings: Settings) -> diffusion.Scheduler:
     """Build the scheduler of the objective; that of a mean flow is a flow's."""
     kind = "flow" if settings.mean else settings.objective
-    return diffusion.make_scheduler(kind, settings.schedule or "linear", settings.mean)
+    clip = not settings.latent
+    return diffusion.make_scheduler(kind, settings.schedule or "linear", settings.mean, clip)
 
 
-def make_network(settings: Settings, train: Images, device: str) -> UNet2DModel:
-    """Build a new model, of a size that fits the images and the machine."""
+def make_network(settings: Settings, train: Images, factor: int, device: str) -> UNet2DModel:
+    """Build a new model, of a size that fits the images, or their latents, and the machine."""
     halvings = max(1, math.ceil(math.log2(max(train.size[1:]) / SMALLEST)))
     fewest = 16 if device == "cpu" else 64  # channels of the largest map
     grown = [fewest * GROWTH[min(i, len(GROWTH) - 1)] for i in range(halvings + 1)]
@@ -197,6 +212,7 @@ def make_network(settings: Settings, train: Images, device: str) -> UNet2DModel:
         settings.attention,
         train.count_classes() if settings.conditional else 0,
         settings.mean,
+        factor=factor,
     )
 
 
@@ -317,12 +333,14 @@ def save_model(
     denoisers.save_diffusion(pipeline, path)
     sampler = sampling.resolve_sampler(pipeline, settings.eval_steps)
     labels = ", of classes in the training images' proportions," if settings.conditional else ""
+    shape = " x ".join(map(str, train.size))
+    where = f", as latents of {shape} by {Path(settings.latent).name}" if settings.latent else ""
     diffusion_cards.write_diffusion_card(
         path,
         run,
         pipeline,
         about=f"objective {settings.objective}, trained on {len(train):,} images of "
-        f"{settings.images}, of which it was shown {run.progress.rows:,}.",
+        f"{settings.images}, of which it was shown {run.progress.rows:,}{where}.",
         figures=metrics,
         protocol=f"{settings.eval_samples:,} images of the seeds 0 and up{labels} by "
         f"{sampler.description} without guidance, {sampler.evaluations} evaluations each, compared "

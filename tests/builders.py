@@ -42,7 +42,7 @@ from transformers import (
 import genkit
 from genkit.data import characters, seq2seq_tokenizers
 from genkit.hub import vendoring
-from genkit.models import denoisers, diffusion, gan, lm, seq2seq
+from genkit.models import autoencoder, denoisers, diffusion, gan, lm, seq2seq
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
@@ -374,6 +374,17 @@ def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear", mea
             DDPMPipeline(unet, scheduler).save_pretrained(folder)
 
     return save
+
+
+def tiny_latents(objective: str, labels: int = 0, channels: int = 1) -> DenoisingPipeline:
+    """A pipeline in the latents, (2, 4, 4), of an autoencoder of images of 8 x 8."""
+    latent = autoencoder.make_spatial((channels, 8, 8), (4, 8), 2).eval().requires_grad_(False)
+    latent.register_to_config(scaling_factor=0.5)
+    with torch.no_grad():
+        latent.decoder.conv_out.weight.mul_(20)  # that images differ
+    unet = denoisers.make_unet((2, 4, 4), (8, 16), labels=labels).eval()
+    scheduler = diffusion.make_scheduler(objective, clip=False)
+    return DenoisingPipeline(unet, scheduler, latent)
 
 
 def tiny_pixels(folder: Path) -> None:

@@ -38,12 +38,14 @@ RECIPES = {
     "diffusion": "train_diffusion --widths 8 16 --eval_samples 16",
     "class_conditional": "train_diffusion --widths 8 16 --eval_samples 16 --conditional "
     "--objective flow",
+    "kl": "train_vae --network spatial --widths 4 8 --latent_dim 1 --nll_images 0",
+    "latent": "train_diffusion --widths 8 16 --eval_samples 16 --conditional",
     "pixels": "train_pixels --depth 1 --width 32 --heads 2 --levels 8",
     "stylizer": "train_stylizer --resolution 16 --widths 4 8 --blocks 1",
     "translation": "train_translation --condition edges --widths 4 8",
     "pix2pix": "train_translation --condition edges --widths 4 8 --method pix2pix",
 }
-IMAGES = ("autoencoder", "gan", "diffusion", "class_conditional")
+IMAGES = ("autoencoder", "gan", "diffusion", "class_conditional", "latent")
 CONTEXT = "The zorp is blue. The mig is tal."
 
 
@@ -64,6 +66,8 @@ def models(text_file, tmp_path_factory):
             given += map(str, data.get(name, ("--images", home / "pictures")))
             if name in ("gan", "diffusion", "stylizer"):
                 given += ["--extractor", str(runs / "classifier")]
+            if name == "latent":
+                given += ["--latent", str(runs / "kl")]
             if name == "stylizer":
                 given += ["--style", str(home / "style.png")]
             run_here(recipe, *given, *SHORT, "--output_dir", runs / name)
@@ -153,7 +157,7 @@ with torch.inference_mode():
     found["pixels"] = AutoModelForCausalLM.from_pretrained("user/pixels")(
         torch.arange(8)[None]
     ).logits
-for name in ("autoencoder", "gan", "diffusion", "class_conditional"):
+for name in ("autoencoder", "gan", "diffusion", "class_conditional", "latent"):
     draw = DiffusionPipeline.from_pretrained(f"user/{name}", trust_remote_code=True)
     seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     if name == "diffusion":
@@ -215,8 +219,8 @@ said = {"text": genkit.generate("the ", model="user/text", seed=1, max_new_token
 said["answers"] = genkit.answer("What is the zorp?", sys.argv[2], model="user/answers").score
 said["classifier"] = genkit.load("user/classifier", revision=commits["classifier"]).names
 found = {}
-for name in ("autoencoder", "gan", "diffusion", "class_conditional", "pixels"):
-    label = {"label": [1, 2]} if name in ("autoencoder", "gan", "class_conditional") else {}
+for name in ("autoencoder", "gan", "diffusion", "class_conditional", "latent", "pixels"):
+    label = {} if name in ("diffusion", "pixels") else {"label": [1, 2]}
     found[name] = genkit.sample(f"user/{name}", 2, seed=3, revision=commits[name], **label).images
 np.savez(sys.argv[3], **found)
 print(json.dumps(said))
@@ -236,7 +240,7 @@ def test_every_family_comes_back_by_genkit(models, pushed, environment_of, tmp_p
     assert said["answers"] == pytest.approx(asked.score, abs=1e-6)
     assert said["classifier"] == genkit.load(models["classifier"]).names
     for name in (*IMAGES, "pixels"):
-        label = {"label": [1, 2]} if name in ("autoencoder", "gan", "class_conditional") else {}
+        label = {} if name in ("diffusion", "pixels") else {"label": [1, 2]}
         drawn = genkit.sample(models[name], 2, seed=3, **label).images.numpy()
         assert np.abs(found[name] - drawn).max() < 1e-4, name
 

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from genkit.hub import vendoring
+from genkit.models import latent_space
 from genkit.models.diffusion import (
     FLOW_SAMPLERS,
     PLANES,
@@ -30,6 +31,7 @@ def make_unet(
     labels: int = 0,
     mean: bool = False,
     inputs: int | None = None,
+    factor: int = 1,
 ) -> UNet2DModel:
     """Build a stock UNet, which halves the image between two widths.
 
@@ -42,6 +44,7 @@ def make_unet(
             model.
         mean: for a mean flow, whose input has further planes.
         inputs: channels of the input; default: those of the image, and these planes.
+        factor: by which the sides of images are larger, where these are latents.
 
     Raises:
         ValueError: the image cannot be halved that often.
@@ -52,8 +55,8 @@ def make_unet(
         most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width))) + 1
         raise ValueError(
             f"resolution: {len(widths)} widths need sides that are multiples of {multiple}, got "
-            f"images of {width} x {height}; give --resolution "
-            f"{-(-max(height, width) // multiple) * multiple}, or {most} widths at most"
+            f"{'latents' if factor > 1 else 'images'} of {width} x {height}; give --resolution "
+            f"{-(-max(height, width) // multiple) * multiple * factor}, or {most} widths at most"
         )
     kinds = ["Attn" if attention and i == len(widths) - 1 else "" for i in range(len(widths))]
     return UNet2DModel(
@@ -129,7 +132,7 @@ def _without_fast_waves(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 def is_stock(pipeline: DenoisingPipeline) -> bool:
     """Whether diffusers' DDPMPipeline can draw what this pipeline draws."""
-    return not (pipeline.labels or pipeline.mean)
+    return not (pipeline.labels or pipeline.mean or pipeline.vae)
 
 
 def save_diffusion(pipeline: DenoisingPipeline, folder: Path) -> None:
@@ -162,6 +165,10 @@ def load_diffusion(folder: str | Path) -> DenoisingPipeline:
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
         _check_sides(unet)
+        vae = latent_space.load_vae(Path(folder)) if any(saved.get("vae") or ()) else None
+        if vae is not None and vae.config.latent_channels != unet.config.out_channels:
+            channels = vae.config.latent_channels, unet.config.out_channels
+            raise ValueError("its vae has {} channels, its unet {}".format(*channels))
         if takes_planes(unet) and objective_of(scheduler) != "flow":
             raise ValueError(f"its scheduler, {saved['scheduler'][1]}, is no flow's")
     except (OSError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -169,7 +176,7 @@ def load_diffusion(folder: str | Path) -> DenoisingPipeline:
             f"model: {str(folder)!r} holds no diffusion model ({error}); give the output folder of "
             "train_diffusion, or a DDPMPipeline of diffusers"
         ) from error
-    return DenoisingPipeline(unet.eval(), scheduler)
+    return DenoisingPipeline(unet.eval(), scheduler, vae)
 
 
 def _check_sides(unet: UNet2DModel) -> None:

@@ -1,8 +1,7 @@
 """Diffusion and flow matching: networks, samplers, pipeline.
 
-Images are in [-1, 1], (n, channels, height, width). The file stands alone: it travels with every
-class-conditional model that it saved, which loads without genkit. Losses are in
-genkit/models/diffusion_losses.py.
+Images are in [-1, 1], (n, channels, height, width). The file needs no genkit: it travels with every
+model that is no stock pipeline. Losses are in genkit/models/diffusion_losses.py.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +62,7 @@ REPLACED |= {"rescale_betas_zero_snr"}
 LEAST_RATIO, MOST_RATIO = 0.02, 80.0  # of sigma_t to alpha_t, at the last and the first step
 FEW = 20  # steps
 FLOW_POWER = 1.25  # of how dpm++ spaces the steps of a flow
+DECODED = 16  # latents that become images at once
 DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
 
 # ---------------------------------------------------------------------------------------------
@@ -71,13 +71,16 @@ DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15
 Scheduler = Any  # of diffusers
 
 
-def make_scheduler(objective: str, schedule: str = "linear", mean: bool = False) -> Scheduler:
+def make_scheduler(
+    objective: str, schedule: str = "linear", mean: bool = False, clip: bool = True
+) -> Scheduler:
     """Build the scheduler that a model is saved with.
 
     Args:
         objective: what the network predicts, one of `OBJECTIVES`.
         schedule: of the noise, one of `SCHEDULES`; flow matching has its own.
         mean: the flow is a mean flow.
+        clip: what it denoises is in [-1, 1], as images are and latents are not.
     """
     _check("objective", objective, OBJECTIVES)
     _check("schedule", schedule, tuple(SCHEDULES))
@@ -88,6 +91,7 @@ def make_scheduler(objective: str, schedule: str = "linear", mean: bool = False)
         beta_schedule=SCHEDULES[schedule],
         prediction_type=PREDICTIONS[objective],
         timestep_spacing="trailing",
+        clip_sample=clip,
     )
 
 
@@ -141,10 +145,8 @@ def resolve_sampler(
             f"scheduler: {name!r} does not fit a model with the objective "
             f"{'meanflow' if mean else objective}; choose one of {', '.join(names)}"
         )
-    if steps is None and mean:
-        steps = 1
-    elif steps is None:
-        steps = min(DEFAULT_STEPS[name], scheduler.config.num_train_timesteps)
+    if steps is None:
+        steps = 1 if mean else min(DEFAULT_STEPS[name], scheduler.config.num_train_timesteps)
     steps = check_steps(scheduler, steps)
     if objective != "flow":
         _check_spacing(name, steps, scheduler.config.num_train_timesteps)
@@ -242,7 +244,8 @@ def _options(scheduler: Any, name: str, steps: int) -> dict[str, Any]:
     if objective_of(scheduler) == "flow":
         asked = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
         return asked if name == "dpm++" else {}
-    options: dict[str, Any] = {CLIPPED[name]: True} if name in CLIPPED else {}
+    clips = name in CLIPPED and scheduler.config.get("clip_sample", True)
+    options: dict[str, Any] = {CLIPPED[name]: True} if clips else {}
     if not _spaced(name, steps):
         return options
     times = int((_noise_to_signal(scheduler) <= MOST_RATIO).sum())
@@ -357,18 +360,19 @@ class DenoisingPipeline(DiffusionPipeline):
     Args:
         unet: a UNet2DModel.
         scheduler: by `make_scheduler`.
+        vae: an AutoencoderKL, if it denoises latents: the encoder's, times the scaling_factor.
     """
 
-    def __init__(self, unet: Any, scheduler: Any) -> None:
+    _optional_components: ClassVar[list[str]] = ["vae"]
+
+    def __init__(self, unet: Any, scheduler: Any, vae: Any = None) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's noise: that of the image."""
-        config = self.unet.config
-        side = config.sample_size
-        channels = config.in_channels - (PLANES if self.mean else 0)
+        """Shape of one image's noise: that of the image, or of its latents."""
+        side, channels = self.unet.config.sample_size, self.unet.config.out_channels
         return (channels, *((side, side) if isinstance(side, int) else side))
 
     @property
@@ -420,7 +424,7 @@ class DenoisingPipeline(DiffusionPipeline):
         predict, own = network or self.predict, (generator, self.mean)
         for step in denoise(predict, scheduler, noise, classes, self.labels, guidance, *own):
             sample = step.prev_sample
-        images: Any = (sample.float().clamp(-1, 1) + 1) / 2
+        images: Any = (self.to_images(sample) + 1) / 2
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "pil":
@@ -445,7 +449,14 @@ class DenoisingPipeline(DiffusionPipeline):
         scheduler = make_sampler(self.scheduler, mean=self.mean)
         for step in denoise(self.predict, scheduler, noise, classes, mean=self.mean):
             sample = step.prev_sample
-        return sample.clamp(-1, 1)
+        return self.to_images(sample)
+
+    def to_images(self, x: torch.Tensor) -> torch.Tensor:
+        """Return images in [-1, 1] of what is denoised; gradients pass."""
+        if self.vae is not None:
+            scaled = x / self.vae.config.scaling_factor
+            x = torch.cat([self.vae.decode(some).sample for some in scaled.split(DECODED)])
+        return x.float().clamp(-1, 1)
 
     def classes(self, labels: Any, count: int) -> torch.Tensor | None:
         """Check labels, and return them as int64, (count,); None for an unconditional model."""

@@ -135,8 +135,8 @@ def denoising_trajectory(
 ) -> DenoisingTrajectory:
     """Return the denoising trajectory of an image: x_t and the predicted x_0.
 
-    All x_t are on the scale of training. The last prediction is the sample, before it is clamped to
-    [-1, 1].
+    All x_t are on the scale of training; latents are shown decoded. The last prediction is the
+    sample, before it is clamped to [-1, 1].
 
     Args:
         seed: of the image, as in a call of the pipeline.
@@ -169,7 +169,9 @@ def denoising_trajectory(
     at = noising_at(pipeline, torch.tensor(timesteps))
     objective = diffusion.objective_of(pipeline.scheduler)
     clean = diffusion_losses.predicted_image(mixed, prediction, at.alpha, at.sigma, objective)
-    image = last.prev_sample[0].clamp(-1, 1)
+    image = pipeline.to_images(last.prev_sample)[0]
+    if pipeline.vae is not None:
+        mixed, clean = pipeline.to_images(mixed), pipeline.to_images(clean)
     return DenoisingTrajectory(mixed.cpu(), clean.cpu(), timesteps, image.cpu(), label)
 
 
@@ -378,6 +380,8 @@ def images_as_tensor(pipeline: DenoisingPipeline, images: Images | torch.Tensor)
     Raises:
         ValueError: their shape is not the model's, or their values are outside [-1, 1].
     """
+    if pipeline.vae is not None:
+        raise ValueError("pipeline: this model denoises latents; give one of images themselves")
     if isinstance(images, torch.Tensor) and not images.is_floating_point():
         raise ValueError(f"images must be floats in [-1, 1], got {images.dtype}")
     real = image_batch(images, np.arange(len(images))).cpu()
