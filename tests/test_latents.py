@@ -166,6 +166,7 @@ def test_a_saved_pipeline_draws_the_same(tmp_path, objective, labels):
     torch.testing.assert_close(made.images, expected, rtol=0, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_model_of_before_there_were_latents_is_loaded(tmp_path):
     with torch.random.fork_rng():
         pipeline = diffusion.DenoisingPipeline(
@@ -236,7 +237,11 @@ SHORT = (
     "--widths 8 16 --batch_size 8 --compile no --mixed_precision no --eval_samples 16 "
     "--eval_steps 2 --max_steps 8 --evaluations 2 --save_steps 4 --keep_checkpoints 9"
 )
-KINDS = {"v": "--objective v --conditional", "flow": "--objective flow"}
+KINDS = {
+    "v": "--objective v --conditional",
+    "flow": "--objective flow",
+    "mean": "--objective meanflow --conditional",
+}
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +276,7 @@ def test_a_run_leaves_a_model_that_draws_what_was_measured(home, kind):
         (line for line in log_of(home / kind) if "distance" in line), key=lambda x: x["distance"]
     )
     pipeline, (train, val) = genkit.load(home / kind), load_train_val("digits", None, 0.1)
-    labels = proportional_labels(train, 16) if kind == "v" else None
+    labels = proportional_labels(train, 16) if pipeline.labels else None
     drawn = sampling.draw_samples(pipeline, range(16), labels, {"num_inference_steps": 2})
     assert drawn.shape == (16, 1, 8, 8)
     found = Monitor(val, None, 16).measure(drawn, labels)
@@ -309,6 +314,7 @@ def test_a_folder_of_the_autoencoder_alone_will_do(tmp_path):
     run_here("train_diffusion", *given, "--output_dir", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_with_genkit_and_without(home, tmp_path):
     staging.stage(home / "v", tmp_path, "user/latents")
     staging.validate(tmp_path, "diffusion")

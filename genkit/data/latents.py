@@ -18,7 +18,7 @@ from genkit.data.order import blocks
 from genkit.files import cache_folder, written_whole
 
 VERSION = 1  # of the cache
-ROWS = 64  # images that are encoded at once
+ROWS, PIXELS = 64, 1 << 18  # the most images, and pixels of images, that are encoded at once
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
@@ -73,7 +73,8 @@ def _write(images: Images, encode: Encode, path: Path) -> None:
         scratch.open("wb") as file,
         console.bar(None, "encoding", len(images), " images") as bar,
     ):
-        for which in blocks(len(images), ROWS):
+        rows = max(1, min(ROWS, PIXELS // math.prod(images.size[1:])))
+        for which in blocks(len(images), rows):
             latents = encode(images.batch(which)).float().cpu()
             if not latents.isfinite().all():
                 raise ValueError("latent: this autoencoder's latents are not finite; give another")

@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from genkit.hub import vendoring
 from genkit.models import latent_space
@@ -165,10 +166,7 @@ def load_diffusion(folder: str | Path) -> DenoisingPipeline:
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {sorted(report['missing_keys'])}")
         _check_sides(unet)
-        vae = latent_space.load_vae(Path(folder)) if any(saved.get("vae") or ()) else None
-        if vae is not None and vae.config.latent_channels != unet.config.out_channels:
-            channels = vae.config.latent_channels, unet.config.out_channels
-            raise ValueError("its vae has {} channels, its unet {}".format(*channels))
+        vae = _load_vae(index.parent, saved.get("vae"), unet)
         if takes_planes(unet) and objective_of(scheduler) != "flow":
             raise ValueError(f"its scheduler, {saved['scheduler'][1]}, is no flow's")
     except (OSError, LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -177,6 +175,21 @@ def load_diffusion(folder: str | Path) -> DenoisingPipeline:
             "train_diffusion, or a DDPMPipeline of diffusers"
         ) from error
     return DenoisingPipeline(unet.eval(), scheduler, vae)
+
+
+def _load_vae(folder: Path, saved: Any, unet: UNet2DModel) -> AutoencoderKL | None:
+    """Load the autoencoder whose latents a network denoises.
+
+    Args:
+        saved: library and class of the component; None, or a list of two, if there is none.
+    """
+    if saved in (None, [None, None]):
+        return None
+    vae = latent_space.load_vae(folder)
+    made, taken = vae.config.latent_channels, unet.config.out_channels
+    if made != taken:
+        raise ValueError(f"its vae has {made} channels, its unet {taken}")
+    return vae
 
 
 def _check_sides(unet: UNet2DModel) -> None:

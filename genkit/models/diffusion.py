@@ -62,7 +62,7 @@ REPLACED |= {"rescale_betas_zero_snr"}
 LEAST_RATIO, MOST_RATIO = 0.02, 80.0  # of sigma_t to alpha_t, at the last and the first step
 FEW = 20  # steps
 FLOW_POWER = 1.25  # of how dpm++ spaces the steps of a flow
-DECODED = 16  # latents that become images at once
+DECODED = 4096  # pixels of latents that are decoded at once
 DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
 
 # ---------------------------------------------------------------------------------------------
@@ -454,8 +454,8 @@ class DenoisingPipeline(DiffusionPipeline):
     def to_images(self, x: torch.Tensor) -> torch.Tensor:
         """Return images in [-1, 1] of what is denoised; gradients pass."""
         if self.vae is not None:
-            scaled = x / self.vae.config.scaling_factor
-            x = torch.cat([self.vae.decode(some).sample for some in scaled.split(DECODED)])
+            scaled, count = x / self.vae.config.scaling_factor, max(1, DECODED // x[0, 0].numel())
+            x = torch.cat([self.vae.decode(some).sample for some in scaled.split(count)])
         return x.float().clamp(-1, 1)
 
     def classes(self, labels: Any, count: int) -> torch.Tensor | None:

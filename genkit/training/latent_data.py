@@ -34,15 +34,8 @@ def load_latents(
     Raises:
         ValueError: there is no such autoencoder, or it does not fit the images.
     """
-    folder = download.fetch(name, argument="latent", hint=HINT.capitalize())
-    with safety.opened(folder, argument="latent") as private:
-        try:
-            vae = latent_space.load_vae(private)
-        except ValueError as error:
-            raise ValueError(f"{error}; {HINT}") from error
-        safe_weights.check_loaded(vae)
+    vae = _load_vae(name).to(run.device)
     latent_space.check_size(vae, train.size)
-    vae.to(run.device)
     encode, identity = partial(latent_space.encode, vae), weights_hash(vae)
     with run.accelerator.local_main_process_first():
         encoded = [encode_images(part, encode, identity) for part in (train, val)]
@@ -53,3 +46,15 @@ def load_latents(
     vae.register_to_config(scaling_factor=1 / deviation, _name_or_path=Path(name).name)
     first, second = (dataclasses.replace(part, scale=1 / deviation) for part in encoded)
     return vae, first, second
+
+
+def _load_vae(name: str) -> AutoencoderKL:
+    """Load an autoencoder once its files have been checked."""
+    folder = download.fetch(name, argument="latent", hint=HINT.capitalize())
+    with safety.opened(folder, argument="latent") as private:
+        try:
+            vae = latent_space.load_vae(private)
+        except ValueError as error:
+            raise ValueError(f"{error}; {HINT}") from error
+        safe_weights.check_loaded(vae)
+    return vae
