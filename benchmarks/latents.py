@@ -109,7 +109,8 @@ def measure(
     for path in models:
         pipeline = pipelines.load_pipeline(path)
         options = sampling.resolve_sampler(pipeline, steps).arguments
-        drawn[path.name] = sampling.draw_samples(pipeline, range(count), None, options)
+        labels = pipelines.labels_to_draw(pipeline, None, count)
+        drawn[path.name] = sampling.draw_samples(pipeline, range(count), labels, options)
     print(f"{'images':12}  distance  coverage")
     for name, images in drawn.items():
         found = monitor.measure(images)

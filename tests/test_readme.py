@@ -357,6 +357,7 @@ NAMING = (
     "--val_data",
     "--extractor",
     "--init_from",
+    "--latent",
     "--style",
 )
 
