@@ -107,7 +107,7 @@ def measure(
     error = (decoded - given).square().mean().item() / 4
     drawn = {"real": given, "decoded": decoded}
     for path in models:
-        pipeline = pipelines.load_pipeline(path)
+        pipeline: Any = pipelines.load_pipeline(path)
         options = sampling.resolve_sampler(pipeline, steps).arguments
         labels = pipelines.labels_to_draw(pipeline, None, count)
         drawn[path.name] = sampling.draw_samples(pipeline, range(count), labels, options)
