@@ -26,6 +26,7 @@ PIPELINES: dict[Any, str] = {
     ("diffusion", "DenoisingPipeline"): DIFFUSION,
     ("stylizer", "StylizerPipeline"): STYLIZER,
     ("translation", "TranslationPipeline"): TRANSLATION,
+    ("text_diffusion", "TextDiffusionPipeline"): TEXT_TO_IMAGE,
     "DDPMPipeline": DIFFUSION,
 }
 # genkit's own classes of components

@@ -6,6 +6,7 @@ python -P genkit/hub/load_check.py folder kind
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def load_without_genkit(folder: str, kind: str) -> None:
     if kind in ("autoencoder", "gan", "diffusion", "stylizer", "translation", "text-to-image"):
         from diffusers import DiffusionPipeline
 
-        ours = kind != "text-to-image"
+        index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+        ours = isinstance(index["_class_name"], list)  # the file of the class, and its name
         DiffusionPipeline.from_pretrained(folder, trust_remote_code=ours, use_safetensors=True)
         return
     if kind == "adapter":

@@ -31,6 +31,8 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
         if component is not None and inspect.getfile(type(component)) == str(family):
             index[name] = [family.stem, type(component).__name__]
             shutil.copyfile(family, folder / name / family.name)
+        elif index[name] == ["transformers", "TokenizersBackend"]:
+            index[name] = ["transformers", "PreTrainedTokenizerFast"]  # its name in transformers 4
     index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -51,14 +51,7 @@ def make_unet(
         ValueError: the image cannot be halved that often.
     """
     channels, height, width = image_size
-    multiple = 2 ** (len(widths) - 1)
-    if height % multiple or width % multiple:
-        most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width))) + 1
-        raise ValueError(
-            f"resolution: {len(widths)} widths need sides that are multiples of {multiple}, got "
-            f"{'latents' if factor > 1 else 'images'} of {width} x {height}; give --resolution "
-            f"{-(-max(height, width) // multiple) * multiple * factor}, or {most} widths at most"
-        )
+    check_halvings(image_size, widths, factor)
     kinds = ["Attn" if attention and i == len(widths) - 1 else "" for i in range(len(widths))]
     return UNet2DModel(
         sample_size=height if height == width else (height, width),
@@ -73,6 +66,28 @@ def make_unet(
         norm_num_groups=math.gcd(8, *widths),
         num_class_embeds=labels + 1 if labels else None,
     )
+
+
+def check_halvings(image_size: Sequence[int], widths: Sequence[int], factor: int = 1) -> None:
+    """Refuse images that cannot be halved between every two widths.
+
+    Args:
+        image_size: channels, height, width.
+        widths: channels, of the largest feature map first.
+        factor: by which the sides of images are larger, where these are latents.
+
+    Raises:
+        ValueError: naming a resolution that can.
+    """
+    _, height, width = image_size
+    multiple = 2 ** (len(widths) - 1)
+    if height % multiple or width % multiple:
+        most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width))) + 1
+        raise ValueError(
+            f"resolution: {len(widths)} widths need sides that are multiples of {multiple}, got "
+            f"{'latents' if factor > 1 else 'images'} of {width} x {height}; give --resolution "
+            f"{-(-max(height, width) // multiple) * multiple * factor}, or {most} widths at most"
+        )
 
 
 def start_from(network: UNet2DModel, folder: Path) -> Scheduler:

@@ -125,6 +125,12 @@ def load_captioned(
     return Captioned(found, found.names, found.labels)
 
 
+def split(data: Captioned, val_fraction: float) -> tuple[Captioned, Captioned]:
+    """Return captioned images to train on, and some to validate on; see `images.split_images`."""
+    train, val = images.split_images(data.images, None, val_fraction)
+    return data.take(train.rows), data.take(val.rows)
+
+
 # ---------------------------------------------------------------------------------------------
 # Encoded
 

@@ -23,7 +23,8 @@ from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors import safe_open
 
 from genkit import console, machine
-from genkit.hub import download, model_files, names, safe_configs, safe_weights, safety
+from genkit.hub import download, kinds, model_files, names, safe_configs, safe_weights, safety
+from genkit.models.text_diffusion import TextDiffusionPipeline
 from genkit.vision import adapters
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -69,11 +70,15 @@ class Source:
     @property
     def factor(self) -> int:
         """Downsampling factor of the VAE: side of the picture over side of its latents."""
+        if self.pipeline is TextDiffusionPipeline:  # which has none
+            return 1
         return 2 ** (len(self.settings.get("vae", {}).get("block_out_channels", range(4))) - 1)
 
     @property
     def multiple(self) -> int:
         """Number that sides must be a multiple of: that factor times the patch size."""
+        if self.pipeline is TextDiffusionPipeline:  # whose network halves the picture itself
+            return 2 ** (len(self.network.get("block_out_channels", (1,))) - 1)
         latents = self.settings.get("vae", {}).get("latent_channels")
         packed = math.isqrt(self.network.get("in_channels", 1) // latents) if latents else 1
         return self.factor * max(packed, 1) * int(np.max(self.network.get("patch_size") or 1))
@@ -81,7 +86,10 @@ class Source:
     @property
     def default_size(self) -> tuple[int, int]:
         """Width and height that the pipeline generates by default, by its settings."""
-        side = self.factor * int(np.max(self.network.get("sample_size") or 128))
+        size = self.network.get("sample_size") or 128
+        if self.pipeline is TextDiffusionPipeline and isinstance(size, list):
+            return size[1], size[0]
+        side = self.factor * int(np.max(size))
         return side, side
 
 
@@ -131,11 +139,12 @@ def find_source(
         name = index.get("_class_name")
         parts = [part for part, kind in index.items() if _is_kind(kind)]
         settings = {part: _settings(private / part) for part in parts}
-    pipeline = text_to_image().get(name) if isinstance(name, str) else None
+    own = isinstance(name, list) and kinds.PIPELINES.get(tuple(name)) == kinds.TEXT_TO_IMAGE
+    pipeline = TextDiffusionPipeline if own else text_to_image().get(str(name))
     if pipeline is None:
         raise ValueError(
             f"{argument}: {model!r} is a {name}; give a text-to-image pipeline of diffusers, "
-            "such as a StableDiffusionPipeline"
+            "such as a StableDiffusionPipeline, or the output folder of train_text2image"
         )
     absent = tuple(part for part, kind in index.items() if kind == [None, None])
     for part in absent:
