@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import random
@@ -11,11 +12,13 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import (
@@ -27,6 +30,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from readers import pointer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -42,11 +46,12 @@ from transformers import (
 import genkit
 from genkit.data import characters, seq2seq_tokenizers
 from genkit.hub import vendoring
-from genkit.models import autoencoder, denoisers, diffusion, gan, lm, seq2seq
+from genkit.models import autoencoder, denoisers, diffusion, gan, lm, seq2seq, text_denoisers
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
 from genkit.models.stylizer import Stylizer, StylizerPipeline
+from genkit.models.text_diffusion import TextDiffusionPipeline
 from genkit.models.translation import TranslationPipeline
 from genkit.text.language_model import LanguageModel
 from genkit.training import checkpoints
@@ -360,6 +365,35 @@ def translator(condition: str = "grey", objective: str | None = "v", channels: i
         torch.manual_seed(0)
         unet = denoisers.make_unet((channels, 8, 8), (4, 8), inputs=inputs).eval()
     return TranslationPipeline(unet, scheduler, condition)
+
+
+def tiny_text_diffusion(folder: Path, objective: str = "v") -> None:
+    """Save a model of 8 x 8 images and prompts of up to 24 characters, that shows what is asked."""
+    tokenizer = seq2seq_tokenizers.make_tokenizer(["a fox", "two owls and a very long tail", "c"])
+    tokenizer.model_max_length = 32
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = text_denoisers.make_text_encoder(tokenizer, 1, 8).eval()
+        unet = text_denoisers.make_unet((3, 8, 8), (4, 8), 1, 8).eval()
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.mul_(2)
+    scheduler = text_denoisers.make_scheduler(objective)
+    vendoring.save_pipeline(TextDiffusionPipeline(tokenizer, encoder, unet, scheduler), folder)
+
+
+def captioned_table(path: Path, captions: Sequence[Any] = ("a red one", "two blue ones")) -> Path:
+    """Write a table of 24 captioned images of 8 x 8, columns image and text."""
+    cells, texts = [], []
+    for i in range(24):
+        image = Image.new("RGB", (8, 8), ("red", "blue")[i % 2])
+        image.putpixel((i % 8, i // 8), (255, 255, 255))
+        file = io.BytesIO()
+        image.save(file, "png")
+        cells.append({"bytes": file.getvalue(), "path": None})
+        texts.append(captions[i % len(captions)])
+    pq.write_table(pa.table({"image": cells, "text": texts}), path)
+    return path
 
 
 def tiny_denoiser(objective: str, labels: int = 0, schedule: str = "linear", mean: bool = False):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import ACCELERATE, ROOT, TINY, facts_file, run_here
+from builders import ACCELERATE, ROOT, TINY, captioned_table, facts_file, run_here
 from hub_server import READER, TOKEN, Repository, serve
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -44,6 +44,7 @@ RECIPES = {
     "stylizer": "train_stylizer --resolution 16 --widths 4 8 --blocks 1",
     "translation": "train_translation --condition edges --widths 4 8",
     "pix2pix": "train_translation --condition edges --widths 4 8 --method pix2pix",
+    "words": "train_text2image --widths 4 8 --text_layers 1 --text_width 8",
 }
 IMAGES = ("autoencoder", "gan", "diffusion", "class_conditional", "latent")
 CONTEXT = "The zorp is blue. The mig is tal."
@@ -55,10 +56,12 @@ def models(text_file, tmp_path_factory):
     home = tmp_path_factory.mktemp(MARKER)
     shutil.copy(text_file, home / "text.txt")
     facts_file(home / "facts.json", 1, 12, own_words=True)
+    captioned_table(home / "captioned.parquet")
     draw_digits(home / "pictures", 30)
     Image.open(home / "pictures" / "3" / "0.png").resize((32, 32)).save(home / "style.png")
     runs = home / "runs"
     data = {"text": ("--text", home / "text.txt"), "answers": ("--data", home / "facts.json")}
+    data["words"] = ("--images", home / "captioned.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         for name, words in RECIPES.items():
@@ -165,6 +168,9 @@ for name in ("autoencoder", "gan", "diffusion", "class_conditional", "latent"):
     else:
         labels = {"labels": [1, 2]}
         found[name] = draw(2, seeds, output_type="np", **labels).images
+draw = DiffusionPipeline.from_pretrained("user/words", trust_remote_code=True)
+seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+found["words"] = draw(["red", "a blue one"], generator=seeds, output_type="np").images
 np.savez(sys.argv[3], **found)
 print(json.dumps(said))
 """
@@ -207,6 +213,9 @@ def test_every_family_comes_back_where_there_is_no_genkit(models, pushed, enviro
         assert found[name].shape == drawn.images.shape
         assert np.abs(found[name] - drawn.images).max() < 1e-4, name
         assert found[name].std() > 0
+    for row, prompt in enumerate(["red", "a blue one"]):
+        picture = genkit.imagine(prompt, model=models["words"], seed=3 + row)
+        assert np.abs(found["words"][row] * 255 - np.asarray(picture.image)).max() < 0.6
 
 
 WITH = """
@@ -222,6 +231,8 @@ found = {}
 for name in ("autoencoder", "gan", "diffusion", "class_conditional", "latent", "pixels"):
     label = {} if name in ("diffusion", "pixels") else {"label": [1, 2]}
     found[name] = genkit.sample(f"user/{name}", 2, seed=3, revision=commits[name], **label).images
+options = {"seed": 3, "revision": commits["words"]}
+found["words"] = np.asarray(genkit.imagine("red", model="user/words", **options).image)
 np.savez(sys.argv[3], **found)
 print(json.dumps(said))
 """
@@ -243,6 +254,8 @@ def test_every_family_comes_back_by_genkit(models, pushed, environment_of, tmp_p
         label = {} if name in ("diffusion", "pixels") else {"label": [1, 2]}
         drawn = genkit.sample(models[name], 2, seed=3, **label).images.numpy()
         assert np.abs(found[name] - drawn).max() < 1e-4, name
+    drawn = np.asarray(genkit.imagine("red", model=models["words"], seed=3).image)
+    assert np.array_equal(found["words"], drawn)
 
 
 @pytest.mark.slow
@@ -253,8 +266,8 @@ def test_what_is_pushed_is_a_clean_copy(models, pushed, server):
         assert {"README.md", "metrics.jsonl", "loss.png"} <= set(tree)
         assert len([path for path in tree if path.startswith("samples/")]) <= 1
         code = {path for path in tree if path.endswith(".py")}
-        ours = ("autoencoder", "gan", "class_conditional", "stylizer", "translation", "pix2pix")
-        assert bool(code) == (name in ours), name
+        ours = (*IMAGES, "stylizer", "translation", "pix2pix", "words")
+        assert bool(code) == (name in ours and name != "diffusion"), name
         for path in code:
             module = ROOT / "genkit/models" / Path(path).name
             assert tree[path] == module.read_bytes()

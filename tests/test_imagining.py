@@ -9,7 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from builders import stable_diffusion, text_config, tokenizer, vae
+from builders import stable_diffusion, text_config, tiny_text_diffusion, tokenizer, vae
 from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
@@ -65,6 +65,7 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
 
 
 FAMILIES = {"sd": stable_diffusion, "sd3": stable_diffusion_3}
+EVERY = (*FAMILIES, "own")  # and the pipeline of train_text2image
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
                         for weight in part.parameters():
                             weight.mul_(2)  # that what is asked for shows
             pipeline.save_pretrained(root / name)
-    return {name: root / name for name in FAMILIES}
+    tiny_text_diffusion(root / "own")
+    return {name: root / name for name in EVERY}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY)
 def folder(folders, request) -> Path:
     return folders[request.param]
 
@@ -166,6 +168,20 @@ def test_guidance_of_one_is_none(folder):
 def test_a_picture_has_the_size_that_was_asked_for(folder, size):
     picture = imagine("a fox", model=folder, size=size, **FAST)
     assert picture.image.size == ((size, size) if size == 8 else size)
+
+
+def test_a_model_of_images_of_unequal_sides_draws_these(folders, tmp_path):
+    shutil.copytree(folders["own"], tmp_path / "wide")
+    path = tmp_path / "wide" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": [8, 24]}))
+    source = text2image.find_source(str(tmp_path / "wide"))
+    assert source.default_size == (24, 8) and source.multiple == 2
+    assert imagine("a fox", model=tmp_path / "wide", **FAST).image.size == (24, 8)
+
+
+def test_a_prompt_longer_than_the_encoder_is_refused(folders):
+    with pytest.raises(ValueError, match=r"prompt: 'a fox, a fox, .* has \d+ tokens.* reads 32;"):
+        imagine("a fox, " * 9, model=folders["own"], **FAST)
 
 
 def test_evaluations_are_those_of_the_network(copy):

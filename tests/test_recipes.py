@@ -18,6 +18,7 @@ from builders import (
     ROOT,
     SHORT,
     TINY,
+    captioned_table,
     facts_file,
     listing,
     log_of,
@@ -65,6 +66,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "train_seq2seq": "--data {examples}",
     "train_stylizer": "--style {image} --extractor {classifier} --resolution 64",
     "train_translation": "--condition edges",
+    "train_text2image": "--images {captioned}",
     "finetune_text2image": "--init_from {pipeline} --prompt digits",
 }
 
@@ -82,7 +84,9 @@ def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text
     given["examples"] = examples
     given |= {"image": tmp_path / "style.png", "classifier": tmp_path / "classifier"}
     given |= {"pipeline": tmp_path / "pipeline"}
+    given |= {"captioned": tmp_path / "captioned.parquet"}
     Image.new("RGB", (64, 64), "teal").save(given["image"])
+    captioned_table(given["captioned"])
     if recipe == "finetune_text2image":
         with text2image.numpy_as_it_was():
             stable_diffusion().save_pretrained(given["pipeline"])

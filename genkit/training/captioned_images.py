@@ -71,8 +71,7 @@ def check_captions(source: str, prompt: str | None, caption_column: str | None) 
     here = path.is_dir() or source == DIGITS
     if caption_column is not None and here and not table:
         raise ValueError(
-            f"--caption_column {caption_column}: --images {source} has no columns; give a table, "
-            "or --prompt"
+            f"--caption_column {caption_column}: --images {source} has no columns; give a table"
         )
 
 
