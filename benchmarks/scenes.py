@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="captions of each part")
     parser.add_argument("--guidance", type=float, nargs="+", default=[GUIDANCE])
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--judge_steps", type=int, default=2000)
+    parser.add_argument("--judge_steps", type=int, default=3000)
     measure(**vars(parser.parse_args()))
 
 

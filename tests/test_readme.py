@@ -38,7 +38,7 @@ from sklearn.datasets import load_digits
 from text_victims import train_classifier
 
 from genkit import cli
-from genkit.data import characters
+from genkit.data import characters, scenes
 from genkit.models import lm
 from genkit.text import language_model
 from genkit.training.settings import parse
@@ -100,7 +100,8 @@ def test_all_kinds_of_blocks_are_known():
     assert kinds == {"python", "bash", ""}
     assert sum(map(len, PYTHON.values())) > 12 and len(RECIPES) > 25 and len(BENCHMARKS) > 20
     for line in OTHERS:
-        assert re.match(r"genkit |python -c |cat prompts\.txt \| genkit ", line), line
+        shapes = r"genkit |python -c |python -m genkit\.data\.scenes |cat prompts\.txt \| genkit "
+        assert re.match(shapes, line), line
 
 
 def test_readme_is_short():
@@ -145,6 +146,7 @@ def home(tmp_path_factory):
     sentiment.tokenizer.save_pretrained(folder / "sentiment")
     for name in ("questions.json", "train-v2.0.json", "dev-v2.0.json"):
         facts_file(folder / name, 1, 12, own_words=True, impossible="v2" in name)
+    scenes.write_scenes(folder / "scenes", count=40, test_count=4)
     with contextlib.chdir(folder):
         train()
     return folder
@@ -180,6 +182,7 @@ def train() -> None:
         "diffusion": "train_diffusion --widths 8 16",
         "classifier": "train_classifier --width 8 --depth 1",
         "translation": "train_translation --images photos --widths 8 16",
+        "text2image": "train_text2image --text_layers 1 --text_width 8 --widths 8 16",
     }
     for name, words in small.items():
         recipe, *given = words.split()
@@ -281,7 +284,11 @@ def test_commands(home, server, line, monkeypatch, capsys):
         given = Path(start.split()[1]).read_bytes()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
     words = shlex.split(line)
-    if words[0] == "python":
+    if words[:2] == ["python", "-m"]:
+        words += ["--count", "40", "--test_count", "4", "--output", "made"]
+        monkeypatch.setattr(sys, "argv", words[2:])
+        importlib.import_module(words[2]).main()
+    elif words[0] == "python":
         exec(compile(words[2], line, "exec"), {})
     elif words[1] in ("app", "chat"):  # with tests of their own
         parser = argparse.ArgumentParser()
@@ -359,6 +366,7 @@ NAMING = (
     "--init_from",
     "--latent",
     "--style",
+    "--text_encoder",
 )
 
 
