@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import io
 import itertools
 import json
@@ -67,7 +69,7 @@ def _send_table(request: Request, most: int, patience: float) -> None:
         if request.image is not None:
             blobs.append(_take_bytes(row, request, i))
             size += len(blobs[-1])
-        texts.append(json.dumps(row, default=lambda value: [f"{value!r:.60}"]))
+        texts.append(json.dumps(row, default=_plain))
         size += len(texts[-1]) + ROW
         if size >= BATCH:
             _write_rows(texts, blobs)
@@ -79,6 +81,15 @@ def _send_table(request: Request, most: int, patience: float) -> None:
     if texts:
         _write_rows(texts, blobs)
     _write({"rows": []})
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON does not have as a text if it is a date or a number, else as a list."""
+    if isinstance(value, datetime.date):  # or a datetime
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    return [f"{value!r:.60}"]
 
 
 def _take_bytes(row: dict[str, Any], request: Request, i: int) -> bytes:

@@ -84,3 +84,40 @@ def check_source(source: str | None, argument: str = "data") -> None:
             f"{argument}: {source!r} is no file of rows and no dataset; give a table (.jsonl, "
             ".json, .csv, .parquet), a dataset saved by `datasets`, or one's Hub id"
         )
+
+
+def read_table(
+    source: str, memory: int = tables.MEMORY, argument: str = "data"
+) -> tuple[list[str], list[list[Any]], str]:
+    """Read all columns of a table; of a dataset with splits, those of "train".
+
+    Args:
+        source, memory, argument: see `find_tables`.
+
+    Returns:
+        The names of the columns, rows of cells, and the hash of the files.
+
+    Raises:
+        ValueError: there is no such table, or it has no rows.
+    """
+    found = find_tables(source, memory, argument)
+    if "train" not in found:
+        raise ValueError(f"{argument}: the dataset {source!r} has no split 'train': {list(found)}")
+    with tables.open_table(found["train"], ()) as (head, _):
+        columns = list(map(str, head.columns))
+    _check_separator(columns, argument, source)
+    with tables.open_table(found["train"], columns) as (_, rows):
+        cells = [[row.get(name) for name in columns] for row in rows]
+    if not cells:
+        raise ValueError(f"{argument}: {source!r} has no rows")
+    return columns, cells, found["train"].sha256
+
+
+def _check_separator(columns: list[str], argument: str, source: str) -> None:
+    """Refuse a file whose cells are apart by other signs than commas."""
+    sign = next((sign for sign in (";", "\t", "|") if sign in columns[0]), None)
+    if len(columns) == 1 and sign:
+        raise ValueError(
+            f"{argument}: {source!r} has one column, {columns[0]!r:.60}; write it with commas "
+            f"between its cells instead of {sign!r}"
+        )

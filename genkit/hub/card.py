@@ -118,6 +118,10 @@ LIMITS = {
     "one all the same, and its confidence holds for questions like those it was measured on.",
     "image-classification": "For images like those it was trained on, which it puts into one of "
     "its classes, whatever they show. Not for decisions about people.",
+    "tabular-generation": "For synthetic rows, missing values and unlikely rows of tables like the "
+    "one that it was trained on, with its errors and its bias. Synthetic rows may come close to "
+    "rows of training, which are not private by this alone; an unlikely row is not a wrong one. "
+    "Not for decisions about people.",
     "image-to-image": "For learning and play: it makes of any image what it was trained to make, "
     "best at the size and for the kind of images that it was trained on. What it adds is a guess.",
     "text-to-image": "For pictures that somebody looks at before they are used. It has the "

@@ -17,6 +17,7 @@ TEXT_CLASSIFIER, REWARD = "text classifier", "reward model"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
 TEXT_TO_IMAGE, STYLIZER, TRANSLATION = "text-to-image", "stylizer", "translation"
+TABLE = "table"
 ADAPTER = "adapter"  # of a text-to-image pipeline: low-rank weights, or new words
 
 # by the class that model_index.json names: a stock one, or a file beside it and its class
@@ -54,6 +55,7 @@ TAKEN = {
     TEXT_TO_IMAGE: "a text-to-image pipeline, which genkit.imagine takes",
     STYLIZER: "a stylizer, which genkit.stylize takes",
     TRANSLATION: "a model that translates images, which genkit.translate takes",
+    TABLE: "a model of tables, which genkit.sample_table, fill and anomalies take",
     ADAPTER: "an adapter of a text-to-image pipeline, which genkit.imagine takes as its adapter",
 }
 DRAWS = "an image pipeline, which draws when it is called"
@@ -69,6 +71,7 @@ LOADED = {
     "PixelPipeline": DRAWS,
     "StylizerPipeline": TAKEN[STYLIZER],
     "TranslationPipeline": TAKEN[TRANSLATION],
+    "TableModel": TAKEN[TABLE],
 }
 
 
@@ -91,8 +94,8 @@ def kind_of(folder: Path, argument: str = "model") -> str:
         raise ValueError(
             f"{argument}: {names.describe(folder)!r} holds a {what}; language models, readers of "
             "answers, classifiers of images and of texts, reward models, autoencoders, GANs, "
-            "diffusion models, models of pixels, stylizers, models that translate images and "
-            "diffusers' text-to-image pipelines are supported"
+            "diffusion models, models of pixels and of tables, stylizers, models that translate images "
+            "and diffusers' text-to-image pipelines are supported"
         )
     return found
 
@@ -175,6 +178,8 @@ def _pipeline_kind(settings: dict[str, Any]) -> str | None:
 def _network_kind(settings: dict[str, Any]) -> str | None:
     if "pixels" in settings:
         return PIXELS
+    if "table" in settings:
+        return TABLE
     names = settings.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     kind = next((kind for end, kind in HEADS.items() if name.endswith(end)), None)

@@ -25,7 +25,7 @@ PACKED, PACKED_WEIGHTS = "genkit", "model.genkit.safetensors"
 LOADED = re.compile(
     r"(config|generation_config|model_index|scheduler_config|(video_)?preprocessor_config"
     r"|processor_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
-    r"|vocab|chat_template)\.json|(vocab|merges)\.txt|\w[\w.-]*\.(model|jinja)"
+    r"|vocab|chat_template|table)\.json|(vocab|merges)\.txt|\w[\w.-]*\.(model|jinja)"
     r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors"
     r"|\w[\w.-]*\.safetensors\.index(\.\w+)?\.json"
 )

@@ -1,0 +1,493 @@
+"""Tables as sequences of tokens: a stock decoder that corrects a Gaussian, column by column.
+
+A row is a sequence (column, value, column, value, …) in any order of its columns. At a column's
+token the decoder says how likely each value is, given those before it. A number's values are bins
+of its residual: by how many deviations it differs from what a Gaussian of the scores expects, given
+the columns before it. A category's values are themselves, weighted by the same Gaussian. A decoder
+that says nothing leaves the Gaussian copula; what it learns is what that misses.
+
+The density of a number is exact: the probability of the bin, times the density inside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from genkit.models.gaussian import LOG_2PI, Gaussian
+from genkit.models.margins import Margin
+
+Array = NDArray[np.float64]
+EDGE, STEP, DECAY = 2.5, 0.25, 2.5  # of residuals: where the tails begin, width of a bin, their rate
+SCORE_EDGE, SCORE_BINS = 2.25, 16  # of the numbers that are read
+MOSTLY = 0.5  # share of atoms from which the Gaussian knows a number only where it is none
+LEVELS = 16  # categories of a column that the Gaussian knows, at most
+IGNORED = -100  # what cross_entropy leaves out
+
+# ---------------------------------------------------------------------------------------------
+# Bins of residuals
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of residuals: between borders Gaussian, beyond the outermost ones exponential."""
+
+    borders: Sequence[float]
+
+    @functools.cached_property
+    def log_mass(self) -> Array:
+        """The log probability of each bin under the Gaussian, (bins,)."""
+        levels = np.concatenate([[0.0], ndtr(np.asarray(self.borders)), [1.0]])
+        return np.log(np.diff(levels))
+
+    def __len__(self) -> int:
+        return len(self.borders) + 1
+
+    def find(self, residuals: Array) -> NDArray[np.int64]:
+        """Return the bin of each residual."""
+        return np.searchsorted(np.asarray(self.borders), residuals, "right")
+
+    def log_density(self, residuals: Array) -> Array:
+        """Return the log density of each residual inside its bin."""
+        inside = -0.5 * (residuals**2 + LOG_2PI) - self.log_mass[self.find(residuals)]
+        low, high = self.borders[0], self.borders[-1]
+        beyond = np.maximum(low - residuals, residuals - high)
+        return np.where(beyond > 0, math.log(DECAY) - DECAY * beyond, inside)
+
+    def place(self, bins: NDArray[np.int64], u: Array) -> Array:
+        """Return the residual at the level `u`, in (0, 1), of each bin."""
+        edges = np.concatenate([[-np.inf], self.borders, [np.inf]])
+        low, high = edges[bins], edges[bins + 1]
+        inside = ndtri(ndtr(low) + u * (ndtr(high) - ndtr(low)))
+        inside = np.where(np.isneginf(low), self.borders[0] + np.log(u) / DECAY, inside)
+        return np.where(np.isposinf(high), self.borders[-1] - np.log1p(-u) / DECAY, inside)
+
+
+def make_bins() -> Bins:
+    """Return the bins of residuals of a new model."""
+    return Bins(np.round(np.arange(-EDGE, EDGE + STEP / 2, STEP), 6).tolist())
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows as tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tokens, each in its order of columns, and what a Gaussian makes of them."""
+
+    ids: torch.Tensor  # (n, 2 columns - 1), int64: column, value, column, …
+    orders: torch.Tensor  # (n, columns), int64
+    targets: torch.Tensor  # (n, columns), int64: which candidate; IGNORED where there is none
+    gaps: torch.Tensor  # (n, columns), float32: 1 for a gap, 0 for a value, NaN where none can be
+    base: torch.Tensor  # (n, columns, candidates), float32: log probabilities of the Gaussian
+    inside: torch.Tensor  # (n, columns), float64: log density of numbers inside their bins
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device, but for what needs float64, which some devices lack."""
+        parts = {name: own.to(device) for name, own in vars(self).items() if name != "inside"}
+        return Batch(**parts, inside=self.inside)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The tokens that a model may answer for each column."""
+
+    values: torch.Tensor  # (columns, candidates), int64: the gap's where there is no candidate
+    gaps: torch.Tensor  # (columns,), int64
+    gap_odds: torch.Tensor  # (columns,), float32: log odds of a gap
+
+    def to(self, device: torch.device) -> Answers:
+        """Return them on a device."""
+        return Answers(*(own.to(device) for own in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """The columns of a table as tokens.
+
+    Args:
+        sizes: number of categories of each column; 0 for numbers and dates.
+        gaps: share of gaps of each column; 0: it has none, and never will.
+        margins: of each number; None for a category.
+        shares: of each category of a column, smoothed, or of each atom of a number.
+        atoms: values of a number that many rows have exactly, rising; () for a category.
+        steps: the least difference of a number's values, as they are written.
+        gaussian: of the features of all columns, see `features`.
+        bins: of residuals.
+        orders: those that a row is drawn and scored in, (orders, columns).
+    """
+
+    sizes: Sequence[int]
+    gaps: Sequence[float]
+    margins: Sequence[Margin | None]
+    shares: Sequence[Sequence[float]]
+    atoms: Sequence[Sequence[float]]
+    steps: Sequence[float]
+    gaussian: Gaussian
+    bins: Bins
+    orders: NDArray[np.int64]
+    owners: NDArray[np.int64] = field(init=False, repr=False)  # column of each feature
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "owners", feature_owners(self.sizes))
+
+    @property
+    def count(self) -> int:
+        """Number of columns."""
+        return len(self.sizes)
+
+    @functools.cached_property
+    def width(self) -> int:
+        """The most candidates of a column."""
+        bins = len(self.bins)
+        each = zip(self.sizes, self.atoms, strict=True)
+        return max(size or bins + len(atoms) for size, atoms in each)
+
+    @functools.cached_property
+    def value_tokens(self) -> NDArray[np.int64]:
+        """The token of a gap in each column; the tokens of its values follow."""
+        each = zip(self.sizes, self.atoms, strict=True)
+        sizes = [size or SCORE_BINS + len(atoms) for size, atoms in each]
+        starts = np.concatenate([[0], np.cumsum(np.array(sizes) + 1)])
+        return self.count + len(self.bins) + starts
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of columns, of residual bins, and of each column's gap and values."""
+        return int(self.value_tokens[-1])
+
+    @functools.cached_property
+    def answers(self) -> Answers:
+        """What a model may answer for each column."""
+        found = np.tile(self.value_tokens[:-1, None], self.width)
+        for j, (margin, size) in enumerate(self._each()):
+            if margin:  # bins of residuals, then atoms
+                bins, atoms = len(self.bins), len(self.atoms[j])
+                first = self.value_tokens[j] + 1 + SCORE_BINS
+                found[j, :bins] = self.count + np.arange(bins)
+                found[j, bins : bins + atoms] = first + np.arange(atoms)
+            else:
+                found[j, :size] = self.value_tokens[j] + 1 + np.arange(size)
+        share = torch.tensor(self.gaps).clamp(1e-6, 1 - 1e-6)
+        gaps = torch.from_numpy(self.value_tokens[:-1])
+        return Answers(torch.from_numpy(found), gaps, share.logit())
+
+    @functools.cached_property
+    def static_base(self) -> Array:
+        """Log probabilities of the candidates of each column alone, (columns, width)."""
+        base = np.full((self.count, self.width), -np.inf)
+        for j, (margin, _) in enumerate(self._each()):
+            own = np.log(self.shares[j])
+            if margin:
+                rest = max(1e-6, 1 - sum(self.shares[j]))
+                own = np.concatenate([self.bins.log_mass + math.log(rest), own])
+            base[j, : len(own)] = own
+        return base
+
+    def _each(self) -> list[tuple[Margin | None, int]]:
+        return list(zip(self.margins, self.sizes, strict=True))
+
+    # ---- features of the Gaussian
+
+    def features(self, values: Array) -> Array:
+        """Return scores of numbers, and of all categories but the first 1 or 0.
+
+        Args:
+            values: see `genkit/data/columns.py`, (n, columns).
+
+        Returns:
+            (n, features), NaN for gaps.
+        """
+        found = np.empty((len(values), len(self.owners)))
+        for j, (margin, size) in enumerate(self._each()):
+            own = self.owners == j
+            if margin:
+                scores = margin.to_scores(values[:, j])
+                if sum(self.shares[j]) > MOSTLY:
+                    scores = np.where(self.find_atoms(j, values[:, j]) < 0, scores, np.nan)
+                found[:, own] = scores[:, None]
+            elif own.any():
+                is_one = values[:, j, None] == np.arange(1, size)
+                found[:, own] = np.where(np.isnan(values[:, j, None]), np.nan, is_one)
+        return found
+
+    def value_ids(self, values: Array) -> NDArray[np.int64]:
+        """Return the token of each value as it is read, (n, columns)."""
+        found = np.empty(values.shape, np.int64)
+        borders = np.linspace(-SCORE_EDGE, SCORE_EDGE, SCORE_BINS - 1)
+        for j, margin in enumerate(self.margins):
+            own = index = values[:, j]
+            if margin:
+                atom = self.find_atoms(j, own)
+                index = np.searchsorted(borders, margin.to_scores(own))
+                index = np.where(atom < 0, index, SCORE_BINS + atom)
+            found[:, j] = self.value_tokens[j] + np.where(np.isnan(own), 0, index + 1)
+        return found
+
+    def find_atoms(self, j: int, values: Array) -> NDArray[np.int64]:
+        """Return which atom of a number each value is; -1 for none."""
+        atoms = np.asarray(self.atoms[j])
+        if not len(atoms):
+            return np.full(len(values), -1)
+        which = np.abs(values[:, None] - atoms).argmin(1)
+        near = np.abs(values - atoms[which]) < self.steps[j] / 2
+        return np.where(near, which, -1)
+
+    def ordered(self, values: Array, orders: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Put gaps where none were in training at the end of each order, where none sees them."""
+        unknown = np.isnan(values) & (np.asarray(self.gaps) == 0)
+        last = np.take_along_axis(unknown, orders, 1)
+        return np.take_along_axis(orders, np.argsort(last, 1, kind="stable"), 1)
+
+    # ---- batches
+
+    def encode(self, values: Array, orders: NDArray[np.int64]) -> Batch:
+        """Turn rows into tokens, with what the Gaussian says of each value given those before it.
+
+        Args:
+            values: (n, columns), NaN for gaps.
+            orders: of the columns, (n, columns).
+        """
+        orders = self.ordered(values, orders)
+        ids = np.empty((len(values), 2 * self.count), np.int64)
+        ids[:, ::2] = orders
+        ids[:, 1::2] = np.take_along_axis(self.value_ids(values), orders, 1)
+        targets, base, inside = self._explain(values, orders)
+        may_lack = np.asarray(self.gaps)[orders] > 0
+        gaps = np.where(may_lack, np.take_along_axis(np.isnan(values), orders, 1), np.nan)
+        return Batch(
+            torch.from_numpy(ids[:, :-1]),
+            torch.from_numpy(orders),
+            torch.from_numpy(np.take_along_axis(targets, orders, 1)),
+            torch.from_numpy(gaps).float(),
+            torch.from_numpy(np.take_along_axis(base, orders[:, :, None], 1)).float(),
+            torch.from_numpy(np.take_along_axis(inside, orders, 1)),
+        )
+
+    def _explain(
+        self, values: Array, orders: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], Array, Array]:
+        """Return targets, log probabilities of the Gaussian, and densities inside bins."""
+        targets = np.full(values.shape, IGNORED)
+        inside = np.zeros(values.shape)
+        base = np.tile(self.static_base, (len(values), 1, 1))
+        steps = _Steps.of(self.gaussian, self.features(values), self.owners, orders)
+        for j, margin in enumerate(self.margins):
+            rows = np.flatnonzero(~np.isnan(values[:, j]))
+            if not len(rows):
+                continue
+            known = values[rows, j]
+            if margin is None:
+                targets[rows, j] = known
+                if (self.owners == j).any():
+                    base[rows, j, : self.sizes[j]] = self.classify(j, *steps.expected(j, rows))
+                continue
+            residuals, log_scale = steps.residuals(j, rows)
+            atom = self.find_atoms(j, known)
+            targets[rows, j] = np.where(atom < 0, self.bins.find(residuals), len(self.bins) + atom)
+            density = self.bins.log_density(residuals) - log_scale + margin.log_slope(known)
+            inside[rows, j] = np.where(atom < 0, density, -math.log(self.steps[j]))
+            mean = margin.to_scores(known) - residuals * np.exp(log_scale)
+            base[rows, j] = self.weigh_atoms(j, mean, log_scale)
+        return targets, base, inside
+
+    def weigh_atoms(self, j: int, means: Array, log_scales: Array) -> Array:
+        """Return log probabilities of a number's bins and atoms.
+
+        An atom counts as much more than its share as its score is likelier than it was.
+
+        Args:
+            means, log_scales: of the number's score, given others, (n,) each.
+
+        Returns:
+            (n, candidates).
+        """
+        base = np.tile(self.static_base[j], (len(means), 1))
+        margin, atoms = self.margins[j], self.atoms[j]
+        if margin is None or not atoms or sum(self.shares[j]) > MOSTLY:
+            return base
+        feature = int(np.flatnonzero(self.owners == j)[0])
+        scores = margin.to_scores(np.asarray(atoms))
+        center = float(self.gaussian.mean[feature])
+        spread = 0.5 * math.log(float(self.gaussian.covariance[feature, feature]))
+        now = -0.5 * ((scores - means[:, None]) / np.exp(log_scales)[:, None]) ** 2
+        alone = -0.5 * ((scores - center) / math.exp(spread)) ** 2
+        evidence = now - alone - log_scales[:, None] + spread
+        base[:, len(self.bins) : len(self.bins) + len(atoms)] += evidence
+        return base - np.logaddexp.reduce(base, 1, keepdims=True)
+
+    def classify(self, j: int, means: torch.Tensor, factors: torch.Tensor) -> Array:
+        """Return log probabilities of a column's categories, by Bayes' rule.
+
+        It is linear discriminant analysis: the features given are Gaussian around a mean of each
+        category, alike but for that.
+
+        Args:
+            j: the column.
+            means: of its features, given others, (n, features of the column).
+            factors: Cholesky factors of their covariance, given the same, (n, …, …).
+        """
+        own = torch.from_numpy(np.flatnonzero(self.owners == j))
+        corners = torch.eye(self.sizes[j], dtype=torch.float64)[:, 1:]  # (categories, features)
+        alone = torch.linalg.cholesky(self.gaussian.covariance[own][:, own])
+        prior = torch.linalg.solve_triangular(
+            alone, (corners - self.gaussian.mean[own]).mT, upper=False
+        )
+        found = torch.linalg.solve_triangular(
+            factors, (corners - means[:, None]).mT, upper=False
+        )  # (n, features, categories)
+        evidence = 0.5 * (prior**2).sum(0) - 0.5 * (found**2).sum(1)
+        logits = torch.log(torch.tensor(self.shares[j], dtype=torch.float64)) + evidence
+        return logits.log_softmax(-1).numpy()
+
+
+def feature_owners(sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Return the column of each feature: one of a number, one of each category but the first."""
+    counts = [1 if not size else size - 1 if size <= LEVELS else 0 for size in sizes]
+    return np.repeat(np.arange(len(sizes)), counts)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What the Gaussian says of each feature of rows, given those before it in their orders."""
+
+    factors: torch.Tensor  # Cholesky factors in the order of each row, (n, d, d)
+    innovations: torch.Tensor  # (n, d), in that order
+    places: torch.Tensor  # of each feature in that order, (n, d)
+    owners: NDArray[np.int64]
+    mean: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        gaussian: Gaussian,
+        features: Array,
+        owners: NDArray[np.int64],
+        orders: NDArray[np.int64],
+    ) -> _Steps:
+        """Factor the covariance in the order of each row, what a row lacks at the end."""
+        ranks = np.argsort(orders, 1)[:, owners]
+        ranks = np.where(np.isnan(features), orders.shape[1], ranks)
+        order = torch.from_numpy(np.argsort(ranks, 1, kind="stable"))
+        off = torch.from_numpy(features) - gaussian.mean
+        factors = gaussian.factors(order)
+        innovations = gaussian.innovations(factors, off.nan_to_num(0.0).gather(1, order))
+        return cls(factors, innovations, order.argsort(1), owners, gaussian.mean)
+
+    def residuals(self, j: int, rows: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Return the residuals of a number, and the logarithm of their scale, (rows,) each."""
+        place = self.places[rows][:, self.owners == j][:, 0]
+        every = torch.arange(len(rows))
+        scale = self.factors[torch.from_numpy(rows), place, place]
+        return self.innovations[rows][every, place].numpy(), scale.log().numpy()
+
+    def expected(self, j: int, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean of a category's features and the factor of their covariance."""
+        own = np.flatnonzero(self.owners == j)
+        places = self.places[rows][:, own]  # consecutive
+        count, size = places.shape
+        lines = self.factors[rows].gather(
+            1, places[:, :, None].expand(count, size, self.factors.shape[2])
+        )
+        before = torch.arange(self.factors.shape[2]) < places[:, :1]
+        shift = (lines * (self.innovations[rows] * before)[:, None]).sum(-1)
+        corner = lines.gather(2, places[:, None, :].expand(count, size, size))
+        return self.mean[own] + shift, corner
+
+
+# ---------------------------------------------------------------------------------------------
+# Model
+
+
+def make_model(
+    table: TableFormat, depth: int, width: int, heads: int, dropout: float
+) -> PreTrainedModel:
+    """Build a stock GPT-2 that starts as the Gaussian: its output layer is 0.
+
+    Values of a number that are near each other start with similar embeddings.
+
+    Args:
+        table: the columns as tokens.
+        depth: layers.
+        width: size of a layer's vectors.
+        heads: attention heads.
+        dropout: of embeddings, attention weights and residual branches.
+    """
+    config = GPT2Config(
+        vocab_size=table.vocab_size,
+        n_positions=2 * table.count,
+        n_embd=width,
+        n_layer=depth,
+        n_head=heads,
+        attn_pdrop=dropout,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    config.table = "table.json"
+    model = GPT2LMHeadModel(config)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    _smooth_embeddings(table, model.transformer.wte.weight)
+    return model
+
+
+@torch.no_grad()
+def _smooth_embeddings(table: TableFormat, weight: torch.Tensor) -> None:
+    """Make the embeddings of a number's values a smooth curve."""
+    scores = torch.linspace(-SCORE_EDGE, SCORE_EDGE, SCORE_BINS)
+    basis = torch.stack([torch.ones_like(scores), scores, scores**2 - 1, (2 * scores).sin()], 1)
+    for j, margin in enumerate(table.margins):
+        if margin:
+            first = int(table.value_tokens[j]) + 1
+            curve = basis @ (0.02 * torch.randn(basis.shape[1], weight.shape[1]))
+            weight[first : first + SCORE_BINS] = curve
+
+
+def log_probabilities(model: torch.nn.Module, batch: Batch, answers: Answers) -> torch.Tensor:
+    """Return the log probability of each value in a batch, of a number that of its bin.
+
+    Returns:
+        (n, columns), in the order of each row; 0 where there is nothing to say.
+    """
+    logits = model(input_ids=batch.ids, use_cache=False).logits[:, ::2].float()
+    scores, lacking = score_answers(logits, batch.orders, batch.base, answers)
+    nats = F.cross_entropy(
+        scores.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view_as(batch.targets)
+    gap_nats = F.binary_cross_entropy_with_logits(
+        lacking, batch.gaps.nan_to_num(0), reduction="none"
+    )
+    return -nats - gap_nats * ~batch.gaps.isnan()
+
+
+def score_answers(
+    logits: torch.Tensor, columns: torch.Tensor, base: torch.Tensor, answers: Answers
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scores of each column's candidates, and the log odds of a gap.
+
+    Args:
+        logits: at the columns' tokens, (n, columns, vocabulary).
+        columns: which are asked, (n, columns).
+        base: log probabilities of the Gaussian, (n, columns, candidates).
+    """
+    scores = logits.gather(2, answers.values[columns]) + base
+    lacking = logits.gather(2, answers.gaps[columns][:, :, None])[:, :, 0]
+    return scores, lacking + answers.gap_odds[columns]
+
+
+def loss(model: torch.nn.Module, batch: Batch, answers: Answers) -> torch.Tensor:
+    """Return the cross-entropy of the values of rows in nats, the mean over rows and columns."""
+    return -log_probabilities(model, batch, answers).mean()

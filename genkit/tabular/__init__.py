@@ -1,0 +1,1 @@
+"""What a user does with a model of tables: sample, fill, find anomalies, evaluate."""

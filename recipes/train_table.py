@@ -1,0 +1,287 @@
+"""Train a model of a table: its rows, gaps and unlikely rows, given any of its columns.
+
+    accelerate launch recipes/train_table.py --data policies.csv
+    accelerate launch recipes/train_table.py --data policies.parquet --categories region --leave_out id
+    accelerate launch recipes/train_table.py --data load.csv --window 24 --output_dir runs/series
+    accelerate launch recipes/train_table.py --output_dir runs/table --resume
+
+The output folder is an ordinary transformers model with table.json, which has the columns; it is at
+any time the best one so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from genkit import machine
+from genkit.data import columns, table_sources, tables
+from genkit.data.columns import CATEGORY, Column, find_columns
+from genkit.data.order import Order
+from genkit.errors import clean_errors
+from genkit.hub import card
+from genkit.models import lm, table
+from genkit.models.table import TableFormat
+from genkit.models.table_fit import fit_table
+from genkit.tabular import pictures
+from genkit.tabular.drawing import draw
+from genkit.tabular.model import TableModel, save_table
+from genkit.tabular.reading import as_windows, window_columns
+from genkit.training.optim import optimizers
+from genkit.training.run import Run
+from genkit.training.settings import CHOSEN, RunSettings, parse, setting
+
+# ---- settings
+
+
+@dataclass
+class Settings(RunSettings):
+    """Settings of this recipe; see also RunSettings in genkit/training/settings.py."""
+
+    output_dir: str = setting("runs/table", "folder of the run and of the model")
+    data: str | None = setting(None, "table: a file (csv, parquet, jsonl), a dataset or a Hub id")
+    val_fraction: float = setting(
+        0.1, "part of the rows to validate on; of a series, its end", above=0, below=1
+    )
+    categories: list[str] | None = setting(None, "columns of categories, whatever they look like")
+    numbers: list[str] | None = setting(None, "columns of numbers, however few different ones")
+    dates: list[str] | None = setting(None, "columns of dates")
+    leave_out: list[str] | None = setting(None, "columns to leave out, such as names and numbers of rows")
+    gaps: list[str] | None = setting(None, "texts that stand for a gap, beside empty cells")
+    window: int = setting(0, "of a series: rows that are modelled together; 0 for a table", least=0)
+    depth: int = setting(CHOSEN, "layers: the one dial of the model's size", least=1)
+    width: int = setting(CHOSEN, "size of a layer's vectors", least=1)
+    heads: int = setting(CHOSEN, "attention heads", least=1)
+    dropout: float = setting(CHOSEN, "dropout", least=0, below=1)
+    table_memory: int = setting(
+        tables.MEMORY, "MiB of the process that reads a table", least=tables.MIN_MEMORY
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any long work."""
+        super().__post_init__()
+        table_sources.check_source(self.data)
+        lists = self.categories, self.numbers, self.dates, self.leave_out
+        told = [name for names in lists for name in names or []]
+        twice = next((name for name in told if told.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"--categories, --numbers, --dates, --leave_out: {twice!r} is given twice"
+            )
+        if self.window == 1:
+            raise ValueError("--window must be 2 or more, or 0 for a table, got 1")
+
+
+def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
+    """Choose what was left open: for a GPU, or for a CPU."""
+    if device == "accelerator":
+        depth = settings.depth or 4
+        run: dict[str, Any] = {"batch_size": 256, "max_steps": 5000}
+    else:
+        depth = settings.depth or 2
+        run = {"batch_size": 32, "max_minutes": 1.5}
+    shape = lm.choose_shape(depth, settings.width, settings.heads, 32) | {"dropout": 0.1}
+    rates = {"learning_rate": 2e-3, "muon_learning_rate": 0.01, "weight_decay": 0.1}
+    precision = {"mixed_precision": "no", "compile": False}
+    return shape | run | rates | precision | {"optimizer": "adamw", "ema": 0.99}
+
+
+def main() -> None:
+    """Train."""
+    settings = parse(Settings, preset)
+    if settings.data is None:
+        raise ValueError("--data is required: a table, such as policies.csv")
+
+    with Run(settings) as run:
+        # ---- data
+        with run.accelerator.local_main_process_first():
+            data = Rows(settings)
+        run.check_held_out(len(data.val), "rows")
+
+        # ---- model
+        network = table.make_model(
+            data.table, settings.depth, settings.width, settings.heads, settings.dropout
+        )
+        model = run.network("model", network, optimizers(network, settings))
+        loss = run.autocast(table.loss)
+        answers = data.table.answers.to(run.device)
+        run.log(f"{network.num_parameters():,} parameters · {data}")
+        for note in data.notes:
+            run.log(note)
+
+        # ---- loop
+        run.identify(**data.facts)
+        run.warm_up(lambda rows: loss(model, data.batch(rows).to(run.device), answers))
+        run.restore()
+        for _ in run.steps():
+            for rows in run.rows():
+                run.backward(loss(model, data.batch(rows).to(run.device), answers))
+            run.update()
+            if run.evaluation_due():
+                with run.clock.paused():
+                    metrics, usual = evaluate(run, data)
+                    if run.report("val_loss", metrics):
+                        run.publish(partial(save_model, run, settings, data, metrics, usual))
+
+
+class Rows:
+    """Rows of a table, or windows of a series, in a shuffled order, their columns in any order."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.data is not None, "main asks for it"
+        self.source, self.seed, self.window = settings.data, settings.seed, settings.window
+        names, cells, sha256 = table_sources.read_table(settings.data, settings.table_memory)
+        left_out = settings.leave_out or []
+        for name in left_out:
+            if name not in names:
+                raise ValueError(f"--leave_out: there is no column {name!r}: {', '.join(names)}")
+        kept = [i for i, name in enumerate(names) if name not in left_out]
+        kinds = {
+            name: kind
+            for kind, flag in columns.FLAGS.items()
+            for name in getattr(settings, flag) or []
+        }
+        chosen = [[row[i] for i in kept] for row in cells]
+        self.columns, values, self.notes = find_columns(
+            [names[i] for i in kept], chosen, kinds, settings.gaps or []
+        )
+        self.train, self.val = self._split(values, settings.val_fraction)
+        self.facts: dict[str, Any] = {"data_sha256": sha256, "rows": len(values)}
+        self.order = Order(len(self.train), settings.seed)
+        self.table = self._fit()
+
+    def _split(self, values: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Hold rows out, or the end of a series, cut into windows."""
+        held = max(1, round(fraction * len(values)))
+        if not self.window:
+            order = np.random.default_rng(self.seed).permutation(len(values))
+            return values[order[held:]], values[order[:held]]
+        parts = values[:-held], values[-held:]
+        if min(map(len, parts)) < self.window:
+            raise ValueError(
+                f"--window {self.window}: {len(values):,} rows are too few, {held:,} of them to "
+                "validate on; give fewer, or a larger --val_fraction"
+            )
+        self.columns = window_columns(self.columns, self.window)
+        train, val = (as_windows(part, self.window) for part in parts)
+        return train, val
+
+    def _fit(self) -> TableFormat:
+        sizes = [len(column.categories) for column in self.columns]
+        steps = [10.0**-column.decimals for column in self.columns]
+        return fit_table(sizes, steps, self.train, self.seed)
+
+    def __str__(self) -> str:
+        kinds = [column.kind for column in self.columns]
+        counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
+        return (
+            f"{len(self.train):,} {'windows' if self.window else 'rows'} to train on, "
+            f"{len(self.val):,} to validate, columns: {', '.join(counts)}"
+        )
+
+    def batch(self, positions: np.ndarray) -> table.Batch:
+        """Look up rows by position in the endless order; each has its own order of columns."""
+        orders = [
+            np.random.default_rng((self.seed, int(position))).permutation(self.table.count)
+            for position in positions
+        ]
+        return self.table.encode(self.train[self.order(positions)[1]], np.stack(orders))
+
+
+# ---- evaluate
+
+
+def evaluate(run: Run, data: Rows) -> tuple[dict[str, float], list[float]]:
+    """Evaluate the model on the validation rows; return figures, and how surprising rows are."""
+    network = run.weights().eval()
+    model = TableModel(network, data.columns, data.table, window=data.window)
+    mine = np.array(run.shard(len(data.val)), int)
+    surprises = -model.log_density(data.val[mine])
+    gathered = np.sort(np.array(run.gather(surprises.tolist())))
+    if run.is_main:
+        save_pictures(run, model, data)
+    network.train()
+    levels = np.linspace(0, 1, min(len(gathered), USUAL))
+    nats = float(gathered.mean())
+    return {"val_loss": nats, "nats_per_column": nats / data.table.count}, np.quantile(
+        gathered, levels
+    ).tolist()
+
+
+USUAL = 201  # quantiles of how surprising held-out rows are
+SHOWN = 1000  # rows that are drawn for the picture
+
+
+def save_pictures(run: Run, model: TableModel, data: Rows) -> None:
+    """Draw the columns of synthetic rows of the same seeds beside those of real ones."""
+    count = min(SHOWN, len(data.train))
+    nothing = np.full((count, len(data.columns)), np.nan)
+    rows = draw(model, nothing, range(count), gaps=True).values
+    pictures.columns(data.columns, data.train, rows, run.folder.path / "columns.png")
+
+
+# ---- save
+
+
+USAGE = """
+import genkit
+
+rows = genkit.sample_table(model, 5, seed=0)  # a row depends on its seed alone
+print(rows)
+rows.save("synthetic.csv")
+
+from transformers import AutoModelForCausalLM
+
+network = AutoModelForCausalLM.from_pretrained(model)  # its tokens are described in table.json
+"""
+
+
+def save_model(
+    run: Run,
+    settings: Settings,
+    data: Rows,
+    metrics: dict[str, float],
+    usual: list[float],
+    path: Path,
+) -> None:
+    """Write the model as transformers does, with its columns and its card."""
+    network: PreTrainedModel = run.weights()
+    save_table(TableModel(network, data.columns, data.table, usual, data.window), path)
+    what = f"windows of {data.window} rows" if data.window else "rows"
+    card.write_card(
+        path,
+        run.folder.path,
+        title="A model of a table",
+        task="tabular-generation",
+        about=f"{network.num_parameters():,} parameters, trained on {len(data.train):,} {what} of "
+        f"{data.source} for {run.progress.step:,} steps. {describe(data.columns)}",
+        usage=USAGE,
+        figures=metrics,
+        protocol=f"val_loss is the negative log-likelihood of {len(data.val):,} held-out {what}, "
+        "in nats a row, the mean density over the orders of columns in table.json: of categories "
+        "and gaps a probability, of numbers a density in the units of the table.",
+        data=data.source,
+    )
+
+
+def describe(found: list[Column]) -> str:
+    """Say what the columns are."""
+    parts = [
+        f"{column.name} ({len(column.categories)} categories)"
+        if column.kind == CATEGORY
+        else f"{column.name} ({column.kind})"
+        for column in found[:20]
+    ]
+    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+    return f"Columns: {', '.join(parts)}{more}."
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        main()
