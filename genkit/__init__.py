@@ -10,6 +10,7 @@ bottom up; a package imports from those above it in this list:
 - `engine`: what makes a network fast on this machine: packed, quantised, run by kernels
 - `text`: generate, explain, score, correct, compare, attack
 - `metrics`: figures with their protocol
+- `tabular`: sample, fill and judge tables, find their unlikely rows
 - `qa`: answers from a text
 - `vision`: sample, imagine, walk a latent space, look inside diffusion, differentiate by pixels
 - `training`: the run that every recipe shares
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from genkit.hub.pushing import push as push
     from genkit.loading import load as load
     from genkit.qa.answering import answer as answer
+    from genkit.tabular.anomalies import anomalies as anomalies
+    from genkit.tabular.filling import fill as fill
+    from genkit.tabular.sampling import sample_table as sample_table
     from genkit.text.alternatives import alternatives as alternatives
     from genkit.text.comparison import compare as compare
     from genkit.text.correction import correct as correct
@@ -73,6 +77,9 @@ _HOMES = {
     "rescore": "genkit.text.rescoring",
     "correct": "genkit.text.correction",
     "sample": "genkit.vision.sampling",
+    "sample_table": "genkit.tabular.sampling",
+    "fill": "genkit.tabular.filling",
+    "anomalies": "genkit.tabular.anomalies",
     "stylize": "genkit.vision.style",
     "translate": "genkit.vision.translating",
 }

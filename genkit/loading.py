@@ -33,7 +33,8 @@ def load(
         What its verb takes as a model: `genkit.generate` a language model, `genkit.answer` a
         reader, `genkit.evaluate` an image classifier as its extractor, `genkit.attack` a classifier
         of images or of texts, `genkit.stylize` a stylizer, `genkit.translate` a model that
-        translates images, `genkit.fill` a model of tables. Any other image model is a pipeline, which draws when it is called.
+        translates images, `genkit.fill` a model of tables. Any other image model is a
+        pipeline, which draws when it is called.
 
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.
@@ -42,7 +43,7 @@ def load(
     model = kinds.as_name(model)
     if model == DEFAULT and revision is None and not names.is_folder(model):
         revision = REVISION
-    kind = _kind_of(model, revision)
+    kind = kind_of_model(model, revision)
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize}
     options["trust_remote_code"] = trust_remote_code
     _check_options(model, kind, options)
@@ -60,7 +61,7 @@ def load(
     return _load_exact(kind, model, revision, device)
 
 
-def _kind_of(model: str, revision: str | None) -> str:
+def kind_of_model(model: str, revision: str | None = None) -> str:
     """Return the kind of a model by its settings, which are fetched if it is on the Hub."""
     if names.is_gguf(model):
         return kinds.TEXT

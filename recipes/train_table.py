@@ -1,7 +1,7 @@
 """Train a model of a table: its rows, gaps and unlikely rows, given any of its columns.
 
     accelerate launch recipes/train_table.py --data policies.csv
-    accelerate launch recipes/train_table.py --data policies.parquet --categories region --leave_out id
+    accelerate launch recipes/train_table.py --data policies.parquet --leave_out id
     accelerate launch recipes/train_table.py --data load.csv --window 24 --output_dir runs/series
     accelerate launch recipes/train_table.py --output_dir runs/table --resume
 
@@ -11,13 +11,13 @@ any time the best one so far.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from genkit import machine
@@ -52,7 +52,9 @@ class Settings(RunSettings):
     categories: list[str] | None = setting(None, "columns of categories, whatever they look like")
     numbers: list[str] | None = setting(None, "columns of numbers, however few different ones")
     dates: list[str] | None = setting(None, "columns of dates")
-    leave_out: list[str] | None = setting(None, "columns to leave out, such as names and numbers of rows")
+    leave_out: list[str] | None = setting(
+        None, "columns to leave out, such as names and numbers of rows"
+    )
     gaps: list[str] | None = setting(None, "texts that stand for a gap, beside empty cells")
     window: int = setting(0, "of a series: rows that are modelled together; 0 for a table", least=0)
     depth: int = setting(CHOSEN, "layers: the one dial of the model's size", least=1)
@@ -229,6 +231,8 @@ def save_pictures(run: Run, model: TableModel, data: Rows) -> None:
 # ---- save
 
 
+EXAMPLES = 64  # held-out rows that say how surprising each column is
+
 USAGE = """
 import genkit
 
@@ -251,8 +255,11 @@ def save_model(
     path: Path,
 ) -> None:
     """Write the model as transformers does, with its columns and its card."""
-    network: PreTrainedModel = run.weights()
-    save_table(TableModel(network, data.columns, data.table, usual, data.window), path)
+    network: PreTrainedModel = run.weights().eval()
+    model = TableModel(network, data.columns, data.table, usual, window=data.window)
+    by_column = model.surprises(data.val[:EXAMPLES]).mean(0).tolist()
+    save_table(dataclasses.replace(model, usual_columns=by_column), path)
+    network.train()
     what = f"windows of {data.window} rows" if data.window else "rows"
     card.write_card(
         path,

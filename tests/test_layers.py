@@ -12,6 +12,7 @@ FLOORS = [  # from the ground up; packages of one floor do not import each other
     {"models"},
     {"text"},
     {"metrics"},
+    {"tabular"},
     {"qa", "vision", "training"},
     {"attacking", "loading", "recipes"},
     {"app"},

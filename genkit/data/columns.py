@@ -6,6 +6,7 @@ date the days since 1970, and NaN for a gap.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import re
@@ -38,7 +39,7 @@ class Column:
         categories: texts of a category's values, by index.
         decimals: of a number that is written; of a date 0, or more if it has times.
         least, most: of a number or a date, in the rows that it was found in.
-        gaps: share of the rows that have none.
+        missing: texts that stand for a gap, beside empty cells.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Column:
     decimals: int = 0
     least: float = 0.0
     most: float = 0.0
-    gaps: float = 0.0
+    missing: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or not isinstance(self.name, str):
@@ -63,7 +64,7 @@ class Column:
             ValueError: it is no value of this column.
         """
         text = as_text(cell)
-        if text is None:
+        if text is None or self.is_gap(text):
             return math.nan
         if self.kind == CATEGORY:
             if text not in self.categories:
@@ -72,10 +73,13 @@ class Column:
             return float(self.categories.index(text))
         value = as_number(text) if self.kind == NUMBER else as_days(text)
         if value is None:
-            if text in GAPS:
-                return math.nan
             raise ValueError(f"{name}: {text!r:.60} is no {self.kind}")
         return value
+
+    def is_gap(self, cell: Any) -> bool:
+        """Whether a cell has no value."""
+        text = as_text(cell)
+        return text is None or text in self.missing
 
     def format(self, value: float) -> str:
         """Write a value as a cell; "" for a gap."""
@@ -92,7 +96,7 @@ class Column:
         """Return values as exactly as they are written, within the range that was found."""
         if self.kind == CATEGORY:
             return values
-        return np.round(np.clip(values, self.least, self.most), self.decimals)
+        return np.asarray(np.clip(values, self.least, self.most)).round(self.decimals)
 
 
 def as_text(cell: Any) -> str | None:
@@ -149,13 +153,16 @@ def find_columns(
     kinds = kinds or {}
     for name in kinds:
         if name not in names:
-            raise ValueError(f"--{FLAGS[kinds[name]]}: there is no column {name!r}: {', '.join(names)}")
+            raise ValueError(
+                f"--{FLAGS[kinds[name]]}: there is no column {name!r}: {', '.join(names)}"
+            )
     columns, values, notes = [], [], []
     for i, name in enumerate(names):
         texts = [as_text(row[i]) for row in cells]
         texts = [None if text in gaps else text for text in texts]
         column, own, note = _find_column(name, texts, kinds.get(name))
-        columns.append(column)
+        missing = [*gaps, *(text for text in column.missing if text not in gaps)]
+        columns.append(dataclasses.replace(column, missing=missing))
         values.append(own)
         notes += note
     return columns, np.stack(values, 1), notes
@@ -170,7 +177,7 @@ def _find_column(
     given = [text for text in texts if text is not None]
     if not given:
         note = f"column {name!r} has nothing but gaps"
-        return Column(name, CATEGORY, gaps=1.0), np.full(len(texts), math.nan), [note]
+        return Column(name, CATEGORY), np.full(len(texts), math.nan), [note]
     if kind != CATEGORY:
         for own, parse in ((NUMBER, as_number), (DATE, as_days)):
             if kind in (None, own):
@@ -202,9 +209,7 @@ def _find_numbers(
     values = np.array([parsed.get(text, math.nan) if text else math.nan for text in texts], float)
     known = values[~np.isnan(values)]
     decimals = _decimals(given, known) if kind == NUMBER else 6 * bool((known % 1).any())
-    column = Column(
-        name, kind, (), decimals, known.min(), known.max(), float(np.isnan(values).mean())
-    )
+    column = Column(name, kind, (), decimals, float(known.min()), float(known.max()), sorted(marks))
     said = ", ".join(f"{mark!r}" for mark in marks)
     return column, values, [f"column {name!r}: {said} is read as a gap"] if marks else []
 
@@ -218,7 +223,7 @@ def _decimals(given: list[str], known: Array) -> int:
 
 def _written_decimals(text: str) -> int:
     mantissa, _, exponent = text.lower().partition("e")
-    return max(0, len(mantissa.partition(".")[2]) - int(exponent or 0))
+    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))
 
 
 def _find_categories(
@@ -243,7 +248,7 @@ def _find_categories(
         )
     if len(categories) == 1:
         notes.append(f"column {name!r} is always {categories[0]!r:.60}")
-    return Column(name, CATEGORY, categories, gaps=float(np.isnan(values).mean())), values, notes
+    return Column(name, CATEGORY, categories), values, notes
 
 
 def _sort_key(text: str) -> tuple[float, str]:

@@ -94,8 +94,8 @@ def kind_of(folder: Path, argument: str = "model") -> str:
         raise ValueError(
             f"{argument}: {names.describe(folder)!r} holds a {what}; language models, readers of "
             "answers, classifiers of images and of texts, reward models, autoencoders, GANs, "
-            "diffusion models, models of pixels and of tables, stylizers, models that translate images "
-            "and diffusers' text-to-image pipelines are supported"
+            "diffusion models, models of pixels and of tables, stylizers, models that translate "
+            "images and diffusers' text-to-image pipelines are supported"
         )
     return found
 

@@ -279,7 +279,7 @@ class Judge:
         figures = {what: Figure(values[what], off[what], baseline[what]) for what in values}
         if wanted is not None and "label accuracy" in baseline:
             right = label_accuracy(extracted.classes, wanted)
-            figures["label accuracy"] = _part(right, len(wanted), baseline["label accuracy"])
+            figures["label accuracy"] = share_figure(right, len(wanted), baseline["label accuracy"])
         return figures
 
     def _baseline(self, count: int) -> dict[str, float]:
@@ -314,7 +314,7 @@ class Judge:
         figures = {}
         for space, (distances, _) in near.items():
             part, baseline = copy_rate(distances, self._unseen[space][0])
-            figures[f"copies by {space}"] = _part(part, len(distances), baseline)
+            figures[f"copies by {space}"] = share_figure(part, len(distances), baseline)
         return figures
 
     def _check_unseen(self) -> None:
@@ -413,8 +413,8 @@ def half_sample_margins(
     return {name: SURE * float(value) for name, value in spread.items()}
 
 
-def _part(value: float, count: int, baseline: float) -> Figure:
-    """Return a share of images as a figure, with Wilson's margin."""
+def share_figure(value: float, count: int, baseline: float) -> Figure:
+    """Return a share of images, or of rows, as a figure, with Wilson's margin."""
     spread = value * (1 - value) / count + (SURE / (2 * count)) ** 2
     return Figure(value, SURE * math.sqrt(spread) / (1 + SURE**2 / count), baseline)
 

@@ -135,7 +135,9 @@ def _moments(features: Array) -> tuple[Array, Array]:
                 )
                 some = features[np.ix_(rows, pattern)] - mean[pattern]
                 filled[np.ix_(rows, gaps)] = mean[gaps] + some @ weights
-                left = covariance[np.ix_(gaps, gaps)] - weights.T @ covariance[np.ix_(pattern, gaps)]
+                left = (
+                    covariance[np.ix_(gaps, gaps)] - weights.T @ covariance[np.ix_(pattern, gaps)]
+                )
                 extra[np.ix_(gaps, gaps)] += rows.sum() * left
         mean = filled.mean(0)
         covariance = ((filled - mean).T @ (filled - mean) + extra) / len(filled)

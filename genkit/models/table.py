@@ -15,7 +15,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,11 @@ from genkit.models.gaussian import LOG_2PI, Gaussian
 from genkit.models.margins import Margin
 
 Array = NDArray[np.float64]
-EDGE, STEP, DECAY = 2.5, 0.25, 2.5  # of residuals: where the tails begin, width of a bin, their rate
+EDGE, STEP, DECAY = (
+    2.5,
+    0.25,
+    2.5,
+)  # of residuals: where the tails begin, width of a bin, their rate
 SCORE_EDGE, SCORE_BINS = 2.25, 16  # of the numbers that are read
 MOSTLY = 0.5  # share of atoms from which the Gaussian knows a number only where it is none
 LEVELS = 16  # categories of a column that the Gaussian knows, at most
@@ -227,7 +230,8 @@ class TableFormat:
         found = np.empty(values.shape, np.int64)
         borders = np.linspace(-SCORE_EDGE, SCORE_EDGE, SCORE_BINS - 1)
         for j, margin in enumerate(self.margins):
-            own = index = values[:, j]
+            own = values[:, j]
+            index = np.nan_to_num(own).astype(np.int64)
             if margin:
                 atom = self.find_atoms(j, own)
                 index = np.searchsorted(borders, margin.to_scores(own))

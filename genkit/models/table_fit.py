@@ -47,9 +47,7 @@ def fit_table(
     empty = Gaussian(torch.zeros(count).double(), torch.eye(count).double())
     gaps = np.isnan(values).mean(0).tolist()
     shares = [_shares(values[:, j], size, atoms[j]) for j, size in enumerate(sizes)]
-    table = TableFormat(
-        sizes, gaps, margins, shares, atoms, steps, empty, make_bins(), orders
-    )
+    table = TableFormat(sizes, gaps, margins, shares, atoms, steps, empty, make_bins(), orders)
     return dataclasses.replace(table, gaussian=fit_gaussian(table.features(values), seed))
 
 
@@ -95,6 +93,7 @@ def _density(rest: Array, own: Array, way: str, seed: int) -> float:
         np.stack([margin.to_scores(column) for margin, column in zip(margins, part.T, strict=True)])
         for part in (rest, own)
     ]
-    slopes = [margin.log_slope(_known(column)).sum() for margin, column in zip(margins, own.T)]
+    pairs = zip(margins, own.T, strict=True)
+    slopes = [margin.log_slope(_known(column)).sum() for margin, column in pairs]
     gaussian = fit_gaussian(scores[0].T, seed)
     return gaussian.log_density(scores[1].T) + float(np.sum(slopes))

@@ -18,6 +18,7 @@ from genkit.text.logits import NEAR_PROBABILITY, Filters, choose
 
 Array = NDArray[np.float64]
 BATCH = 2048  # rows drawn at once
+Seed = int | tuple[int, ...]
 POINTS = 32  # of the distribution of a value
 
 
@@ -32,10 +33,11 @@ class Drawn:
 def draw(
     model: TableModel,
     values: Array,
-    seeds: Sequence[int],
+    seeds: Sequence[Seed],
     *,
     gaps: bool = False,
     points: bool = False,
+    only: Sequence[int] = (),
 ) -> Drawn:
     """Draw what rows lack, given what they have.
 
@@ -46,9 +48,10 @@ def draw(
         seeds: one a row.
         gaps: gaps may be drawn, too.
         points: return points of the distributions, evenly by probability.
+        only: draw these columns alone; default: all.
     """
     parts = [
-        _Drawing(model, values[some], [seeds[i] for i in some], gaps, points).run()
+        _Drawing(model, values[some], [seeds[i] for i in some], gaps, points, only).run()
         for some in blocks(len(values), BATCH)
     ]
     return Drawn(
@@ -61,7 +64,13 @@ class _Drawing:
     """Rows that are drawn together, a column of each at a time."""
 
     def __init__(
-        self, model: TableModel, values: Array, seeds: Sequence[int], gaps: bool, points: bool
+        self,
+        model: TableModel,
+        values: Array,
+        seeds: Sequence[Seed],
+        gaps: bool,
+        points: bool,
+        only: Sequence[int],
     ) -> None:
         self.model, self.table, self.gaps = model, model.table, gaps
         self.values, self.asked = values.copy(), np.isnan(values)
@@ -71,7 +80,10 @@ class _Drawing:
         # of each column: one number for a gap, one for the place in a bin, and of each candidate
         self.noise = noise[:, 1:].reshape(len(values), count, width + 2)
         orders = self.table.orders[which]
-        last = np.take_along_axis(self.asked, orders, 1)
+        later = np.full(self.table.count, 2 if only else 1)
+        later[list(only)] = 1
+        self.wanted = self.asked & (later == 1)
+        last = np.take_along_axis(self.asked * later, orders, 1)
         self.orders = np.take_along_axis(orders, np.argsort(last, 1, kind="stable"), 1)
         self.features = torch.from_numpy(self.table.features(values))
         self.ids = np.zeros((len(values), 2 * count), np.int64)
@@ -84,10 +96,11 @@ class _Drawing:
 
     def run(self) -> Drawn:
         """Draw column after column."""
-        first = int((~self.asked).sum(1).min()) if len(self.values) else 0
-        for step in range(first, self.table.count):
+        given = (~self.asked).sum(1)
+        steps = range(int(given.min()), int((given + self.wanted.sum(1)).max()))
+        for step in steps:
             columns = self.orders[:, step]
-            rows = np.flatnonzero(self.asked[np.arange(len(columns)), columns])
+            rows = np.flatnonzero(self.wanted[np.arange(len(columns)), columns])
             logits = self._read(step)
             if len(rows):
                 self._draw_step(step, rows, columns[rows], logits[rows])
@@ -215,7 +228,7 @@ class _Drawing:
             self.points[rows, j, i] = self._place(j, chosen, u, means, scales)
 
 
-def _uniform(seed: int, count: int) -> Array:
+def _uniform(seed: Seed, count: int) -> Array:
     """Return numbers in (0, 1) that depend on a seed alone."""
     found = np.random.default_rng(seed).random(count)
     return np.clip(found, 1e-12, 1 - 1e-12)

@@ -38,6 +38,7 @@ class TableModel:
         columns: of the table.
         table: the columns as tokens.
         usual: how surprising rows that were held out are, in nats, rising.
+        usual_columns: how surprising each column of such rows is on average, given all others.
         window: rows of a series that make one row of the model; 0 for a table.
         name: folder or Hub id.
     """
@@ -46,6 +47,7 @@ class TableModel:
     columns: Sequence[Column]
     table: TableFormat
     usual: Sequence[float] = ()
+    usual_columns: Sequence[float] = ()
     window: int = 0
     name: str = "this model"
 
@@ -56,6 +58,15 @@ class TableModel:
             f"table model of {len(self.columns)} columns ({counts}), "
             f"{self.model.num_parameters():,} parameters, on {self.model.device}"
         )
+
+    @property
+    def series_columns(self) -> list[Column]:
+        """The columns of a series whose windows these are."""
+        count = len(self.columns) // self.window
+        return [
+            dataclasses.replace(column, name=column.name.rpartition(" ")[0])
+            for column in self.columns[:count]
+        ]
 
     def log_densities(self, values: Array, orders: NDArray[np.int64]) -> Array:
         """Return the log density of each value given those before it, (n, columns).
@@ -88,6 +99,18 @@ class TableModel:
         ]
         return np.logaddexp.reduce(logs, 0) - math.log(len(logs))
 
+    def surprises(self, values: Array) -> Array:
+        """Return how surprising each value is given all others of its row, in nats, (n, columns).
+
+        Gaps are not surprising.
+        """
+        count, found = self.table.count, np.zeros(values.shape)
+        for j in range(count):
+            order = [i for i in self.table.orders[j % len(self.table.orders)] if i != j]
+            orders = np.tile([*order, j], (len(values), 1))
+            found[:, j] = -self.log_densities(values, orders)[:, j]
+        return np.where(np.isnan(values), 0.0, found)
+
 
 # ---------------------------------------------------------------------------------------------
 # table.json
@@ -112,6 +135,7 @@ def save_table(table_model: TableModel, folder: Path) -> None:
         "covariance": table.gaussian.covariance.tolist(),
         "orders": table.orders.tolist(),
         "usual": list(table_model.usual),
+        "usual_columns": list(table_model.usual_columns),
         "window": table_model.window,
     }
     (folder / FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -142,8 +166,11 @@ def read_table(folder: Path) -> dict[str, Any]:
         orders=np.array(content["orders"], np.int64),
     )
     _check_format(table)
-    usual = list(map(float, content["usual"]))
-    return {"columns": columns, "table": table, "usual": usual, "window": _whole(content["window"])}
+    usual = {name: list(map(float, content[name])) for name in ("usual", "usual_columns")}
+    if len(usual["usual_columns"]) != table.count:
+        raise ValueError(f"{FILE} contradicts itself")
+    window = _whole(content["window"])
+    return {"columns": columns, "table": table, "window": window, **usual}
 
 
 def _whole(value: Any) -> int:
@@ -210,9 +237,24 @@ def _load(folder: Path, written: int, device: torch.device, name: str) -> TableM
     return TableModel(network.eval().to(device), name=name, **parts)
 
 
-def as_table_model(model: Any, revision: str | None = None, device: str | None = None) -> TableModel:
+def as_table_model(
+    model: Any, revision: str | None = None, device: str | None = None
+) -> TableModel:
     """Return a table model that is loaded, or load one by its name."""
     if isinstance(model, TableModel):
         return model
     kinds.check_loaded(model, takes="TableModel")
     return load_table_model(kinds.as_name(model), revision, device)
+
+
+def check_no_series(model: TableModel, verb: str) -> None:
+    """Refuse a model of windows.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if model.window:
+        raise ValueError(
+            f"model: {model.name!r} is of windows of {model.window} rows of a series, which "
+            f"genkit.{verb} does not take; genkit.anomalies does"
+        )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,20 @@ from genkit.data.columns import CATEGORY, Column, as_text
 Array = NDArray[np.float64]
 
 
-def read_values(
-    source: str | Path | Sequence[dict[str, Any]], columns: Sequence[Column], argument: str
-) -> tuple[Array, list[str]]:
+Given = str | Path | Sequence[dict[str, Any]]  # a file or a dataset; or rows
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows as they were given, and as values of a model's columns."""
+
+    names: list[str]
+    rows: list[dict[str, Any]]
+    values: Array  # (n, columns of the model)
+    notes: list[str]  # what should be said of them
+
+
+def read_values(source: Given, columns: Sequence[Column], argument: str = "data") -> Cells:
     """Read rows as the values of a model's columns.
 
     What no training row had is read as a gap, and said: categories, and columns that are not there.
@@ -27,9 +40,6 @@ def read_values(
         source: a file, a saved dataset or a Hub id; or rows as dictionaries.
         columns: of the model; others in the table are left out.
         argument: the source's, for messages.
-
-    Returns:
-        Values, (n, columns), and what should be said of them.
 
     Raises:
         ValueError: there is no such table, or a cell is no value of its column.
@@ -48,9 +58,11 @@ def read_values(
             f"{argument}: it has none of the model's columns, {', '.join(missing[:8])}; "
             f"it has {', '.join(map(repr, names[:8]))}"
         )
-    notes = [f"no column {', '.join(map(repr, missing))}: nothing is given of it"] if missing else []
+    notes = (
+        [f"no column {', '.join(map(repr, missing))}: nothing is given of it"] if missing else []
+    )
     values = np.stack([_column(rows, column, argument, notes) for column in columns], 1)
-    return values, notes
+    return Cells(names, rows, values, notes)
 
 
 def _column(
@@ -61,7 +73,8 @@ def _column(
     values = np.full(len(rows), math.nan)
     for i, row in enumerate(rows):
         text = as_text(row.get(column.name))
-        if column.kind == CATEGORY and text is not None and text not in column.categories:
+        known = text is None or text in column.categories or text in column.missing
+        if column.kind == CATEGORY and text is not None and not known:
             unknown[text] = unknown.get(text, 0) + 1
             continue
         values[i] = column.parse(text, f"{argument}: row {i}: column {column.name!r}")
@@ -89,8 +102,6 @@ def as_windows(values: Array, window: int) -> Array:
 
 def window_columns(columns: Sequence[Column], window: int) -> list[Column]:
     """Return the columns of windows: "x 0" is the first of each, and so on."""
-    import dataclasses
-
     return [
         dataclasses.replace(column, name=f"{column.name} {i}")
         for i in range(window)

@@ -22,6 +22,8 @@ from genkit.metrics.given_images import Given, Labels, check_enough, load_named
 from genkit.metrics.images import reconstruction_error
 from genkit.metrics.judge import SURE, Evaluation, Figure, Judge
 from genkit.metrics.neighbours import K
+from genkit.tabular.evaluation import TableEvaluation, evaluate_table
+from genkit.tabular.model import TableModel
 from genkit.text.language_model import LanguageModel
 from genkit.text.perplexity import Perplexity, perplexity
 from genkit.vision import pipelines, sampling
@@ -49,33 +51,39 @@ def evaluate(
     sampler: str | None = None,
     evaluations: int | None = None,
     stride: int | None = None,
+    target: str | None = None,
     device: str | None = None,
     resolution: int | None = None,
     channels: int | None = None,
     skip_corrupt: bool = False,
     allow_outside: bool = False,
-) -> Evaluation | Perplexity | Usefulness:
-    """Measure how well a language model predicts texts, or generated images match real ones.
+) -> Evaluation | Perplexity | Usefulness | TableEvaluation:
+    """Measure how well a model predicts texts, or generated images or rows match real ones.
 
     Args:
-        model: saved language or image model, a folder or Hub id; a loaded language model; or
-            generated images: a path, `Images`, a tensor in [-1, 1], (n, channels, height, width), a
-            uint8 array, (n, height, width, channels), or a list of PIL images.
-        data: texts, or a text file, for a language model; otherwise real images, see `Judge`.
+        model: saved model of text, images or tables, a folder or Hub id; a loaded language model or
+            table model; or generated images: a path, `Images`, a tensor in [-1, 1], (n, channels,
+            height, width), a uint8 array, (n, height, width, channels), or a list of PIL images.
+        data: texts, or a text file, for a language model; a table for a table model, see
+            `evaluate_table`; otherwise real images, see `Judge`.
         task: classify, to train a classifier on the images, of all classes alike if sampled,
             and test it on the data, without an extractor; default: compare features; images only.
         extractor: image classifier that gives features: folder, Hub id or inception; images only.
-        count: images to sample, or to use of those given; default: half as many as the real ones,
-            at most 10,000, for a task 60,000, or all that are given; images only.
+        count: images or rows to sample, or images to use of those given; default: half as many as
+            the real ones, at most 10,000, for a task 60,000, or all that are given; of rows 200 or
+            more.
         labels: class that each image should show, see `Judge.judge`; default for a
             class-conditional model: as in the real images; images only.
-        train: training images, among which copies are searched, see `Judge`; images only.
+        train: training images or rows, among which copies are searched, see `Judge`; images and
+            tables only.
         real_count: real images to use; default: all; images only.
         k: the neighbour of precision, recall and coverage; default: 5; images only.
-        seed: image i is sampled with seed + i; images only.
+        seed: image or row i is sampled with seed + i; images and tables only.
         weights: averaged or raw weights of a GAN; for given images a note; images only.
         sampler, evaluations: notes in the protocol of given images; images only.
         stride: tokens that a window moves at a time, see `perplexity`; text only.
+        target: column of categories that a classifier learns from synthetic rows; default: the
+            last one of 2 to 20 categories; tables only.
         device: "cpu", or a GPU as torch names it; default: the GPU, if there is one.
         resolution: scale and crop images that are read from files to squares of this side; default:
             the size that all have; images only.
@@ -98,6 +106,10 @@ def evaluate(
     reading: dict[str, Any] = {"resolution": resolution, "channels": channels}
     reading |= {"skip_corrupt": skip_corrupt, "allow_outside": allow_outside}
     saved = _find_model(model)
+    if isinstance(model, TableModel) or (saved and kinds.kind_of(saved) == kinds.TABLE):
+        return _evaluate_table(model, data, target, device, options | reading | {"stride": stride})
+    if target is not None:
+        raise ValueError(f"target={target!r:.80} is for models of tables; leave it out")
     if isinstance(model, LanguageModel) or (saved and kinds.kind_of(saved) == kinds.TEXT):
         return _evaluate_text(model, data, stride, device, options | reading)
     if stride is not None:
@@ -106,8 +118,23 @@ def evaluate(
     return _evaluate_images(model, saved, data, reading, device=device, **options)
 
 
+def _evaluate_table(
+    model: Any, data: Any, target: str | None, device: str | None, options: dict[str, Any]
+) -> TableEvaluation:
+    """Compare the synthetic rows of a table model with real ones."""
+    taken = {name: options.pop(name) for name in ("count", "train", "seed")}
+    for name, value in options.items():
+        if value not in (None, False) and (name, value) != ("k", K):
+            raise ValueError(f"{name}={value!r:.80} is not for models of tables; leave it out")
+    if data == image_files.DIGITS:
+        raise ValueError("data is required: a table of real rows, such as test.csv")
+    return evaluate_table(model, data, target=target, device=device, **taken)
+
+
 def _find_model(model: Any) -> Path | None:
     """Return the folder of a saved model; None for a loaded one and for images."""
+    if isinstance(model, TableModel):
+        return None
     kinds.check_loaded(model, takes="LanguageModel")
     if not isinstance(model, str | Path):
         return None

@@ -1,0 +1,74 @@
+"""Tables as files: CSV with its cells as they were read, or Parquet with numbers and dates."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genkit import files
+from genkit.data.columns import CATEGORY, DAY, EPOCH, Column
+
+Array = NDArray[np.float64]
+ENDINGS = (".csv", ".parquet")
+
+
+def cells(columns: Sequence[Column], values: Array) -> list[dict[str, str]]:
+    """Return rows of values as texts, by column; "" for a gap."""
+    return [
+        {column.name: column.format(value) for column, value in zip(columns, row, strict=True)}
+        for row in values
+    ]
+
+
+def save_values(columns: Sequence[Column], values: Array, path: str | Path) -> None:
+    """Write values as a table.
+
+    Raises:
+        ValueError: the name of the file ends neither in .csv nor in .parquet.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".parquet":
+        save_csv([column.name for column in columns], cells(columns, values), path)
+        return
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    arrays = {
+        column.name: pa.array([_native(column, value) for value in own])
+        for column, own in zip(columns, values.T, strict=True)
+    }
+    with files.written_whole(path) as scratch:
+        pq.write_table(pa.table(arrays), scratch)
+
+
+def _native(column: Column, value: float) -> Any:
+    if math.isnan(value):
+        return None
+    if column.kind == CATEGORY:
+        return column.format(value)
+    if column.kind == "date":
+        when: datetime.datetime = EPOCH + value * DAY
+        return when if column.decimals else when.date()
+    return float(value) if column.decimals else round(value)
+
+
+def save_csv(names: Sequence[str], rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Write rows as CSV.
+
+    Raises:
+        ValueError: the name of the file has another ending.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".csv":
+        raise ValueError(f"the file must end in {' or '.join(ENDINGS)}, got {str(path)!r}")
+    with files.written_whole(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
