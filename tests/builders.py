@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -45,14 +46,26 @@ from transformers import (
 
 import genkit
 from genkit.data import characters, seq2seq_tokenizers
+from genkit.data.columns import CATEGORY, NUMBER, Column, find_columns
 from genkit.hub import vendoring
-from genkit.models import autoencoder, denoisers, diffusion, gan, lm, seq2seq, text_denoisers
+from genkit.models import (
+    autoencoder,
+    denoisers,
+    diffusion,
+    gan,
+    lm,
+    seq2seq,
+    table,
+    table_fit,
+    text_denoisers,
+)
 from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
 from genkit.models.stylizer import Stylizer, StylizerPipeline
 from genkit.models.text_diffusion import TextDiffusionPipeline
 from genkit.models.translation import TranslationPipeline
+from genkit.tabular.model import TableModel
 from genkit.text.language_model import LanguageModel
 from genkit.training import checkpoints
 from genkit.vision import pixel_lm
@@ -350,6 +363,55 @@ def tiny_seq2seq(folder: Path) -> None:
         language = seq2seq_model("bart", ["a b"])
     language.model.save_pretrained(folder)
     lm.save_tokenizer(language.tokenizer, folder)
+
+
+def table_rows(count: int = 200, seed: int = 0) -> tuple[list[list[str]], np.ndarray]:
+    """Rows of two categories, a number with gaps and one frequent value, and a date."""
+    rng = np.random.default_rng(seed)
+    region, smokes = rng.integers(0, 2, count), rng.integers(0, 2, count)
+    age = np.round(np.clip(rng.normal(45 + 10 * region, 12), 18, 90), 1)
+    age[::8] = 50.0
+    days = np.round(18_000 + 200 * rng.random(count) + 5 * age)
+    age[3::9] = np.nan
+    since = [str(np.datetime64(int(day), "D")) for day in days]
+    cells = [
+        [("north", "south")[r], ("no", "yes")[s], "" if np.isnan(a) else f"{a:.1f}", day]
+        for r, s, a, day in zip(region, smokes, age, since, strict=True)
+    ]
+    return cells, np.column_stack([region, smokes, age, days]).astype(float)
+
+
+def write_table(path: Path, cells: list[list[str]]) -> Path:
+    lines = [["region", "smokes", "age", "since"], *cells]
+    path.write_text("".join(f"{','.join(line)}\n" for line in lines))
+    return path
+
+
+def tiny_table(
+    sizes: list[int] | None = None, values: np.ndarray | None = None, learned: bool = True
+) -> TableModel:
+    """A table model with random weights, or one whose decoder says nothing yet."""
+    if values is None:
+        columns, values, _ = find_columns(["region", "smokes", "age", "since"], table_rows()[0])
+    else:
+        columns = [
+            Column("abc"[j], CATEGORY, list("xyz"[:size]))
+            if size
+            else Column(
+                "abc"[j], NUMBER, (), 3, float(values[:, j].min()), float(values[:, j].max())
+            )
+            for j, size in enumerate(sizes or ())
+        ]
+    sizes = [len(column.categories) for column in columns]
+    steps = [10.0**-column.decimals for column in columns]
+    fitted = table_fit.fit_table(sizes, steps, values)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = table.make_model(fitted, 1, 32, 2, 0.0).eval()
+        if learned:
+            torch.nn.init.normal_(model.lm_head.weight, std=0.1)
+    usual = [1.0, 2.0, 3.0], [0.0] * len(columns)
+    return TableModel(model, columns, fitted, *usual)
 
 
 def tiny_translator(folder: Path, condition: str = "grey", objective: str | None = "v") -> None:

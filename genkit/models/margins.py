@@ -20,6 +20,7 @@ from genkit.models.gaussian import LOG_2PI
 Array = NDArray[np.float64]
 WAYS = ("power", "quantiles 9", "quantiles 33", "kernels")  # see `fit_margin`
 MOST = 2000  # values of which powers and densities are estimated
+FAR = 10  # deviations
 GRID, DRAWN = 400, 65  # points of a density estimate; points that are kept of a map
 
 
@@ -92,7 +93,7 @@ def _by_power(values: Array) -> Margin:
     """
     deviation, least = values.std(), values.min()
     low, high = least - deviation, values.max() + deviation
-    if least > 0:
+    if 0 < least < FAR * deviation:  # powers of what is far from 0 are lines, and round badly
         power, middle, low = boxcox, 0.0, max(low, least / 4)
     else:
         power, middle = yeojohnson, values.mean()
@@ -100,6 +101,8 @@ def _by_power(values: Array) -> Margin:
         warnings.simplefilter("ignore")  # of powers that are tried
         raised, exponent = power((values - middle) / deviation)
     grid = np.linspace(low, high, DRAWN)
+    if raised.std() < 1e-9:
+        return _straight(values)
     scores = (power((grid - middle) / deviation, exponent) - raised.mean()) / raised.std()
     return _rising(grid, scores)
 
