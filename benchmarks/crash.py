@@ -50,6 +50,7 @@ SHAPES = {
     "train_autoencoder": "--network conv --widths 4 --latent_dim 2 --noise salt --head_weight 0.1",
     "train_diffusion": "--widths 8 16 --eval_samples 20 --eval_steps 2 --conditional",
     "train_pixels": "--depth 1 --width 32 --heads 2 --levels 4 --conditional",
+    "train_table": "--depth 1 --width 32 --heads 2",
     "train_seq2seq": "--depth 1 --width 32 --heads 2 --max_length 16 --eval_samples 8",
     "train_gan": "--preset wgan_gp --widths 4 4 4 --discriminator_widths 4 4 4 --latent_dim 4 "
     "--critic_steps 3 --eval_samples 20",
@@ -217,6 +218,16 @@ def make_pairs(work: Path) -> list[str]:
     return ["--data", str(work / "pairs.jsonl")]
 
 
+def make_table(work: Path) -> list[str]:
+    """Write numbers, categories and gaps; return the flags that name them."""
+    rng = random.Random(0)
+    rows = [
+        f"{rng.random():.3f},{rng.choice('abc')},{rng.choice(['', '1', '2'])}" for _ in range(200)
+    ]
+    (work / "rows.csv").write_text("\n".join(["x,y,z", *rows]) + "\n")
+    return ["--data", str(work / "rows.csv")]
+
+
 class Crash:
     def __init__(self, work: Path, recipe: str, processes: int) -> None:
         self.work, self.recipe, self.processes = work, RECIPES / f"{recipe}.py", processes
@@ -226,6 +237,8 @@ class Crash:
             text = work / "text.txt"
             text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=20_000)))
             self.words += ["--text", str(text)]
+        elif recipe == "train_table":
+            self.words += make_table(work)
         elif recipe == "train_seq2seq":
             self.words += make_pairs(work)
         elif recipe == "align":

@@ -126,9 +126,9 @@ class Copula:
             for size, own in pairs
         ]
         scores = self.scores(values)
-        plain = np.corrcoef(scores.T)
+        plain: Array = np.asarray(np.corrcoef(scores.T))
         shrunk = ledoit_wolf_shrinkage(scores / scores.std(0))
-        self.correlations = [plain, (1 - shrunk) * plain + shrunk * np.eye(len(plain))]
+        self.correlations = [plain, (1 - shrunk) * plain + shrunk * np.eye(scores.shape[1])]
 
     def scores(self, values: Array) -> Array:
         found = np.empty(values.shape)
@@ -169,10 +169,9 @@ class Copula:
         known = list(numbers)
         for j, size in enumerate(self.sizes):
             if size:  # the probability of its interval, given all before it
-                weights = np.linalg.solve(
-                    correlations[np.ix_(known, known)], correlations[known, j]
-                )
-                scale = math.sqrt(max(1e-9, 1 - weights @ correlations[known, j]))
+                across = correlations[known, j]
+                weights = np.linalg.solve(correlations[np.ix_(known, known)], across)
+                scale = math.sqrt(max(1e-9, 1 - float(weights @ across)))
                 mean = scores[:, known] @ weights
                 low, high = ((end - mean) / scale for end in self.intervals(j, values[:, j]))
                 total += np.log(np.maximum(ndtr(high) - ndtr(low), 1e-12))

@@ -425,6 +425,16 @@ def translator(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def of_tables(tmp_path_factory):
+    """The folder of a table model."""
+    from genkit.tabular.model import save_table
+
+    folder = tmp_path_factory.mktemp("models") / "of_tables"
+    save_table(builders.tiny_table(), folder)
+    return folder
+
+
 RECORDS = {
     "generate": "generate the rain --model {trained} --max-new-tokens 2 --strategy beam --n-best 2",
     "answer": "answer Where? --context {course} --model {reader}",
@@ -444,6 +454,10 @@ RECORDS = {
     "visualize": "visualize {classifier} --target 3 --steps 1",
     "stylize": "stylize {picture} --style {picture} --model {classifier} --steps 1 --scales 1",
     "stylize in one pass": "stylize {picture} --model {stylizer}",
+    "sample rows": "sample {of_tables} -n 3 --where region=north --output rows.csv",
+    "fill": "fill {rows} --model {of_tables} --draws 2",
+    "anomalies": "anomalies {rows} --model {of_tables} --count 2 --output surprises.csv",
+    "evaluate rows": "evaluate {of_tables} --data {rows} --count 40 --output columns.png",
     "translate": "translate {picture} --model {translator} --steps 2 --seed 1 2",
 }
 if kernels.available():
@@ -459,6 +473,7 @@ def test_json_is_all_that_a_command_prints(
     stylizer,
     writer,
     translator,
+    of_tables,
     course,
     text_file,
     tmp_path,
@@ -473,6 +488,7 @@ def test_json_is_all_that_a_command_prints(
     monkeypatch.chdir(tmp_path)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("the \nrain \n")
+    rows = builders.write_table(tmp_path / "rows.csv", builders.table_rows(60)[0])
     examples = tmp_path / "examples.jsonl"
     examples.write_text('{"source": "a b", "target": "b a"}\n')
     words = RECORDS[name].format(**locals()).split()
@@ -501,7 +517,8 @@ def test_print_json_writes_null_for_numbers_that_json_does_not_have(capsys):
     [
         ("sample {drawer} --label 3", "label must be 0 to 2, got 3"),
         ("sample {drawer} --label 1 --steps 3", "steps=3"),
-        ("sample {drawer} --label 1 --output a.jpg", "--output must end in .png, got 'a.jpg'"),
+        ("sample {drawer} --label 1 --output a.jpg", "--output must end in .png or .csv or"),
+        ("sample {drawer} --where a=1 --output a.png", "--where is for models of tables"),
         ("sample {drawer} --label 1 --output no/a.png", "--output: the folder 'no'"),
         ("sample nowhere", "model: cannot load 'nowhere', neither from a folder nor"),
         ("imagine fox --size 3", "size must be width x height, such as 512x768, got '3'"),

@@ -29,7 +29,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from builders import ROOT, facts_file, recipe_module, run_here, stable_diffusion
+from builders import (
+    ROOT,
+    facts_file,
+    recipe_module,
+    run_here,
+    stable_diffusion,
+    table_rows,
+    write_table,
+)
 from chat_models import save_chat_model
 from classifiers import make_image
 from hub_server import Hub, serve
@@ -114,6 +122,8 @@ def test_readme_is_short():
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
+    for seed, name in enumerate(("policies.csv", "claims.csv", "test.csv", "load.csv")):
+        write_table(folder / name, table_rows(seed=seed)[0])
     text = PAGES["docs/text.md"]
     for name in ("mybook.txt", "sequel.txt", "books/one.md", "books/more/two.md"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +200,10 @@ def train() -> None:
         run_here(recipe, *given)
     for name in ("mybook", "demo", "sft", "aligned"):
         shutil.copytree("runs/charlm", f"runs/{name}")
+    rows = ("--depth", "1", "--width", "32", "--heads", "2", "--data", "policies.csv")
+    run_here("train_table", *SHORT, *rows, "--output_dir", "runs/table")
+    series = ("--window", "3", "--output_dir", "runs/series")
+    run_here("train_table", *SHORT, *rows, *series)
     replies = ("--depth", "1", "--width", "32", "--dialogue", "plays.txt", "--max_steps", "30")
     run_here("train_seq2seq", *SHORT, *replies, "--output_dir", "runs/seq2seq")
     shutil.copytree("runs/seq2seq", "runs/dates")

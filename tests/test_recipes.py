@@ -25,7 +25,9 @@ from builders import (
     recipe_module,
     run_here,
     stable_diffusion,
+    table_rows,
     weights_of,
+    write_table,
 )
 from classifiers import make_classifier, make_model
 from PIL import Image
@@ -64,6 +66,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "train_reward": "--init_from {model} --data {pairs}",
     "align": "--init_from {model} --data {pairs} --method dpo",
     "train_seq2seq": "--data {examples}",
+    "train_table": "--data {rows}",
     "train_stylizer": "--style {image} --extractor {classifier} --resolution 64",
     "train_translation": "--condition edges",
     "train_text2image": "--images {captioned}",
@@ -82,6 +85,7 @@ def test_every_recipe_is_launched_without_a_warning(recipe, train, trained, text
     examples.write_text('{"source": "a b", "target": "b a"}\n' * 20)
     given = {"questions": questions, "model": trained, "text": text_file, "pairs": pairs}
     given["examples"] = examples
+    given["rows"] = write_table(tmp_path / "rows.csv", table_rows()[0])
     given |= {"image": tmp_path / "style.png", "classifier": tmp_path / "classifier"}
     given |= {"pipeline": tmp_path / "pipeline"}
     given |= {"captioned": tmp_path / "captioned.parquet"}

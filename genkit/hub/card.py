@@ -21,7 +21,7 @@ RUN_FILE = "run.json"  # settings of the run, and hashes of its data
 PICTURES = (
     *("loss.png", "progress.png", "progress.gif", "reconstructions.png", "latents.png"),
     *("plane.png", "loss_by_time.png", "completions.png", "confusion.png", "mistakes.png"),
-    *("calibration.png", "painted.png", "translations.png"),
+    *("calibration.png", "painted.png", "translations.png", "columns.png"),
 )
 CARD = """---
 {metadata}

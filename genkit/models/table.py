@@ -20,66 +20,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from genkit.models.gaussian import LOG_2PI, Gaussian
+from genkit.models.gaussian import Gaussian
 from genkit.models.margins import Margin
+from genkit.models.residual_bins import Bins
 
 Array = NDArray[np.float64]
-EDGE, STEP, DECAY = (
-    2.5,
-    0.25,
-    2.5,
-)  # of residuals: where the tails begin, width of a bin, their rate
 SCORE_EDGE, SCORE_BINS = 2.25, 16  # of the numbers that are read
 MOSTLY = 0.5  # share of atoms from which the Gaussian knows a number only where it is none
 LEVELS = 16  # categories of a column that the Gaussian knows, at most
 IGNORED = -100  # what cross_entropy leaves out
-
-# ---------------------------------------------------------------------------------------------
-# Bins of residuals
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Bins of residuals: between borders Gaussian, beyond the outermost ones exponential."""
-
-    borders: Sequence[float]
-
-    @functools.cached_property
-    def log_mass(self) -> Array:
-        """The log probability of each bin under the Gaussian, (bins,)."""
-        levels = np.concatenate([[0.0], ndtr(np.asarray(self.borders)), [1.0]])
-        return np.log(np.diff(levels))
-
-    def __len__(self) -> int:
-        return len(self.borders) + 1
-
-    def find(self, residuals: Array) -> NDArray[np.int64]:
-        """Return the bin of each residual."""
-        return np.searchsorted(np.asarray(self.borders), residuals, "right")
-
-    def log_density(self, residuals: Array) -> Array:
-        """Return the log density of each residual inside its bin."""
-        inside = -0.5 * (residuals**2 + LOG_2PI) - self.log_mass[self.find(residuals)]
-        low, high = self.borders[0], self.borders[-1]
-        beyond = np.maximum(low - residuals, residuals - high)
-        return np.where(beyond > 0, math.log(DECAY) - DECAY * beyond, inside)
-
-    def place(self, bins: NDArray[np.int64], u: Array) -> Array:
-        """Return the residual at the level `u`, in (0, 1), of each bin."""
-        edges = np.concatenate([[-np.inf], self.borders, [np.inf]])
-        low, high = edges[bins], edges[bins + 1]
-        inside = ndtri(ndtr(low) + u * (ndtr(high) - ndtr(low)))
-        inside = np.where(np.isneginf(low), self.borders[0] + np.log(u) / DECAY, inside)
-        return np.where(np.isposinf(high), self.borders[-1] - np.log1p(-u) / DECAY, inside)
-
-
-def make_bins() -> Bins:
-    """Return the bins of residuals of a new model."""
-    return Bins(np.round(np.arange(-EDGE, EDGE + STEP / 2, STEP), 6).tolist())
-
 
 # ---------------------------------------------------------------------------------------------
 # Rows as tokens
@@ -212,32 +163,35 @@ class TableFormat:
         Returns:
             (n, features), NaN for gaps.
         """
-        found = np.empty((len(values), len(self.owners)))
-        for j, (margin, size) in enumerate(self._each()):
-            own = self.owners == j
-            if margin:
-                scores = margin.to_scores(values[:, j])
-                if sum(self.shares[j]) > MOSTLY:
-                    scores = np.where(self.find_atoms(j, values[:, j]) < 0, scores, np.nan)
-                found[:, own] = scores[:, None]
-            elif own.any():
-                is_one = values[:, j, None] == np.arange(1, size)
-                found[:, own] = np.where(np.isnan(values[:, j, None]), np.nan, is_one)
-        return found
+        return np.concatenate(
+            [self.column_features(j, values[:, j]) for j in range(self.count)], axis=1
+        )
+
+    def column_features(self, j: int, own: Array) -> Array:
+        """Return the features of a column, (n, features of it), of its values, (n,)."""
+        margin = self.margins[j]
+        if margin is None:
+            count = int((self.owners == j).sum())
+            is_one = own[:, None] == np.arange(1, count + 1)
+            return np.where(np.isnan(own[:, None]), np.nan, is_one)
+        scores = margin.to_scores(own)
+        if sum(self.shares[j]) > MOSTLY:
+            scores = np.where(self.find_atoms(j, own) < 0, scores, np.nan)
+        return scores[:, None]
 
     def value_ids(self, values: Array) -> NDArray[np.int64]:
         """Return the token of each value as it is read, (n, columns)."""
-        found = np.empty(values.shape, np.int64)
-        borders = np.linspace(-SCORE_EDGE, SCORE_EDGE, SCORE_BINS - 1)
-        for j, margin in enumerate(self.margins):
-            own = values[:, j]
-            index = np.nan_to_num(own).astype(np.int64)
-            if margin:
-                atom = self.find_atoms(j, own)
-                index = np.searchsorted(borders, margin.to_scores(own))
-                index = np.where(atom < 0, index, SCORE_BINS + atom)
-            found[:, j] = self.value_tokens[j] + np.where(np.isnan(own), 0, index + 1)
-        return found
+        return np.stack([self.column_ids(j, values[:, j]) for j in range(self.count)], axis=1)
+
+    def column_ids(self, j: int, own: Array) -> NDArray[np.int64]:
+        """Return the token of each value of a column, (n,)."""
+        index = np.nan_to_num(own).astype(np.int64)
+        if margin := self.margins[j]:
+            borders = np.linspace(-SCORE_EDGE, SCORE_EDGE, SCORE_BINS - 1)
+            atom = self.find_atoms(j, own)
+            index = np.searchsorted(borders, margin.to_scores(own))
+            index = np.where(atom < 0, index, SCORE_BINS + atom)
+        return self.value_tokens[j] + np.where(np.isnan(own), 0, index + 1)
 
     def find_atoms(self, j: int, values: Array) -> NDArray[np.int64]:
         """Return which atom of a number each value is; -1 for none."""

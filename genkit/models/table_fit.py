@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from genkit.models.gaussian import Gaussian, fit_gaussian
 from genkit.models.margins import WAYS, Margin, fit_margin
-from genkit.models.table import TableFormat, feature_owners, make_bins
+from genkit.models.residual_bins import make_bins
+from genkit.models.table import TableFormat, feature_owners
 
 Array = NDArray[np.float64]
 ORDERS = 8  # of the columns, in which rows are drawn and scored

@@ -142,11 +142,10 @@ class _Drawing:
                 scores, _ = self._score(columns[own], base[own], logits[own])
                 self._keep_points(j, rows[own], scores, means[own], scales[own])
             features = np.flatnonzero(self.table.owners == j)
-            some = self.values[rows[own]]
-            self.features[np.ix_(rows[own], features)] = torch.from_numpy(
-                self.table.features(some)[:, features]
-            )
-            self.ids[rows[own], 2 * step + 1] = self.table.value_ids(some)[:, j]
+            new = self.values[rows[own], j]
+            found = torch.from_numpy(self.table.column_features(j, new))
+            self.features[np.ix_(rows[own], features)] = found
+            self.ids[rows[own], 2 * step + 1] = self.table.column_ids(j, new)
 
     def _expect(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64]
@@ -167,6 +166,11 @@ class _Drawing:
             else:
                 means[own], scales[own] = mean[:, 0].numpy(), covariance[:, 0, 0].sqrt().numpy()
                 base[own] = self.table.weigh_atoms(j, means[own], np.log(scales[own]))
+                low, high = self._bounds(j, means[own], scales[own])
+                within = self.table.bins.reach(low, high)
+                base[own, : within.shape[1]] = np.where(
+                    within, base[own, : within.shape[1]], -np.inf
+                )
         return torch.from_numpy(base).float(), means, scales
 
     def _score(
@@ -193,6 +197,13 @@ class _Drawing:
         near = may & (np.abs(noise[:, 0] - share) < NEAR_PROBABILITY)
         return chosen.numpy().copy(), may & (noise[:, 0] < share), ~sure.numpy() | near
 
+    def _bounds(self, j: int, means: Array, scales: Array) -> tuple[Array, Array]:
+        """Return the residuals of the least and the most that training had of a number."""
+        column, margin = self.model.columns[j], self.table.margins[j]
+        assert margin is not None, "only numbers have residuals"
+        low, high = margin.to_scores(np.array([column.least, column.most]))
+        return (low - means) / scales, (high - means) / scales
+
     def _place(
         self, j: int, chosen: NDArray[np.int64], u: Array, means: Array, scales: Array
     ) -> Array:
@@ -201,7 +212,7 @@ class _Drawing:
         if margin is None:
             return chosen.astype(float)
         is_atom = chosen >= len(bins)
-        residuals = bins.place(np.where(is_atom, 0, chosen), u)
+        residuals = bins.place(np.where(is_atom, 0, chosen), u, *self._bounds(j, means, scales))
         values = margin.to_values(means + scales * residuals)
         if is_atom.any():
             atoms = np.asarray(self.table.atoms[j])

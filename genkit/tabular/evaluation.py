@@ -95,50 +95,71 @@ def evaluate_table(
     """
     loaded = as_table_model(model, device=device)
     check_no_series(loaded, "evaluate")
-    given = read_values(data, loaded.columns)
-    if len(given.values) < LEAST:
-        raise ValueError(f"data: {len(given.values)} rows are too few; give {LEAST} or more")
-    if count is not None:
-        check_number("count", count, LEAST, 1e7, whole=True)
     columns = list(loaded.columns)
-    which = _find_target(columns, target)
-    order = np.random.default_rng(seed).permutation(len(given.values))
-    half = len(order) // 2
-    real, held_out = given.values[order[:half]], given.values[order[half:]]
+    given = read_values(data, columns)
+    every = given.values
+    if len(every) < LEAST:
+        raise ValueError(f"data: {len(every)} rows are too few; give {LEAST} or more")
     learned = None if train is None else read_values(train, columns, "train").values
-    taught = held_out if learned is None else learned
-    count = count or max(200, half, len(taught))
+    which = _find_target(columns, target)
+    order = np.random.default_rng(seed).permutation(len(every))
+    real, held_out = np.array_split(every[order], 2)
+    if count is None:
+        count = max(200, len(real), 0 if learned is None else len(learned))
+    check_number("count", count, LEAST, 1e7, whole=True)
     nothing = np.full((count, len(columns)), np.nan)
     synthetic = draw(loaded, nothing, range(seed, seed + count), gaps=True).values
     figures = _compare(columns, real, synthetic, held_out, seed)
     if which is not None:
-        tested = real if learned is None else given.values
-        accuracy, baseline = (
-            tabular.taught_accuracy(columns, which, part[: len(taught)], tested, seed)
-            for part in (synthetic, taught)
-        )
+        tested, taught = (real, held_out) if learned is None else (every, learned)
         name = f"accuracy, {columns[which].name}"[:24]
-        figures[name] = share_figure(accuracy, len(tested), baseline)
+        figures[name] = _teach(columns, which, synthetic, taught, tested, seed)
     if learned is not None:
-        near, unseen = (
-            tabular.nearest_distances(columns, learned, part) for part in (synthetic, given.values)
-        )
-        share, baseline = copy_rate(near, unseen)
-        figures["copies"] = share_figure(share, len(near), baseline)
-    names = [column.name for column in columns]
-    pairs = zip(
-        tabular.column_distances(columns, real, synthetic).tolist(),
-        tabular.column_distances(columns, real, held_out).tolist(),
-        strict=True,
-    )
+        figures["copies"] = _count_copies(columns, learned, synthetic, every)
+    distances = [
+        tabular.column_distances(columns, real, part).tolist() for part in (synthetic, held_out)
+    ]
+    pairs = zip(*distances, strict=True)
     protocol = (
         f"{count:,} rows of {loaded.name}, seeds from {seed}, against {len(real):,} real rows; "
         f"baseline of {len(held_out):,} others, split by seed {seed}"
     )
     return TableEvaluation(
-        figures, dict(zip(names, pairs, strict=True)), columns, given.values, synthetic, protocol,
-        given.notes,
-    )  # fmt: skip
+        figures=figures,
+        columns=dict(zip([column.name for column in columns], pairs, strict=True)),
+        kinds=columns,
+        real=every,
+        synthetic=synthetic,
+        protocol=protocol,
+        notes=given.notes,
+    )
+
+
+def _teach(
+    columns: Sequence[Column],
+    target: int,
+    synthetic: Array,
+    real: Array,
+    tested: Array,
+    seed: int,
+) -> Figure:
+    """Return the accuracy that synthetic rows teach; the baseline is that of as many real ones."""
+    accuracy, baseline = (
+        tabular.taught_accuracy(columns, target, part[: len(real)], tested, seed)
+        for part in (synthetic, real)
+    )
+    return share_figure(accuracy, len(tested), baseline)
+
+
+def _count_copies(
+    columns: Sequence[Column], learned: Array, synthetic: Array, unseen: Array
+) -> Figure:
+    """Return the share of synthetic rows that are as near to a training row as hardly any other."""
+    near, usual = (
+        tabular.nearest_distances(columns, learned, part) for part in (synthetic, unseen)
+    )
+    share, baseline = copy_rate(near, usual)
+    return share_figure(share, len(near), baseline)
 
 
 def _find_target(columns: Sequence[Column], target: str | None) -> int | None:

@@ -22,7 +22,8 @@ from genkit.hub import download, kinds, model_files, safe_weights, safety
 from genkit.models import table as tokens
 from genkit.models.gaussian import Gaussian
 from genkit.models.margins import Margin
-from genkit.models.table import Bins, TableFormat
+from genkit.models.residual_bins import Bins
+from genkit.models.table import TableFormat
 
 Array = NDArray[np.float64]
 FILE = "table.json"
