@@ -285,7 +285,7 @@ def measure_tumours(folder: Path, seed: int, minutes: float) -> None:
 def report(
     what: str, model: TableModel, train: Array, values: Array, truth: Array, seed: int
 ) -> None:
-    forest = IsolationForest(500, random_state=seed).fit(train)
+    forest = IsolationForest(n_estimators=500, random_state=seed).fit(train)
     ours = roc_auc_score(truth, -model.log_density(values))
     theirs = roc_auc_score(truth, -forest.score_samples(values))
     print(f"  {what}: area under the curve {ours:.4f}, of IsolationForest {theirs:.4f}")

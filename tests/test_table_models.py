@@ -605,3 +605,21 @@ def test_a_pushed_model_comes_back(trained_table, monkeypatch, tmp_path):
         there = genkit.sample_table("user/table", 3, seed=0)
     here = genkit.sample_table(trained_table, 3, seed=0)
     assert np.array_equal(there.values, here.values, equal_nan=True)
+
+
+def test_a_number_that_is_mostly_0_follows_the_column_that_says_so():
+    """As the amount of claims, which is 0 where there is none."""
+    rng = np.random.default_rng(0)
+    claims = (rng.random(400) < 0.2).astype(float)
+    amount = np.where(claims > 0, np.round(rng.lognormal(size=400), 2) + 0.01, 0.0)
+    model = tiny_table([2, 0], np.column_stack([claims, amount]), learned=False)
+    assert model.table.atoms[1] == [0.0] and len(model.table.owners) == 3
+    drawn = genkit.sample_table(model, 500, seed=0).values
+    assert ((drawn[:, 0] > 0) == (drawn[:, 1] > 0)).mean() > 0.98
+    ends = np.array([[0, 0.0], [1, 1.0], [0, 1.0], [1, 0.0]])
+    for order in ([0, 1], [1, 0]):
+        likely, also, never, nor = model.log_densities(ends, np.tile(order, (4, 1))).sum(1)
+        assert min(likely, also) - max(never, nor) > 3
+    grid = np.column_stack([np.ones(60_001), np.linspace(-10, 50, 60_001)])
+    logs = model.log_densities(grid, np.tile([0, 1], (len(grid), 1)))[:, 1]
+    assert np.exp(logs).sum() * 1e-3 == pytest.approx(1, abs=0.02)

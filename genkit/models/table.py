@@ -28,7 +28,7 @@ from genkit.models.residual_bins import Bins
 
 Array = NDArray[np.float64]
 SCORE_EDGE, SCORE_BINS = 2.25, 16  # of the numbers that are read
-MOSTLY = 0.5  # share of atoms from which the Gaussian knows a number only where it is none
+MOSTLY = 0.5  # share of atoms from which the Gaussian knows whether a number is one
 LEVELS = 16  # categories of a column that the Gaussian knows, at most
 IGNORED = -100  # what cross_entropy leaves out
 
@@ -94,7 +94,7 @@ class TableFormat:
     owners: NDArray[np.int64] = field(init=False, repr=False)  # column of each feature
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "owners", feature_owners(self.sizes))
+        object.__setattr__(self, "owners", feature_owners(self.sizes, self.shares))
 
     @property
     def count(self) -> int:
@@ -157,6 +157,8 @@ class TableFormat:
     def features(self, values: Array) -> Array:
         """Return scores of numbers, and of all categories but the first 1 or 0.
 
+        A number that is mostly atoms has two: 1 where it is none and 0 where it is, and its score.
+
         Args:
             values: see `genkit/data/columns.py`, (n, columns).
 
@@ -175,9 +177,11 @@ class TableFormat:
             is_one = own[:, None] == np.arange(1, count + 1)
             return np.where(np.isnan(own[:, None]), np.nan, is_one)
         scores = margin.to_scores(own)
-        if sum(self.shares[j]) > MOSTLY:
-            scores = np.where(self.find_atoms(j, own) < 0, scores, np.nan)
-        return scores[:, None]
+        if not is_mostly_atoms(self.shares[j], self.sizes[j]):
+            return scores[:, None]
+        free = self.find_atoms(j, own) < 0
+        is_free = np.where(np.isnan(own), np.nan, free)
+        return np.stack([is_free, np.where(free, scores, np.nan)], 1)
 
     def value_ids(self, values: Array) -> NDArray[np.int64]:
         """Return the token of each value as it is read, (n, columns)."""
@@ -256,33 +260,41 @@ class TableFormat:
             targets[rows, j] = np.where(atom < 0, self.bins.find(residuals), len(self.bins) + atom)
             density = self.bins.log_density(residuals) - log_scale + margin.log_slope(known)
             inside[rows, j] = np.where(atom < 0, density, -math.log(self.steps[j]))
-            mean = margin.to_scores(known) - residuals * np.exp(log_scale)
+            if is_mostly_atoms(self.shares[j], self.sizes[j]):
+                means, factors = steps.expected(j, rows, 1)
+                mean, log_scale = means[:, 0].numpy(), factors[:, 0, 0].log().numpy()
+            else:
+                mean = margin.to_scores(known) - residuals * np.exp(log_scale)
             base[rows, j] = self.weigh_atoms(j, mean, log_scale)
         return targets, base, inside
 
     def weigh_atoms(self, j: int, means: Array, log_scales: Array) -> Array:
         """Return log probabilities of a number's bins and atoms.
 
-        An atom counts as much more than its share as its score is likelier than it was.
+        An atom counts as much more than its share as its score is likelier than it was, given what
+        is before it; where atoms are most, so do all atoms and all bins, by the number's first
+        feature.
 
         Args:
-            means, log_scales: of the number's score, given others, (n,) each.
+            means, log_scales: of that score or feature, given others, (n,) each.
 
         Returns:
             (n, candidates).
         """
         base = np.tile(self.static_base[j], (len(means), 1))
         margin, atoms = self.margins[j], self.atoms[j]
-        if margin is None or not atoms or sum(self.shares[j]) > MOSTLY:
+        if margin is None or not atoms:
             return base
-        feature = int(np.flatnonzero(self.owners == j)[0])
-        scores = margin.to_scores(np.asarray(atoms))
+        feature, bins = int(np.flatnonzero(self.owners == j)[0]), len(self.bins)
+        mostly = is_mostly_atoms(self.shares[j], self.sizes[j])
+        scores = np.array([0.0, 1.0]) if mostly else margin.to_scores(np.asarray(atoms))
         center = float(self.gaussian.mean[feature])
         spread = 0.5 * math.log(float(self.gaussian.covariance[feature, feature]))
         now = -0.5 * ((scores - means[:, None]) / np.exp(log_scales)[:, None]) ** 2
         alone = -0.5 * ((scores - center) / math.exp(spread)) ** 2
         evidence = now - alone - log_scales[:, None] + spread
-        base[:, len(self.bins) : len(self.bins) + len(atoms)] += evidence
+        base[:, bins : bins + len(atoms)] += evidence[:, :1] if mostly else evidence
+        base[:, :bins] += evidence[:, 1:] if mostly else 0
         return base - np.logaddexp.reduce(base, 1, keepdims=True)
 
     def classify(self, j: int, means: torch.Tensor, factors: torch.Tensor) -> Array:
@@ -310,10 +322,18 @@ class TableFormat:
         return logits.log_softmax(-1).numpy()
 
 
-def feature_owners(sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Return the column of each feature: one of a number, one of each category but the first."""
-    counts = [1 if not size else size - 1 if size <= LEVELS else 0 for size in sizes]
+def feature_owners(sizes: Sequence[int], shares: Sequence[Sequence[float]]) -> NDArray[np.int64]:
+    """Return the column of each feature, see `TableFormat.features`."""
+    counts = [
+        1 + is_mostly_atoms(share, size) if not size else size - 1 if size <= LEVELS else 0
+        for size, share in zip(sizes, shares, strict=True)
+    ]
     return np.repeat(np.arange(len(sizes)), counts)
+
+
+def is_mostly_atoms(shares: Sequence[float], size: int) -> bool:
+    """Whether most rows have an atom of a number; `size`: its categories, 0 for a number."""
+    return not size and sum(shares) > MOSTLY
 
 
 @dataclass(frozen=True)
@@ -345,14 +365,20 @@ class _Steps:
 
     def residuals(self, j: int, rows: NDArray[np.int64]) -> tuple[Array, Array]:
         """Return the residuals of a number, and the logarithm of their scale, (rows,) each."""
-        place = self.places[rows][:, self.owners == j][:, 0]
+        place = self.places[rows][:, self.owners == j][:, -1]  # of its score
         every = torch.arange(len(rows))
         scale = self.factors[torch.from_numpy(rows), place, place]
         return self.innovations[rows][every, place].numpy(), scale.log().numpy()
 
-    def expected(self, j: int, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean of a category's features and the factor of their covariance."""
-        own = np.flatnonzero(self.owners == j)
+    def expected(
+        self, j: int, rows: NDArray[np.int64], most: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean of a column's first features and the factor of their covariance.
+
+        Args:
+            most: how many features; default: all.
+        """
+        own = np.flatnonzero(self.owners == j)[:most]
         places = self.places[rows][:, own]  # consecutive
         count, size = places.shape
         lines = self.factors[rows].gather(

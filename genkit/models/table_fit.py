@@ -44,10 +44,10 @@ def fit_table(
     orders = np.stack([rng.permutation(len(sizes)) for _ in range(ORDERS)])
     is_number = np.array([size == 0 for size in sizes])[orders]
     orders = np.take_along_axis(orders, np.argsort(is_number, 1, kind="stable"), 1)
-    count = len(feature_owners(sizes))
-    empty = Gaussian(torch.zeros(count).double(), torch.eye(count).double())
     gaps = np.isnan(values).mean(0).tolist()
     shares = [_shares(values[:, j], size, atoms[j]) for j, size in enumerate(sizes)]
+    count = len(feature_owners(sizes, shares))
+    empty = Gaussian(torch.zeros(count).double(), torch.eye(count).double())
     table = TableFormat(sizes, gaps, margins, shares, atoms, steps, empty, make_bins(), orders)
     return dataclasses.replace(table, gaussian=fit_gaussian(table.features(values), seed))
 

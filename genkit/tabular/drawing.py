@@ -164,8 +164,13 @@ class _Drawing:
                 factors = torch.linalg.cholesky(covariance)
                 base[own, : self.table.sizes[j]] = self.table.classify(j, mean, factors)
             else:
-                means[own], scales[own] = mean[:, 0].numpy(), covariance[:, 0, 0].sqrt().numpy()
-                base[own] = self.table.weigh_atoms(j, means[own], np.log(scales[own]))
+                first, spread = mean[:, 0], covariance[:, 0, 0].sqrt()
+                base[own] = self.table.weigh_atoms(j, first.numpy(), spread.log().numpy())
+                if len(features) > 1:  # the score, where the number is no atom
+                    slope = covariance[:, 0, 1] / covariance[:, 0, 0]
+                    first = mean[:, 1] + slope * (1 - first)
+                    spread = (covariance[:, 1, 1] - slope * covariance[:, 0, 1]).sqrt()
+                means[own], scales[own] = first.numpy(), spread.numpy()
                 low, high = self._bounds(j, means[own], scales[own])
                 within = self.table.bins.reach(low, high)
                 base[own, : within.shape[1]] = np.where(
