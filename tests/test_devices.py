@@ -206,13 +206,13 @@ REFUSED = {
     "correct": lambda **o: genkit.correct("a", lexicon=["a"], **o),
     "answer": lambda **o: genkit.answer("a?", "b", **o),
     "compare": lambda **o: genkit.compare(reference="b", prompts=["a"], reward="length=3", **o),
-    "sample_table": lambda **o: genkit.sample_table(**o),
-    "fill": lambda **o: genkit.fill("a.csv", **o),
-    "anomalies": lambda **o: genkit.anomalies("a.csv", **o),
     "search_errors": lambda **o: genkit.search_errors(pairs=[("a", "b")], **o),
 }
 IMAGES = {
     "load": lambda **o: genkit.load(**o),
+    "sample_table": lambda **o: genkit.sample_table(**o),
+    "fill": lambda **o: genkit.fill("a.csv", **o),
+    "anomalies": lambda **o: genkit.anomalies("a.csv", **o),
     "sample": lambda **o: genkit.sample(**o),
     "imagine": lambda **o: genkit.imagine("a fox", **o),
     "evaluate": lambda **o: genkit.evaluate(**o),

@@ -16,16 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import (
-    ACCELERATE,
-    ROOT,
-    TINY,
-    captioned_table,
-    facts_file,
-    run_here,
-    table_rows,
-    write_table,
-)
+from builders import ACCELERATE, ROOT, TINY, captioned_table, facts_file, run_here
 from hub_server import READER, TOKEN, Repository, serve
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -54,7 +45,6 @@ RECIPES = {
     "translation": "train_translation --condition edges --widths 4 8",
     "pix2pix": "train_translation --condition edges --widths 4 8 --method pix2pix",
     "words": "train_text2image --widths 4 8 --text_layers 1 --text_width 8",
-    "table": "train_table --depth 1 --width 32 --heads 2",
 }
 IMAGES = ("autoencoder", "gan", "diffusion", "class_conditional", "latent")
 CONTEXT = "The zorp is blue. The mig is tal."
@@ -72,7 +62,6 @@ def models(text_file, tmp_path_factory):
     runs = home / "runs"
     data = {"text": ("--text", home / "text.txt"), "answers": ("--data", home / "facts.json")}
     data["words"] = ("--images", home / "captioned.parquet")
-    data["table"] = ("--data", write_table(home / "rows.csv", table_rows()[0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         for name, words in RECIPES.items():

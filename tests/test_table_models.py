@@ -273,6 +273,11 @@ def test_values_are_within_the_range_and_as_precise_as_those_of_training(mixed):
     assert np.isnan(rows.values[:, 2]).any() and not np.isnan(rows.values[:, [0, 1, 3]]).any()
 
 
+def test_a_loaded_model_takes_no_device(mixed):
+    with pytest.raises(ValueError, match="device='cpu' is for loading; the model given is loaded"):
+        genkit.sample_table(mixed, 1, device="cpu")
+
+
 def test_conditions_hold(mixed):
     where = ["region=north", "age>=40", "age < 60"]
     rows = genkit.sample_table(mixed, 20, where=where, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,9 +121,11 @@ def evaluate_table(
         tabular.column_distances(columns, real, part).tolist() for part in (synthetic, held_out)
     ]
     pairs = zip(*distances, strict=True)
+    sha256 = hashlib.sha256(every.tobytes()).hexdigest()
     protocol = (
-        f"{count:,} rows of {loaded.name}, seeds from {seed}, against {len(real):,} real rows; "
-        f"baseline of {len(held_out):,} others, split by seed {seed}"
+        f"{count:,} rows of {loaded.name}, seeds from {seed}, against {len(real):,} of "
+        f"{len(every):,} real rows (SHA-256 of their values {sha256[:12]}…); baseline of the "
+        f"{len(held_out):,} others, split by seed {seed}"
     )
     return TableEvaluation(
         figures=figures,

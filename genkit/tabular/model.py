@@ -241,8 +241,15 @@ def _load(folder: Path, written: int, device: torch.device, name: str) -> TableM
 def as_table_model(
     model: Any, revision: str | None = None, device: str | None = None
 ) -> TableModel:
-    """Return a table model that is loaded, or load one by its name."""
+    """Return a table model that is loaded, or load one by its name.
+
+    Raises:
+        ValueError: it cannot be loaded; or it is, and there is an option for loading it.
+    """
     if isinstance(model, TableModel):
+        for name, value in (("revision", revision), ("device", device)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
         return model
     kinds.check_loaded(model, takes="TableModel")
     return load_table_model(kinds.as_name(model), revision, device)
