@@ -86,7 +86,7 @@ def show(folder: Path, picture: Path | None) -> None:
         genkit.sample_table(model, 10_000, seed=0),
         genkit.sample_table(model, 5, where=["region=north", "claims=2", "age<25"], seed=0),
         genkit.fill(claims, model=model, seed=0),
-        genkit.anomalies(claims, model=model, count=4),
+        genkit.anomalies(claims, model=model, count=5),
         genkit.evaluate(model, data=test, train=str(folder / "policies.csv"), target="vehicle"),
     ]
     for record in records:

@@ -239,28 +239,30 @@ def measure_filling(model: TableModel, train: Path, test: Path, seed: int) -> No
     ]
     filled = genkit.fill(rows, model=model, seed=seed)
     names = {column.name: j for j, column in enumerate(model.columns)}
-    scale, errors, inside = learned.std(0), [], []
+    center, scale, errors, inside = learned.mean(0), learned.std(0), [], []
     for cell in filled.cells:
         j = names[cell.column]
         truth, ends = unseen[cell.row, j], (float(cell.low or 0), float(cell.high or 0))
         errors.append((float(cell.value) - truth) / scale[j])
         inside.append(ends[0] <= truth <= ends[1])
-    imputer = IterativeImputer(max_iter=50, tol=1e-3, random_state=seed).fit(coded(model, learned))
-    other = (imputer.transform(coded(model, given))[:, : len(names)] - unseen) / scale
+    imputer = IterativeImputer(max_iter=50, tol=1e-3, random_state=seed)
+    imputer.fit(coded(model, (learned - center) / scale, learned))
+    put = imputer.transform(coded(model, (given - center) / scale, given))
+    other = put[:, : len(names)] - (unseen - center) / scale
     print(
         f"  gaps: error of fill {rms(errors):.3f}, of IterativeImputer {rms(other[hidden]):.3f}; "
         f"intervals hold {np.mean(inside):.1%}"
     )
 
 
-def coded(model: TableModel, values: Array) -> Array:
-    """Return rows with one more column for each category, for a linear imputer."""
+def coded(model: TableModel, scaled: Array, values: Array) -> Array:
+    """Return scaled rows with one more column for each category, for a linear imputer."""
     more = [
         values[:, j, None] == np.arange(1, len(column.categories))
         for j, column in enumerate(model.columns)
         if column.categories
     ]
-    return np.concatenate([values, *more], 1)
+    return np.concatenate([scaled, *more], 1)
 
 
 def rms(errors: Any) -> float:

@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 SCORE_EDGE, SCORE_BINS = 2.25, 16  # of the numbers that are read
 MOSTLY = 0.5  # share of atoms from which the Gaussian knows whether a number is one
 LEVELS = 16  # categories of a column that the Gaussian knows, at most
+DOUBT = 1e-6  # that the Gaussian's evidence on categories and atoms does not count
 IGNORED = -100  # what cross_entropy leaves out
 
 # ---------------------------------------------------------------------------------------------
@@ -295,7 +296,8 @@ class TableFormat:
         evidence = now - alone - log_scales[:, None] + spread
         base[:, bins : bins + len(atoms)] += evidence[:, :1] if mostly else evidence
         base[:, :bins] += evidence[:, 1:] if mostly else 0
-        return base - np.logaddexp.reduce(base, 1, keepdims=True)
+        base -= np.logaddexp.reduce(base, 1, keepdims=True)
+        return _doubt(base, self.static_base[j])
 
     def classify(self, j: int, means: torch.Tensor, factors: torch.Tensor) -> Array:
         """Return log probabilities of a column's categories, by Bayes' rule.
@@ -319,7 +321,12 @@ class TableFormat:
         )  # (n, features, categories)
         evidence = 0.5 * (prior**2).sum(0) - 0.5 * (found**2).sum(1)
         logits = torch.log(torch.tensor(self.shares[j], dtype=torch.float64)) + evidence
-        return logits.log_softmax(-1).numpy()
+        return _doubt(logits.log_softmax(-1).numpy(), np.log(self.shares[j]))
+
+
+def _doubt(logs: Array, alone: Array) -> Array:
+    """Mix log probabilities with those of a column alone: what never was is not impossible."""
+    return np.logaddexp(logs + math.log1p(-DOUBT), alone + math.log(DOUBT))
 
 
 def feature_owners(sizes: Sequence[int], shares: Sequence[Sequence[float]]) -> NDArray[np.int64]:

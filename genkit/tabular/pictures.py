@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,9 +55,8 @@ def _numbers(axes: matplotlib.axes.Axes, column: Column, real: Array, synthetic:
     shares = [np.histogram(part, edges)[0] / max(1, len(part)) for part in (real, synthetic)]
     axes.stairs(shares[0], edges, fill=True, color="tab:blue", alpha=0.4, label="real")
     axes.stairs(shares[1], edges, linewidth=1.4, color="tab:orange", label="synthetic")
+    axes.locator_params(axis="x", nbins=4)  # labels do not touch
     if column.kind == DATE:
-        import datetime
-
         ticks = np.linspace(edges[0], edges[-1], 3)
         dates = [(EPOCH + datetime.timedelta(days=tick)).date().isoformat() for tick in ticks]
         axes.set_xticks(ticks, dates)
