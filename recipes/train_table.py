@@ -265,7 +265,7 @@ def save_model(
         path,
         run.folder.path,
         title="A model of a table",
-        task="tabular-generation",
+        task="other",
         about=f"{network.num_parameters():,} parameters, trained on {len(data.train):,} {what} of "
         f"{data.source} for {run.progress.step:,} steps. {describe(data.columns)}",
         usage=USAGE,

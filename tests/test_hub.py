@@ -105,7 +105,7 @@ def environment_of(server, tmp_path_factory):
 
 def python(code: str, environment: dict[str, str], *words: str | Path):
     command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 PUSH = """

@@ -118,7 +118,8 @@ LIMITS = {
     "one all the same, and its confidence holds for questions like those it was measured on.",
     "image-classification": "For images like those it was trained on, which it puts into one of "
     "its classes, whatever they show. Not for decisions about people.",
-    "tabular-generation": "For synthetic rows, missing values and unlikely rows of tables like the "
+    # tables, for which the Hub has no name
+    "other": "For synthetic rows, missing values and unlikely rows of tables like the "
     "one that it was trained on, with its errors and its bias. Synthetic rows may come close to "
     "rows of training, which are not private by this alone; an unlikely row is not a wrong one. "
     "Not for decisions about people.",
