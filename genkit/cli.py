@@ -38,6 +38,9 @@ COMMANDS = {
     "quantize": "save a language model in 8 or 4 bits",
     "push": "share a model on the Hub",
     "app": "open the page: write, answer, draw, watch runs",
+    "demo": "train three small models, and open the page with them",
+    "doctor": "check this installation, and say what is fast on this machine",
+    "cache": "show or delete what genkit keeps to be quicker the next time",
 }
 
 

@@ -13,12 +13,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PROC = Path("/proc/self/fd")  # on Linux: links to the open files of this process
 PREFIX = "genkit-scratch-"  # of scratch folders
+CACHED = re.compile(r"[0-9a-f]{64}\.|\.writing-")  # how the names of files in the cache begin
 STALE = 3600.0  # seconds after which a scratch file in the cache is one of a killed process
 
 
@@ -348,3 +350,19 @@ def weights_hash(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(weight.contiguous().cpu().numpy().data)
     return digest.hexdigest()
+
+
+def list_cached() -> list[Path]:
+    """Return the files of the cache, those that killed processes left included, and no others."""
+    folder = cache_folder()
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if CACHED.match(path.name) and path.is_file()]
+
+
+def count_bytes(paths: Iterable[Path]) -> int:
+    """Return how many bytes files have together; those that are gone by now have none."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total

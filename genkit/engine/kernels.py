@@ -43,6 +43,11 @@ def available() -> bool:
     return "_native" in globals()
 
 
+def target() -> str:
+    """Return the instructions that the kernels use on this CPU."""
+    return _native.target()
+
+
 if available():
     _share_threads()
 
