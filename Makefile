@@ -3,9 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 READY := $(VENV)/ready
+SITE := $(VENV)/site
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint proofs clean
+.PHONY: demo test lint proofs site clean
 
 # Train a small character model for 300 steps, a minute or two, then write with it.
 demo: $(INSTALLED)
@@ -36,6 +37,10 @@ lint: $(READY)
 proofs: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 7200 --durations 25
 
+# The documentation as a site, in build/site: open build/site/index.html.
+site: $(SITE)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # What a user needs; then what a developer needs besides.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing genkit and its dependencies into $(VENV): several minutes the first time"
@@ -46,6 +51,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(READY): $(INSTALLED)
 	@echo "Installing the developers' tools into $(VENV)"
 	$(PIP) -e ".[dev]"
+	@touch $@
+
+$(SITE): $(INSTALLED) mkdocs.yml
+	@echo "Installing what builds the site into $(VENV)"
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 clean:

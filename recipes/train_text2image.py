@@ -51,7 +51,7 @@ class Settings(ImageSettings):
     """Settings of this recipe; see also ImageSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/text2image", "folder of the run and of the model")
-    images: str = setting("scenes/train.parquet", "a table of captioned images, or a Hub id")
+    images: str = setting("digits", "a table of captioned images, or a Hub id; digits have none")
     image_column: str = setting("image", "column of a table with images")
     caption_column: str = setting("text", "column of a table with the caption of each image")
     objective: str = setting("v", "prediction of the UNet", choices=text_denoisers.OBJECTIVES)

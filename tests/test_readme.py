@@ -48,11 +48,12 @@ from text_victims import train_classifier
 from genkit import cli
 from genkit.data import characters, scenes
 from genkit.models import lm
+from genkit.recipes import find_recipes
 from genkit.text import language_model
 from genkit.training.settings import parse
 from genkit.vision import text2image
 
-FILES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in FILES}
 HISTORY = "CHANGELOG.md"  # has names that are no more
 BLOCKS = {
@@ -141,6 +142,8 @@ def home(tmp_path_factory):
     every = "".join(map(chr, range(32, 127)))  # a model of characters knows them all
     (folder / "plays.txt").write_text(f"ANNE:\nGood morrow, sir.\n\nBEN:\n{every}\n\n" * 4)
     digits = load_digits()
+    Image.fromarray(digits.images[3].astype(np.uint8) * 15).save(folder / "three.png")
+    (folder / "beginnings.txt").write_text("The\nIf\n")
     pictures(folder, digits.images.astype(np.uint8) * 15, digits.target)
     for seed, name in enumerate(("cat.png", "harbour.png", "wave.png")):
         levels = 127.5 * (make_image(seed, side=96) + 1)
@@ -186,10 +189,12 @@ def train() -> None:
     small = {
         "charlm": "train_charlm --depth 1 --width 32 --heads 2 --context 96 --text mybook.txt",
         "qa": "train_qa --from_scratch --data questions.json --depth 1 --width 32 --heads 2",
+        "autoencoder": "train_autoencoder --widths 32 --latent_dim 2",
         "vae": "train_vae --network dense --widths 32 --latent_dim 2",
         "gan": "train_gan --widths 8 --discriminator_widths 8",
         "private": "train_private --widths 8 --critic_widths 4 8 --conditional",
         "diffusion": "train_diffusion --widths 8 16",
+        "conditional": "train_diffusion --widths 8 16 --conditional",
         "classifier": "train_classifier --width 8 --depth 1",
         "translation": "train_translation --images photos --widths 8 16",
         "text2image": "train_text2image --text_layers 1 --text_width 8 --widths 8 16",
@@ -204,6 +209,8 @@ def train() -> None:
     run_here("train_table", *SHORT, *rows, "--output_dir", "runs/table")
     series = ("--window", "3", "--output_dir", "runs/series")
     run_here("train_table", *SHORT, *rows, *series)
+    shutil.copytree("runs/gan", "runs/collapsed")
+    shutil.copytree("runs/classifier", "runs/large")
     replies = ("--depth", "1", "--width", "32", "--dialogue", "plays.txt", "--max_steps", "30")
     run_here("train_seq2seq", *SHORT, *replies, "--output_dir", "runs/seq2seq")
     shutil.copytree("runs/seq2seq", "runs/dates")
@@ -304,7 +311,7 @@ def test_commands(home, server, line, monkeypatch, capsys):
         importlib.import_module(words[2]).main()
     elif words[0] == "python":
         exec(compile(words[2], line, "exec"), {})
-    elif words[1] in ("app", "chat"):  # with tests of their own
+    elif words[1] in ("app", "chat", "demo"):  # with tests of their own
         parser = argparse.ArgumentParser()
         importlib.import_module(f"genkit.commands.{words[1]}").add(parser)
         parser.parse_args(words[2:])
@@ -359,12 +366,12 @@ def split(line: str) -> tuple[list[str], str, list[str]]:
     """Return the launcher's words, the recipe, and its words."""
     for name, local in HERE.items():
         line = line.replace(name, local)
-    words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")]
+    words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, shlex.split(line)))
     if words[0] == "genkit":
-        words, name = words[3:], words[2]
+        words, name = words[3:], find_recipes()[words[2]].stem
         if "--processes" in words:
             del words[words.index("--processes") : words.index("--processes") + 2]
-        return [], "finetune_gpt2" if name == "gpt2" else f"train_{name}", words
+        return [], name, words
     first = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
     return words[2:first], Path(words[first]).stem, words[first + 1 :]
 
