@@ -9,6 +9,8 @@ from typing import Any
 from latex2mathml.converter import convert
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
+FUNCTION = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|sub|sup|subsup)>)")  # log p, not logp
+GAP = '<mspace width="0.17em"/>'
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -17,8 +19,9 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _write(found: re.Match[str]) -> str:
-    latex = html.unescape(found[3]).strip()
-    display = "block" if found[2] == "[" else "inline"
-    return convert(latex, display=display).replace(
-        "<math ", f'<math alttext="{html.escape(latex)}" '
-    )
+    tag, bracket, escaped = found.groups()
+    latex = html.unescape(escaped).strip()
+    formula = convert(latex, display="block" if bracket == "[" else "inline")
+    formula = formula.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)
+    formula = FUNCTION.sub(rf"\1{GAP}", formula)
+    return f'<{tag} class="formula">{formula}</{tag}>'
