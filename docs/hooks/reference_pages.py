@@ -137,17 +137,19 @@ def write_settings(cls: type) -> str:
     for field in dataclasses.fields(cls):
         old = above.get(field.name)
         if old is None or (old.default, old.metadata) != (field.default, field.metadata):
-            allowed = field.metadata.get("allowed")
-            values = "" if allowed is None else str(allowed)
-            rows.append((f"`--{field.name}`", field.metadata["help"], values, _default(field)))
-    return _table(("setting", "", "values", "default"), rows)
+            rows.append((f"`--{field.name}`", _describe(field)))
+    return _table(("setting", ""), rows)
 
 
-def _default(field: Any) -> str:
-    value = field.default
-    if value is None:  # the preset's, or none
-        return ""
-    return ("yes" if value else "no") if isinstance(value, bool) else f"`{value}`"
+def _describe(field: dataclasses.Field[Any]) -> str:
+    """Return the help of a setting, with its values, and its default if that is always the same."""
+    text, allowed = field.metadata["help"], field.metadata.get("allowed")
+    notes = [str(allowed)] if allowed is not None else []
+    if isinstance(field.default, bool):
+        notes.append(f"default: {'yes' if field.default else 'no'}")
+    elif field.default is not None:  # else there is none, or it is the preset's
+        notes.append(f"default: `{field.default}`")
+    return f"{text} ({'; '.join(notes)})" if notes else text
 
 
 def write_source(path: Path) -> str:
