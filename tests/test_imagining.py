@@ -491,7 +491,7 @@ def test_importing_genkit_imports_no_diffusers():
 def test_a_model_of_the_hub_is_pinned_to_a_commit(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     home = tmp_path / "models--me--mine"
-    commits = {"sd": "a" * 40, "sd3": "b" * 40}
+    commits = {"sd": "a" * 40, "sd3": "b" * 40, "own": "d" * 40}
     for name, commit in commits.items():
         shutil.copytree(folders[name], home / "snapshots" / commit)
     (home / "refs").mkdir()
@@ -499,8 +499,9 @@ def test_a_model_of_the_hub_is_pinned_to_a_commit(folders, tmp_path, monkeypatch
     newest = imagine("a fox", model="me/mine", **FAST)
     assert same(newest, imagine("a fox", model=folders["sd"], **FAST))
     assert newest.model == "me/mine"
-    other = imagine("a fox", model="me/mine", revision=commits["sd3"], **FAST)
-    assert same(other, imagine("a fox", model=folders["sd3"], **FAST))
+    for name in ("sd3", "own"):
+        other = imagine("a fox", model="me/mine", revision=commits[name], **FAST)
+        assert same(other, imagine("a fox", model=folders[name], **FAST))
     source = text2image.find_source("me/mine")
     assert source.folder.name == commits["sd"]
     assert text2image.load_text2image(source) is text2image.load_text2image(

@@ -312,6 +312,9 @@ def _make_bar(iterable: Iterable[Any] | None = None, total: int | None = None) -
 
 def _download(source: Source, options: dict[str, Any]) -> None:
     """Download the weights of a model on the Hub into the cache."""
+    if source.pipeline is TextDiffusionPipeline:  # diffusers would ask for the code in its folder
+        download.fetch(source.name, source.folder.name, hint=HINT)
+        return
     try:  # the folder's name is that of its commit
         source.pipeline.download(source.name, revision=source.folder.name, **options)
     except FAULTS as error:
