@@ -55,7 +55,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories: dict[str, Repository] = {}
+        self.repositories: dict[str, Repository] = {}  # of a Space by spaces/ and its name
         self.blobs: dict[str, bytes] = {}
         self.asked: list[tuple[str, str]] = []
         self.slow = 0.0  # seconds that every request waits
@@ -173,21 +173,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         asked = json.loads(self.body)
-        name = "/".join(filter(None, (asked.get("organization") or "user", asked["name"])))
+        name = _full_name(asked)
         if self.headers.get("Authorization") == f"Bearer {READER}":
             return self._send(403, {"error": "this token may not write"})
         if name in self.server.repositories:
             return self._send(
                 409, {"error": "You already created this model repo", "url": self._page(name)}
             )
+        is_space = asked.get("type") == "space"
+        if is_space and asked.get("sdk") not in ("gradio", "docker", "static"):
+            return self._send(400, {"error": "sdk must be one of gradio, docker, static"})
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         repository = self.server.repositories[name] = Repository(private)
-        repository.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
+        first = {".gitattributes": b"*.safetensors filter=lfs\n"}
+        about = f"---\ntitle: Demo\nsdk: {asked.get('sdk')}\n---\n".encode()
+        repository.commit("main", first | ({"README.md": about} if is_space else {}))
         return self._send(200, {"url": self._page(name), "name": name, "id": name})
 
     def delete(self) -> None:
-        asked = json.loads(self.body)
-        del self.server.repositories["/".join((asked["organization"], asked["name"]))]
+        del self.server.repositories[_full_name(json.loads(self.body))]
         self._send(200, {})
 
     def delete_branch(self, name: str, branch: str) -> None:
@@ -302,26 +306,33 @@ class Handler(BaseHTTPRequestHandler):
         self._send(404, {"error": code}, {"X-Error-Code": code} | (headers or {}))
 
 
+def _full_name(asked: dict[str, Any]) -> str:
+    """Return the name of the repository that a request is about."""
+    name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+    return f"spaces/{name}" if asked.get("type") == "space" else name
+
+
 def blob(data: bytes) -> str:
     """Return git's name of a file."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-NAME = r"(?P<name>[\w.-]+(/[\w.-]+)?)"
+NAME = r"(?P<name>(spaces/)?[\w.-]+(/[\w.-]+)?)"
+API = rf"/api/(models/)?{NAME}"
 READ = ("GET", "HEAD")
 ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
     (READ, r"/api/whoami-v2", Handler.whoami),
     (("POST",), r"/api/validate-yaml", Handler.fine),
     (("POST",), r"/api/repos/create", Handler.create),
     (("DELETE",), r"/api/repos/delete", Handler.delete),
-    (("DELETE",), rf"/api/models/{NAME}/branch/(?P<branch>.+)", Handler.delete_branch),
-    (("POST",), rf"/api/models/{NAME}/branch/(?P<branch>.+)", Handler.branch),
-    (("POST",), rf"/api/models/{NAME}/preupload/(?P<revision>.+)", Handler.preupload),
-    (("POST",), rf"/api/models/{NAME}/commit/(?P<revision>.+)", Handler.commit),
-    (READ, rf"/api/models/{NAME}/auth-check/write", Handler.may_write),
-    (READ, rf"/api/models/{NAME}/tree/(?P<revision>[^/]+)(/(?P<path>.*))?", Handler.files),
-    (READ, rf"/api/models/{NAME}/revision/(?P<revision>[^/]+)", Handler.info),
-    (READ, rf"/api/models/{NAME}", Handler.info),
+    (("DELETE",), rf"{API}/branch/(?P<branch>.+)", Handler.delete_branch),
+    (("POST",), rf"{API}/branch/(?P<branch>.+)", Handler.branch),
+    (("POST",), rf"{API}/preupload/(?P<revision>.+)", Handler.preupload),
+    (("POST",), rf"{API}/commit/(?P<revision>.+)", Handler.commit),
+    (READ, rf"{API}/auth-check/write", Handler.may_write),
+    (READ, rf"{API}/tree/(?P<revision>[^/]+)(/(?P<path>.*))?", Handler.files),
+    (READ, rf"{API}/revision/(?P<revision>[^/]+)", Handler.info),
+    (READ, API, Handler.info),
     (READ, rf"/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
     (("POST",), rf"/{NAME}\.git/info/lfs/objects/batch", Handler.batch),
     (("PUT",), r"/lfs/(?P<oid>\w+)", Handler.upload),

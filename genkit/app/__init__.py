@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from genkit.app import answer, chat, classify, events, guard, images, model_index, runs, wire, write
 from genkit.app.model_index import ModelIndex, find_models
-from genkit.app.root import LOCAL, TOP, Root, is_loopback, parse_root
+from genkit.app.root import HUB, LOCAL, TOP, Root, is_loopback, parse_root, space_root
 
 try:
     import gradio as gr
@@ -37,6 +37,7 @@ def serve(
     port: int = 7860,
     token: str | None = None,
     root_path: str = "",
+    space: str | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page until it is interrupted.
@@ -50,18 +51,22 @@ def serve(
         root_path: where visitors find the page if a proxy passes their requests on: a path such as
             /genkit or, if the proxy changes scheme or host, the whole address, such as
             https://example.org/genkit.
+        space: the variable SPACE_HOST of the Hugging Face Space that this process runs in. The page
+            is then for everybody: it asks for no token, and huggingface.co shows it in a frame.
         ready: called with the page's address, token included, once it can be opened (default: the
             address is printed).
 
     Raises:
         ValueError: an argument is invalid; the message names it and its value.
     """
-    root = parse_root(root_path)
+    if space is not None and (token is not None or root_path):
+        raise ValueError("space has an address of its own and asks for no token; leave those out")
+    root = parse_root(root_path) if space is None else space_root(space)
     index = find_models(models)
     local = is_loopback(host)
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise ValueError(f"token must consist of letters, digits and -._~, got {token!r}")
-    if token is None and not (local and root.is_local()):
+    if token is None and space is None and not (local and root.is_local()):
         token = secrets.token_urlsafe()
     query = "" if token is None else f"?token={token}"
     with _listen(host, port) as listening:
@@ -69,7 +74,8 @@ def serve(
         address = f"http://{name}:{listening.getsockname()[1]}{root.path}/{query}"
         public = f"{root}/{query}" if root.origin else ""
         hosts = {*LOCAL, host, root.host or host} if local else None
-        app = guard.Guard(mounted(build(index), root), hosts, token, root)
+        framed_by = guard.NO_SITE if space is None else HUB
+        app = guard.Guard(mounted(build(index), root), hosts, token, root, framed_by)
         announce = ready or functools.partial(_announce, public=public)
         server = _Server(app, lambda: announce(address), index)
         with contextlib.suppress(KeyboardInterrupt):

@@ -40,15 +40,25 @@ PROXIED = (
     "if a proxy passes requests on, start genkit app with --root-path and the address that "
     "visitors use, such as https://example.org/genkit"
 )
-# nothing of other sites: neither fonts nor scripts nor pictures
-HEADERS = [
-    (
-        b"content-security-policy",
-        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'",
-    ),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-]
+NO_SITE = "'none'"  # may show the page in a frame
+
+
+def security_headers(framed_by: str = NO_SITE) -> list[tuple[bytes, bytes]]:
+    """Return headers by which browsers load nothing of other sites: no fonts, scripts, pictures.
+
+    Args:
+        framed_by: the origin whose pages may show this one in a frame.
+    """
+    sources = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+    policy = f"{sources}; frame-ancestors {framed_by}"
+    return [
+        (b"content-security-policy", policy.encode()),
+        (b"referrer-policy", b"no-referrer"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+
+
+HEADERS = security_headers()
 
 
 class RefusedError(Exception):
@@ -67,12 +77,19 @@ class Guard:
         hosts: allowed Host headers, against DNS rebinding; None for any.
         token: what a request must bring, in its URL or as a cookie; None for nothing.
         root: where visitors find the page, if a proxy stands before it.
+        framed_by: the origin whose pages may show this one in a frame.
     """
 
     def __init__(
-        self, app: App, hosts: set[str] | None, token: str | None, root: Root = TOP
+        self,
+        app: App,
+        hosts: set[str] | None,
+        token: str | None,
+        root: Root = TOP,
+        framed_by: str = NO_SITE,
     ) -> None:
         self.app, self.hosts, self.token, self.root = app, hosts, token, root
+        self.headers = security_headers(framed_by)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -88,7 +105,7 @@ class Guard:
             body = await _read_body(receive)
         except RefusedError as refused:
             return await _send_text(send, refused.status, str(refused))
-        extra = list(HEADERS)
+        extra = list(self.headers)
         if self.token is not None and self._is_right(_query_value(scope, "token")):
             cookie = (
                 f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path={self.root.path or '/'}"

@@ -116,10 +116,8 @@ def _model_use(folder: Path) -> tuple[str | None, str]:
         kind = kinds.kind_of(folder)
     except ValueError as error:
         return None, f"holds no model that can be read ({error})"
-    if kind in kinds.IMAGES:
-        return IMAGES, ""
-    if kind in (TEXT, ANSWERS, CLASSIFIER):
-        return kind, ""
+    if kind in kinds.ON_PAGE:
+        return IMAGES if kind in kinds.IMAGES else kind, ""
     return None, f"holds a model of the kind {kind}, which the page does not support"
 
 

@@ -51,6 +51,7 @@ class Root:
 
 
 TOP = Root()  # no proxy
+HUB = "https://huggingface.co"  # whose pages show Spaces in a frame
 
 
 def parse_root(text: str) -> Root:
@@ -74,3 +75,19 @@ def parse_root(text: str) -> Root:
         if origin.startswith(scheme):
             origin = origin.removesuffix(port)
     return Root(origin, found[2])
+
+
+def space_root(hosts: str) -> Root:
+    """Return where visitors find a Hugging Face Space.
+
+    Args:
+        hosts: the variable SPACE_HOST of the Space; if it has a domain of its own, that is behind
+            a comma.
+
+    Raises:
+        ValueError: it is no host name.
+    """
+    host = hosts.partition(",")[0].strip()
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", host):
+        raise ValueError(f"space must be a host such as user-demo.hf.space, got {hosts!r}")
+    return parse_root(f"https://{host}")

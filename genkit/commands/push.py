@@ -11,6 +11,7 @@ from genkit.commands import common
 EXAMPLES = """\
   genkit push runs/vae user/digits
   genkit push runs/charlm user/mybook --private --revision draft
+  genkit push runs/vae user/digits --space user/digits-demo  # and a Space with the page for it
 """
 
 
@@ -20,6 +21,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repository", help="its name on the Hub, user/name")
     parser.add_argument("--private", action="store_true", help="visible to you alone")
     parser.add_argument("--revision", help="a branch (default: the main one)")
+    text = "also push a Space, user/name, that serves the page for the model"
+    parser.add_argument("--space", help=text)
     common.add_json(parser)
 
 

@@ -19,6 +19,7 @@ IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
 TEXT_TO_IMAGE, STYLIZER, TRANSLATION = "text-to-image", "stylizer", "translation"
 TABLE = "table"
 ADAPTER = "adapter"  # of a text-to-image pipeline: low-rank weights, or new words
+ON_PAGE = (TEXT, ANSWERS, CLASSIFIER, *IMAGES)  # which the page has a tab for
 
 # by the class that model_index.json names: a stock one, or a file beside it and its class
 PIPELINES: dict[Any, str] = {

@@ -19,13 +19,13 @@ VOCABULARY = re.compile(r"(tokenizer|vocab|added_tokens)\.json|(vocab|merges)\.t
 ORIGINS = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
 
 
-def check(staged: Path, source: Path, repository: str) -> None:
+def check(staged: Path, source: Path, repository: str | None) -> None:
     """Refuse to push files that identify this machine.
 
     Args:
         staged: the folder that is pushed.
         source: the folder that it is a copy of.
-        repository: its name on the Hub, in which the user's name is fine.
+        repository: its name on the Hub, in which the user's name is fine; None without one.
 
     Raises:
         ValueError: a file does; it is named, with what it says.
@@ -35,9 +35,10 @@ def check(staged: Path, source: Path, repository: str) -> None:
         if VOCABULARY.fullmatch(file.name):  # which may hold any word
             continue
         patterns = paths if file.suffix in PICTURES else [*paths, *_names()]
-        found = re.search(
-            "|".join(patterns).encode(), _read_content(file).replace(repository.encode(), b"")
-        )
+        content = _read_content(file)
+        if repository is not None:
+            content = content.replace(repository.encode(), b"")
+        found = re.search("|".join(patterns).encode(), content)
         if found:
             raise ValueError(
                 f"folder: {file.relative_to(staged)} identifies this machine by "

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from genkit import files, machine
-from genkit.hub import card, gallery, model_files, privacy, safety
+from genkit.hub import card, download, gallery, kinds, model_files, names, privacy, safety
 from genkit.hub.vendoring import vendor
 
 # what a recipe writes beside a model
@@ -23,13 +23,31 @@ TRIES = 5
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def stage(source: Path, staged: Path, repository: str, revision: str | None = None) -> None:
+def find_source(folder: str | Path, argument: str = "folder") -> tuple[Path, str]:
+    """Return the folder of a saved model of this machine, and the model's kind.
+
+    Args:
+        argument: the name of its argument, for messages.
+
+    Raises:
+        ValueError: there is no such folder, or it holds no model.
+    """
+    name = kinds.as_name(folder, argument)
+    source = names.as_path(name, argument)
+    if not source.is_dir():
+        download.refuse_missing(name, argument)
+    return source, kinds.kind_of(source, argument)
+
+
+def stage(
+    source: Path, staged: Path, repository: str | None = None, revision: str | None = None
+) -> None:
     """Fill a folder with what is pushed of a model.
 
     Args:
         source: the model's folder.
         staged: an empty folder.
-        repository: the name by which the card loads the model.
+        repository: the name by which the card loads the model; None for the one it has.
         revision: the branch that it is pushed to; None for the default one.
 
     Raises:
@@ -39,9 +57,11 @@ def stage(source: Path, staged: Path, repository: str, revision: str | None = No
     _copy_settled(source, staged)
     vendor(staged)
     privacy.shorten_origins(staged)
-    text = card.renamed(_read_card(source), repository, revision)
-    names = [file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()]
-    (staged / card.FILE).write_text(card.listed(text, names), encoding="utf-8")
+    text = _read_card(source)
+    if repository is not None:
+        text = card.renamed(text, repository, revision)
+    listed = [file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()]
+    (staged / card.FILE).write_text(card.listed(text, listed), encoding="utf-8")
     privacy.check(staged, source, repository)
 
 
