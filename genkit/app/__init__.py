@@ -135,23 +135,36 @@ def warm_up(index: ModelIndex) -> None:
 
 
 def build(index: ModelIndex) -> gr.Blocks:
-    """Build the page."""
+    """Build the page; the first tab that has a model is open."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}")
-        with gr.Tab("Write", id="write"):
-            write.tab(index, page)
-        with gr.Tab("Chat", id="chat"):
-            chat.tab(index)
-        with gr.Tab("Answer", id="answer"):
-            answer.tab(index)
-        with gr.Tab("Images", id="images") as shown:
-            images.tab(index, shown)
-        with gr.Tab("Classify", id="classify"):
-            classify.tab(index)
-        with gr.Tab("Runs", id="runs"):
-            runs.tab(index, page)
+        with gr.Tabs(selected=_first_tab(index)):
+            with gr.Tab("Write", id="write"):
+                write.tab(index, page)
+            with gr.Tab("Chat", id="chat"):
+                chat.tab(index)
+            with gr.Tab("Answer", id="answer"):
+                answer.tab(index)
+            with gr.Tab("Images", id="images") as shown:
+                images.tab(index, shown)
+            with gr.Tab("Classify", id="classify"):
+                classify.tab(index)
+            with gr.Tab("Runs", id="runs"):
+                runs.tab(index, page)
     page.queue(api_open=False, max_size=64, default_concurrency_limit=None)  # see jobs.JobQueue
     return page
+
+
+def _first_tab(index: ModelIndex) -> str:
+    """Return the id of the first tab that has something to show."""
+    uses = {
+        "write": model_index.TEXT,
+        "answer": model_index.ANSWERS,
+        "images": model_index.IMAGES,
+        "classify": model_index.CLASSIFIER,
+        "runs": model_index.RUNS,
+    }
+    return next((tab for tab, use in uses.items() if index.names(use)), "write")
 
 
 def mounted(page: gr.Blocks, root: Root = TOP) -> FastAPI:
