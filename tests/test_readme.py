@@ -527,4 +527,5 @@ def all_code() -> str:
     folders = ("genkit", "recipes", "benchmarks")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     code = "\n".join(file.read_text(encoding="utf-8") for file in files)
-    return code.replace("-", "_") + " config_file num_processes num_machines machine_rank help"
+    others = "config_file num_processes num_machines machine_rank help extra_index_url"
+    return f"{code.replace('-', '_')} {others}"
