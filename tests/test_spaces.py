@@ -37,7 +37,8 @@ NEEDED = {"README.md", "app.py", "requirements.txt"}
 def models(tmp_path_factory):
     """A folder of image models and one that the page has no tab for."""
     folder = tmp_path_factory.mktemp("zanzibar")
-    for name in ("two_latents", "pixels", "training"):
+    MAKE["two_latents"](folder / "wür fel")  # a name that no repository can have
+    for name in ("pixels", "training"):
         MAKE[name](folder / name)
     tiny_translator(folder / "translation")
     return folder
@@ -154,7 +155,7 @@ def test_the_head_of_a_space_is_what_spaces_read(tmp_path):
         (["{}", "--export", "{}/new"], r"models: .* holds no "),
         (["{}/translation", "--export", "{}/new"], r"models: the page has no tab .* translation"),
         (["{}/pixels", "--export", "{}/pixels"], r"--export: .*pixels' exists"),
-        (["{}/pixels", "{}/two_latents", "--export", "{}/new"], r"--export takes one model"),
+        (["{}/pixels", "{}/training", "--export", "{}/new"], r"--export takes one model"),
         (["{}/pixels", "--export", "{}/new", "--port", "1"], r"--port is for a page"),
         (["{}/pixels", "--export", "{}/new", "--token-file", "x"], r"--token-file is for a page"),
     ],
@@ -203,7 +204,7 @@ def running(folder: Path):
 def exported(models, tmp_path_factory):
     """The folder of a Space, written by the command."""
     folder = tmp_path_factory.mktemp("exported") / "deep" / "demo"
-    command = [sys.executable, "-m", "genkit", "app", str(models / "two_latents")]
+    command = [sys.executable, "-m", "genkit", "app", str(models / "wür fel")]
     done = subprocess.run([*command, "--export", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.startswith(f"{folder}: 9 files, ")
@@ -215,7 +216,7 @@ def test_an_exported_space_is_self_contained_and_draws(exported, models, tmp_pat
     """From another place, where nothing of the model's own folder is found."""
     moved = tmp_path / "moved"
     exported.rename(moved)
-    hidden = models / "two_latents"
+    hidden = models / "wür fel"
     hidden.rename(models / "hidden")
     try:
         assert {file.name for file in moved.iterdir()} == {*NEEDED, "models"}
@@ -226,8 +227,8 @@ def test_an_exported_space_is_self_contained_and_draws(exported, models, tmp_pat
             assert ask(f"{address}config", Origin=ADDRESS)[0] == 200
             assert ask(f"{address}config", Origin="https://own.example")[0] == 403
             visitor = Visitor(address, "one")
-            visitor.choose("two_latents")
-            drawn = visitor.ask("draw", ["two_latents", None, 0, 4, None, None, None])
+            visitor.choose("wür fel")
+            drawn = visitor.ask("draw", ["wür fel", None, 0, 4, None, None, None])
         assert drawn.count("<img ") == 4
     finally:
         (models / "hidden").rename(hidden)
@@ -368,7 +369,7 @@ except ValueError as error:
 def test_a_model_and_its_space_are_pushed_and_the_space_draws(models, tmp_path):
     with serve() as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
-        command = [sys.executable, "-m", "genkit", "push", str(models / "two_latents"), "user/vae"]
+        command = [sys.executable, "-m", "genkit", "push", str(models / "wür fel"), "user/vae"]
         command += ["--space", "user/demo", "--json"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr == "", done.stderr

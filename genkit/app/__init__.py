@@ -60,7 +60,7 @@ def serve(
         ValueError: an argument is invalid; the message names it and its value.
     """
     if space is not None and (token is not None or root_path):
-        raise ValueError("space has an address of its own and asks for no token; leave those out")
+        raise ValueError("space takes no token and no root_path: it is public, at its own address")
     root = parse_root(root_path) if space is None else space_root(space)
     index = find_models(models)
     local = is_loopback(host)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import events, jobs, model_index, parts
+from genkit.app import code, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 from genkit.vision import pipelines
 
@@ -258,7 +258,9 @@ def _draw_samples(
     suffixes = [""] * len(made.seeds) if made.labels is None else [f" · {i}" for i in made.labels]
     captions = [f"{own}{kind}" for own, kind in zip(made.seeds, suffixes, strict=True)]
     drawn = map(parts.picture, made.images, captions)
-    return f"{parts.hint(str(made))}{parts.strip(list(drawn))}"
+    again = {"n": count, "seed": seed, "label": labels, **sampler}
+    shown = code.format_code("sample", name, again)
+    return f"{parts.hint(str(made))}{parts.strip(list(drawn))}{shown}"
 
 
 def plane_latents(pipeline: Decoder, seed: int, across: float, up: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import events, jobs, model_index, parts
+from genkit.app import code, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 from genkit.hub import card
 
@@ -200,7 +200,8 @@ def _write(
     assert record is not None, "a stream ends with its record"
     seeded = "" if record.seed is None else f"seed {record.seed} · "
     head, text = coloured(record, model) if record.continues else ("", html.escape(record.text))
-    yield format_text(seeded + head, text)
+    again = {"model": name, "max_new_tokens": longest, **options}
+    yield format_text(seeded + head, text, code.format_code("generate", prompt, again))
 
 
 def _options(
@@ -225,9 +226,10 @@ def _texts(strategy: str, beams: int) -> int:
     return int(beams) if strategy in BEAMS else 4 if strategy == "contrastive" else 1
 
 
-def format_text(head: str, text: str) -> str:
-    """Show a text, given as HTML, with a line above it."""
-    return f'<div class="written"><p>{html.escape(head)}</p><div class="text">{text}</div></div>'
+def format_text(head: str, text: str, below: str = "") -> str:
+    """Show a text, given as HTML, with a line above it and HTML below it."""
+    line = f"<p>{html.escape(head)}</p>"
+    return f'<div class="written">{line}<div class="text">{text}</div>{below}</div>'
 
 
 def coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:

@@ -119,7 +119,7 @@ def check_kind(kind: str, argument: str) -> None:
     if kind not in kinds.ON_PAGE:
         raise ValueError(f"{argument}: the page has no tab for a model of the kind {kind}")
     if importlib.util.find_spec(SDK) is None:
-        raise ValueError("a Space is started here first: pip install 'hf-genkit[app]'")
+        raise ValueError(f"{argument}: a Space is started here first: pip install 'hf-genkit[app]'")
 
 
 def model_folder(space: Path, name: str) -> Path:
@@ -162,7 +162,7 @@ def write(space: Path, title: str, model: str, repository: str | None = None) ->
 
 def requirements() -> str:
     """Return the packages that a Space installs, in the versions of this machine."""
-    # a build's own mark, such as +cpu, is none of a version that registries have
+    # without a build's own mark, such as +cpu, which no registry of packages knows
     pins = [f"{name}=={version(name).partition('+')[0]}" for name in PINNED]
     return "".join(f"{line}\n" for line in (f"hf-genkit[app]=={__version__}", *pins))
 
@@ -219,6 +219,7 @@ def _environment(host: str) -> dict[str, str]:
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": "0",
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     inherited = staging.single_process_environment()
@@ -234,5 +235,5 @@ def _ask(address: str, host: str, model: str) -> str | None:
             answer.raise_for_status()
     except httpx2.HTTPError as error:
         return f"{type(error).__name__}: {error}"
-    offered = json.dumps(model) in answer.text
+    offered = json.dumps(model, ensure_ascii=False) in answer.text
     return None if offered else f"it does not offer the model {model}"
