@@ -237,7 +237,7 @@ def test_bars_are_cleared_while_a_model_loads(page):
     choose(page, "Model", "talks")
     page.locator("#bars .next").first.wait_for()
     seen = page.evaluate("window.seen")
-    assert any("Loading the model" in text and "bits" not in text for text in seen)
+    assert any("Loading talks …" in text and "bits" not in text for text in seen)
     choose(page, "Model", "language")
     page.locator("#bars .next").first.wait_for()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +79,8 @@ def tab(index: ModelIndex, shown: gr.Tab) -> None:
     old = [samples, here, way, noise]  # of the model before
     changes = [about, current, label, diffusion, scheduler, steps, guidance, walks, denoising, *old]
     assert len(changes) == CHANGES, "an output of `_configure` is missing"
-    loading = f"() => [{json.dumps(parts.hint('Loading the model …'))}, '', '', '', '']"
-    model.change(None, None, [about, *old], js=loading, api_name=False)
+    cleared = [about, *old]
+    model.change(None, model, cleared, js=parts.loading(len(cleared)), api_name=False)
     configure = events.make_event(_configure, index, [gr.skip()] * (CHANGES - 1))
     gr.on(
         [model.change, shown.select],

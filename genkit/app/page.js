@@ -7,6 +7,14 @@
       return `<p class="hint busy">${text} …</p>`;
     },
 
+    // The line while a model loads
+    loading(model) {
+      const line = document.createElement("p");
+      line.className = "hint";
+      line.textContent = `Loading ${model} …`; // a name may hold any character
+      return line.outerHTML;
+    },
+
     // Scroll to an element that is not in view, or begins too far down
     reveal(selector) {
       const found = document.querySelector(selector);

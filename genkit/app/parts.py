@@ -105,6 +105,14 @@ def busy(name: str, text: str) -> str:
     return f"() => genkit.begin({json.dumps('#' + name)}, {json.dumps(text)})"
 
 
+def loading(outputs: int) -> str:
+    """Return JavaScript that says in the first of the outputs which model loads, and empties all.
+
+    Its input is the model's name.
+    """
+    return f"(model) => [genkit.loading(model), ...Array({outputs - 1}).fill('')]"
+
+
 def add_copy(selector: str, file: str) -> None:
     """Build buttons that copy a text of the page, and save it as a file.
 

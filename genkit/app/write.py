@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -105,8 +104,7 @@ def _show_next(
 ) -> None:
     """Draw the next token anew whenever an input changes; inputs begin with the model."""
     model, prompt, temperature = inputs
-    loading = f"() => [{json.dumps(parts.hint('Loading the model …'))}, '']"
-    model.change(None, None, [bars, text], js=loading, api_name=False)
+    model.change(None, model, [bars, text], js=parts.loading(2), api_name=False)
     redraw = events.make_event(_redraw, index)
     gr.on(
         [temperature.input, prompt.change, model.change], redraw, inputs, bars,
@@ -226,10 +224,13 @@ def _texts(strategy: str, beams: int) -> int:
     return int(beams) if strategy in BEAMS else 4 if strategy == "contrastive" else 1
 
 
-def format_text(head: str, text: str, below: str = "") -> str:
-    """Show a text, given as HTML, with a line above it and HTML below it."""
+def format_text(head: str, text: str, above: str = "") -> str:
+    """Show a text, given as HTML, with a line and other HTML above it.
+
+    Nothing is below it, where the panels of its tokens are.
+    """
     line = f"<p>{html.escape(head)}</p>"
-    return f'<div class="written">{line}<div class="text">{text}</div>{below}</div>'
+    return f'<div class="written">{line}{above}<div class="text">{text}</div></div>'
 
 
 def coloured(record: Generation, model: LanguageModel) -> tuple[str, str]:
