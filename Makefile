@@ -34,7 +34,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # Everything else: hours. Run it before a release.
-proofs: $(READY)
+proofs: $(READY) $(SITE)
 	$(BIN)/python -m pytest -m slow --timeout 7200 --durations 25
 
 # The documentation as a site, in build/site: open build/site/index.html.

@@ -7,10 +7,12 @@ The gate reads the pages; the slow tests build the site, where what builds it is
 import ast
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +138,20 @@ def test_the_reference_has_every_command_and_recipe(site):
     settings = (site / "reference" / "recipes.html").read_text(encoding="utf-8")
     assert all(path.name in settings for path in recipes.find_recipes().values())
     assert "--free_bits" in settings and "--max-new-tokens" in commands
+
+
+@pytest.mark.slow
+def test_notebooks_run_in_their_order(site, tmp_path, monkeypatch):
+    """In one folder, as the course says; what needs the network is left out."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    chapters = [page for page in leaves(nav) if re.fullmatch(r"course/(?!index).*", page)]
+    assert len(chapters) == len(CHAPTERS)
+    for page in chapters:
+        notebook = nbformat.read((site / page).with_suffix(".ipynb"), 4)
+        notebook.cells = [cell for cell in notebook.cells if "course.txt" not in cell.source]
+        where = {"metadata": {"path": str(tmp_path)}}
+        nbclient.NotebookClient(notebook, timeout=900, resources=where).execute()
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert code and all("Traceback" not in str(cell.outputs) for cell in code), page
