@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -47,6 +48,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Run the genkit command."""
     words = sys.argv[1:] if argv is None else argv
+    # of a notebook that starts a command: no picture needs a backend, and it may be missing here
+    os.environ.pop("MPLBACKEND", None)
     debug = "--debug" in words
     with contextlib.nullcontext() if debug else clean_errors():
         arguments = _parse([word for word in words if word != "--debug"])

@@ -43,6 +43,14 @@ print({"torch", "transformers", "diffusers", "numpy", "gradio"} & set(sys.module
     assert done.stdout == "set()\n"
 
 
+def test_a_command_runs_in_a_notebook_of_another_environment(monkeypatch):
+    """Whose kernel sets a backend for pictures that this one need not have."""
+    monkeypatch.setenv("MPLBACKEND", "module://of_another_environment")
+    code = "from genkit import cli; cli.main(['recipe', 'vae']); import matplotlib"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_generating_imports_nothing_that_its_model_does_not(tmp_path):
     """Beside Python's own packages: genkit, and what torch and the model's class import."""
