@@ -197,7 +197,8 @@ def train() -> None:
         "conditional": "train_diffusion --widths 8 16 --conditional",
         "classifier": "train_classifier --width 8 --depth 1",
         "translation": "train_translation --images photos --widths 8 16",
-        "text2image": "train_text2image --text_layers 1 --text_width 8 --widths 8 16",
+        "text2image": "train_text2image --images scenes/train.parquet --text_layers 1 "
+        "--text_width 8 --widths 8 16",
     }
     for name, words in small.items():
         recipe, *given = words.split()
