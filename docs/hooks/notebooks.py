@@ -37,7 +37,7 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     notebook = files.get_file_from_path(_beside(address))
     assert notebook is not None, "on_files adds it"
     notebook.content_string = write_notebook(markdown)
-    title, _, rest = markdown.partition("\n")
+    title, rest = markdown.split("\n", 1)
     name = notebook.src_uri.rpartition("/")[2]
     return f"{title}\n\n[As a notebook]({name}){{ download }}\n{rest}"
 
