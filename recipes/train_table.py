@@ -70,8 +70,8 @@ class Settings(RunSettings):
         super().__post_init__()
         table_sources.check_source(self.data)
         lists = self.categories, self.numbers, self.dates, self.leave_out
-        told = [name for names in lists for name in names or []]
-        twice = next((name for name in told if told.count(name) > 1), None)
+        given = [name for names in lists for name in names or []]
+        twice = next((name for name in given if given.count(name) > 1), None)
         if twice is not None:
             raise ValueError(
                 f"--categories, --numbers, --dates, --leave_out: {twice!r} is given twice"

@@ -1,4 +1,4 @@
-"""The columns of a table: categories, numbers and dates, found or told; cells as numbers and back.
+"""The columns of a table: categories, numbers and dates, found or given; cells as numbers and back.
 
 A table is an array of float64, (rows, columns): of a category its index, of a number itself, of a
 date the days since 1970, and NaN for a gap.
@@ -184,11 +184,15 @@ def _find_column(
                 found = _find_numbers(name, texts, own, parse, kind is not None)
                 if found:
                     return found
-    return _find_categories(name, texts, told=kind is not None)
+    return _find_categories(name, texts, chosen=kind is not None)
 
 
 def _find_numbers(
-    name: str, texts: list[str | None], kind: str, parse: Callable[[str], float | None], told: bool
+    name: str,
+    texts: list[str | None],
+    kind: str,
+    parse: Callable[[str], float | None],
+    chosen: bool,
 ) -> tuple[Column, Array, list[str]] | None:
     """Read a column of numbers or dates; None if it is not one."""
     marks = Counter(text for text in texts if text in GAPS and parse(text) is None)
@@ -198,13 +202,13 @@ def _find_numbers(
     if wrong is not None:
         row = texts.index(wrong)
         share = sum(parsed[text] is not None for text in given) / len(given)
-        if told or (share > 0.5 and len(set(given)) > FEW * 5):
+        if chosen or (share > 0.5 and len(set(given)) > FEW * 5):
             raise ValueError(
                 f"data: row {row}: column {name!r} has {wrong!r:.60}, which is no {kind}; mend it, "
                 f"or give --gaps {wrong!r:.30} if it stands for a gap, or --categories {name}"
             )
         return None
-    if not given or (kind == NUMBER and not told and len(set(parsed.values())) <= FEW):
+    if not given or (kind == NUMBER and not chosen and len(set(parsed.values())) <= FEW):
         return None
     values = np.array([parsed.get(text, math.nan) if text else math.nan for text in texts], float)
     known = values[~np.isnan(values)]
@@ -227,11 +231,11 @@ def _written_decimals(text: str) -> int:
 
 
 def _find_categories(
-    name: str, texts: list[str | None], told: bool
+    name: str, texts: list[str | None], chosen: bool
 ) -> tuple[Column, Array, list[str]]:
     counts = Counter(text for text in texts if text is not None)
     rows = sum(counts.values())
-    if len(counts) > MOST or (not told and len(counts) > max(FEW, rows // 2)):
+    if len(counts) > MOST or (not chosen and len(counts) > max(FEW, rows // 2)):
         raise ValueError(
             f"data: column {name!r} has {len(counts):,} different texts in {rows:,} rows, such as "
             f"{next(iter(counts))!r:.60}: names or sentences, which no table model learns; give "

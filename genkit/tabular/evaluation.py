@@ -103,8 +103,7 @@ def evaluate_table(
         raise ValueError(f"data: {len(every)} rows are too few; give {LEAST} or more")
     learned = None if train is None else read_values(train, columns, "train").values
     which = _find_target(columns, target)
-    order = np.random.default_rng(seed).permutation(len(every))
-    real, held_out = np.array_split(every[order], 2)
+    real, held_out = np.array_split(np.random.default_rng(seed).permutation(every), 2)
     if count is None:
         count = max(200, len(real), 0 if learned is None else len(learned))
     check_number("count", count, LEAST, 1e7, whole=True)
@@ -117,25 +116,25 @@ def evaluate_table(
         figures[name] = _teach(columns, which, synthetic, taught, tested, seed)
     if learned is not None:
         figures["copies"] = _count_copies(columns, learned, synthetic, every)
-    distances = [
-        tabular.column_distances(columns, real, part).tolist() for part in (synthetic, held_out)
-    ]
-    pairs = zip(*distances, strict=True)
     sha256 = hashlib.sha256(every.tobytes()).hexdigest()
     protocol = (
         f"{count:,} rows of {loaded.name}, seeds from {seed}, against {len(real):,} of "
         f"{len(every):,} real rows (SHA-256 of their values {sha256[:12]}…); baseline of the "
         f"{len(held_out):,} others, split by seed {seed}"
     )
-    return TableEvaluation(
-        figures=figures,
-        columns=dict(zip([column.name for column in columns], pairs, strict=True)),
-        kinds=columns,
-        real=every,
-        synthetic=synthetic,
-        protocol=protocol,
-        notes=given.notes,
+    distances = _column_distances(columns, real, synthetic, held_out)
+    return TableEvaluation(figures, distances, columns, every, synthetic, protocol, given.notes)
+
+
+def _column_distances(
+    columns: Sequence[Column], real: Array, synthetic: Array, held_out: Array
+) -> dict[str, tuple[float, float]]:
+    """Return the distance of each column's distributions, and that of held-out real rows."""
+    values, baselines = (
+        tabular.column_distances(columns, real, part).tolist() for part in (synthetic, held_out)
     )
+    names = [column.name for column in columns]
+    return dict(zip(names, zip(values, baselines, strict=True), strict=True))
 
 
 def _teach(
