@@ -162,7 +162,7 @@ def main() -> None:
         network = make_network(settings, train, size[1] // train.size[1], run.device.type)
         if settings.init_from:
             folder = download.fetch(settings.init_from, argument="init_from")
-            scheduler = denoisers.start_from(network, folder)
+            scheduler = denoisers.start_from(network, folder, vae)
         model = run.network("model", network, optimizers(network, settings))
         loss = make_loss(run, settings, network, train)
         get_batch = partial(make_batch, run, settings, scheduler, train, order)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from builders import vae as tiny_vae
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from genkit.hub import vendoring
@@ -162,6 +163,21 @@ def test_start_from_keeps_the_velocity_of_the_flow(tmp_path):
     vendoring.save_pipeline(other, tmp_path / "v")
     with pytest.raises(ValueError, match="init_from: 'v' is no flow"):
         denoisers.start_from(unet_of(3), tmp_path / "v")
+
+
+def test_start_from_needs_a_flow_of_the_same_latents(tmp_path):
+    first, second = tiny_vae(1), tiny_vae(1)
+    for name, vae in (("pixels", None), ("latents", first)):
+        pipeline = DenoisingPipeline(unet_of(), diffusion.make_scheduler("flow"), vae)
+        vendoring.save_pipeline(pipeline, tmp_path / name)
+        denoisers.start_from(unet_of(), tmp_path / name, vae)
+    for name, vae, reason in (
+        ("pixels", first, "'pixels' denoises pixels, this model latents; give --latent"),
+        ("latents", None, "'latents' denoises latents, this model pixels;"),
+        ("latents", second, "denoises latents, this model latents of another autoencoder;"),
+    ):
+        with pytest.raises(ValueError, match=f"init_from: .*{reason}"):
+            denoisers.start_from(unet_of(), tmp_path / name, vae)
 
 
 def test_a_mean_flow_of_another_scheduler_is_refused(tmp_path):

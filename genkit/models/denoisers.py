@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
+from genkit.files import weights_hash
 from genkit.hub import vendoring
 from genkit.models import latent_space
 from genkit.models.diffusion import (
@@ -90,7 +91,7 @@ def check_halvings(image_size: Sequence[int], widths: Sequence[int], factor: int
         )
 
 
-def start_from(network: UNet2DModel, folder: Path) -> Scheduler:
+def start_from(network: UNet2DModel, folder: Path, vae: AutoencoderKL | None = None) -> Scheduler:
     """Give a new mean flow the weights of a trained flow: it begins with nearly its velocity.
 
     The fast waves of a flow's time are left out: see `diffusion.MEAN_TIMES`.
@@ -98,17 +99,25 @@ def start_from(network: UNet2DModel, folder: Path) -> Scheduler:
     Args:
         network: by `make_unet`.
         folder: of a flow or a mean flow of the same shape.
+        vae: the autoencoder whose latents the mean flow denoises, if it does.
 
     Returns:
         The scheduler whose timesteps the network now has.
 
     Raises:
-        ValueError: it is no flow, or has another shape.
+        ValueError: it is no flow, has another shape, or denoises something else.
     """
     pipeline = load_diffusion(folder)
     trained = pipeline.unet.state_dict()
     if objective_of(pipeline.scheduler) != "flow":
         raise ValueError(f"init_from: {folder.name!r} is no flow; train one by --objective flow")
+    if _latents(pipeline.vae) != _latents(vae):
+        raise ValueError(
+            f"init_from: {folder.name!r} denoises {'pixels' if pipeline.vae is None else 'latents'}"
+            f", this model {'pixels' if vae is None else 'latents'}"
+            f"{'' if None in (pipeline.vae, vae) else ' of another autoencoder'}; give --latent as "
+            "that run was given it"
+        )
     own, scheduler = network.state_dict(), pipeline.scheduler
     if not pipeline.mean:
         first, whole = trained["conv_in.weight"], own["conv_in.weight"].clone()
@@ -127,6 +136,11 @@ def start_from(network: UNet2DModel, folder: Path) -> Scheduler:
         )
     network.load_state_dict(trained)
     return scheduler
+
+
+def _latents(vae: AutoencoderKL | None) -> str | None:
+    """Return what identifies latents: the weights that make them; None for pixels."""
+    return None if vae is None else weights_hash(vae)
 
 
 def _without_fast_waves(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
