@@ -347,6 +347,8 @@ def test_fill_keeps_what_is_given_and_fills_what_is_not(mixed, tmp_path):
     assert filled.draws.shape == (4, 12, 4) and not np.isnan(filled.draws).any()
     filled.save(tmp_path / "filled.csv")
     filled.save_cells(tmp_path / "cells.csv")
+    with pytest.raises(ValueError, match=r"the file must end in .csv, got .*filled.parquet"):
+        filled.save(tmp_path / "filled.parquet")
     with (tmp_path / "filled.csv").open() as file:
         assert next(csv.reader(file)) == ["region", "smokes", "age", "since", "note"]
     alone = genkit.fill(rows[5:6], model=mixed, draws=4, seed=6)

@@ -34,7 +34,8 @@ def save_values(columns: Sequence[Column], values: Array, path: str | Path) -> N
         ValueError: the name of the file ends neither in .csv nor in .parquet.
     """
     path = Path(path)
-    if path.suffix.lower() != ".parquet":
+    check_ending(path, ENDINGS)
+    if path.suffix.lower() == ".csv":
         save_csv([column.name for column in columns], cells(columns, values), path)
         return
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -59,6 +60,12 @@ def _native(column: Column, value: float) -> Any:
     return float(value) if column.decimals else round(value)
 
 
+def check_ending(path: Path, endings: Sequence[str]) -> None:
+    """Refuse the name of a file that ends in none of these."""
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"the file must end in {' or '.join(endings)}, got {str(path)!r}")
+
+
 def save_csv(names: Sequence[str], rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Write rows as CSV.
 
@@ -66,8 +73,7 @@ def save_csv(names: Sequence[str], rows: Sequence[dict[str, Any]], path: str | P
         ValueError: the name of the file has another ending.
     """
     path = Path(path)
-    if path.suffix.lower() != ".csv":
-        raise ValueError(f"the file must end in {' or '.join(ENDINGS)}, got {str(path)!r}")
+    check_ending(path, ENDINGS[:1])
     with files.written_whole(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(names), lineterminator="\n")
         writer.writeheader()
