@@ -259,6 +259,7 @@ NAMES: dict[str, dict[str, str]] = {
         "resume_from_checkpoint": "resume",
         "hub_model_id": "push_to_hub",
         "bf16": "mixed_precision=bf16 computes in bfloat16",
+        "private": "train_private.py trains under differential privacy, a GAN by --method gan",
     },
 }
 

@@ -33,7 +33,7 @@ from genkit.metrics.monitor import Monitor
 from genkit.metrics.neighbours import K
 from genkit.models import gan, gan_losses, mean_embedding, private
 from genkit.models.mean_embedding import RandomFeatures
-from genkit.models.private_critic import Critic
+from genkit.models.private_critic import Critic, CriticSteps
 from genkit.training import accounting, curves, private_run
 from genkit.training.optim import player_optimizers
 from genkit.training.private_run import Budget, PrivateSettings, Secret
@@ -62,7 +62,9 @@ class Settings(PrivateSettings):
     spectral_limit: float = setting(
         0.0, "limit of the singular values of the critic's matrices", least=0
     )
-    critic_steps: int = setting(CHOSEN, "critic steps for each generator step", least=1)
+    critic_steps: int | None = setting(
+        None, "critic steps for each generator step; default: doubled when too few", least=1
+    )
     critic_learning_rate: float = setting(CHOSEN, "peak learning rate of the critic", above=0)
     features: int = setting(10_000, "random features of merf", least=4)
     warmup: float = setting(
@@ -91,24 +93,27 @@ class Settings(PrivateSettings):
             )
 
 
-BETAS, MOMENTUM = (0.5, 0.9), 0.5  # of AdamW and of Muon, for a game of two networks
+BETAS = {"merf": (0.5, 0.9), "gan": (0.0, 0.99)}  # of AdamW
+MOMENTUM = 0.5  # of Muon
 COMPARED = 800  # frequencies of merf that a step compares
 LIMIT = 8  # the largest side of the smallest feature map of the generator
+# without batch normalisation all images of a game turn black, where a tanh has no gradient
+NETWORKS: dict[str, dict[str, Any]] = {
+    "merf": {},
+    "gan": {"network": "dcgan", "normalize": True, "kernels": (4, 5)},
+}
 
 
 def preset(settings: Settings, device: machine.Kind) -> dict[str, Any]:
     """Choose what was left open."""
-    adversarial = settings.method == "gan"
     values: dict[str, Any] = {"epsilon": None if settings.noise else 10.0}
     values |= {"accountant": accounting.default_accountant()}
-    if adversarial:
-        values |= {"batch_size": 512, "max_steps": 3000, "critic_steps": 1}
-    else:
-        values |= {"batch_size": 300, "max_steps": 2000, "critic_steps": 1}
-    values |= {"learning_rate": 2e-3, "critic_learning_rate": 5e-4, "muon_learning_rate": 0.01}
+    steps, batch_size = (3000, 256) if settings.method == "gan" else (2000, 300)
+    values |= {"max_steps": steps, "batch_size": batch_size}
+    values |= {"learning_rate": 2e-3, "critic_learning_rate": 1e-3, "muon_learning_rate": 0.01}
     values |= {"warmup": 0.0, "decay": 0.0 if settings.max_minutes else 0.5}
-    values |= {"optimizer": "adamw", "weight_decay": 0.0, "ema": 0.99}
-    return values | {"mixed_precision": "no", "compile": False}
+    values |= {"optimizer": "adamw", "weight_decay": 0.0, "ema": 0.99, "mixed_precision": "no"}
+    return values | {"compile": False}
 
 
 def main() -> None:
@@ -124,37 +129,42 @@ def main() -> None:
 
         # ---- model
         generator = make_generator(settings, train)
-        optimizers = player_optimizers(generator, settings, BETAS, MOMENTUM)
+        optimizers = player_optimizers(generator, settings, BETAS[settings.method], MOMENTUM)
         wrapped = run.network("generator", generator, optimizers)
         critic = make_critic(run, settings, train) if adversarial else None
+        run.kept["critic_steps"] = turns = CriticSteps(settings.critic_steps if critic else 1)
         run.log(
             f"{generator.num_parameters():,} parameters · {len(train):,} images of "
             f"{' x '.join(map(str, train.size))} · ε = {budget.spent(budget.steps):.3f} at "
             f"δ = {budget.delta:g} after {budget.steps:,} steps on private images, with noise "
             f"{budget.noise:.4g} and q = {budget.rate:.4g}"
         )
-        monitor = make_monitor(run, settings, public)
+        monitor = None
+        if public:
+            compare = partial(Monitor, public, settings.extractor, settings.eval_samples)
+            monitor = run.on_main_process(compare)
 
         # ---- loop
         run.identify()
         run.restore()
         g_loss: Callable[..., torch.Tensor]
         if critic:
-            g_loss = partial(critic_loss, critic)
+            g_loss = partial(critic_loss, run, critic, turns)
+            mine = np.arange(run.batch_size)  # batch normalisation needs all on every process
         else:
             extract = RandomFeatures(train.size, settings.features, settings.seed).to(run.device)
             released = private_run.release_embedding(
                 run, train, settings.conditional, budget, secret, extract
             )
             g_loss = partial(embedding_loss, run, extract, released)
-        for step in run.steps():
+            mine = np.array(run.shard(run.batch_size))
+        for _ in run.steps():
             if critic:
                 critic_step(run, settings, train, budget, secret, critic, generator)
                 critic.requires_grad_(False)
-            if step % settings.critic_steps == 0:
-                for rows in run.parts(np.array(run.shard(run.batch_size))):
-                    latents, labels, classes = draw_noise(run, settings, train, 1, rows)
-                    run.backward(g_loss(wrapped(latents, labels), classes), "generator")
+            if turns.is_generators():
+                latents, labels, classes = draw_noise(run, settings, train, 1, mine)
+                run.backward(g_loss(wrapped(latents, labels), classes), "generator")
                 run.update("generator")
             if critic:
                 critic.requires_grad_(True)
@@ -165,15 +175,17 @@ def main() -> None:
 
 def make_generator(settings: Settings, train: Images) -> gan.Generator:
     """Build the generator, which never sees an image and may be of any kind."""
-    sides = train.size[1:]
-    patch = 4 if min(sides) > 16 else 2
-    halvings = max(0, math.ceil(math.log2(max(sides) / patch / LIMIT)))
+    sides, adversarial = train.size[1:], settings.method == "gan"
+    patch = 1 if adversarial else 4 if min(sides) > 16 else 2
+    halvings = max(int(adversarial), math.ceil(math.log2(max(sides) / patch / LIMIT)))
+    widths = [max(16, 64 >> i) if adversarial else 64 for i in range(halvings + 1)]
     return gan.Generator(
         image_size=train.size,
         latent_dim=settings.latent_dim,
-        widths=settings.widths or [64] * (halvings + 1),
+        widths=settings.widths or widths,
         patch=patch,
         labels=train.count_classes() if settings.conditional else 0,
+        **NETWORKS[settings.method],
     )
 
 
@@ -182,7 +194,7 @@ def make_critic(run: Run, settings: Settings, train: Images) -> Critic:
     labels = train.count_classes() if settings.conditional else 0
     critic = Critic(train.size, settings.critic_widths, labels)
     own = dataclasses.replace(settings, learning_rate=settings.critic_learning_rate)
-    optimizers = player_optimizers(critic, own, BETAS, MOMENTUM)
+    optimizers = player_optimizers(critic, own, BETAS["gan"], MOMENTUM)
     run.network("discriminator", critic, optimizers, averaged=False)
     return critic
 
@@ -205,9 +217,13 @@ def draw_noise(
     return latents, labels if settings.conditional else None, classes
 
 
-def critic_loss(critic: Critic, fake: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def critic_loss(
+    run: Run, critic: Critic, turns: CriticSteps, fake: torch.Tensor, classes: torch.Tensor
+) -> torch.Tensor:
     """Return the loss of the generator against the critic, that of both losses."""
-    return -critic(fake, classes).mean()
+    scores = critic(fake, classes)
+    turns.record(run.broadcast((scores < 0).float().mean().item()))
+    return -scores.mean()
 
 
 def embedding_loss(
@@ -261,11 +277,12 @@ def critic_step(
     expected = budget.rate * len(train)
     gradient = private.noisy_mean(run.sum(real.double()), normal, budget.noise, limit, expected)
 
-    mine = np.array(run.shard(run.batch_size))
-    latents, labels, classes = draw_noise(run, settings, train, 0, mine)
+    latents, labels, classes = draw_noise(run, settings, train, 0, np.arange(run.batch_size))
     with torch.no_grad():
-        fake = generator(latents, labels)
-    total, losses = private.clipped_sum(partial(loss, -1), weights, (fake, classes), limit)
+        fake = generator(latents, labels)  # of the whole batch, for batch normalisation
+    mine = np.array(run.shard(run.batch_size))
+    rows = fake[mine], classes[mine]
+    total, losses = private.clipped_sum(partial(loss, -1), weights, rows, limit)
     gradient += run.sum(total.double()) / run.batch_size
     private.assign_gradient(critic, gradient)
     run.networks["discriminator"].losses.append(losses.mean())
@@ -277,13 +294,6 @@ def critic_step(
 
 
 # ---- evaluate and save
-
-
-def make_monitor(run: Run, settings: Settings, public: Images | None) -> Monitor | None:
-    """Return what compares images with public ones, on the main process."""
-    if public is None:
-        return None
-    return run.on_main_process(lambda: Monitor(public, settings.extractor, settings.eval_samples))
 
 
 def publish(
@@ -305,15 +315,13 @@ def publish(
     metrics = run.broadcast(metrics)
     chooses = settings.public_images is not None
     baseline = monitor.baseline if monitor else {}
-    curve = partial(plot_curves, baseline)
+
+    def curve(log: list[dict[str, Any]], path: Path) -> None:
+        curves.plot_game(log, baseline, (), path)
+
     better = run.report("distance" if chooses else "epsilon", metrics, chooses, curve)
     if better or not chooses:
         run.publish(partial(save_model, run, settings, train, budget, steps, metrics))
-
-
-def plot_curves(baseline: dict[str, float], log: list[dict[str, Any]], path: Path) -> None:
-    """Plot losses and gradients, which are noisy, and figures of public images."""
-    curves.plot_game(log, baseline, (), path)
 
 
 def save_pictures(run: Run, settings: Settings, pipeline: gan.GANPipeline, train: Images) -> None:

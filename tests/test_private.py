@@ -22,12 +22,12 @@ from genkit.data import images
 from genkit.hub import staging
 from genkit.models import mean_embedding, private
 from genkit.models.mean_embedding import RandomFeatures
-from genkit.models.private_critic import Critic
+from genkit.models.private_critic import Critic, CriticSteps
 from genkit.training import accounting, checkpoints
 from genkit.vision import usefulness
 
 KEY = bytes(range(32))
-TINY = "--conditional --widths 8 --critic_widths 4 8 --latent_dim 4 --accountant rdp"
+TINY = "--conditional --widths 8 4 --critic_widths 4 8 --latent_dim 4 --accountant rdp"
 SHORT = "--max_steps 6 --evaluations 2 --save_steps 2 --keep_checkpoints 9 --batch_size 100"
 GAN = ("--method", "gan", *TINY.split(), *SHORT.split(), "--epsilon", "8", "--delta", "1e-4")
 
@@ -157,6 +157,40 @@ def test_a_critic_scores_each_image_by_itself(size):
     assert torch.allclose(together, alone, atol=1e-12)
     other = critic(pixels, classes.roll(1, 0))
     assert not torch.allclose(together, other)
+
+
+@pytest.mark.parametrize("accuracy", [0.3, 0.9])
+def test_critic_steps_double_when_the_critic_falls_behind(accuracy):
+    turns, generators = CriticSteps(), []
+    for step in range(1, 61):
+        if turns.is_generators():
+            generators.append(step)
+            turns.record(accuracy)
+    if accuracy < 0.6:  # 20 turns of one step, then of two
+        assert generators == [*range(1, 21), *range(22, 61, 2)]
+        assert turns.count == 4
+    else:
+        assert generators == [*range(1, 61)]
+
+
+def test_critic_steps_that_are_given_stay():
+    turns = CriticSteps(3)
+    for step in range(1, 200):
+        assert turns.is_generators() == (step % 3 == 0)
+        turns.record(0.0)
+
+
+def test_critic_steps_go_on_where_they_were():
+    turns, resumed = CriticSteps(), CriticSteps()
+    for step in range(70):
+        if step == 33:
+            resumed.load_state(json.loads(json.dumps(turns.state())))
+        following = turns.is_generators()
+        turns.record(0.2)
+        if step >= 33:
+            assert resumed.is_generators() == following
+            resumed.record(0.2)
+    assert resumed.state() == turns.state()
 
 
 # ---- secret random numbers
@@ -488,6 +522,11 @@ def test_what_cannot_be_private_is_refused(words, message, tmp_path):
         run_here("train_private", *words)
     assert message in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_train_gan_names_the_recipe_that_is_private(tmp_path):
+    with pytest.raises(ValueError, match=r"--private: unknown flag; train_private\.py"):
+        run_here("train_gan", "--private", "--epsilon", "10", "--output_dir", tmp_path / "run")
 
 
 def test_few_images_are_refused(tmp_path):

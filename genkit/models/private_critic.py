@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 
 KERNEL, STRIDE = 6, 2  # of the patches of pixels; further layers join squares of 2 x 2
+GRACE = 20  # generator steps after which there may be too few critic steps
+REJECTED = 0.6  # of generated images, below which there are too few
+AVERAGED = 0.9  # decay of the average of this share
+STATE = ("count", "made", "turns", "accuracy")  # of CriticSteps
 
 
 class Critic(torch.nn.Module):
@@ -76,3 +80,43 @@ def _join_squares(x: torch.Tensor) -> torch.Tensor:
     """Join the features of squares of 2 x 2, (n, h, w, f), to (n, h / 2, w / 2, 4 f)."""
     x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (n, h/2, 2, w/2, 2, f)
     return x.transpose(2, 3).flatten(3)
+
+
+class CriticSteps:
+    """How many critic steps there are for each generator step: twice as many when too few.
+
+    They are too few if the critic takes too many of the generated images for real: noise has
+    drowned what it was to learn.
+
+    Args:
+        count: a constant number; None starts with one and doubles it.
+
+    Source: Bie et al. 2023, https://arxiv.org/abs/2302.02936; the three numbers are genkit's own
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self.adaptive, self.count = count is None, count or 1
+        self.made = 0  # critic steps since the last generator step
+        self.turns = 0  # generator steps of this count
+        self.accuracy = 1.0  # of the critic at generated images, a moving average
+
+    def is_generators(self) -> bool:
+        """Count a critic step; return whether a generator step follows."""
+        self.made = (self.made + 1) % self.count
+        return self.made == 0
+
+    def record(self, accuracy: float) -> None:
+        """Note the share of generated images, of a generator step, that the critic rejects."""
+        self.turns += 1
+        self.accuracy += (1 - AVERAGED) * (accuracy - self.accuracy)
+        if self.adaptive and self.turns >= GRACE and self.accuracy < REJECTED:
+            self.count, self.turns, self.accuracy = 2 * self.count, 0, 1.0
+
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint must hold."""
+        return {name: getattr(self, name) for name in STATE}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Undo `state`."""
+        for name in STATE:
+            setattr(self, name, state[name])
