@@ -54,7 +54,7 @@ SHAPES = {
     "train_seq2seq": "--depth 1 --width 32 --heads 2 --max_length 16 --eval_samples 8",
     "train_gan": "--preset wgan_gp --widths 4 4 4 --discriminator_widths 4 4 4 --latent_dim 4 "
     "--critic_steps 3 --eval_samples 20",
-    "train_private": "--method gan --widths 4 --critic_widths 4 8 --latent_dim 4 --delta 1e-4 "
+    "train_private": "--method gan --widths 4 4 --critic_widths 4 8 --latent_dim 4 --delta 1e-4 "
     "--accountant rdp",
     "train_vaegan": "--widths 4 --latent_dim 2 --discriminator_widths 4",
     "train_vae": "--widths 16 --latent_dim 2 --binarize --conditional --nll_images 10",

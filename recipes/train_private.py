@@ -50,7 +50,7 @@ class Settings(PrivateSettings):
     """Settings of this recipe; see also PrivateSettings, ImageSettings and RunSettings."""
 
     output_dir: str = setting("runs/private", "folder of the run and of the model")
-    method: str = setting("merf", "by a mean embedding, or adversarial", choices=("merf", "gan"))
+    method: str = setting("merf", "mean embedding, or a GAN (in hours)", choices=("merf", "gan"))
     conditional: bool = setting(False, "class-conditional model")
     widths: list[int] | None = setting(
         None, "features of the generator, the smallest map first", least=1

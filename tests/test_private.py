@@ -371,15 +371,10 @@ def test_the_card_says_what_is_guaranteed(run):
     settings = json.loads((run / "run.json").read_text())["settings"]
     spent = accounting.epsilon("rdp", settings["noise"], 100 / 1797, 6, 1e-4)
     assert 7.8 < spent <= 8
+    noise = f"{settings['noise']:.6g}"
     for words in (f"{spent:.3f}", "| δ | 0.0001 |", "one image with its class added or removed"):
         assert words in card
-    for words in (
-        "Poisson",
-        f"{settings['noise']:.6g}",
-        "| 6, 6 |",
-        "RDP of genkit",
-        "Outside the",
-    ):
+    for words in ("Poisson", noise, "| 6, 6 |", "RDP of genkit", "Outside the"):
         assert words in card
     assert log_of(run)[-1]["epsilon"] == pytest.approx(spent)
 
@@ -469,10 +464,7 @@ def test_the_images_cannot_be_changed(run, tmp_path):
 def test_a_mean_embedding_is_released_once(tmp_path):
     words = "--method merf --features 200 --max_steps 4 --evaluations 2 --epsilon 1 --delta 1e-4 "
     words += "--conditional --widths 8 --accountant rdp"
-    run_here(
-        "train_private", *words.split(),
-        "--output_dir", tmp_path / "run",
-    )  # fmt: skip
+    run_here("train_private", *words.split(), "--output_dir", tmp_path / "run")
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     spent = accounting.epsilon("rdp", settings["noise"], 1.0, 1, 1e-4)
     assert [line["epsilon"] for line in log_of(tmp_path / "run") if "epsilon" in line] == [
@@ -492,7 +484,7 @@ BAD = [
     ("--epsilon 0", "--epsilon must be above 0"),
     ("--epsilon -1", "--epsilon must be above 0"),
     ("--delta 1", "--delta must be above 0 and below 1"),
-    ("--delta 0.01", "--delta 0.01 allows to publish one of 1,797 images"),
+    ("--delta 0.01", "--delta 0.01 allows publishing one of 1,797 images"),
     ("--batch_size 2000", "--batch_size 2000 is more than the 1,797 images"),
     ("--val_images digits", "--val_images: figures of private images spend privacy"),
     ("--accept_changes", "--accept_changes: steps that are repeated"),
@@ -509,17 +501,9 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "message"), BAD)
 def test_what_cannot_be_private_is_refused(words, message, tmp_path):
-    words = [
-        *words.split(),
-        "--method",
-        "gan",
-        "--accountant",
-        "rdp",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
+    words += " --method gan --accountant rdp"
     with pytest.raises(ValueError) as refused:
-        run_here("train_private", *words)
+        run_here("train_private", *words.split(), "--output_dir", tmp_path / "run")
     assert message in str(refused.value)
     assert not (tmp_path / "run").exists()
 

@@ -187,14 +187,11 @@ def plan(run: Run, settings: PrivateSettings, count: int, once: bool = False) ->
         raise ValueError(f"--batch_size {run.batch_size} is more than the {count:,} images")
     if settings.delta >= 1 / count:
         raise ValueError(
-            f"--delta {settings.delta:g} allows to publish one of {count:,} images; give less than "
+            f"--delta {settings.delta:g} allows publishing one of {count:,} images; give less than "
             f"{1 / count:.1g}"
         )
-    rate, name, delta = (
-        (1.0 if once else run.batch_size / count),
-        settings.accountant,
-        settings.delta,
-    )
+    rate = 1.0 if once else run.batch_size / count
+    name, delta = settings.accountant, settings.delta
     length = 1 if once else settings.max_steps
     if settings.noise is None:
         assert settings.epsilon is not None, "the preset chooses it"
@@ -207,9 +204,8 @@ def plan(run: Run, settings: PrivateSettings, count: int, once: bool = False) ->
             accounting.find_noise(name, settings.epsilon, rate, length, delta) if run.is_main else 0
         )
     elif settings.epsilon is not None:
-        most = accounting.find_steps(name, settings.epsilon, settings.noise, rate, delta, length)
-        length = most
-        settings.max_steps = settings.max_steps if once else most
+        length = accounting.find_steps(name, settings.epsilon, settings.noise, rate, delta, length)
+        settings.max_steps = settings.max_steps if once else length
     assert settings.noise is not None
     if length is None or math.isinf(length):
         raise ValueError("--noise without --epsilon requires --max_steps")
