@@ -146,6 +146,15 @@ def test_the_reward_rises(home, tmp_path, method):
         assert log[-1]["kl"] > 0
 
 
+def test_a_run_that_makes_nothing_better_says_so(home, tmp_path, capsys):
+    words = ["--max_steps", "1", "--evaluations", "1", "--beta", "10", "--learning_rate", "0.1"]
+    run_here("align", *words_for("grpo", home), *words, "--output_dir", tmp_path / "run")
+    assert log_of(tmp_path / "run")[-1]["objective"] < log_of(tmp_path / "run")[0]["objective"]
+    assert "it is the one that the run began from" in capsys.readouterr().out
+    files = [folder / "model.safetensors" for folder in (tmp_path / "run", home / "base")]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 @SLOW
 def test_a_divergence_that_costs_much_stays_small(home, tmp_path):
     """At a large β the policy stays where it was."""

@@ -57,6 +57,12 @@ class Progress:
         self.stale += 1
         return False
 
+    def describe_best(self, folder: Path) -> str:
+        """Say where the best model is, and whether it is the one that the run began from."""
+        unchanged = self.best is not None and self.best_step == 0
+        note = ": it is the one that the run began from, as no later one was better"
+        return f"the best model is in {folder}{note if unchanged else ''}"
+
 
 def read_progress(saved: dict[str, Any], folder: Path) -> Progress:
     """Return the progress in a checkpoint; earlier versions of genkit did not count rows in it."""

@@ -237,7 +237,7 @@ class Run(Processes):
             )
             raise SystemExit(0)
         if not self.settings.dry_run:
-            self.result(f"the best model is in {self.folder.path}")
+            self.result(self.progress.describe_best(self.folder.path))
 
     def _is_over(self) -> bool:
         impatient = 0 < self.settings.patience <= self.progress.stale
