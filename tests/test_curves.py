@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from genkit import plots
-from genkit.training import curves
+from genkit.training import alignment_curves, curves
 
 
 def read(path: Path) -> np.ndarray:
@@ -46,8 +46,8 @@ def test_log_scale_writes_plain_numbers(low, high, shown):
     assert shown in texts and not any("$" in text or "10^" in text for text in texts)
 
 
-def ylabel_of(monkeypatch, path: Path, log: list[dict], unit: str) -> str:
-    """The name of the y-axis of the figure that `loss_curve` saves."""
+def keep_figures(monkeypatch) -> list[matplotlib.figure.Figure]:
+    """The figures that are saved from now on."""
     saved, save = [], matplotlib.figure.Figure.savefig
 
     def savefig(figure, *arguments, **options):
@@ -55,6 +55,25 @@ def ylabel_of(monkeypatch, path: Path, log: list[dict], unit: str) -> str:
         save(figure, *arguments, **options)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+    return saved
+
+
+@pytest.mark.parametrize("marked", [[], ["step 0"], ["step 0", "step 2"]])
+def test_an_alignment_is_drawn_as_reward_against_divergence(monkeypatch, tmp_path, marked):
+    saved, points = keep_figures(monkeypatch), [[0.0, 0.5], [3.0, 0.6], [2.0, 0.9]]
+    log = [{"step": i, "reward": 0.1, "kl": 1.0} for i in range(4)]
+    points = points[: int(marked[-1].split()[1]) + 1] if marked else []
+    for line, (divergence, reward) in zip(log, points, strict=False):
+        line |= {"val_kl": divergence, "val_reward": reward}
+    alignment_curves.alignment_curve(log, tmp_path / "loss.png")
+    axes = saved[0].axes[2]
+    assert axes.lines[0].get_xydata().tolist() == points
+    assert [text.get_text() for text in axes.texts] == marked
+
+
+def ylabel_of(monkeypatch, path: Path, log: list[dict], unit: str) -> str:
+    """The name of the y-axis of the figure that `loss_curve` saves."""
+    saved = keep_figures(monkeypatch)
     curves.loss_curve(log, path, unit)
     return saved[0].axes[0].get_ylabel()
 
