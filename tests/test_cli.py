@@ -169,7 +169,7 @@ def test_without_a_model_or_a_network_the_error_says_what_would_do(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert done.stderr.startswith("error: model: cannot load 'gpt2'")
-    assert "recipes/train_charlm.py --output_dir NAME" in done.stderr
+    assert "`genkit train charlm --output_dir NAME`" in done.stderr
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ CONTEXT = (
 )
 HINT = (
     "No model that answers questions was named. Train one with "
-    "<code>accelerate launch recipes/train_qa.py</code>, then start the page with its folder."
+    "<code>genkit train qa</code>, then start the page with its folder."
 )
 
 

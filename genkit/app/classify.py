@@ -31,8 +31,7 @@ DROP = (
 )
 HINT = (
     "No image classifier was named. Train one with "
-    "<code>accelerate launch recipes/train_classifier.py</code>, then start the page with its "
-    "folder."
+    "<code>genkit train classifier</code>, then start the page with its folder."
 )
 
 

@@ -33,8 +33,8 @@ KNOB = (
 )
 HINT = (
     "No image model was named. Train one with "
-    "<code>accelerate launch recipes/train_vae.py</code>, <code>train_gan.py</code> or "
-    "<code>train_diffusion.py</code>, then start the page with its folder."
+    "<code>genkit train vae</code>, <code>genkit train gan</code> or "
+    "<code>genkit train diffusion</code>, then start the page with its folder."
 )
 
 

@@ -28,7 +28,7 @@ LARGEST = 1e30  # a figure
 MIN_KL = 0.1  # nats an image, below which the posterior has collapsed onto the prior
 HINT = (
     "No run was named. Train something, for example with "
-    "<code>accelerate launch recipes/train_charlm.py</code>, and start the page with the folder of "
+    "<code>genkit train charlm</code>, and start the page with the folder of "
     "the run, or of all runs: <code>genkit app runs</code>."
 )
 

@@ -31,7 +31,7 @@ BEAMS = ("beam", "diverse_beam")
 TOP_P = 0.9  # to begin with: without it, unlikely tokens come too often for a text to read well
 HINT = (
     "No language model was named. Train one with "
-    "<code>accelerate launch recipes/train_charlm.py</code>, then start the page with its folder: "
+    "<code>genkit train charlm</code>, then start the page with its folder: "
     "<code>genkit app runs/charlm</code>."
 )
 

@@ -23,8 +23,8 @@ DEFAULT, REVISION = (
     "564e9b582944a57a3e586bbb98fd6f0a4118db7f",
 )
 HINT = (
-    "Train one with `accelerate launch recipes/train_qa.py`, or give the folder or Hub id of an "
-    "encoder for question answering in safetensors"
+    "Train one with `genkit train qa --data questions.json --from_scratch`, which needs no "
+    "network, or give the folder or Hub id of an encoder for question answering in safetensors"
 )
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15  # defaults, in tokens
 
@@ -152,7 +152,7 @@ def _check_span_head(missing: Collection[str], name: str) -> None:
     if missing:
         raise ValueError(
             f"model: {name!r} has no trained span head: it lacks {min(missing)}; give a model "
-            "trained for question answering, or train it by recipes/train_qa.py"
+            "trained for question answering, or train it by `genkit train qa`"
         )
 
 

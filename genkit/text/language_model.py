@@ -27,8 +27,8 @@ from genkit.text.kept_keys import KeptTexts
 
 DEFAULT, REVISION = "gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 HINT = (
-    "Train one with `accelerate launch recipes/train_charlm.py --output_dir NAME`, or give the "
-    "folder or the Hub id of a language model in safetensors"
+    "Train one with `genkit train charlm --output_dir NAME`, or give the folder or the Hub id of a "
+    "language model in safetensors"
 )
 
 

@@ -37,5 +37,5 @@ def check_encoder_decoder(language: LanguageModel, argument: str = "model") -> N
     if not language.model.config.is_encoder_decoder:
         raise ValueError(
             f"{argument}: {language.name} has no encoder; give an encoder-decoder, such as one of "
-            "recipes/train_seq2seq.py"
+            "`genkit train seq2seq`"
         )
