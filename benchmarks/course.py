@@ -33,6 +33,7 @@ CHAPTERS = (
 )  # fmt: skip
 PICTURES = {
     "course_gan": "runs/gan/progress.png",
+    "course_collapsed": "collapsed.png",
     "course_alignment": "runs/aligned/loss.png",
     "course_reconstructions": "runs/autoencoder/reconstructions.png",
     "course_plane": "runs/vae/plane.png",
