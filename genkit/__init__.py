@@ -10,7 +10,7 @@ bottom up; a package imports from those above it in this list:
 - `engine`: what makes a network fast on this machine: packed, quantised, run by kernels
 - `text`: generate, explain, score, correct, compare, attack
 - `metrics`: figures with their protocol
-- `tabular`: sample, fill and judge tables, find their unlikely rows
+- `tabular`: sample, fill, encode and judge tables, find their unlikely rows
 - `qa`: answers from a text
 - `vision`: sample, imagine, walk a latent space, look inside diffusion, differentiate by pixels
 - `training`: the run that every recipe shares
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from genkit.loading import load as load
     from genkit.qa.answering import answer as answer
     from genkit.tabular.anomalies import anomalies as anomalies
+    from genkit.tabular.features import features as features
     from genkit.tabular.filling import fill as fill
     from genkit.tabular.sampling import sample_table as sample_table
     from genkit.text.alternatives import alternatives as alternatives
@@ -79,6 +80,7 @@ _HOMES = {
     "sample": "genkit.vision.sampling",
     "sample_table": "genkit.tabular.sampling",
     "fill": "genkit.tabular.filling",
+    "features": "genkit.tabular.features",
     "anomalies": "genkit.tabular.anomalies",
     "stylize": "genkit.vision.style",
     "translate": "genkit.vision.translating",

@@ -30,6 +30,7 @@ COMMANDS = {
     "visualize": "draw what the units of a classifier respond to",
     "stylize": "paint an image in the style of another",
     "fill": "fill the gaps of a table",
+    "features": "turn rows of a table into features for another model",
     "anomalies": "find the unlikely rows of a table",
     "translate": "translate an image, such as grey to colour",
     "explain": "look inside a language model",

@@ -33,7 +33,8 @@ def load(
         What its verb takes as a model: `genkit.generate` a language model, `genkit.answer` a
         reader, `genkit.evaluate` an image classifier as its extractor, `genkit.attack` a classifier
         of images or of texts, `genkit.stylize` a stylizer, `genkit.translate` a model that
-        translates images, `genkit.fill` a model of tables. Any other image model is a
+        translates images, `genkit.fill` a model of tables, `genkit.features` an autoencoder of
+        tables. Any other image model is a
         pipeline, which draws when it is called.
 
     Raises:
@@ -106,6 +107,10 @@ def _load_exact(kind: str, model: str, revision: str | None, device: str | None)
         from genkit.tabular import model as table_model
 
         return table_model.load_table_model(model, revision, device)
+    if kind == kinds.TABLE_AUTOENCODER:
+        from genkit.tabular import autoencoder
+
+        return autoencoder.load_autoencoder_model(model, revision, device)
     if kind in (kinds.REWARD, kinds.ADAPTER):
         raise ValueError(f"model: {model!r} is {kinds.TAKEN[kind]}")
     raise ValueError(f"model: {model!r} makes images from text; pass it to genkit.imagine")

@@ -21,8 +21,6 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from genkit import machine
-from genkit.data import columns, table_sources, tables
-from genkit.data.columns import CATEGORY, Column, find_columns
 from genkit.data.order import Order
 from genkit.errors import clean_errors
 from genkit.hub import card
@@ -33,49 +31,29 @@ from genkit.tabular import pictures
 from genkit.tabular.drawing import draw
 from genkit.tabular.model import TableModel, save_table
 from genkit.tabular.reading import as_windows, window_columns
+from genkit.training import table_data
 from genkit.training.optim import optimizers
 from genkit.training.run import Run
-from genkit.training.settings import CHOSEN, RunSettings, parse, setting
+from genkit.training.settings import CHOSEN, parse, setting
+from genkit.training.table_data import TableSettings
 
 # ---- settings
 
 
 @dataclass
-class Settings(RunSettings):
-    """Settings of this recipe; see also RunSettings in genkit/training/settings.py."""
+class Settings(TableSettings):
+    """Settings of this recipe; see also TableSettings and RunSettings in genkit/training."""
 
     output_dir: str = setting("runs/table", "folder of the run and of the model")
-    data: str | None = setting(None, "table: a file (csv, parquet, jsonl), a dataset or a Hub id")
-    val_fraction: float = setting(
-        0.1, "part of the rows to validate on; of a series, its end", above=0, below=1
-    )
-    categories: list[str] | None = setting(None, "columns of categories, whatever they look like")
-    numbers: list[str] | None = setting(None, "columns of numbers, however few different ones")
-    dates: list[str] | None = setting(None, "columns of dates")
-    leave_out: list[str] | None = setting(
-        None, "columns to leave out, such as names and numbers of rows"
-    )
-    gaps: list[str] | None = setting(None, "texts that stand for a gap, beside empty cells")
     window: int = setting(0, "of a series: rows that are modelled together; 0 for a table", least=0)
     depth: int = setting(CHOSEN, "layers: the one dial of the model's size", least=1)
     width: int = setting(CHOSEN, "size of a layer's vectors", least=1)
     heads: int = setting(CHOSEN, "attention heads", least=1)
     dropout: float = setting(CHOSEN, "dropout", least=0, below=1)
-    table_memory: int = setting(
-        tables.MEMORY, "MiB of the process that reads a table", least=tables.MIN_MEMORY
-    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any long work."""
         super().__post_init__()
-        table_sources.check_source(self.data)
-        lists = self.categories, self.numbers, self.dates, self.leave_out
-        given = [name for names in lists for name in names or []]
-        twice = next((name for name in given if given.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(
-                f"--categories, --numbers, --dates, --leave_out: {twice!r} is given twice"
-            )
         if self.window == 1:
             raise ValueError("--window must be 2 or more, or 0 for a table, got 1")
 
@@ -136,34 +114,19 @@ class Rows:
     """Rows of a table, or windows of a series, in a shuffled order, their columns in any order."""
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.data is not None, "main asks for it"
-        self.source, self.seed, self.window = settings.data, settings.seed, settings.window
-        names, cells, sha256 = table_sources.read_table(settings.data, settings.table_memory)
-        left_out = settings.leave_out or []
-        for name in left_out:
-            if name not in names:
-                raise ValueError(f"--leave_out: there is no column {name!r}: {', '.join(names)}")
-        kept = [i for i, name in enumerate(names) if name not in left_out]
-        kinds = {
-            name: kind
-            for kind, flag in columns.FLAGS.items()
-            for name in getattr(settings, flag) or []
-        }
-        chosen = [[row[i] for i in kept] for row in cells]
-        self.columns, values, self.notes = find_columns(
-            [names[i] for i in kept], chosen, kinds, settings.gaps or []
-        )
-        self.train, self.val = self._split(values, settings.val_fraction)
-        self.facts: dict[str, Any] = {"data_sha256": sha256, "rows": len(values)}
+        data = table_data.read_for_run(settings)
+        self.columns, self.notes = data.columns, data.notes
+        self.seed, self.window = settings.seed, settings.window
+        self.train, self.val = self._split(data.values, settings.val_fraction)
+        self.facts: dict[str, Any] = {"data_sha256": data.sha256, "rows": len(data.values)}
         self.order = Order(len(self.train), settings.seed)
         self.table = self._fit()
 
     def _split(self, values: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Hold rows out, or the end of a series, cut into windows."""
-        held = max(1, round(fraction * len(values)))
         if not self.window:
-            order = np.random.default_rng(self.seed).permutation(len(values))
-            return values[order[held:]], values[order[:held]]
+            return table_data.hold_out(values, fraction, self.seed)
+        held = max(1, round(fraction * len(values)))
         parts = values[:-held], values[-held:]
         if min(map(len, parts)) < self.window:
             raise ValueError(
@@ -180,11 +143,9 @@ class Rows:
         return fit_table(sizes, steps, self.train, self.seed)
 
     def __str__(self) -> str:
-        kinds = [column.kind for column in self.columns]
-        counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
         return (
             f"{len(self.train):,} {'windows' if self.window else 'rows'} to train on, "
-            f"{len(self.val):,} to validate, columns: {', '.join(counts)}"
+            f"{len(self.val):,} to validate, columns: {table_data.count_kinds(self.columns)}"
         )
 
     def batch(self, positions: np.ndarray) -> table.Batch:
@@ -267,26 +228,14 @@ def save_model(
         title="A model of a table",
         task="other",
         about=f"{network.num_parameters():,} parameters, trained on {len(data.train):,} {what} of "
-        f"{data.source} for {run.progress.step:,} steps. {describe(data.columns)}",
+        f"{settings.data} for {run.progress.step:,} steps. {table_data.describe(data.columns)}",
         usage=USAGE,
         figures=metrics,
         protocol=f"val_loss is the negative log-likelihood of {len(data.val):,} held-out {what}, "
         "in nats a row, the mean density over the orders of columns in table.json: of categories "
         "and gaps a probability, of numbers a density in the units of the table.",
-        data=data.source,
+        data=settings.data,
     )
-
-
-def describe(found: list[Column]) -> str:
-    """Say what the columns are."""
-    parts = [
-        f"{column.name} ({len(column.categories)} categories)"
-        if column.kind == CATEGORY
-        else f"{column.name} ({column.kind})"
-        for column in found[:20]
-    ]
-    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-    return f"Columns: {', '.join(parts)}{more}."
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ ENDINGS = (".csv",)
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("data", help="a table with gaps: a file, a dataset or a Hub id")
-    parser.add_argument("--model", required=True, help="folder or Hub id of a table model")
+    parser.add_argument("--model", required=True, help="folder or Hub id of a model of tables")
     flags.add(parser, flags.from_verb("genkit.tabular.filling", "fill", skip=("model",)))
     parser.add_argument("--output", default="filled.csv", help="file of the table")
     parser.add_argument("--cells", help="a CSV, for each filled cell with its interval")

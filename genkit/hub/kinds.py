@@ -17,7 +17,7 @@ TEXT_CLASSIFIER, REWARD = "text classifier", "reward model"
 AUTOENCODER, GAN, DIFFUSION, PIXELS = "autoencoder", "gan", "diffusion", "pixels"
 IMAGES = (AUTOENCODER, GAN, DIFFUSION, PIXELS)  # which draw images
 TEXT_TO_IMAGE, STYLIZER, TRANSLATION = "text-to-image", "stylizer", "translation"
-TABLE = "table"
+TABLE, TABLE_AUTOENCODER = "table", "table autoencoder"
 ADAPTER = "adapter"  # of a text-to-image pipeline: low-rank weights, or new words
 ON_PAGE = (TEXT, ANSWERS, CLASSIFIER, *IMAGES)  # which the page has a tab for
 
@@ -29,10 +29,14 @@ PIPELINES: dict[Any, str] = {
     ("stylizer", "StylizerPipeline"): STYLIZER,
     ("translation", "TranslationPipeline"): TRANSLATION,
     ("text_diffusion", "TextDiffusionPipeline"): TEXT_TO_IMAGE,
+    ("table_autoencoder", "TableAutoencoderPipeline"): TABLE_AUTOENCODER,
     "DDPMPipeline": DIFFUSION,
 }
 # genkit's own classes of components
-COMPONENTS = {("autoencoder", "Autoencoder"), ("gan", "Generator"), ("stylizer", "Stylizer")}
+COMPONENTS = {
+    *(("autoencoder", "Autoencoder"), ("gan", "Generator"), ("stylizer", "Stylizer")),
+    ("table_autoencoder", "TableAutoencoder"),
+}
 # by the end of the name of a transformers class
 HEADS = {
     "ForQuestionAnswering": ANSWERS,
@@ -57,6 +61,7 @@ TAKEN = {
     STYLIZER: "a stylizer, which genkit.stylize takes",
     TRANSLATION: "a model that translates images, which genkit.translate takes",
     TABLE: "a model of tables, which genkit.sample_table, fill and anomalies take",
+    TABLE_AUTOENCODER: "an autoencoder of tables, which genkit.features and fill take",
     ADAPTER: "an adapter of a text-to-image pipeline, which genkit.imagine takes as its adapter",
 }
 DRAWS = "an image pipeline, which draws when it is called"
@@ -73,6 +78,7 @@ LOADED = {
     "StylizerPipeline": TAKEN[STYLIZER],
     "TranslationPipeline": TAKEN[TRANSLATION],
     "TableModel": TAKEN[TABLE],
+    "TableAutoencoderPipeline": TAKEN[TABLE_AUTOENCODER],
 }
 
 

@@ -45,7 +45,7 @@ def refuse_network(event: str, arguments: Any) -> None:
 
 def load_without_genkit(folder: str, kind: str) -> None:
     """Load a model with stock classes, or with the file of genkit's own class that is beside it."""
-    if kind in ("autoencoder", "gan", "diffusion", "stylizer", "translation", "text-to-image"):
+    if Path(folder, "model_index.json").exists():
         from diffusers import DiffusionPipeline
 
         index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))

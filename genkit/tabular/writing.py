@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,34 @@ def save_values(columns: Sequence[Column], values: Array, path: str | Path) -> N
     if path.suffix.lower() == ".csv":
         save_csv([column.name for column in columns], cells(columns, values), path)
         return
+    arrays = {
+        column.name: [_native(column, value) for value in own]
+        for column, own in zip(columns, values.T, strict=True)
+    }
+    _save_parquet(arrays, path)
+
+
+def save_numbers(names: Sequence[str], values: NDArray[np.float32], path: str | Path) -> None:
+    """Write numbers as a table, (n, names).
+
+    Raises:
+        ValueError: the name of the file ends neither in .csv nor in .parquet.
+    """
+    path = Path(path)
+    check_ending(path, ENDINGS)
+    if path.suffix.lower() == ".parquet":
+        _save_parquet(dict(zip(names, values.T, strict=True)), path)
+        return
+    with files.written_whole(path) as scratch:
+        np.savetxt(scratch, values, "%.7g", ",", header=",".join(names), comments="")
+
+
+def _save_parquet(arrays: Mapping[str, Any], path: Path) -> None:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    arrays = {
-        column.name: pa.array([_native(column, value) for value in own])
-        for column, own in zip(columns, values.T, strict=True)
-    }
     with files.written_whole(path) as scratch:
-        pq.write_table(pa.table(arrays), scratch)
+        pq.write_table(pa.table({name: pa.array(own) for name, own in arrays.items()}), scratch)
 
 
 def _native(column: Column, value: float) -> Any:
