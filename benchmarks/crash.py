@@ -51,6 +51,7 @@ SHAPES = {
     "train_diffusion": "--widths 8 16 --eval_samples 20 --eval_steps 2 --conditional",
     "train_pixels": "--depth 1 --width 32 --heads 2 --levels 4 --conditional",
     "train_table": "--depth 1 --width 32 --heads 2",
+    "train_table_autoencoder": "--widths 16 8",
     "train_seq2seq": "--depth 1 --width 32 --heads 2 --max_length 16 --eval_samples 8",
     "train_gan": "--preset wgan_gp --widths 4 4 4 --discriminator_widths 4 4 4 --latent_dim 4 "
     "--critic_steps 3 --eval_samples 20",
@@ -236,7 +237,7 @@ class Crash:
             text = work / "text.txt"
             text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=20_000)))
             self.words += ["--text", str(text)]
-        elif recipe == "train_table":
+        elif recipe in ("train_table", "train_table_autoencoder"):
             self.words += make_table(work)
         elif recipe == "train_seq2seq":
             self.words += make_pairs(work)

@@ -1,6 +1,7 @@
 """What many tests build: tiny models, files, runs, and the ways to start recipes."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -56,6 +57,7 @@ from genkit.models import (
     lm,
     seq2seq,
     table,
+    table_autoencoder_losses,
     table_fit,
     text_denoisers,
 )
@@ -63,6 +65,7 @@ from genkit.models.autoencoder import Autoencoder, AutoencoderPipeline
 from genkit.models.diffusion import DenoisingPipeline
 from genkit.models.gan import GANPipeline, Generator
 from genkit.models.stylizer import Stylizer, StylizerPipeline
+from genkit.models.table_autoencoder import TableAutoencoder, TableAutoencoderPipeline
 from genkit.models.text_diffusion import TextDiffusionPipeline
 from genkit.models.translation import TranslationPipeline
 from genkit.tabular.model import TableModel
@@ -412,6 +415,24 @@ def tiny_table(
             torch.nn.init.normal_(model.lm_head.weight, std=0.1)
     usual = [1.0, 2.0, 3.0], [0.0] * len(columns)
     return TableModel(model, columns, fitted, *usual)
+
+
+def table_autoencoder() -> TableAutoencoderPipeline:
+    """An autoencoder of tables with random weights."""
+    columns, values, _ = find_columns(["region", "smokes", "age", "since"], table_rows()[0])
+    of_numbers = [not column.categories for column in columns]
+    knots = [
+        table_autoencoder_losses.rank_gauss(own) if is_number else ([], [])
+        for own, is_number in zip(values.T, of_numbers, strict=True)
+    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = list(map(dataclasses.asdict, columns))
+        return TableAutoencoderPipeline(TableAutoencoder(found, knots, (16, 8)).eval())
+
+
+def tiny_table_autoencoder(folder: Path) -> None:
+    vendoring.save_pipeline(table_autoencoder(), folder)
 
 
 def tiny_translator(folder: Path, condition: str = "grey", objective: str | None = "v") -> None:

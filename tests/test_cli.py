@@ -443,6 +443,14 @@ def of_tables(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """The folder of an autoencoder of tables."""
+    folder = tmp_path_factory.mktemp("models") / "encoder"
+    builders.tiny_table_autoencoder(folder)
+    return folder
+
+
 RECORDS = {
     "generate": "generate the rain --model {trained} --max-new-tokens 2 --strategy beam --n-best 2",
     "answer": "answer Where? --context {course} --model {reader}",
@@ -464,6 +472,8 @@ RECORDS = {
     "stylize in one pass": "stylize {picture} --model {stylizer}",
     "sample rows": "sample {of_tables} -n 3 --where region=north --output rows.csv",
     "fill": "fill {rows} --model {of_tables} --draws 2",
+    "fill by an autoencoder": "fill {rows} --model {encoder}",
+    "features": "features {rows} --model {encoder}",
     "anomalies": "anomalies {rows} --model {of_tables} --count 2 --output surprises.csv",
     "evaluate rows": "evaluate {of_tables} --data {rows} --count 40 --output columns.png",
     "translate": "translate {picture} --model {translator} --steps 2 --seed 1 2",
@@ -482,6 +492,7 @@ def test_json_is_all_that_a_command_prints(
     writer,
     translator,
     of_tables,
+    encoder,
     course,
     text_file,
     tmp_path,

@@ -212,6 +212,7 @@ IMAGES = {
     "load": lambda **o: genkit.load(**o),
     "sample_table": lambda **o: genkit.sample_table(**o),
     "fill": lambda **o: genkit.fill("a.csv", **o),
+    "features": lambda **o: genkit.features("a.csv", **o),
     "anomalies": lambda **o: genkit.anomalies("a.csv", **o),
     "sample": lambda **o: genkit.sample(**o),
     "imagine": lambda **o: genkit.imagine("a fox", **o),

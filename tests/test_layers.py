@@ -23,7 +23,10 @@ FLOORS = [  # from the ground up; packages of one floor do not import each other
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 TRAVELLING = tuple(
     f"models/{name}.py"
-    for name in ("autoencoder", "gan", "diffusion", "stylizer", "translation", "text_diffusion")
+    for name in (
+        *("autoencoder", "gan", "diffusion", "stylizer", "translation", "text_diffusion"),
+        "table_autoencoder",
+    )
 )
 
 

@@ -12,6 +12,7 @@ from builders import (
     tiny_gan,
     tiny_pixels,
     tiny_stylizer,
+    tiny_table_autoencoder,
     tiny_translator,
 )
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -37,6 +38,7 @@ FAMILIES = {
     "PixelPipeline": tiny_pixels,
     "StylizerPipeline": tiny_stylizer,
     "TranslationPipeline": tiny_translator,
+    "TableAutoencoderPipeline": tiny_table_autoencoder,
 }
 
 

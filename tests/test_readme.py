@@ -210,6 +210,8 @@ def train() -> None:
     run_here("train_table", *SHORT, *rows, "--output_dir", "runs/table")
     series = ("--window", "3", "--output_dir", "runs/series")
     run_here("train_table", *SHORT, *rows, *series)
+    shape = ("--widths", "16", "--data", "policies.csv", "--output_dir", "runs/dae")
+    run_here("train_table_autoencoder", *SHORT, *shape)
     shutil.copytree("runs/gan", "runs/collapsed")
     shutil.copytree("runs/classifier", "runs/large")
     replies = ("--depth", "1", "--width", "32", "--dialogue", "plays.txt", "--max_steps", "30")

@@ -67,6 +67,7 @@ NEEDED = {  # what recipes cannot start without, where there is no Hub
     "align": "--init_from {model} --data {pairs} --method dpo",
     "train_seq2seq": "--data {examples}",
     "train_table": "--data {rows}",
+    "train_table_autoencoder": "--data {rows}",
     "train_stylizer": "--style {image} --extractor {classifier} --resolution 64",
     "train_translation": "--condition edges",
     "train_text2image": "--images {captioned}",
