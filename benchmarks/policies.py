@@ -1,4 +1,4 @@
-r"""Make a table of insurance policies, train a model of it, and show all that can be asked of it.
+r"""Make a table of insurance policies, train models of it, and show all that can be asked of them.
 
     python benchmarks/policies.py --output_dir runs/policies --picture columns.png
 
@@ -36,10 +36,11 @@ def main() -> None:
     write(folder / "policies.csv", make_policies(3000, 0))
     write(folder / "test.csv", make_policies(1000, 1))
     write(folder / "claims.csv", spoil(make_policies(500, 2)))
-    if not (folder / "model" / "table.json").exists():
-        recipe = [sys.executable, str(ROOT / "recipes" / "train_table.py"), "--quiet"]
-        recipe += ["--data", str(folder / "policies.csv"), "--output_dir", str(folder / "model")]
-        subprocess.run([*recipe, "--max_steps", str(words.steps)], check=True)
+    for recipe, name in (("train_table", "model"), ("train_table_autoencoder", "dae")):
+        if not (folder / name / "README.md").exists():
+            command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--quiet"]
+            command += ["--data", str(folder / "policies.csv"), "--output_dir", str(folder / name)]
+            subprocess.run([*command, "--max_steps", str(words.steps)], check=True)
     show(folder, words.picture)
 
 
@@ -80,9 +81,11 @@ def write(path: Path, rows: list[list[str]]) -> None:
 
 def show(folder: Path, picture: Path | None) -> None:
     """Print what each verb says."""
-    model: Any = genkit.load(folder / "model", device="cpu")
+    model, autoencoder = (genkit.load(folder / name, device="cpu") for name in ("model", "dae"))
     test, claims = str(folder / "test.csv"), str(folder / "claims.csv")
     records: list[Any] = [
+        genkit.features(claims, model=autoencoder),
+        genkit.fill(claims, model=autoencoder),
         genkit.sample_table(model, 10_000, seed=0),
         genkit.sample_table(model, 5, where=["region=north", "claims=2", "age<25"], seed=0),
         genkit.fill(claims, model=model, seed=0),

@@ -27,8 +27,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import policies
-import tables
 from numpy.typing import NDArray
 from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
@@ -41,6 +39,11 @@ from sklearn.preprocessing import StandardScaler
 import genkit
 from genkit.data.columns import Column
 from genkit.tabular.reading import read_values
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks import policies, tables  # noqa: E402  of this folder
 
 Array = NDArray[np.float64]
 TABLES = ("wine", "cancer", "diabetes", "digits", "policies")
@@ -86,7 +89,7 @@ def measure(name: str, seed: int, words: argparse.Namespace) -> dict[str, float]
     columns = [Column(**own) for own in model.network.config.columns]
     values = [read_values(part.path, columns).values for part in (train, test)]
     plain = [as_inputs(columns, own, values[0]) for own in values]
-    inputs = {"columns": standardized(*plain), "features": standardized(*features)}
+    inputs = {"columns": standardized(plain), "features": standardized(features)}
     found: dict[str, float] = {"training, CPU seconds": seconds}
     for labels in (LABELS, len(train.labels)):
         some = np.random.default_rng(seed).permutation(len(train.labels))[:labels]
@@ -149,10 +152,10 @@ def as_inputs(columns: list[Column], values: Array, train: Array) -> Array:
     return np.concatenate(found, 1).astype(float)
 
 
-def standardized(train: Array, test: Array) -> tuple[Array, Array]:
-    """Return inputs scaled as all training rows say, with labels or without."""
-    scaler = StandardScaler().fit(train)
-    return scaler.transform(train), scaler.transform(test)
+def standardized(inputs: list[Any]) -> list[Array]:
+    """Return inputs of training and test rows, scaled by those of all training rows."""
+    scaler = StandardScaler().fit(inputs[0])
+    return [scaler.transform(part) for part in inputs]
 
 
 # ---- what a regression learns

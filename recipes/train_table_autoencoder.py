@@ -15,6 +15,7 @@ output folder is at any time the best so far, in diffusers' layout:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,33 +129,39 @@ class Rows:
     def batch(self, positions: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """Look up rows by position in the endless order: noisy, clean, (n, columns) each."""
         rows = self.train[self.order(positions)[1]]
-        return self._corrupt(rows, [(self.seed, int(i)) for i in positions], device)
+        noisy = self._corrupt(rows, [(self.seed, int(i)) for i in positions], self.swap, self.blank)
+        return noisy.to(device), rows.to(device)
 
-    def held_out(self, which: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Look up rows to validate on, round and round; their noise depends on `which` alone."""
-        rows = self.val[which % len(self.val)]
-        return self._corrupt(rows, [(int(i),) for i in which], device)
+    def held_out(self, which: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Look up rows to validate on, round and round; their noise depends on `which` alone.
+
+        Returns:
+            Rows with noise, rows with gaps alone, and whole ones.
+        """
+        rows, seeds = self.val[which % len(self.val)], [(int(i),) for i in which]
+        noisy = self._corrupt(rows, seeds, self.swap, self.blank)
+        return noisy, self._corrupt(rows, seeds, 0.0, LEFT_OUT), rows
 
     def _corrupt(
-        self, rows: Tensor, seeds: list[tuple[int, ...]], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+        self, rows: Tensor, seeds: Sequence[tuple[int, ...]], swap: float, blank: float
+    ) -> Tensor:
         columns = rows.shape[1]
         generators = list(map(np.random.default_rng, seeds))
         u = torch.from_numpy(np.stack([rng.random(columns) for rng in generators]))
         others = np.stack([rng.integers(len(self.train), size=columns) for rng in generators])
         donors = self.train[others, np.arange(columns)]
-        noisy = table_autoencoder_losses.corrupt(rows, donors, u, self.swap, self.blank)
-        return noisy.to(device), rows.to(device)
+        return table_autoencoder_losses.corrupt(rows, donors, u, swap, blank)
 
 
 # ---- evaluate
 
 EVALUATED = 1024  # noisy rows, at least: of few rows each has noise several times
+LEFT_OUT = 0.1  # part of the cells that is left out, to see how well gaps are filled
 BLOCK = 256  # rows evaluated together
 
 
 def evaluate(run: Run, rows: Rows, sizes: list[int]) -> tuple[dict[str, float], Tensor]:
-    """Evaluate on noisy validation rows.
+    """Evaluate on validation rows: with noise, and with gaps alone.
 
     Returns:
         Figures, and how far a number that was left out is from its prediction, a standard deviation
@@ -165,25 +172,30 @@ def evaluate(run: Run, rows: Rows, sizes: list[int]) -> tuple[dict[str, float], 
     chunks = list(blocks(total, BLOCK))
     sums = torch.zeros(3, len(sizes), dtype=torch.float64)
     for i in range(run.accelerator.process_index, len(chunks), run.processes):
-        sums += sum_losses(network, sizes, *rows.held_out(np.array(chunks[i]), run.device))
+        parts = [part.to(run.device) for part in rows.held_out(np.array(chunks[i]))]
+        sums += sum_losses(network, sizes, *parts)
     network.train()
-    every, blank, count = run.sum(sums)
+    every, gaps, count = run.sum(sums)
     metrics = {"val_loss": float(every.sum()) / total / len(sizes)}
-    means = blank / count.clamp(min=1)
     is_number = torch.tensor(sizes) == 0
     for name, own in (("number", is_number), ("category", ~is_number)):
         if count[own].sum():
-            metrics[f"blank_{name}_loss"] = float(blank[own].sum() / count[own].sum())
-    errors = torch.where(is_number & (count > 0), (2 * means).sqrt(), 1.0)
-    return metrics, errors
+            metrics[f"gap_{name}_loss"] = float(gaps[own].sum() / count[own].sum())
+    errors = (2 * gaps / count.clamp(min=1)).sqrt()
+    return metrics, torch.where(is_number & (count > 0), errors, 1.0)
 
 
 @torch.inference_mode()
-def sum_losses(network: TableAutoencoder, sizes: list[int], noisy: Tensor, rows: Tensor) -> Tensor:
-    """Return sums over rows, (3, columns): losses, losses of cells left out, and their number."""
-    losses = table_autoencoder_losses.cell_losses(network(noisy)[0], rows, sizes)
-    left_out = noisy.isnan() & ~rows.isnan()
-    parts = losses, losses * left_out, left_out
+def sum_losses(
+    network: TableAutoencoder, sizes: list[int], noisy: Tensor, gappy: Tensor, rows: Tensor
+) -> Tensor:
+    """Return sums over rows, (3, columns): losses, losses of gaps that were made, their number."""
+    losses, of_gaps = (
+        table_autoencoder_losses.cell_losses(network(given)[0], rows, sizes)
+        for given in (noisy, gappy)
+    )
+    made = gappy.isnan() & ~rows.isnan()
+    parts = losses, of_gaps * made, made
     return torch.stack([machine.to_float64(part).cpu().sum(0) for part in parts])
 
 
@@ -233,8 +245,8 @@ def save_model(
         figures=metrics,
         protocol="Means over the cells of held-out rows, of which noise has replaced "
         f"{settings.swap:g} by those of other rows and left out {settings.blank:g}: half the "
-        "squared error of a number's normal score, the cross-entropy of a category in nats; "
-        "blank_ losses are those of cells that were left out.",
+        "squared error of a number's normal score, the cross-entropy of a category in nats; gap_ "
+        f"losses are those of cells that were left out, {LEFT_OUT:g} of all, others as they are.",
         data=settings.data,
     )
 
