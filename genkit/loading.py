@@ -34,8 +34,7 @@ def load(
         reader, `genkit.evaluate` an image classifier as its extractor, `genkit.attack` a classifier
         of images or of texts, `genkit.stylize` a stylizer, `genkit.translate` a model that
         translates images, `genkit.fill` a model of tables, `genkit.features` an autoencoder of
-        tables. Any other image model is a
-        pipeline, which draws when it is called.
+        tables. Any other image model is a pipeline, which draws when it is called.
 
     Raises:
         ValueError: the model does not exist, its files are not safe, or an option cannot work.

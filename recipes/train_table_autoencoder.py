@@ -2,7 +2,7 @@
 
     accelerate launch recipes/train_table_autoencoder.py --data policies.csv
     accelerate launch recipes/train_table_autoencoder.py --data policies.csv --leave_out claims
-    accelerate launch recipes/train_table_autoencoder.py --widths 1500 1500 1500 --swap 0.15
+    accelerate launch recipes/train_table_autoencoder.py --data policies.csv --widths 1500 1500 1500
     accelerate launch recipes/train_table_autoencoder.py --output_dir runs/dae --resume
 
 Cells of a row are replaced by those of other rows, or left out, and the network learns to restore

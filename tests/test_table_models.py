@@ -105,10 +105,25 @@ def test_read_table_reads_every_format_alike(tmp_path):
     assert cells == [["x", "2020-02-29", 1.5], ["NA", "2021-01-01", -2.0]]
 
 
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_the_header_says_what_is_between_cells(tmp_path, sign, quote):
+    lines = [[f"{quote}{name}{quote}" for name in ("a", "c")], ['"1;2|3,4\t"', "5"]]
+    (tmp_path / "t.csv").write_text("".join(sign.join(line) + "\n" for line in lines))
+    found = table_sources.read_table(str(tmp_path / "t.csv"))
+    assert found[:2] == (["a", "c"], [["1;2|3,4\t", "5"]])
+
+
+def test_signs_in_quotes_and_below_the_header_separate_nothing(tmp_path):
+    (tmp_path / "t.csv").write_text('"a, b";c\n1,5;2\n')
+    assert table_sources.read_table(str(tmp_path / "t.csv"))[:2] == (["a, b", "c"], [["1,5", "2"]])
+    (tmp_path / "t.csv").write_text('"a;b"\n1;2\n')
+    assert table_sources.read_table(str(tmp_path / "t.csv"))[:2] == (["a;b"], [["1;2"]])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a;b\n1;2\n", "has one column, 'a;b'; write it with commas .* instead of ';'"),
         ("a,a\n1,2\n", "two columns of one name"),
         ("a,b\n", "has no rows"),
         ("a,b\n1\n", "has 1 fields, not 2, in line 2"),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import decimal
@@ -23,6 +24,7 @@ from genkit.data import utf8
 from genkit.data.tables import ARROW, COLUMNS, DATA, LINES, LIST, Head, Request
 from genkit.files import open_regular
 
+SEPARATORS = ",;\t|"  # of the cells of a CSV
 RATIO = 100  # the most bytes of rows for a byte of the files, if more than the memory
 ROW = 512  # bytes that count for a row beside its cells
 BATCH = 1 << 22  # bytes of rows sent at a time, at most (and one row at least)
@@ -125,13 +127,23 @@ def _write(message: dict[str, Any]) -> None:
 def _read_csv(request: Request) -> tuple[Head, Iterator[dict[str, Any]]]:
     """Read a CSV file, in which every cell is a text; a missing cell is an error."""
     csv.field_size_limit(request.memory << 20)
-    rows = csv.reader(_check_text(_open_text(request, newline="")), strict=True)
+    sign = _find_separator(request)
+    rows = csv.reader(_check_text(_open_text(request, newline="")), delimiter=sign, strict=True)
     names = next(rows, None)
     if not names:
         raise _TableError("is empty; its first line must name the columns")
     if len(set(names)) < len(names):
         raise _TableError(f"has two columns of one name: {names!r:.200}")
     return Head(names, COLUMNS, None), _csv_rows(rows, names, set(request.columns))
+
+
+def _find_separator(request: Request) -> str:
+    """Return what is between cells: the first sign that splits the header; else a comma."""
+    for sign in SEPARATORS:
+        with _open_text(request, newline="") as file, contextlib.suppress(csv.Error):
+            if len(next(csv.reader(file, delimiter=sign, strict=True), [])) > 1:
+                return sign
+    return SEPARATORS[0]
 
 
 def _csv_rows(rows: Any, names: list[str], columns: set[str]) -> Iterator[dict[str, Any]]:

@@ -105,19 +105,8 @@ def read_table(
         raise ValueError(f"{argument}: the dataset {source!r} has no split 'train': {list(found)}")
     with tables.open_table(found["train"], ()) as (head, _):
         columns = list(map(str, head.columns))
-    _check_separator(columns, argument, source)
     with tables.open_table(found["train"], columns) as (_, rows):
         cells = [[row.get(name) for name in columns] for row in rows]
     if not cells:
         raise ValueError(f"{argument}: {source!r} has no rows")
     return columns, cells, found["train"].sha256
-
-
-def _check_separator(columns: list[str], argument: str, source: str) -> None:
-    """Refuse a file whose cells are apart by other signs than commas."""
-    sign = next((sign for sign in (";", "\t", "|") if sign in columns[0]), None)
-    if len(columns) == 1 and sign:
-        raise ValueError(
-            f"{argument}: {source!r} has one column, {columns[0]!r:.60}; write it with commas "
-            f"between its cells instead of {sign!r}"
-        )

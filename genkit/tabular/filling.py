@@ -118,9 +118,10 @@ def fill(
     Raises:
         ValueError: an argument is invalid, or a cell is no value of its column.
     """
+    if draws is not None:
+        check_number("draws", draws, 1, 10_000, whole=True)
     autoencoder = find_autoencoder(model, revision, device)
     if autoencoder is None:
-        check_number("draws", DRAWS if draws is None else draws, 1, 10_000, whole=True)
         loaded = as_table_model(model, revision, device)
         check_no_series(loaded, "fill")
         columns = list(loaded.columns)
