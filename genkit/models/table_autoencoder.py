@@ -19,7 +19,6 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 Array = NDArray[np.float64]
 CATEGORY = "category"
@@ -160,8 +159,8 @@ class TableAutoencoderPipeline(DiffusionPipeline):
     def _expect(self, predictions: torch.Tensor) -> Array:
         """Return what is expected, low, high and probability, (4, n, columns)."""
         config = self.network.config
-        levels = (np.arange(POINTS) + 0.5) / POINTS
-        z = ndtri(np.concatenate([levels, INTERVAL]))
+        levels = np.concatenate([(np.arange(POINTS) + 0.5) / POINTS, INTERVAL])
+        z = torch.special.ndtri(torch.from_numpy(levels)).numpy()
         sizes = column_sizes(config.columns)
         found = np.full((4, len(predictions), len(sizes)), np.nan)
         columns = predictions.split([size or 1 for size in sizes], 1)
