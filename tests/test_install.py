@@ -13,7 +13,7 @@ import pytest
 from builders import ACCELERATE, ROOT, TWO
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-SOURCES = ("genkit", "recipes", "LICENSE", "README.md", "pyproject.toml", "setup.py")
+SOURCES = ("genkit", "recipes", "docs", "LICENSE", "README.md", "pyproject.toml", "setup.py")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,8 @@ def test_wheel_holds_every_file_of_the_package(wheel):
     package = (path for path in (ROOT / "genkit").rglob("*") if left.isdisjoint(path.parts))
     expected = {path.relative_to(ROOT).as_posix() for path in package if path.is_file()}
     expected |= {f"genkit/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
+    course = [*(ROOT / "docs/course").glob("[!i]*.md"), *(ROOT / "docs/images").glob("course_*")]
+    expected |= {f"genkit/{path.relative_to(ROOT).as_posix()}" for path in course}
     assert names == expected
     assert {"genkit/py.typed", "genkit/app/style.css", "genkit/app/pad.js"} <= names
     assert re.search(r"^Name: hf-genkit$", head, re.M) and "License-File: LICENSE" in head

@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,19 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from genkit.app import answer, chat, classify, events, guard, images, model_index, runs, wire, write
+from genkit.app import (
+    answer,
+    chapters,
+    chat,
+    classify,
+    events,
+    guard,
+    images,
+    model_index,
+    runs,
+    wire,
+    write,
+)
 from genkit.app.model_index import ModelIndex, find_models
 from genkit.app.root import HUB, LOCAL, TOP, Root, is_loopback, parse_root, space_root
 
@@ -151,6 +164,7 @@ def build(index: ModelIndex) -> gr.Blocks:
                 classify.tab(index)
             with gr.Tab("Runs", id="runs"):
                 runs.tab(index, page)
+    chapters.add_pages(page)
     page.queue(api_open=False, max_size=64, default_concurrency_limit=None)  # see jobs.JobQueue
     return page
 
@@ -172,15 +186,17 @@ def mounted(page: gr.Blocks, root: Root = TOP) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     options: dict[str, Any] = {"ssr_mode": False, "pwa": False, "mcp_server": False}
     options |= {"run_history": False, "enable_monitoring": False, "footer_links": []}
-    return gr.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        root_path=str(root) or None,
-        max_file_size="1kb",
-        show_error=False,
-        theme=gr.themes.Base(font=list(SANS), font_mono=list(MONO), primary_hue="blue"),
-        css=(HERE / "style.css").read_text(encoding="utf-8"),
-        js=(HERE / "page.js").read_text(encoding="utf-8"),
-        **options,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="SSR mode")  # which is off anyway
+        return gr.mount_gradio_app(
+            app,
+            page,
+            path="/",
+            root_path=str(root) or None,
+            max_file_size="1kb",
+            show_error=False,
+            theme=gr.themes.Base(font=list(SANS), font_mono=list(MONO), primary_hue="blue"),
+            css=(HERE / "style.css").read_text(encoding="utf-8"),
+            js=(HERE / "page.js").read_text(encoding="utf-8"),
+            **options,
+        )

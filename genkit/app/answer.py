@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from genkit.app import events, jobs, model_index, parts
+from genkit.app import chapters, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ HINT = (
 
 def tab(index: ModelIndex) -> None:
     """Build the tab."""
+    chapters.add_help("Ask about a text: the model marks the answer in it.", "transformers")
     names = index.names(model_index.ANSWERS)
     if not names:
         parts.canvas("no-answer", parts.hint(HINT))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import events, jobs, model_index, parts, write
+from genkit.app import chapters, events, jobs, model_index, parts, write
 from genkit.app.model_index import ModelIndex
 from genkit.text import chat_history
 
@@ -53,6 +53,9 @@ class Turn:
 
 def tab(index: ModelIndex) -> None:
     """Build the tab."""
+    chapters.add_help(
+        "Talk to a model, and see how likely each token of a reply was.", "sampling", "transformers"
+    )
     names = index.names(model_index.CHAT)
     others = [name for name in index.names(model_index.TEXT) if name not in names]
     listed = parts.hint(OTHERS + html.escape(", ".join(others)) + ".") if others else ""

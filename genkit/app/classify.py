@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import events, jobs, model_index, parts
+from genkit.app import chapters, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ HINT = (
 
 def tab(index: ModelIndex) -> None:
     """Build the tab."""
+    chapters.add_help(
+        "See which pixels speak for a class, and which changes fool the model.", "derivatives"
+    )
     names = index.names(model_index.CLASSIFIER)
     if not names:
         parts.canvas("no-classifier", parts.hint(HINT))

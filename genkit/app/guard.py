@@ -33,7 +33,8 @@ LISTENS = "/gradio_api/queue/data"  # the path of streams with the outcomes of q
 HEARD = "genkit.heard"  # key of a request's scope: whether somebody still waits for the answer
 # all that the page needs: no uploads, no files of this machine, no fetching of URLs, no editor
 NEEDED = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.*"
+    r"/|/chapter-[a-z-]+/?"
+    r"|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.*"
     r"|/gradio_api/(queue/(join|data)|run/\w+|heartbeat/\w+|startup-events|cancel|reset|info)/?"
 )
 PROXIED = (

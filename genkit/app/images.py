@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import code, events, jobs, model_index, parts
+from genkit.app import chapters, code, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 from genkit.vision import pipelines
 
@@ -40,6 +40,8 @@ HINT = (
 
 def tab(index: ModelIndex, shown: gr.Tab) -> None:
     """Build the tab."""
+    help_line = "Draw images, walk between them, and watch noise become one."
+    chapters.add_help(help_line, "gans", "autoencoders", "vae", "diffusion")
     names = index.names(model_index.IMAGES)
     if not names:
         parts.canvas("no-images", parts.hint(HINT))

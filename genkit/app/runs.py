@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from genkit.app import curves, events, model_index, parts
+from genkit.app import chapters, curves, events, model_index, parts
 from genkit.app.model_index import ModelIndex
 from genkit.files import read_inside
 from genkit.hub import gallery
@@ -35,6 +35,7 @@ HINT = (
 
 def tab(index: ModelIndex, page: gr.Blocks) -> None:
     """Build the tab."""
+    chapters.add_help("Watch losses and samples while a model trains.", "gans", "vae", "privacy")
     names = index.names(model_index.RUNS)
     if not names:
         parts.canvas("no-runs", parts.hint(HINT))

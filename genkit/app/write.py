@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import code, events, jobs, model_index, parts
+from genkit.app import chapters, code, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 from genkit.hub import card
 
@@ -38,6 +38,11 @@ HINT = (
 
 def tab(index: ModelIndex, page: gr.Blocks) -> None:
     """Build the tab."""
+    chapters.add_help(
+        "See how the temperature changes the next token, and what a model writes.",
+        "language-models",
+        "sampling",
+    )
     names = index.names(model_index.TEXT)
     if not names:
         parts.canvas("no-write", parts.hint(HINT))
