@@ -6,7 +6,9 @@ import html
 import io
 import itertools
 import json
+import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import httpx
 import pytest
@@ -282,8 +284,36 @@ def test_an_error_before_the_first_state_fills_every_output():
         yield
 
     shown = events.make_stream(fails, ModelIndex([]), ["second", "third"])
-    ((line, *others),) = shown(_request())
+    *_, (line, *others) = states_of(shown)
     assert "no such thing" in line and others == ["second", "third"]
+
+
+def states_of(event, *inputs) -> list:
+    """All states of an event that is queued."""
+
+    async def collect() -> list:
+        return [state async for state in event(_request(), *inputs)]
+
+    return asyncio.run(collect())
+
+
+def test_a_model_is_named_while_it_loads_with_the_seconds_of_last_time(monkeypatch):
+    monkeypatch.setattr(events, "SOON", 0.05)
+    monkeypatch.setattr(events, "import_verbs", lambda: None)
+    monkeypatch.setattr(events, "_seconds", {})
+    index = ModelIndex([ModelEntry("charlm", str(Path(__file__).parent), frozenset({"text"}))])
+    slow = [0.3, 0.0, 0.3]
+
+    def use(index):
+        events.load_once(lambda _: time.sleep(slow.pop(0)), index.resolve("text", "charlm"))
+        return "<p>done</p>"
+
+    shown = events.make_job(use, index)
+    first, end = states_of(shown)
+    assert "Loading charlm …" in first and 'role="status"' in first and end == "<p>done</p>"
+    assert states_of(shown) == ["<p>done</p>"]  # it was kept
+    again, _ = states_of(shown)
+    assert "Loading charlm, which took 0.3 s last time …" in again
 
 
 # ---- behind a proxy

@@ -45,7 +45,7 @@ def tab(index: ModelIndex) -> None:
             with gr.Row():
                 parts.add_copy("#answer td", "answer.txt")
     shown = parts.canvas("answer")
-    starts, respond = [ask.click, question.submit], events.make_event(_answer, index)
+    starts, respond = [ask.click, question.submit], events.make_job(_answer, index)
     gr.on(starts, None, None, shown, js=parts.busy("answer", "Reading"), api_name=False)
     gr.on(starts, respond, [model, question, context], shown, api_name="answer", **events.EVENT)
 

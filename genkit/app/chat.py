@@ -79,12 +79,16 @@ def tab(index: ModelIndex) -> None:
     seed, *options = _add_options()
     given, shown = [model, turns, system, seed, *options], [view, turns, message]
     skipped = [gr.skip(), gr.skip()]
-    ask = events.make_stream(_send, index, skipped)
+    ask = events.make_stream(
+        _send, index, skipped, lambda _, name, turns, *rest: format_chat(turns)
+    )
     gr.on(
         [send.click, message.submit],
         ask, [message, *given], shown, api_name="chat", **events.EVENT,
     )  # fmt: skip
-    regenerate = events.make_stream(_regenerate, index, skipped)
+    regenerate = events.make_stream(
+        _regenerate, index, skipped, lambda name, turns, *rest: format_chat(turns)
+    )
     again.click(regenerate, given, shown, api_name="regenerate", **events.EVENT)
     drawn = another.click(lambda: secrets.randbits(31), None, seed, api_name=False, queue=False)
     drawn.then(regenerate, given, shown, api_name=False, **events.EVENT)
@@ -142,7 +146,6 @@ def _send(
     index: ModelIndex, message: Any, name: str, turns: list[Turn], *fields: Any
 ) -> Iterator[State]:
     """Answer a message; until the reply begins, it is neither kept nor taken out of its box."""
-    yield format_chat(turns), turns, gr.skip()
     if not parts.check_length("Message", message).strip():
         raise ValueError("Message is empty")
     asked = [*turns, Turn({"role": "user", "content": message})]
@@ -152,7 +155,6 @@ def _send(
 
 def _regenerate(index: ModelIndex, name: str, turns: list[Turn], *fields: Any) -> Iterator[State]:
     """Answer the last message again; until the reply begins, the last one is kept."""
-    yield format_chat(turns), turns, gr.skip()
     if len(turns) < 2:
         raise ValueError("there is no reply yet")
     yield format_chat(turns[:-1], "…"), turns, gr.skip()

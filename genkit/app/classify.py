@@ -57,7 +57,7 @@ def tab(index: ModelIndex) -> None:
             epsilon = gr.Slider(1, STRENGTHS, 8, step=1, label="Epsilon, of 255 levels")
             fool = gr.Button("Fool the model")
     shown = parts.canvas("classified")
-    classify = events.make_event(_classify, index)
+    classify = events.make_job(_classify, index)
     gr.on(
         [image.input, model.change],
         classify, [model, image], shown, api_name="classify", **events.EVENT,
@@ -67,7 +67,7 @@ def tab(index: ModelIndex) -> None:
         (fool, _fool, [target, epsilon], "attack"),
     ):
         button.click(None, None, shown, js=parts.busy("classified", "Computing"), api_name=False)
-        event = events.make_event(do, index)
+        event = events.make_job(do, index)
         button.click(event, [model, image, *options], shown, api_name=name, **events.EVENT)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import importlib
-import queue
 import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from genkit.app.model_index import ModelIndex
 
 MESSAGE = 1000  # characters of an error message
 PERIOD = 0.05  # seconds between two states of a result that grows
+SOON = 0.3  # seconds of loading that need no words
 # events read values as the browser sends them: gradio's own checks name no field, and know only the
 # choices of the model before
 EVENT: dict[str, Any] = {"preprocess": False, "show_progress": "hidden"}
@@ -52,6 +55,7 @@ LABELS = {
 # a path from the top of a file system, in quotes or up to a space; no part of an address
 PATH = re.compile(r"(?<=')/[^']+(?=')|(?<=\")/[^\"]+(?=\")|(?<![\w.:/~-])/[^\s/'\"]+/[^\s'\":;,]+")
 _loading, _imported = threading.Lock(), threading.Event()
+_seconds: dict[str, float] = {}  # that a model took to load when it was last loaded
 
 
 def import_verbs() -> None:
@@ -61,6 +65,7 @@ def import_verbs() -> None:
     """
     if _imported.is_set():
         return
+    jobs.QUEUE.tell("The page is starting")
     with _loading:
         for name in MODULES:
             importlib.import_module(f"genkit.{name}")
@@ -71,8 +76,14 @@ def import_verbs() -> None:
 
 def load_once(load: Callable[..., Any], model: str, **options: Any) -> Any:
     """Load a model by a function that keeps it; one at a time, so that none is loaded twice."""
-    with jobs.QUEUE.aside(), _loading:
-        return load(model, **options)
+    last = f", which took {_seconds[model]:.1f} s last time" if model in _seconds else ""
+    with jobs.QUEUE.telling(f"Loading {model}{last}", SOON), jobs.QUEUE.aside(), _loading:
+        start = time.monotonic()
+        loaded = load(model, **options)
+        seconds = time.monotonic() - start
+    if seconds > SOON:  # less than that, and it was kept
+        _seconds[model] = seconds
+    return loaded
 
 
 # ---------------------------------------------------------------------------------------------
@@ -103,58 +114,90 @@ def make_event(
     return safe
 
 
-def make_stream(
-    do: Callable[..., Iterator[Any]], index: ModelIndex, others: Sequence[Any] = ()
-) -> Callable[..., Any]:
-    """Make an event of a generator, which yields states of a result that grows.
-
-    An error is shown as a line below the last state of the first output; the other outputs stay.
-    The generator runs in a thread of its own, since gradio may continue one in any thread.
+def make_job(
+    do: Callable[..., Any], index: ModelIndex, others: Sequence[Any] = ()
+) -> Callable[..., AsyncIterator[Any]]:
+    """Make a queued event of a function; its first output says meanwhile what it waits for.
 
     Args:
         do: called with the index and the event's inputs, as a job of the visitor who asks.
-        others: values for the other outputs if it fails before its first state.
+        others: values for the other outputs while it waits, and in case of an error.
     """
 
-    def safe(request: gr.Request, *inputs: Any) -> Iterator[Any]:
-        states: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None ends them
-        thread = threading.Thread(
-            target=_fill, args=[states, request, do, index, inputs, others], daemon=True
-        )
-        thread.start()
+    @functools.wraps(do)
+    def states(*given: Any) -> Iterator[Any]:
+        yield do(*given)
+
+    return make_stream(states, index, others)
+
+
+def make_stream(
+    do: Callable[..., Iterator[Any]],
+    index: ModelIndex,
+    others: Sequence[Any] = (),
+    shown: Callable[..., str] = lambda *_: "",
+) -> Callable[..., AsyncIterator[Any]]:
+    """Make a queued event of a generator, which yields states of a result that grows.
+
+    What it waits for, and an error, are lines below the last state of the first output; the other
+    outputs stay. The generator runs in a thread of its own.
+
+    Args:
+        do: called with the index and the event's inputs, as a job of the visitor who asks.
+        others: values for the other outputs before its first state.
+        shown: returns, of the inputs, what the first output holds before its first state.
+    """
+
+    async def safe(request: gr.Request, *inputs: Any) -> AsyncIterator[Any]:
+        states: asyncio.Queue[Any] = asyncio.Queue()  # None ends them
+        loop = asyncio.get_running_loop()
+
+        def put(state: Any) -> None:
+            loop.call_soon_threadsafe(states.put_nowait, state)
+
+        first = (shown(*inputs), *others) if others else shown(*inputs)
+        arguments = [put, first, request, do, index, inputs]
+        threading.Thread(target=_fill, args=arguments, daemon=True).start()
         while True:
-            waiting = [states.get()]
+            waiting = [await states.get()]
             while not states.empty():
-                waiting.append(states.get())
-            if shown := [state for state in waiting if state is not None]:
-                yield shown[-1]
+                waiting.append(states.get_nowait())
+            if found := [state for state in waiting if state is not None]:
+                yield found[-1]
             if waiting[-1] is None:
                 return
-            time.sleep(PERIOD)
+            await asyncio.sleep(PERIOD)
 
     return safe
 
 
 def _fill(
-    states: queue.SimpleQueue[Any],
+    put: Callable[[Any], object],
+    state: Any,
     request: gr.Request,
     do: Callable[..., Iterator[Any]],
     index: ModelIndex,
     inputs: Sequence[Any],
-    others: Sequence[Any],
 ) -> None:
     """Put the states of a job into a queue as they come, then None."""
-    state: Any = ("", *others) if others else ""
-    try:
-        with _job(request, do):
-            import_verbs()
-            for state in do(index, *inputs):
-                states.put(state)
-    except BaseException as error:
-        line = parts.problem(error_line(error, index))
-        several = isinstance(state, tuple)
-        states.put((state[0] + line, *state[1:]) if several else state + line)
-    states.put(None)
+
+    def tell(text: str) -> None:
+        put(_with_line(state, parts.waiting(hide_paths(text, index))))
+
+    with contextlib.suppress(RuntimeError):  # the page has ended
+        try:
+            with _job(request, do, tell):
+                import_verbs()
+                for state in do(index, *inputs):
+                    put(state)
+        except BaseException as error:
+            put(_with_line(state, parts.problem(error_line(error, index))))
+        put(None)
+
+
+def _with_line(state: Any, line: str) -> Any:
+    """Add a line to the first output."""
+    return (state[0] + line, *state[1:]) if isinstance(state, tuple) else state + line
 
 
 def make_stop(do: Callable[..., Any]) -> Callable[[gr.Request], None]:
@@ -166,12 +209,14 @@ def make_stop(do: Callable[..., Any]) -> Callable[[gr.Request], None]:
     return stop
 
 
-def _job(request: gr.Request, do: Callable[..., Any]) -> AbstractContextManager[None]:
+def _job(
+    request: gr.Request, do: Callable[..., Any], tell: Callable[[str], object] = jobs.no_one
+) -> AbstractContextManager[None]:
     """Return the context of a job of the visitor who asks."""
     visitor, scope = _visitor(request), request.request.scope
     queued = scope["path"].rstrip("/").endswith("/queue/join")
     heard = (lambda: jobs.QUEUE.is_heard(visitor)) if queued else scope[guard.HEARD]
-    return jobs.QUEUE.job(visitor, heard, do.__name__)
+    return jobs.QUEUE.job(visitor, heard, do.__name__, tell)
 
 
 def _visitor(request: gr.Request) -> jobs.Visitor:

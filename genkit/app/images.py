@@ -83,7 +83,7 @@ def tab(index: ModelIndex, shown: gr.Tab) -> None:
     assert len(changes) == CHANGES, "an output of `_configure` is missing"
     cleared = [about, *old]
     model.change(None, model, cleared, js=parts.loading(len(cleared)), api_name=False)
-    configure = events.make_event(_configure, index, [gr.skip()] * (CHANGES - 1))
+    configure = events.make_job(_configure, index, [gr.skip()] * (CHANGES - 1))
     gr.on(
         [model.change, shown.select],
         configure, [model, current], changes, api_name="about_images", **events.EVENT,
@@ -102,7 +102,7 @@ def _add_work(
     """Let a button start work whose result goes into a canvas."""
     drawing = parts.busy(str(canvas.elem_id), "Drawing")
     button.click(None, None, canvas, js=drawing, api_name=False)
-    event = events.make_event(do, index)
+    event = events.make_job(do, index)
     button.click(event, inputs, canvas, api_name=name, **events.EVENT)
 
 

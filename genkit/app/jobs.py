@@ -26,6 +26,10 @@ HALF_LIFE = 30.0  # seconds in which computing time of the past loses half its w
 Visitor = tuple[str, str]  # address, session
 
 
+def no_one(_text: str) -> None:
+    """Take what a job waits for, if nobody is to be told."""
+
+
 class DroppedError(Exception):
     """A job ends before it is done."""
 
@@ -40,6 +44,7 @@ class Job:
         work: images x steps, tokens x texts, or characters that it has claimed.
         spent: seconds of its turns.
         name: what it does, by which its visitor can stop it.
+        tell: called with words for what it waits for.
         waits: whether it waits for its turn.
         dropped: why it must end; "" if it need not.
     """
@@ -47,6 +52,7 @@ class Job:
     visitor: Visitor
     heard: Callable[[], bool]
     name: str = ""
+    tell: Callable[[str], object] = no_one
     last: float = field(default_factory=time.monotonic)
     work: int = 0
     spent: float = 0.0
@@ -87,14 +93,20 @@ class JobQueue:
         return self._listeners[visitor] > 0
 
     @contextmanager
-    def job(self, visitor: Visitor, heard: Callable[[], bool], name: str = "") -> Iterator[None]:
+    def job(
+        self,
+        visitor: Visitor,
+        heard: Callable[[], bool],
+        name: str = "",
+        tell: Callable[[str], object] = no_one,
+    ) -> Iterator[None]:
         """Run the block as a job of this thread, when it is its turn.
 
         Raises:
             ValueError: there are too many jobs.
             DroppedError: nobody listens any more, or the job gives way to others.
         """
-        job = Job(visitor, heard, name=name)
+        job = Job(visitor, heard, name, tell)
         self._add(job)
         self._own.job = job
         try:
@@ -183,6 +195,23 @@ class JobQueue:
         finally:
             self._own.job = job
         self._wait(job)
+
+    def tell(self, text: str) -> None:
+        """Say what this thread's job waits for."""
+        if job := self._own_job():
+            job.tell(text)
+
+    @contextmanager
+    def telling(self, text: str, after: float) -> Iterator[None]:
+        """Say what this thread's job waits for if the block takes longer than some seconds."""
+        job = self._own_job()
+        timer = threading.Timer(after, job.tell if job else no_one, [text])
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()  # what is said is not said after the block
 
     # -----------------------------------------------------------------------------------------
     # Turns

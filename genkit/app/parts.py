@@ -29,6 +29,11 @@ def hint(text: str) -> str:
     return f'<p class="hint">{text}</p>'
 
 
+def waiting(text: str) -> str:
+    """Format a line while there is no result."""
+    return f'<p class="hint busy" role="status">{html.escape(text)} …</p>'
+
+
 # ---------------------------------------------------------------------------------------------
 # What fields hold, as the browser sends it
 

@@ -82,7 +82,7 @@ def tab(index: ModelIndex, page: gr.Blocks) -> None:
         start(compose, options, text, api_name=name, **events.EVENT)
     tree = [model, prompt, strategy, longest, limits[-1]]
     beams.click(None, None, text, js=parts.busy("text", "Searching"), api_name=False)
-    beams.click(events.make_event(_beams, index), tree, text, api_name="beams", **events.EVENT)
+    beams.click(events.make_job(_beams, index), tree, text, api_name="beams", **events.EVENT)
     for do in (_write, _beams):
         stop.click(events.make_stop(do), queue=False, api_name=f"stop{do.__name__}")
 
@@ -112,10 +112,13 @@ def _show_next(
     model.change(None, model, [bars, text], js=parts.loading(2), api_name=False)
     redraw = events.make_event(_redraw, index)
     gr.on(
-        [temperature.input, prompt.change, model.change], redraw, inputs, bars,
+        [temperature.input, prompt.change], redraw, inputs, bars,
         api_name="next_tokens", **events.LIVE,
     )  # fmt: skip
-    page.load(redraw, inputs, bars, api_name=False, **events.EVENT)
+    gr.on(
+        [page.load, model.change], events.make_job(_redraw, index), inputs, bars,
+        api_name=False, trigger_mode="always_last", **events.EVENT,
+    )  # fmt: skip
 
 
 def load_language_model(index: ModelIndex, name: str) -> LanguageModel:
