@@ -1,16 +1,23 @@
 """The code that the page shows beside a result: a command and Python that make it again."""
 
 import html
+import os
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from app_models import MAKE
+from builders import ROOT
+from PIL import Image
 
 pytest.importorskip("gradio")
 
 from genkit import cli
-from genkit.app import code, images, model_index, write
+from genkit.app import answer, chat, classify, code, images, model_index, parts, write
 from genkit.app.parts import picture
 from genkit.arguments import Parser
 from genkit.commands import generate
@@ -23,7 +30,7 @@ BEAM = ("beam", 1.0, 12, 0, 0.9, 0, 3)
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    for name in ("language", "class_conditional", "two_latents"):
+    for name in ("language", "talks", "reader", "classifier", "class_conditional", "two_latents"):
         MAKE[name](folder / name)
     return model_index.find_models([str(folder)])
 
@@ -77,6 +84,67 @@ def test_format_code_makes_images_again(index, tmp_path, name, options):
     cli.main([*command[1:], "--output", str(tmp_path / "command.png")])
     record.save_grid(tmp_path / "python.png")
     assert (tmp_path / "command.png").read_bytes() == (tmp_path / "python.png").read_bytes()
+
+
+def test_format_code_makes_a_tree_of_beams_again(index, capsys):
+    command, python = shown(write._beams(index, "language", "The ", "beam", 6, 3))
+    (record,) = run(python)
+    assert len(record.steps) == 6 and sum(c.fate == "kept" for c in record.steps[0]) == 3
+    cli.main(command[1:])
+    assert capsys.readouterr().out == f"{record}\n"
+
+
+def test_code_makes_an_answer_again(index):
+    context = "the fox <i>is</i>\nalpha dog omega . the 'lazy' alef tav is where"
+    page = answer._answer(index, "reader", "where is the dog?", context)
+    found, python = map(html.unescape, re.findall(r"<pre>(.*?)</pre>", page, re.S))
+    (record,) = run(python)
+    assert answer.format_answer(record) == page.partition("<details")[0]
+    piped = found.replace("genkit", f"{shlex.quote(sys.executable)} -m genkit.cli", 1)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(piped, shell=True, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and record.answer in done.stdout, done.stderr
+
+
+def test_code_makes_a_reply_again(index):
+    options = ("be", 3, 12, 0.7, 0.9)
+    *_, (page, turns, _) = chat._send(index, "the <b>fox", "talks", [], *options)
+    (python,) = map(html.unescape, re.findall(r"<pre>(.*?)</pre>", page, re.S))
+    (record,) = run(python)
+    assert record.completion == turns[-1].record.completion and len(turns) == 3
+    stopped = [*turns[:2], chat.Turn({**turns[2].entry, "stopped": True})]
+    assert "<details" not in chat.format_chat(stopped)
+
+
+@pytest.mark.parametrize("do", [classify._explain, classify._fool])
+def test_format_code_explains_and_attacks_again(index, tmp_path, monkeypatch, do):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    picture.save(tmp_path / "image.png")
+    url = parts.data_url((tmp_path / "image.png").read_bytes())
+    last = "saliency" if do is classify._explain else 9
+    page = do(index, "classifier", url, "class 3", last)
+    command, python = shown(page)
+    (tmp_path / "classifier").symlink_to(Path("classifier").resolve())
+    monkeypatch.chdir(tmp_path)
+    (record,) = run(python)
+    assert f"<figcaption>{html.escape(str(record))}</figcaption>" in page
+    cli.main([*command[1:], "--output", "command.png"])
+    record.save("python.png")
+    assert Path("command.png").read_bytes() == Path("python.png").read_bytes()
+
+
+def test_code_walks_and_denoises_again(index):
+    walk = images._walk(index, "two_latents", None, 3, 5, 4)
+    denoised = images._denoise(index, "class_conditional", "2", 1, "dpm++", 3, 1.5)
+    folder = Path.cwd()
+    given = ("(3, 5)", "4, None"), ("model, 1, 2", "'dpm++'", "'steps': 3", "'guidance': 1.5")
+    files = ("walk.png", "denoising.png")
+    for page, words, file in zip((walk, denoised), given, files, strict=True):
+        (python,) = map(html.unescape, re.findall(r"<pre>(.*?)</pre>", page, re.S))
+        assert all(word in python for word in words)
+        run(python)
+        with Image.open(folder / file) as image:
+            assert image.width > image.height > 0
 
 
 @pytest.mark.parametrize("prompt", ["--seed", "-1", "$(ls) `ls` \\ ' \""])

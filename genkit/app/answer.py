@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import shlex
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from genkit.app import chapters, events, jobs, model_index, parts
+from genkit.app import chapters, code, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
@@ -63,7 +64,16 @@ def _answer(index: ModelIndex, name: str, question: str, context: str) -> str:
     model = load_reader(index, name)
     parts.check_length("Question", question)
     jobs.QUEUE.claim(len(parts.check_length("Text", context)), "characters")
-    return format_answer(answering.answer(question, context, model=model, top_k=TOP))
+    record = answering.answer(question, context, model=model, top_k=TOP)
+    return format_answer(record) + _code(name, question, context)
+
+
+def _code(name: str, question: str, context: str) -> str:
+    """Show the command, which reads the text from a pipe, and the Python."""
+    options = {"model": name, "top_k": TOP}
+    piped = f"printf %s {shlex.quote(context)} | "
+    asked = piped + code.command("answer", question, {"context": "-", **options})
+    return code.fold(asked, code.python("answer", [question, context], options))
 
 
 def format_answer(record: Answer) -> str:

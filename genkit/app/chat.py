@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import chapters, events, jobs, model_index, parts, write
+from genkit.app import chapters, code, events, jobs, model_index, parts, write
 from genkit.app.model_index import ModelIndex
 from genkit.text import chat_history
 
@@ -47,7 +47,8 @@ class Turn:
 
     entry: Entry
     record: Generation | None = None  # of a reply that was not stopped
-    model: str = ""  # that wrote the record, by its name in the page
+    # that it was written with; the model by its name in the page
+    options: dict[str, Any] = field(default_factory=dict)
     colours: str = ""  # HTML of its tokens, if they are shown
 
 
@@ -189,11 +190,12 @@ def _answer(
             f"Model: {name} has no chat template; choose another, or use it in the tab Write"
         )
     reply = Turn({"role": "assistant", "content": "", "seed": seed, "stopped": True})
-    for piece in generation.stream(messages, model=model, overflow="drop_oldest", **options):
+    options["overflow"] = "drop_oldest"
+    for piece in generation.stream(messages, model=model, **options):
         entry = {**reply.entry, "content": reply.entry["content"] + piece.text}
         if piece.record:
             del entry["stopped"]
-        reply = Turn(entry, piece.record, name)
+        reply = Turn(entry, piece.record, {"model": name, **options})
         now = [*turns, reply]
         yield format_chat(now), now, ""
 
@@ -219,7 +221,7 @@ def _colour(index: ModelIndex, turns: list[Turn], clicked: Any) -> tuple[str, li
     record, colours = turns[i].record, ""
     if record and not turns[i].colours:
         jobs.QUEUE.claim(len(record.prompt) + len(record.completion), "characters")
-        model = write.load_language_model(index, turns[i].model)
+        model = write.load_language_model(index, turns[i].options["model"])
         seen = alternatives.alternatives(record, model=model)
         colours = pages.fragment(replace(seen, prompt=""))
     turns = [*turns[:i], replace(turns[i], colours=colours), *turns[i + 1 :]]
@@ -242,9 +244,17 @@ def format_chat(turns: list[Turn], pending: str = "") -> str:
     if not messages:
         return parts.hint("Write a message below.")
     file = chat_history.as_json([turn.entry for turn in turns])
+    again = _code(turns) if turns and turns[-1].record else ""
     return (
         f'<div class="messages">{messages}</div><pre class="json" hidden>{html.escape(file)}</pre>'
+        f"{again}"
     )
+
+
+def _code(turns: list[Turn]) -> str:
+    """Show the Python that makes the last reply again."""
+    messages = chat_history.as_messages([turn.entry for turn in turns[:-1]])
+    return code.fold(code.python("generate", [messages], turns[-1].options))
 
 
 def _message(i: int, turn: Turn) -> str:

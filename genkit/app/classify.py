@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.app import chapters, events, jobs, model_index, parts
+from genkit.app import chapters, code, events, jobs, model_index, parts
 from genkit.app.model_index import ModelIndex
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ METHODS = ("grad_cam", "saliency", "smooth_grad", "integrated_gradients", "occlu
 STRENGTHS = 32  # levels of 255 by which a pixel may change, at most
 PASSES = 100  # of the network, that a map or an attack takes
 PREFIX = "data:image/"
+FILE = "image.png"  # in the code: the page does not know what the image is called
 DROP_JS = (Path(__file__).parent / "drop.js").read_text(encoding="utf-8")
 DROP = (
     '<div class="drop" role="button" tabindex="0" aria-label="drop an image, or choose one">'
@@ -56,6 +57,7 @@ def tab(index: ModelIndex) -> None:
             explain = gr.Button("Show what speaks for it", variant="primary")
             epsilon = gr.Slider(1, STRENGTHS, 8, step=1, label="Epsilon, of 255 levels")
             fool = gr.Button("Fool the model")
+            parts.add_download("classified", "classified.png")
     shown = parts.canvas("classified")
     classify = events.make_job(_classify, index)
     gr.on(
@@ -128,8 +130,10 @@ def _explain(index: ModelIndex, name: str, given: Any, target: Any, method: Any)
 
     classifier, image = load_classifier(index, name), read_data_url(given)
     jobs.QUEUE.claim(PASSES, "evaluations")
-    record = attribute(image, model=classifier.classifier, method=method, target=_target(target))
-    return _sheet(record.save, str(record))
+    options: dict[str, Any] = {"method": method, "target": _target(target)}
+    record = attribute(image, model=classifier.classifier, **options)
+    again = code.format_code("attribute", FILE, {"model": name, **options})
+    return _sheet(record.save, str(record)) + again
 
 
 def _fool(index: ModelIndex, name: str, given: Any, target: Any, epsilon: Any) -> str:
@@ -139,10 +143,10 @@ def _fool(index: ModelIndex, name: str, given: Any, target: Any, epsilon: Any) -
     classifier, image = load_classifier(index, name), read_data_url(given)
     strength = parts.check_count("Epsilon", epsilon, 1, STRENGTHS) / 255
     jobs.QUEUE.claim(PASSES, "evaluations")
-    record = attack_image(
-        image, model=classifier.classifier, epsilon=strength, target=_target(target)
-    )
-    return _sheet(record.save_comparison, str(record))
+    options: dict[str, Any] = {"epsilon": strength, "target": _target(target)}
+    record = attack_image(image, model=classifier.classifier, **options)
+    again = code.format_code("attack", FILE, {"model": name, **options})
+    return _sheet(record.save_comparison, str(record)) + again
 
 
 def _target(given: Any) -> str | None:

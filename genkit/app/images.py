@@ -31,6 +31,18 @@ KNOB = (
     "<span style=\"left: ${100 * value.split(' ')[0]}%; "
     "bottom: ${100 * value.split(' ')[1]}%\"></span></div>"
 )
+WALK_CODE = """import genkit
+from genkit.vision import latent, pipelines
+
+model = genkit.load({name!r})
+first, last = (pipelines.draw_latents(model, 1, seed)[0] for seed in {ends})
+latent.interpolate(model, first, last, {number}, {label}).save("walk.png")"""
+DENOISE_CODE = """import genkit
+from genkit.vision import denoising
+
+model = genkit.load({name!r})
+shown = denoising.denoising_trajectory(model, {seed}, {label}, **{sampler})
+shown.save("denoising.png")"""
 HINT = (
     "No image model was named. Train one with "
     "<code>genkit train vae</code>, <code>genkit train gan</code> or "
@@ -62,8 +74,7 @@ def tab(index: ModelIndex, shown: gr.Tab) -> None:
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", min_width=90)
         stop = gr.Button("Stop", min_width=90)
-        download = gr.Button("Download", size="sm", scale=0, min_width=90)
-    download.click(None, js="() => genkit.saveImages('#samples', 'samples.png')", api_name=False)
+        parts.add_download("samples", "samples.png")
     samples = parts.canvas("samples")
     inputs = [model, label, seed]
     options = [scheduler, steps, guidance]
@@ -73,7 +84,9 @@ def tab(index: ModelIndex, shown: gr.Tab) -> None:
         way = _add_walk(index, inputs)
     with gr.Column(visible=False) as denoising:
         gr.Markdown("### Denoising trajectory")
-        out = gr.Button("Show how the image of this seed is denoised")
+        with gr.Row():
+            out = gr.Button("Show how the image of this seed is denoised")
+            parts.add_download("denoising", "denoising.png")
         noise = parts.canvas("denoising")
         _add_work(index, _denoise, out, [*inputs, *options], noise, "denoise")
     for do in (_draw_samples, _walk, _denoise):
@@ -139,7 +152,9 @@ def _add_walk(index: ModelIndex, inputs: list[Any]) -> gr.HTML:
     with gr.Row():
         end = parts.seed_box(1, "To seed")
         number = gr.Slider(2, WALK, 8, step=1, label="Images", min_width=150)
-    walk = gr.Button("Walk")
+    with gr.Row():
+        walk = gr.Button("Walk")
+        parts.add_download("between", "walk.png")
     way = parts.canvas("between")
     _add_work(index, _walk, walk, [*inputs, end, number], way, "walk")
     return way
@@ -326,10 +341,11 @@ def _walk(index: ModelIndex, name: str, label: Any, seed: Any, end: Any, number:
     pipeline = load_image_model(index, name)
     _claim(pipeline, 2 * number)  # `interpolate` decodes a straight line, too
     first, last = (pipelines.draw_latents(pipeline, 1, own)[0] for own in ends)
-    way = latent.interpolate(pipeline, first, last, number, _single_label(pipeline, label))
-    return parts.hint(f"On the great circle: {way}.") + parts.strip(
-        list(map(parts.picture, way.spherical))
-    )
+    own = _single_label(pipeline, label)
+    way = latent.interpolate(pipeline, first, last, number, own)
+    drawn = parts.strip(list(map(parts.picture, way.spherical)))
+    again = WALK_CODE.format(name=name, ends=ends, number=number, label=own)
+    return parts.hint(f"On the great circle: {way}.") + drawn + code.fold(again)
 
 
 def _denoise(index: ModelIndex, name: str, label: Any, seed: Any, *options: Any) -> str:
@@ -338,13 +354,13 @@ def _denoise(index: ModelIndex, name: str, label: Any, seed: Any, *options: Any)
     seed, pipeline = parts.check_seed(seed), load_image_model(index, name)
     sampler = _sampler_options(pipeline, *options)
     _claim(pipeline, 1, sampler)
-    shown = denoising.denoising_trajectory(
-        pipeline, seed, _single_label(pipeline, label), **sampler
-    )
+    own = _single_label(pipeline, label)
+    shown = denoising.denoising_trajectory(pipeline, seed, own, **sampler)
+    again = DENOISE_CODE.format(name=name, seed=seed, label=own, sampler=sampler)
     times = [f"{time:.0f}" for time in shown.timesteps]
     rows = [list(map(parts.picture, images, times)) for images in (shown.mixed, shown.clean)]
     noisy, predicted = (parts.strip(row) for row in rows)
     return (
         f"{parts.hint('Noisy images, by timestep')}{noisy}"
-        f"{parts.hint('The clean image that the network predicts')}{predicted}"
+        f"{parts.hint('The clean image that the network predicts')}{predicted}{code.fold(again)}"
     )

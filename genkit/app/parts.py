@@ -131,6 +131,13 @@ def add_copy(selector: str, file: str) -> None:
         button.click(None, js=f"() => genkit.{call}(...{arguments})", api_name=False)
 
 
+def add_download(name: str, file: str) -> None:
+    """Build a button that saves the images of a canvas as one PNG."""
+    button = gr.Button("Download", size="sm", scale=0, min_width=90)
+    arguments = json.dumps([f"#{name}", file])
+    button.click(None, js=f"() => genkit.saveImages(...{arguments})", api_name=False)
+
+
 # ---------------------------------------------------------------------------------------------
 # Images
 

@@ -266,9 +266,14 @@ def _beams(
     model = load_language_model(index, name)
     jobs.QUEUE.claim(len(parts.check_length("Prompt", prompt)), "characters")
     jobs.QUEUE.claim(longest * beams, "tokens times texts")
-    return format_tree(
-        explain.beam_tree(prompt, model=model, beams=beams, max_new_tokens=longest), beams
+    options: dict[str, Any] = {"beams": beams, "max_new_tokens": longest}
+    tree = explain.beam_tree(prompt, model=model, **options)
+    again = {"model": name, **options}
+    shown = code.fold(
+        code.command("explain", prompt, {"show": "beams", **again}),
+        code.python("beam_tree", [prompt], again),
     )
+    return shown + format_tree(tree, beams)
 
 
 def format_tree(record: BeamTree, beams: int) -> str:
