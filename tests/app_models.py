@@ -10,7 +10,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from builders import tiny_autoencoder, tiny_denoiser, tiny_gan, tiny_pixels
 from classifiers import make_classifier
@@ -188,3 +190,16 @@ def ask(
 def browser() -> str | None:
     """Where a browser is, if there is one."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextlib.contextmanager
+def started_browser() -> Iterator[Any]:
+    """Start a browser; the test is skipped if there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = browser()
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as drive:
+        started = drive.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield started
+        started.close()

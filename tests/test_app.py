@@ -18,31 +18,28 @@ import numpy as np
 import pytest
 import torch
 from app_models import (
-    ARGUMENTS,
     BAD,
-    BROWSERS,
     GOOD,
     ask,
-    browser,
     long_seed,
     make,
     sample,
     served,
+    started_browser,
 )
 from classifiers import make_image
 from PIL import Image
 
 pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
 
-import genkit  # noqa: E402
-import genkit.app  # noqa: E402
-from genkit.app import (  # noqa: E402
+import genkit
+import genkit.app
+from genkit.app import (
     guard,
     images,
     model_index,
 )
-from genkit.vision import (  # noqa: E402
+from genkit.vision import (
     latent,
     pipelines,
     sampling,
@@ -72,13 +69,8 @@ def artefacts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    found = browser()
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as drive:
-        started = drive.chromium.launch(executable_path=found, args=ARGUMENTS)
+    with started_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

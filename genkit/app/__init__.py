@@ -181,6 +181,19 @@ def _first_tab(index: ModelIndex) -> str:
     return next((tab for tab, use in uses.items() if index.names(use)), "write")
 
 
+def make_theme() -> gr.themes.Base:
+    """Make the theme: gradio's, with the contrasts that WCAG 2 asks for, light and dark."""
+    theme = gr.themes.Base(font=list(SANS), font_mono=list(MONO), primary_hue="blue")
+    for name, light, dark in (
+        ("body_text_color_subdued", "*neutral_600", "*neutral_300"),
+        ("block_info_text_color", "*neutral_600", "*neutral_300"),
+        ("button_primary_background_fill", "*primary_600", "*primary_700"),
+        ("button_primary_background_fill_hover", "*primary_700", "*primary_600"),
+    ):
+        theme.set(**{name: light, f"{name}_dark": dark})
+    return theme
+
+
 def mounted(page: gr.Blocks, root: Root = TOP) -> FastAPI:
     """Make a server of the page, without fonts of other sites, uploads and links to share."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -195,7 +208,7 @@ def mounted(page: gr.Blocks, root: Root = TOP) -> FastAPI:
             root_path=str(root) or None,
             max_file_size="1kb",
             show_error=False,
-            theme=gr.themes.Base(font=list(SANS), font_mono=list(MONO), primary_hue="blue"),
+            theme=make_theme(),
             css=(HERE / "style.css").read_text(encoding="utf-8"),
             js=(HERE / "page.js").read_text(encoding="utf-8"),
             **options,

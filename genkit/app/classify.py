@@ -27,7 +27,7 @@ PREFIX = "data:image/"
 FILE = "image.png"  # in the code: the page does not know what the image is called
 DROP_JS = (Path(__file__).parent / "drop.js").read_text(encoding="utf-8")
 DROP = (
-    '<div class="drop" role="button" tabindex="0" aria-label="drop an image, or choose one">'
+    '<div class="drop" role="button" tabindex="0" aria-label="Drop an image, or click">'
     '<img alt="the image that was given" src="${value}"><span>Drop an image, or click</span></div>'
 )
 HINT = (

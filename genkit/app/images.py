@@ -83,7 +83,7 @@ def tab(index: ModelIndex, shown: gr.Tab) -> None:
         here = _add_plane(index, inputs, current)
         way = _add_walk(index, inputs)
     with gr.Column(visible=False) as denoising:
-        gr.Markdown("### Denoising trajectory")
+        gr.Markdown("## Denoising trajectory")
         with gr.Row():
             out = gr.Button("Show how the image of this seed is denoised")
             parts.add_download("denoising", "denoising.png")
@@ -121,7 +121,7 @@ def _add_work(
 
 def _add_plane(index: ModelIndex, inputs: list[Any], current: gr.State) -> gr.HTML:
     """Build the plane to drag across and its two sliders; return what shows its image."""
-    gr.Markdown("### A plane of latents\nDrag across the square, or move the sliders.")
+    gr.Markdown("## A plane of latents\nDrag across the square, or move the sliders.")
     with gr.Row():
         with gr.Column(min_width=260):
             pad = gr.HTML(
@@ -148,7 +148,7 @@ def _add_plane(index: ModelIndex, inputs: list[Any], current: gr.State) -> gr.HT
 
 def _add_walk(index: ModelIndex, inputs: list[Any]) -> gr.HTML:
     """Build the interpolation between two seeds, and return the component that shows it."""
-    gr.Markdown("### Between two seeds\nFrom the seed above to another.")
+    gr.Markdown("## Between two seeds\nFrom the seed above to another.")
     with gr.Row():
         end = parts.seed_box(1, "To seed")
         number = gr.Slider(2, WALK, 8, step=1, label="Images", min_width=150)

@@ -222,7 +222,7 @@ def _baseline(folder: Path) -> dict[str, float]:
 def _show_samples(folder: Path) -> str:
     """Show the newest samples."""
     for sample in _list_samples(folder)[:1]:
-        head = f"<h3>Samples of step {gallery.step_of(sample):,}</h3>"
+        head = f"<h2>Samples of step {gallery.step_of(sample):,}</h2>"
         name = f"samples/{sample.name}"
         if sample.suffix == ".md":
             return f"{head}<pre>{html.escape(_read_text(folder, name, TEXT))}</pre>"

@@ -286,7 +286,8 @@ def format_tree(record: BeamTree, beams: int) -> str:
         "blue, ■ has ended, grey was dropped; with the log-probability of the text."
     )
     below = f"<ul>{_branch(record, 0, 0, record.winners())}</ul>"
-    return f'<div class="beams"><p>{legend}</p><b>{prompt} …</b>{below}</div>'
+    scrolls = 'role="group" aria-label="tree of beams" tabindex="0"'
+    return f'<div class="beams" {scrolls}><p>{legend}</p><b>{prompt} …</b>{below}</div>'
 
 
 def _branch(record: BeamTree, depth: int, parent: int, winners: list[int]) -> str:
