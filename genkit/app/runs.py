@@ -54,6 +54,8 @@ def tab(index: ModelIndex, page: gr.Blocks) -> None:
 def _refresh(index: ModelIndex, name: str, axis: str, seen: str) -> tuple[Any, Any]:
     """Show a run anew if its files have changed; `seen` is their state when it was last shown."""
     folder = Path(index.resolve(model_index.RUNS, name))
+    if not folder.is_dir():
+        raise ValueError(f"Run: {name} is no longer there")
     files = (*(folder / name for name in FILES), *_list_samples(folder)[:1])
     state = json.dumps([name, axis, [_file_state(file) for file in files]])
     if state == seen:
