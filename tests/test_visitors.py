@@ -43,6 +43,7 @@ from genkit.app.model_index import ModelIndex  # noqa: E402
 pytestmark = pytest.mark.slow
 
 BLOCK = bytes(1 << 20)
+PLACE = re.compile(r"Place (\d+) in the queue")
 FEW = ["class_conditional", "one after the other", 0, 4, "dpm++", 5, 1.0]  # of images, and steps
 
 
@@ -313,12 +314,12 @@ def always() -> bool:
     return True
 
 
-def spin(queue, visitor, order, name, steps, heard=always) -> threading.Thread:
+def spin(queue, visitor, order, name, steps, heard=always, tell=jobs.no_one) -> threading.Thread:
     """Start a job that takes some steps of three hundredths of a second."""
 
     def do():
         try:
-            with queue.job(visitor, heard):
+            with queue.job(visitor, heard, name, tell):
                 for _ in range(steps):
                     time.sleep(0.03)
                     queue.pause()
@@ -421,6 +422,69 @@ def test_whoever_has_most_gives_way(monkeypatch):
     for thread in started:
         thread.join(20)
     assert order[4:] == ["stopped, as nobody listened"] * 4
+
+
+def test_places_in_the_queue_are_told(monkeypatch):
+    monkeypatch.setattr(jobs, "ROOM", 2)
+    monkeypatch.setattr(jobs, "LINE", 3)
+    queue, order = jobs.JobQueue(), []
+    told: dict[str, list[str]] = {name: [] for name in "abcdef"}
+
+    def begin(name, steps=3):
+        thread = spin(queue, ("home", name), order, name, steps, always, told[name].append)
+        time.sleep(0.05)
+        return thread
+
+    started = [begin("a", 60), begin("b", 10**6)]
+    started += [begin(name) for name in "cdef"]
+    assert [told[name] for name in "ab"] == [[], []]
+    assert [told[name] for name in "cde"] == [[f"Place {i} in the queue"] for i in (1, 2, 3)]
+    assert order == ["this page has too much to do; try again in a while"] and not told["f"]
+    for thread in (started[0], *started[2:]):
+        thread.join(60)
+    assert order[1:] == ["a", "c", "d", "e"]
+    assert told["e"][0] == "Place 3 in the queue" and told["e"][-1] == "It is your turn"
+    queue.stop(("home", "b"), "b")
+    started[1].join(20)
+    assert order[-1] == "stopped"
+
+
+def test_a_visitor_who_computes_lets_others_go_first(monkeypatch):
+    monkeypatch.setattr(jobs, "ROOM", 2)
+    queue, order, told = jobs.JobQueue(), [], []
+    started = []
+    for session, name, steps in (
+        ("one", "long", 10**6),
+        ("two", "first", 40),
+        ("one", "second", 3),  # of somebody who has a job inside
+        ("three", "other", 3),
+    ):
+        started.append(spin(queue, ("home", session), order, name, steps, always, told.append))
+        time.sleep(0.05)
+    for thread in started[1:]:
+        thread.join(60)
+    assert order == ["first", "other", "second"]
+    queue.stop(("home", "one"), "long")
+    started[0].join(20)
+
+
+def test_two_hundred_visitors_at_once_are_served_and_told_their_places(address):
+    visitors = [Visitor(address, f"crowd{i}") for i in range(200)]
+    try:
+        with ThreadPoolExecutor(len(visitors)) as threads:
+            list(threads.map(ask_for_few, visitors))
+        outcomes = [visitor.wait(seconds=500)[0] for visitor in visitors]
+        assert {text[:200] for text in outcomes if "4 of 1 x 8 x 8" not in text} == set()
+        places = {int(n) for each in visitors for n in PLACE.findall("".join(each.states))}
+        assert 1 in places
+    finally:
+        for visitor in visitors:
+            visitor.leave()
+
+
+def ask_for_few(visitor: Visitor) -> None:
+    assert visitor.join("draw", FEW) == 200
+    visitor.listen()
 
 
 # ---- runs

@@ -30,6 +30,7 @@ class Visitor:
         config = json.loads(ask(f"{address}config")[1])
         self._functions = {each["api_name"]: each["id"] for each in config["dependencies"]}
         self.done: list[str] = []
+        self.states: list[str] = []  # of results that are not there yet
         self.begun = threading.Event()  # of a result that grows
 
     def join(self, name: str, data: list) -> int:
@@ -69,6 +70,7 @@ class Visitor:
                 message = json.loads(line.removeprefix(b"data: ")) if line.strip() else {}
                 if message.get("msg") == "process_generating":
                     self.begun.set()
+                    self.states.append(str(message["output"].get("data", [""])[0]))
                 if message.get("msg") == "process_completed":
                     self.done.append(message["output"].get("data", [""])[0])
         except (OSError, ValueError, AttributeError):

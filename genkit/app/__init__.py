@@ -165,7 +165,8 @@ def build(index: ModelIndex) -> gr.Blocks:
             with gr.Tab("Runs", id="runs"):
                 runs.tab(index, page)
     chapters.add_pages(page)
-    page.queue(api_open=False, max_size=64, default_concurrency_limit=None)  # see jobs.JobQueue
+    # gradio hands on whatever comes: jobs.JobQueue queues, and tells places
+    page.queue(api_open=False, max_size=512, default_concurrency_limit=None)
     return page
 
 

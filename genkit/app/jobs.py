@@ -1,4 +1,4 @@
-"""Jobs of visitors: they compute in turns, within a budget, and end when nobody listens.
+"""Jobs of visitors: they queue, compute in turns within a budget, and end when nobody listens.
 
 A turn goes to the visitor with the least recent computing time, by address first and by session
 second, so that new sessions gain nothing. A session's time counts more in a large job. Turns change
@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 SHARE = 8  # jobs of a session at once
-ROOM = 32  # jobs of all at once; fewer than gradio has threads
+ROOM = 32  # jobs of all that compute at once; fewer than gradio has threads
+LINE = 256  # jobs that wait for room; each has a thread, which sleeps
 BUDGET = 1 << 16  # work of a session at once: images x steps, tokens x texts, or characters
 LARGE = 4096  # work of a job whose time counts twice; thrice at double that, and so on
 TURN = 0.1  # seconds, if others wait
+LOOK = 1.0  # seconds after which a job in the queue looks whether somebody still waits for it
 PATIENCE = 1.0  # seconds without a pause, after which the next job starts beside this one
-GRACE = 3.0  # seconds that a job goes on while nobody listens
+GRACE = 10.0  # seconds after which a job ends that nobody listens to; it gets no turn meanwhile
 HALF_LIFE = 30.0  # seconds in which computing time of the past loses half its weight
 
 Visitor = tuple[str, str]  # address, session
@@ -44,8 +46,10 @@ class Job:
         work: images x steps, tokens x texts, or characters that it has claimed.
         spent: seconds of its turns.
         name: what it does, by which its visitor can stop it.
-        tell: called with words for what it waits for.
+        tell: called with words for what it waits for; `no_one` of a job that does not queue.
         waits: whether it waits for its turn.
+        inside: whether it is one of those that take turns.
+        place: that was told last, in the queue of those that do not yet; 0 if none was.
         dropped: why it must end; "" if it need not.
     """
 
@@ -57,6 +61,8 @@ class Job:
     work: int = 0
     spent: float = 0.0
     waits: bool = False
+    inside: bool = False
+    place: int = 0
     dropped: str = ""
 
 
@@ -64,7 +70,9 @@ class JobQueue:
     """The jobs that are not done, and whose turn it is."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._moved = threading.Condition(lock)  # of those that are not inside
         self._jobs: list[Job] = []  # as they came
         self._turn: Job | None = None
         self._since = 0.0
@@ -117,21 +125,30 @@ class JobQueue:
             with self._changed:
                 self._jobs.remove(job)
                 self._end_turn(job)
+                self._moved.notify_all()
 
     def _add(self, job: Job) -> None:
-        """Add a job; if there is no room, the visitor with the most jobs loses one."""
+        """Add a job; where there is no room, the visitor with the most jobs loses one."""
         with self._changed:
             # those dropped hold their thread until their next pause
             if sum(other.visitor == job.visitor for other in self._jobs) >= SHARE:
                 raise ValueError(f"{SHARE} of your requests are not done yet; wait for one")
             jobs = [other for other in self._jobs if not other.dropped]
-            if len(jobs) >= ROOM:
-                most = _greediest([*jobs, job])
-                if most is job:
+            inside, queues = [other for other in jobs if other.inside], job.tell is not no_one
+            if len(inside) >= ROOM:
+                full = len(jobs) >= ROOM + LINE
+                most = _greediest([*(jobs if full and queues else inside), job])
+                if most is not job:
+                    most.dropped = "stopped, as others wait and you have the most requests"
+                    self._wake()
+                elif full or not queues:
                     raise ValueError("this page has too much to do; try again in a while")
-                most.dropped = "stopped, as others wait and you have the most requests"
-                self._changed.notify_all()
+            job.inside = not queues
             self._jobs.append(job)
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        self._moved.notify_all()
 
     def stop(self, visitor: Visitor, name: str) -> None:
         """End the jobs of a visitor that have this name, at their next pause."""
@@ -139,7 +156,7 @@ class JobQueue:
             for job in self._jobs:
                 if (job.visitor, job.name) == (visitor, name):
                     job.dropped = "stopped"
-            self._changed.notify_all()
+            self._wake()
 
     # -----------------------------------------------------------------------------------------
     # For the job of this thread; without one, these do nothing
@@ -224,7 +241,8 @@ class JobQueue:
             job.waits = True
             try:
                 while not self._begins_turn(job):
-                    self._changed.wait(TURN)  # a listener may have left
+                    # a listener may have left
+                    self._changed.wait(TURN) if job.inside else self._moved.wait(LOOK)
             finally:
                 job.waits = False
 
@@ -235,15 +253,38 @@ class JobQueue:
         job.last = now if job.heard() else job.last
         if now > job.last + GRACE:
             raise DroppedError("stopped, as nobody listened")
+        if not job.inside and not self._enters(job):
+            return False
         if self._turn and now < self._since + PATIENCE:
             return False
-        ready = [other for other in self._jobs if other.waits and other.heard()]
+        ready = [each for each in self._jobs if each.waits and each.inside and each.heard()]
         if not ready or min(ready, key=self._had) is not job:
             return False
         if self._turn:
             self._end_turn(self._turn)
         self._turn, self._since = job, now
         return True
+
+    def _enters(self, job: Job) -> bool:
+        """Let a job in if there is room, or tell its place.
+
+        First come those of whom the fewest are inside, by address and then by session.
+        """
+        inside = [other for other in self._jobs if other.inside and not other.dropped]
+        addresses = Counter(other.visitor[0] for other in inside)
+        sessions = Counter(other.visitor for other in inside)
+        line = sorted(
+            (other for other in self._jobs if not other.inside and not other.dropped),
+            key=lambda other: (addresses[other.visitor[0]], sessions[other.visitor]),
+        )
+        place = line.index(job) + 1
+        job.inside = place <= ROOM - len(inside)
+        if job.inside and job.place:
+            job.tell("It is your turn")
+        elif not job.inside and place != job.place:
+            job.place = place
+            job.tell(f"Place {place} in the queue")
+        return job.inside
 
     def _had(self, job: Job) -> tuple[float, float, float]:
         address, session = self._spent.get(job.visitor[0], 0.0), self._spent.get(job.visitor, 0.0)
@@ -264,12 +305,10 @@ class JobQueue:
 
 
 def _greediest(jobs: list[Job]) -> Job:
-    """Return the job to give way: of the address, and then the session, with the most jobs."""
+    """Return the last job of the address, and then of the session, with the most jobs."""
     addresses = Counter(job.visitor[0] for job in jobs)
     sessions = Counter(job.visitor for job in jobs)
-    return max(
-        reversed(jobs), key=lambda job: (addresses[job.visitor[0]], sessions[job.visitor], job.work)
-    )
+    return max(reversed(jobs), key=lambda job: (addresses[job.visitor[0]], sessions[job.visitor]))
 
 
 QUEUE = JobQueue()
