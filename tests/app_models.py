@@ -64,7 +64,7 @@ def talks(folder: Path) -> None:
 
 def talks_slowly(folder: Path) -> None:
     """A model whose replies are seen while they are written."""
-    language(folder, 1024, TEMPLATE, depth=32)
+    language(folder, 1024, TEMPLATE, depth=128)
 
 
 def reader(folder: Path) -> None:
