@@ -312,7 +312,7 @@ def test_signatures_have_every_option_with_its_type_and_default():
 
 
 def test_a_missing_model_says_what_would_do(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot load .*train_charlm"):
+    with pytest.raises(ValueError, match=r"cannot load .*genkit train charlm"):
         genkit.generate("abc", model=tmp_path / "nothing")
 
 
