@@ -218,20 +218,20 @@ def few(count: int, what: str) -> str:
 @pytest.mark.parametrize(
     ("name", "options", "wanted"),
     [
-        ("diffusion", {}, ("dpm++", 20, 20)),
+        ("diffusion", {}, ("dpm++", 10, 10)),
         ("diffusion", {"scheduler": "ddpm", "steps": 7}, ("ddpm", 7, 7)),
         ("diffusion", {"scheduler": "ddim"}, ("ddim", 50, 50)),
         ("diffusion", {"scheduler": "unipc", "steps": 6}, ("unipc", 6, 6)),
         ("diffusion", {"scheduler": "euler", "steps": 6}, ("euler", 6, 6)),
         ("diffusion", {"scheduler": "heun"}, ("heun", 15, 29)),
-        ("flow", {}, ("dpm++", 20, 20)),
+        ("flow", {}, ("dpm++", 10, 10)),
         ("flow", {"scheduler": "heun"}, ("heun", 15, 29)),
         ("mean", {}, ("euler", 1, 1)),
         ("told_mean", {"guidance": 1.5, "steps": 4}, ("euler", 4, 4)),
         ("flow", {"scheduler": "euler", "steps": 3}, ("euler", 3, 3)),
         ("told", {"guidance": 2.0, "steps": 4}, ("dpm++", 4, 8)),
         ("told_flow", {"guidance": 0, "steps": 4}, ("dpm++", 4, 8)),
-        ("told", {"guidance": 1}, ("dpm++", 20, 20)),
+        ("told", {"guidance": 1}, ("dpm++", 10, 10)),
     ],
 )
 def test_evaluations_are_those_that_were_made(saved, name, options, wanted):
@@ -455,8 +455,8 @@ def test_a_network_that_is_not_compiled_is_not_kept():
 def test_evaluate_takes_a_diffusion_model(saved):
     options = {"extractor": features.PixelFeatures(), "count": 30}
     record = genkit.evaluate(saved / "flow", "digits", **options)
-    assert (record.protocol.count, record.protocol.evaluations) == (30, 20)
-    assert "20 steps of dpm++" in str(record)
+    assert (record.protocol.count, record.protocol.evaluations) == (30, 10)
+    assert "10 steps of dpm++" in str(record)
     given = genkit.sample(saved / "flow", 30, seed=0).images
     wanted = genkit.evaluate(given, "digits", **options)
     for name, figure in wanted.figures.items():

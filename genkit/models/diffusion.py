@@ -63,7 +63,7 @@ LEAST_RATIO, MOST_RATIO = 0.02, 80.0  # of sigma_t to alpha_t, at the last and t
 FEW = 20  # steps
 FLOW_POWER = 1.25  # of how dpm++ spaces the steps of a flow
 DECODED = 4096  # pixels of latents that are decoded at once
-DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 20, "unipc": 20, "heun": 15, "euler": 50}
+DEFAULT_STEPS = {"ddpm": TIMES, "ddim": 50, "dpm++": 10, "unipc": 10, "heun": 15, "euler": 50}
 
 # ---------------------------------------------------------------------------------------------
 # Schedule

@@ -109,7 +109,7 @@ def sample(
         label: class of all images, or one for each; default for a class-conditional model: all
             classes in turn, which the record names.
         seed: one number, then image i has seed + i; or one for each image; default: random.
-        steps: of a diffusion model or a flow; default: 20 of dpm++, 1 of a mean flow.
+        steps: of a diffusion model or a flow; default: 10 of dpm++, 1 of a mean flow.
         scheduler: ddpm, ddim, dpm++, unipc, heun or euler; of a flow dpm++, euler or heun; of a
             mean flow euler; default: dpm++, of a mean flow euler.
         guidance: scale of classifier-free guidance; above 1 images show the class more clearly, and
