@@ -85,7 +85,7 @@ class Protocol:
         sampling = [
             self.sampler,
             None if self.evaluations is None else f"{calls} an image",
-            f"{self.weights} weights" if self.weights else "unknown weights",
+            f"{self.weights} weights" if self.weights else None,
             None if self.seed is None else f"seed {self.seed}",
         ]
         return (
