@@ -118,6 +118,7 @@ class Rows:
         self.columns, self.notes = data.columns, data.notes
         self.seed, self.window = settings.seed, settings.window
         self.train, self.val = self._split(data.values, settings.val_fraction)
+        table_data.check_numbers(self.columns, self.train)
         self.facts: dict[str, Any] = {"data_sha256": data.sha256, "rows": len(data.values)}
         self.order = Order(len(self.train), settings.seed)
         self.table = self._fit()

@@ -84,6 +84,7 @@ def main() -> None:
             table = table_data.read_for_run(settings)
         train, val = table_data.hold_out(table.values, settings.val_fraction, settings.seed)
         run.check_held_out(len(val), "rows")
+        table_data.check_numbers(table.columns, train)
         columns = [dataclasses.asdict(column) for column in table.columns]
         sizes = table_autoencoder.column_sizes(columns)
 

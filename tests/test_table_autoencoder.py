@@ -298,6 +298,16 @@ def test_bad_settings_are_named(rows_file, tmp_path, words, message):
         run_here(RECIPE, *TINY, "--output_dir", tmp_path / "run", *given)
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, "train_table"])
+def test_a_column_without_a_number_to_train_on_is_named(recipe, tmp_path):
+    held = np.random.default_rng(0).permutation(60)[0]  # the first row that is held out
+    lines = [f"{i / 3:.2f},{5.5 if i == held else ''}" for i in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,rare", *lines]) + "\n")
+    words = ("--data", tmp_path / "a.csv", "--numbers", "rare", "--max_steps", "1")
+    with pytest.raises(ValueError, match=r"'rare' has no number in the 54 rows .*--leave_out"):
+        run_here(recipe, *words, "--device", "cpu", "--output_dir", tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # the Hub's own
 def test_a_pushed_model_comes_back(trained, rows_file, monkeypatch, tmp_path):

@@ -468,7 +468,7 @@ def test_a_visitor_who_computes_lets_others_go_first(monkeypatch):
     started[0].join(20)
 
 
-def test_two_hundred_visitors_at_once_are_served_and_told_their_places(address):
+def test_two_hundred_visitors_at_once_are_served_and_see_their_places(address):
     visitors = [Visitor(address, f"crowd{i}") for i in range(200)]
     try:
         with ThreadPoolExecutor(len(visitors)) as threads:

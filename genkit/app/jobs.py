@@ -29,7 +29,7 @@ Visitor = tuple[str, str]  # address, session
 
 
 def no_one(_text: str) -> None:
-    """Take what a job waits for, if nobody is to be told."""
+    """Take what a job waits for, where nobody is to read it."""
 
 
 class DroppedError(Exception):
@@ -49,7 +49,7 @@ class Job:
         tell: called with words for what it waits for; `no_one` of a job that does not queue.
         waits: whether it waits for its turn.
         inside: whether it is one of those that take turns.
-        place: that was told last, in the queue of those that do not yet; 0 if none was.
+        place: that was said last, in the queue of those that do not yet; 0 if none was.
         dropped: why it must end; "" if it need not.
     """
 

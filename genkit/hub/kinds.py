@@ -138,6 +138,17 @@ def check_loaded(model: Any, argument: str = "model", takes: str = "") -> None:
         raise ValueError(f"{argument}: this {cls} is {LOADED[cls]}")
 
 
+def refuse_loading(**options: Any) -> None:
+    """Refuse options of loading for a model that is loaded; those that are None were not given.
+
+    Raises:
+        ValueError: one is given; it is named.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+
+
 def as_name(model: Any, argument: str = "model") -> str:
     """Return the name of a model, a folder or a Hub id, as a text.
 

@@ -15,7 +15,7 @@ import torch
 
 from genkit import console, machine
 from genkit.arguments import check_unicode, explain_names
-from genkit.hub import names
+from genkit.hub import kinds, names
 from genkit.qa.reader import DEFAULT, Reader, load_reader
 from genkit.qa.spans import AnswerSpan, SpanOptions, best_spans, null_probability
 from genkit.qa.windows import TokenWindows
@@ -204,10 +204,7 @@ def as_reader(
             trust_remote_code=trust_remote_code,
             device=device,
         )
-    options = {"revision": revision, "dtype": dtype, "quantize": quantize, "device": device}
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+    kinds.refuse_loading(revision=revision, dtype=dtype, quantize=quantize, device=device)
     return model
 
 

@@ -69,9 +69,7 @@ def find_autoencoder(
     """
     machine.find_device(device)
     if isinstance(model, TableAutoencoderPipeline):
-        for name, value in (("revision", revision), ("device", device)):
-            if value is not None:
-                raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+        kinds.refuse_loading(revision=revision, device=device)
         return model
     if not isinstance(model, str | Path):
         return None

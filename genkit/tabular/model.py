@@ -247,9 +247,7 @@ def as_table_model(
         ValueError: it cannot be loaded; or it is, and there is an option for loading it.
     """
     if isinstance(model, TableModel):
-        for name, value in (("revision", revision), ("device", device)):
-            if value is not None:
-                raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+        kinds.refuse_loading(revision=revision, device=device)
         return model
     kinds.check_loaded(model, takes="TableModel")
     return load_table_model(kinds.as_name(model), revision, device)

@@ -109,9 +109,7 @@ def load_text_classifier(
             safe to load; or it is loaded, and there is an option for loading it.
     """
     if isinstance(model, TextClassifier):
-        for name, value in {"revision": revision, "device": device}.items():
-            if value is not None:
-                raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+        kinds.refuse_loading(revision=revision, device=device)
         return model
     loaded = load_encoder(
         AutoModelForSequenceClassification,

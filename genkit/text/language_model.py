@@ -191,7 +191,5 @@ def as_language_model(model: str | Path | LanguageModel, **loading: Any) -> Lang
     """
     if not isinstance(model, LanguageModel):
         return load_language_model(model, **loading)
-    for name, value in loading.items():
-        if value is not None and name != "trust_remote_code":
-            raise ValueError(f"{name}={value!r} is for loading; the model given is loaded")
+    kinds.refuse_loading(**{k: v for k, v in loading.items() if k != "trust_remote_code"})
     return model

@@ -92,6 +92,20 @@ def hold_out(values: Array, fraction: float, seed: int) -> tuple[Array, Array]:
     return values[order[held:]], values[order[:held]]
 
 
+def check_numbers(found: list[Column], train: Array) -> None:
+    """Refuse a column of numbers or dates of which the rows to train on have none.
+
+    Raises:
+        ValueError: there is one; it is named.
+    """
+    for column, own in zip(found, train.T, strict=True):
+        if column.kind != CATEGORY and np.isnan(own).all():
+            raise ValueError(
+                f"data: column {column.name!r} has no {column.kind} in the {len(train):,} rows to "
+                f"train on; give --leave_out {column.name!r}"
+            )
+
+
 def count_kinds(found: list[Column]) -> str:
     """Count the kinds of columns in words."""
     kinds = [column.kind for column in found]
